@@ -1,0 +1,59 @@
+# Two commands are all the set-up there is: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+PIP     = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-slow check bench nano clean
+
+help:
+	@echo "make demo       fine-tune the embedded model on arithmetic (about five minutes on two cores)"
+	@echo "make test       the tests"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make check      ruff and mypy"
+	@echo "make bench      the benchmarks; results go to benchmarks/results/"
+	@echo "make nano       pre-train the embedded model again (an hour)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Each mark is newer than what it was installed from; touching pyproject.toml or constraints.txt installs again.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[test,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/glmtune train
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/decode_throughput.py
+	$(BIN)/python benchmarks/demo.py
+
+nano: $(VENV)/.installed
+	$(BIN)/python recipes/nano_tokenizer.py glmtune/models/nano
+	$(BIN)/glmtune train recipes/nano.yaml
+	$(BIN)/python recipes/nano_publish.py runs/nano glmtune/models/nano
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

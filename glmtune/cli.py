@@ -1,0 +1,206 @@
+"""The command line: verbs to commands, results to the terminal. Nothing heavy is imported before a verb is known."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+DESCRIPTION = """\
+Fine-tune GLM models on a task, prove what they learned, put it to use.
+
+  glmtune train                              the embedded model learns arithmetic (a few minutes on two cores)
+  glmtune evaluate runs/arithmetic-lora-1    how good it is, by operator and kind
+  glmtune chat runs/arithmetic-lora-1        ask it
+"""
+TARGET_HELP = "a run folder, an adapter, a checkpoint directory, a hub name, or nano (the embedded model)"
+SETTINGS_HELP = "settings as section.name=value, e.g. generation.batch_size=8"
+
+
+def print_settings() -> None:
+    """Every setting with its default and meaning, from the settings tree itself."""
+    from glmtune.config import describe_settings, open_sections
+
+    recipe, _, _ = open_sections({})
+    for name, default, meaning in describe_settings(recipe):
+        print(f"{name} = {default}\n    {meaning}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="glmtune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs (glmtune VERB --help tells more)")
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=text, parents=[common])
+
+    train = verb("train", "fine-tune a model; without arguments, the embedded model on arithmetic with LoRA")
+    train.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="settings that differ from the defaults")
+    train.add_argument("settings", nargs="*", metavar="SETTING", help="e.g. training.steps=500 method.rank=8")
+    train.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder")
+    train.add_argument("--help-settings", action="store_true", help="list every setting and exit")
+
+    evaluate = verb("evaluate", "score a model on held-out examples of its task, or on a file")
+    evaluate.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
+    evaluate.add_argument("--data", metavar="FILE.jsonl", help="records with prompt and target, one a line")
+    evaluate.add_argument("--output", metavar="OUT.json", help="write the report here")
+    evaluate.add_argument("settings", nargs="*", metavar="SETTING", help=SETTINGS_HELP)
+
+    predict = verb("predict", "answer a file of prompts")
+    predict.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
+    predict.add_argument("--input", required=True, metavar="FILE.jsonl", help="records with prompt, one a line")
+    predict.add_argument("--output", required=True, metavar="OUT.jsonl", help="the records again, with completion")
+    predict.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    predict.add_argument("settings", nargs="*", metavar="SETTING", help=SETTINGS_HELP)
+
+    chat = verb("chat", "talk to a model in the terminal")
+    chat.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
+    chat.add_argument("--question", "-q", help="answer this one question and exit")
+    chat.add_argument(
+        "--history",
+        action=argparse.BooleanOptionalAction,
+        help="send earlier turns along (default: not for runs, which learned single questions)",
+    )
+    chat.add_argument("settings", nargs="*", metavar="SETTING", help=SETTINGS_HELP)
+
+    data = verb("data", "write examples of a task to a JSONL file")
+    data.add_argument("task", metavar="TASK", help="a task that `glmtune ls` shows, or a path to your own .py file")
+    data.add_argument("--n", type=int, default=1000, help="number of examples (default: 1000)")
+    data.add_argument("--output", required=True, metavar="OUT.jsonl", help="file to write")
+    data.add_argument("--split", choices=("train", "held_out"), default="train", help="default: train")
+    data.add_argument("settings", nargs="*", metavar="SETTING", help="e.g. task.digits=5 seed=1")
+
+    verb("ls", "list tasks, methods, models, recipes and runs")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 2 the user can mend it, 130 Ctrl-C."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.version:
+        from glmtune import __version__
+
+        print(f"glmtune {__version__}")
+        sys.exit(0)
+    if options.verb is None:
+        parser.print_help()
+        sys.exit(0)
+    try:
+        VERBS[options.verb](options)
+    except KeyboardInterrupt:
+        print("\nInterrupted. What is written stays.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except (ValueError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"glmtune {options.verb}: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and advice of the libraries below out of the way; warnings stay."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train, then show what was learned and what to do next."""
+    if options.help_settings:
+        print_settings()
+        return
+    recipe, settings = options.recipe, list(options.settings)
+    if recipe is not None and "=" in recipe:
+        recipe, settings = None, [recipe, *settings]
+    quiet_libraries()
+    from rich.console import Console
+
+    from glmtune.commands.train import run
+    from glmtune.evaluation.report import comparison_table, sample_table
+
+    console = Console()
+    try:
+        done = run(recipe, settings, options.resume, console)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Go on with: glmtune train --resume RUN_FOLDER", file=sys.stderr)
+        sys.exit(130)
+    before, after, folder = done.before, done.after, done.folder.path
+    console.print(comparison_table(done.report["before"], done.report["after"]))
+    right = [done.task.score(example, example.target).answer or example.target for example in after.examples]
+    console.print(
+        sample_table(after.examples, before.completions, after.completions, before.scores, after.scores, right)
+    )
+    console.print(f"Run folder: [bold]{folder}[/]  (loss.png, accuracy.png, breakdown.png, report.json)")
+    console.print("Next:")
+    for command in (
+        f"glmtune evaluate {folder}",
+        f"glmtune chat {folder}",
+        "glmtune train task.name=instructions task.file=YOURS.jsonl",
+    ):
+        console.print(f"  {command}", highlight=False)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Evaluate and print the table."""
+    quiet_libraries()
+    from rich.console import Console
+
+    from glmtune.commands.evaluate import run
+    from glmtune.evaluation.report import comparison_table
+
+    _, report = run(options.target, options.data, options.output, options.settings)
+    console = Console()
+    console.print(comparison_table(None, report))
+    if options.output:
+        console.print(f"Written: {options.output}")
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Predict and say how many."""
+    quiet_libraries()
+    from glmtune.commands.predict import run
+
+    count = run(options.target, options.input, options.output, options.settings, options.overwrite)
+    print(f"{count} records written to {options.output}")
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Talk."""
+    quiet_libraries()
+    from glmtune.commands.chat import run
+
+    run(options.target, options.question, options.settings, options.history)
+
+
+def data(options: argparse.Namespace) -> None:
+    """Write examples."""
+    from glmtune.commands.data import run
+
+    count = run(options.task, options.n, options.output, options.split, options.settings)
+    print(f"{count} examples written to {options.output}")
+
+
+def ls(options: argparse.Namespace) -> None:
+    """List names."""
+    from glmtune.commands.ls import run
+
+    for title, entries in run().items():
+        print(f"{title}:")
+        width = max(map(len, entries), default=0)
+        for name, text in entries.items():
+            print(f"  {name:<{width}}  {text}")
+        if not entries:
+            print("  none yet")
+
+
+VERBS = {"train": train, "evaluate": evaluate, "predict": predict, "chat": chat, "data": data, "ls": ls}

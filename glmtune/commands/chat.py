@@ -1,0 +1,86 @@
+"""`glmtune chat`: talk to a run or model in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from glmtune import methods
+from glmtune.commands.evaluate import recipe_of
+from glmtune.data.encoding import Message
+from glmtune.generation.decoding import stream
+from glmtune.runtime import RunFolder, UserError
+
+GREETING = "Type a question. 'clear' forgets the conversation, 'stop' or Ctrl-D ends it."
+
+
+class Conversation:
+    """A model and what has been said to it.
+
+    Attributes:
+        messages: the turns so far.
+    """
+
+    def __init__(self, target: str, overrides: list[str] | None = None, keep_history: bool | None = None):
+        """Load the model.
+
+        Args:
+            target: run folder, adapter, checkpoint directory, hub name or `nano`.
+            overrides: `section.setting=value` texts.
+            keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
+        """
+        self.settings = recipe_of(target, overrides).generation
+        self.model, self.tokenizer = methods.load(target)
+        self.keep_history = not RunFolder.is_run(target) if keep_history is None else keep_history
+        self.messages: list[Message] = []
+
+    def ask(self, question: str) -> Iterator[str]:
+        """The answer, piece by piece.
+
+        Raises:
+            UserError: the conversation has become too long for the model.
+        """
+        asked: list[Message] = [*self.messages, {"role": "user", "content": question}]
+        pieces = []
+        for piece in stream(self.model, self.tokenizer, asked, self.settings):
+            pieces.append(piece)
+            yield piece
+        if self.keep_history:
+            self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+
+
+def run(
+    target: str, question: str | None = None, overrides: list[str] | None = None, keep_history: bool | None = None
+) -> None:
+    """Answer one question, or all that are typed (or piped in, one a line).
+
+    Raises:
+        UserError: no such model.
+    """
+    conversation = Conversation(target, overrides, keep_history)
+    if question is not None:
+        answer(conversation, question)
+        return
+    typing = sys.stdin.isatty()
+    if typing:
+        print(GREETING, file=sys.stderr)
+    while True:
+        if typing:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "stop":
+            return
+        if line.strip() == "clear":
+            conversation.messages = []
+        elif line.strip():
+            try:
+                answer(conversation, line.strip())
+            except UserError as error:
+                print(f"{error} Type 'clear' to start anew.", file=sys.stderr)
+
+
+def answer(conversation: Conversation, question: str) -> None:
+    """Print the answer as it comes."""
+    for piece in conversation.ask(question):
+        print(piece, end="", flush=True)
+    print(flush=True)

@@ -1,0 +1,42 @@
+"""`glmtune data`: write examples of a task to a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from tqdm import tqdm
+
+from glmtune import registry
+from glmtune.config import make_recipe, with_overrides
+from glmtune.data import examples_of
+from glmtune.runtime import UserError, replacing
+from glmtune.tasks import Split, Task
+
+
+def run(task_name: str, n: int, output: str, split: Split = "train", overrides: list[str] | None = None) -> int:
+    """Write `n` records `{"prompt", "target", "facts"}`, one a line.
+
+    Args:
+        task_name: a task, or a path to the user's own.
+        n: number of records; a task with fewer gives all it has.
+        output: JSONL file; replaced when all records are drawn.
+        split: `train` or `held_out`; the two never share a problem.
+        overrides: `task.setting=value` and `seed=value` texts.
+
+    Returns:
+        The number written.
+
+    Raises:
+        UserError: unknown task or setting.
+    """
+    if n < 1:
+        raise UserError(f"--n {n}: must be at least 1")
+    recipe = make_recipe(with_overrides({"task": {"name": task_name}}, overrides or []))
+    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task)
+    examples = examples_of(task, split, n, recipe.seed)
+    written = min(n, len(examples))
+    with replacing(output) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for index in tqdm(range(written), desc="drawing", unit="example"):
+            file.write(json.dumps(asdict(examples[index]), ensure_ascii=False) + "\n")
+    return written

@@ -1,0 +1,171 @@
+"""`glmtune train`: a recipe in, a run folder out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from glmtune import models, registry
+from glmtune.config import Recipe, load_recipe, to_yaml
+from glmtune.data import EncodedDataset, examples_of
+from glmtune.evaluation.evaluator import Evaluation, evaluate
+from glmtune.methods import Method, Model
+from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
+from glmtune.tasks import Task
+from glmtune.training.trainer import Judge, fit
+
+# Where a task draws without end and the recipe names no number of steps.
+DEFAULT_STEPS = 1000
+
+
+@dataclass
+class Run:
+    """What a training leaves behind.
+
+    Attributes:
+        folder: the run folder.
+        task: what was learned.
+        before, after: held-out results of the model before and after.
+        report: what `report.json` holds.
+    """
+
+    folder: RunFolder
+    task: Task
+    before: Evaluation
+    after: Evaluation
+    report: dict[str, Any]
+
+
+def run(
+    recipe_path: str | None = None,
+    overrides: list[str] | None = None,
+    resume: str | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Train by a recipe, or by the defaults: the embedded model, arithmetic, LoRA.
+
+    Args:
+        recipe_path: a YAML file.
+        overrides: `section.setting=value` texts.
+        resume: a run folder to go on with instead; its own recipe counts.
+        console: where to print.
+
+    Raises:
+        UserError: faults in the recipe, the model's files or the data, told before anything is trained.
+    """
+    console = console or Console(stderr=True)
+    if resume is None:
+        recipe = load_recipe(recipe_path, overrides or [])
+    else:
+        recipe = resumed_recipe(resume, recipe_path, overrides)
+    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task)
+    method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
+    held_out = examples_of(task, "held_out", recipe.evaluation.num_examples, recipe.seed)
+
+    seed_everything(recipe.seed)
+    base, tokenizer = models.load(recipe.model)
+    limit = recipe.data.max_length or models.max_length(base.config)
+    steps = count_steps(recipe, task)
+    size = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
+    dataset = EncodedDataset(examples_of(task, "train", size, recipe.seed), tokenizer, limit)
+    model = method.apply(base)
+
+    folder = RunFolder(resume) if resume else RunFolder.create(recipe.training.output_dir, run_name(recipe))
+    with replacing(folder.recipe) as temporary:
+        temporary.write_text(to_yaml(recipe), encoding="utf-8")
+    announce(console, recipe, model, folder, steps)
+
+    console.print(f"Before: answering {min(len(held_out), recipe.evaluation.num_examples)} held-out problems ...")
+    before = evaluate(model, tokenizer, task, held_out[: recipe.evaluation.num_examples], recipe.generation)
+    judge = make_judge(recipe, task, tokenizer)
+    fit(model, tokenizer, dataset, recipe, steps, judge, folder.log, folder.checkpoints, resume=resume is not None)
+    save(method, model, tokenizer, folder, recipe)
+    console.print("After: the same problems again ...")
+    after = evaluate(model, tokenizer, task, held_out[: recipe.evaluation.num_examples], recipe.generation)
+    return finish(folder, task, recipe, before, after)
+
+
+def resumed_recipe(resume: str, recipe_path: str | None, overrides: list[str] | None) -> Recipe:
+    """The recipe of a run that is to go on.
+
+    Raises:
+        UserError: no run, no checkpoint in it, or other settings given.
+    """
+    folder = RunFolder(resume)
+    if not RunFolder.is_run(resume):
+        raise UserError(f"--resume {resume}: no run there (recipe.yaml is missing).")
+    if recipe_path or overrides:
+        raise UserError("--resume goes on with the run's own recipe; leave the recipe and the settings out.")
+    if not list(folder.checkpoints.glob("checkpoint-*")):
+        raise UserError(f"--resume {resume}: it has no checkpoint yet. Remove the folder and start again.")
+    return load_recipe(folder.recipe)
+
+
+def count_steps(recipe: Recipe, task: Task) -> int:
+    """Optimiser steps: as set, or as many as the epochs over the task's records take."""
+    if recipe.training.steps is not None:
+        return recipe.training.steps
+    records = task.records("train")
+    if records is None:
+        return DEFAULT_STEPS
+    per_step = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
+    return max(1, math.ceil(recipe.training.epochs * len(records) / per_step))
+
+
+def run_name(recipe: Recipe) -> str:
+    """`arithmetic-lora`: the name of a run that the user did not name."""
+    return f"{Path(recipe.task.name).stem}-{Path(recipe.method.name).stem}"
+
+
+def make_judge(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) -> Judge:
+    """Scores a model on the held-out examples that are asked during training."""
+    examples = examples_of(task, "held_out", recipe.evaluation.num_examples_during, recipe.seed + 1)
+    asked = examples[: recipe.evaluation.num_examples_during]
+
+    def judge(model: Model) -> dict[str, Any]:
+        return evaluate(model, tokenizer, task, asked, recipe.generation, progress=False).report(text_metrics=False)
+
+    return judge
+
+
+def announce(console: Console, recipe: Recipe, model: Model, folder: RunFolder, steps: int) -> None:
+    """Say what is about to happen."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    console.print(
+        f"[bold]{recipe.task.name}[/] with [bold]{recipe.method.name}[/] on [bold]{recipe.model.path}[/]: "
+        f"{trainable:,} of {total:,} parameters learn, {steps:,} steps of "
+        f"{recipe.training.batch_size * recipe.training.gradient_accumulation_steps} examples on {model.device}"
+    )
+    console.print(f"Run folder: {folder.path}")
+
+
+def save(method: Method, model: Model, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, recipe: Recipe) -> None:
+    """Write the adapter, or the whole model, whole or not at all."""
+    with replacing(folder.adapter if method.saves_adapter else folder.model) as temporary:
+        temporary.mkdir()
+        method.save(model, tokenizer, temporary, recipe.model.path)
+
+
+def finish(folder: RunFolder, task: Task, recipe: Recipe, before: Evaluation, after: Evaluation) -> Run:
+    """Write the report and the plots."""
+    from glmtune.evaluation.plots import plot_accuracy, plot_breakdown, plot_loss
+
+    log = [record for _, record in read_json_lines(folder.log)]
+    report: dict[str, Any] = {
+        "format": 1,
+        "before": before.report(recipe.evaluation.text_metrics),
+        "after": after.report(recipe.evaluation.text_metrics),
+        "training_seconds": max((record["seconds"] for record in log), default=0),
+        "machine": machine(),
+    }
+    write_json(folder.report, report)
+    plot_loss(log, folder.path / "loss.png")
+    plot_accuracy(log, folder.path / "accuracy.png")
+    plot_breakdown(report["before"], report["after"], folder.path / "breakdown.png")
+    return Run(folder, task, before, after, report)

@@ -1,0 +1,248 @@
+"""The one settings tree. Recipes, command-line overrides, `--help` and the JSON schema all come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from glmtune import registry
+from glmtune.runtime import UserError
+
+# Sections whose fields belong to the file that their `name` points to.
+OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods"}
+
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: unknown names are faults."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class NamedSettings(Settings):
+    """Base of the settings of a task or a method."""
+
+    name: str = Field("", description="a name that `glmtune ls` shows, or a path to your own .py file")
+
+
+class ModelSettings(Settings):
+    """Which model is tuned."""
+
+    path: str = Field("nano", description="checkpoint directory, hub name, or 'nano', the embedded model")
+    dtype: Dtype = Field(
+        "auto", description="precision of the frozen weights; auto: bfloat16 where the GPU has it, float32 on the CPU"
+    )
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation")
+    random_init: bool = Field(False, description="start from fresh weights; `path` needs a config and a tokenizer only")
+
+
+class DataSettings(Settings):
+    """How examples become batches."""
+
+    max_length: int | None = Field(
+        None, ge=8, description="longest example in tokens; longer ones are refused. Default: what the model can take"
+    )
+
+
+class TrainingSettings(Settings):
+    """How long and how fast to learn. A step is one update of the weights."""
+
+    output_dir: str | None = Field(None, description="run folder; default: the next free runs/TASK-METHOD-N")
+    steps: int | None = Field(None, ge=1, description="optimiser steps; default: from `epochs`")
+    epochs: float = Field(3, gt=0, description="passes over the records, where a task has records")
+    batch_size: int = Field(32, ge=1, description="examples per device and micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+        "cosine", description="course of the learning rate after the warm-up"
+    )
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    adam_beta2: float = Field(0.999, gt=0, lt=1, description="AdamW beta 2")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    logging_steps: int = Field(20, ge=1, description="steps between two records of the loss")
+    eval_steps: int | None = Field(None, ge=1, description="steps between two evaluations; default: a fifth of all")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations without a better one; default: never"
+    )
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept beside the best one")
+
+
+class EvaluationSettings(Settings):
+    """How the held-out examples are judged."""
+
+    num_examples: int = Field(500, ge=1, description="held-out examples before and after training")
+    num_examples_during: int = Field(200, ge=1, description="held-out examples at each evaluation during training")
+    text_metrics: bool = Field(True, description="report rouge and BLEU-4 as the official ChatGLM evaluation does")
+
+
+class GenerationSettings(Settings):
+    """How answers are decoded."""
+
+    max_new_tokens: int = Field(64, ge=1, description="longest answer in tokens")
+    batch_size: int = Field(64, ge=1, description="prompts decoded together")
+    do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
+    temperature: float = Field(0.95, gt=0, description="sampling temperature")
+    top_p: float = Field(0.7, gt=0, le=1, description="sample from the likeliest tokens of this total probability")
+
+
+class Recipe(Settings):
+    """Everything that determines a run."""
+
+    format: Literal[1] = Field(1, description="version of this format")
+    seed: int = Field(42, ge=0, description="seed of data, weights and dropout")
+    model: ModelSettings = ModelSettings()
+    task: NamedSettings = NamedSettings(name="arithmetic")
+    method: NamedSettings = NamedSettings(name="lora")
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    generation: GenerationSettings = GenerationSettings()
+
+
+class RecipeError(UserError):
+    """One or more faults in a recipe, all told at once.
+
+    Attributes:
+        faults: one line each.
+    """
+
+    def __init__(self, faults: Iterable[str]):
+        self.faults = list(faults)
+        super().__init__("The recipe has faults:\n" + "\n".join(f"  {fault}" for fault in self.faults))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe file as nested dictionaries.
+
+    Raises:
+        RecipeError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        beside = path.parent if path.parent.is_dir() else Path(".")
+        hint = registry.suggest(path.name, [file.name for file in sorted(beside.glob("*.yaml"))])
+        raise RecipeError([f"{path}: no such file.{hint}"]) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError([f"{path}: not a readable YAML file: {error}"]) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError([f"{path}: must hold `section: {{setting: value}}`, it holds a {type(values).__name__}"])
+    return values
+
+
+def with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply `section.setting=value` texts, values written as in YAML.
+
+    Raises:
+        RecipeError: an override without '=', or one that reaches into something that is no section.
+    """
+    faults = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        *sections, setting = key.split(".")
+        if not equals or not all(sections) or not setting:
+            faults.append(f"'{override}': write it as section.setting=value, e.g. training.steps=100")
+            continue
+        node = values
+        for section in sections:
+            if not isinstance(node.setdefault(section, {}), dict):
+                faults.append(f"'{override}': {section} is no section")
+                break
+            node = node[section]
+        else:
+            try:
+                node[setting] = yaml.safe_load(text)
+            except yaml.YAMLError:
+                node[setting] = text
+    if faults:
+        raise RecipeError(faults)
+    return values
+
+
+def open_sections(values: dict[str, Any]) -> tuple[type[Recipe], dict[str, Any], list[str]]:
+    """`Recipe` with the settings of the task and method that `values` name; the values with these names filled in.
+
+    Returns:
+        The class, the values, and faults in the names.
+    """
+    fields: dict[str, Any] = {}
+    faults = []
+    for section, package in OPEN_SECTIONS.items():
+        given = values.get(section) or {}
+        if not isinstance(given, dict):
+            faults.append(f"{section}: must be a group of settings such as {{name: ...}}, not {given!r}")
+            given = {}
+        name = str(given.get("name") or Recipe.model_fields[section].default.name)
+        try:
+            settings = registry.find(package, name).Settings
+            values = {**values, section: {**given, "name": name}}
+        except ValueError as error:
+            faults.append(f"{section}.name: {error}")
+            settings, values = NamedSettings, {**values, section: {}}
+        fields[section] = (settings, Field(default_factory=dict, validate_default=True))
+    return cast(type[Recipe], create_model("Recipe", __base__=Recipe, **fields)), values, faults
+
+
+def make_recipe(values: dict[str, Any]) -> Recipe:
+    """Check nested values and fill in the defaults.
+
+    Raises:
+        RecipeError: with every fault: the setting, its value, what is wrong, the nearest right name.
+    """
+    recipe, values, faults = open_sections(values)
+    try:
+        made = recipe.model_validate(values)
+    except ValidationError as error:
+        faults += [explain(fault, recipe) for fault in error.errors()]
+    if faults:
+        raise RecipeError(faults)
+    return made
+
+
+def explain(fault: Any, recipe: type[Recipe]) -> str:
+    """One line for one of pydantic's faults."""
+    *sections, setting = [str(part) for part in fault["loc"]]
+    where = ".".join([*sections, setting])
+    if fault["type"] == "extra_forbidden":
+        group: Any = recipe
+        for section in sections:
+            group = group.model_fields[section].annotation
+        return f"{where}: unknown setting.{registry.suggest(setting, list(group.model_fields))}"
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+
+
+def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a file, or the default one, with `section.setting=value` overrides.
+
+    Raises:
+        RecipeError: with every fault found.
+    """
+    return make_recipe(with_overrides(read_yaml(Path(path)) if path else {}, overrides))
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as YAML; `load_recipe` reads it back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe_settings(group: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:
+    """(name, default, meaning) of every setting of a group, for `--help` and the documentation."""
+    rows = []
+    for name, info in group.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            rows += describe_settings(inner, f"{prefix}{name}.")
+        elif name != "format":
+            default = "required" if info.is_required() else str(info.get_default(call_default_factory=True))
+            rows.append((prefix + name, default, info.description or ""))
+    return rows

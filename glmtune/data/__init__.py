@@ -1,0 +1,85 @@
+"""Examples to tensors: drawing or listing examples, encoding, and the order in which they are seen."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from glmtune.data.encoding import Encoding, encode_example
+from glmtune.tasks import Example, Split, Task
+
+# Examples that are sorted by length together: enough for batches of equal length, few enough to stay random.
+BATCHES_PER_POOL = 50
+
+
+class DrawnExamples(Sequence[Example]):
+    """`size` examples that a task draws. Each depends on the seed and its index alone, so any can be drawn again."""
+
+    def __init__(self, task: Task, size: int, seed: int, split: Split = "train"):
+        self.task, self.size, self.seed, self.split = task, size, seed, split
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.size))]
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        return self.task.sample(random.Random(f"{self.seed} {self.split} {index}"), self.split)
+
+
+def examples_of(task: Task, split: Split, size: int, seed: int) -> Sequence[Example]:
+    """The task's records of a split, or `size` examples drawn from it."""
+    records = task.records(split)
+    return DrawnExamples(task, size, seed, split) if records is None else records
+
+
+class EncodedDataset(Dataset):
+    """Examples as `input_ids` and `labels`, encoded when they are asked for."""
+
+    def __init__(self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
+        self.examples, self.tokenizer, self.max_length = examples, tokenizer, max_length
+        self.encode = lru_cache(maxsize=20_000)(self._encode)  # the sampler asks for lengths just before the loader
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Encoding:
+        return self.encode(index)
+
+    def _encode(self, index: int) -> Encoding:
+        example = self.examples[index]
+        return encode_example(self.tokenizer, example.prompt, example.target, self.max_length)
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """A random order in which neighbours have similar lengths, so that batches carry little padding.
+
+    The order depends on the seed and the epoch alone, which makes a resumed run see what it would have seen.
+    """
+
+    def __init__(self, dataset: EncodedDataset, batch_size: int, seed: int):
+        self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self.seed} {self.epoch}")
+        order = list(range(len(self.dataset)))
+        rng.shuffle(order)
+        pool_size = self.batch_size * BATCHES_PER_POOL
+        for start in range(0, len(order), pool_size):
+            pool = sorted(order[start : start + pool_size], key=lambda i: len(self.dataset[i]["input_ids"]))
+            batches = [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+            rng.shuffle(batches)
+            yield from (index for batch in batches for index in batch)

@@ -1,0 +1,54 @@
+"""Ask a model the examples of a task and score its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from glmtune.config import GenerationSettings
+from glmtune.evaluation.report import summarize
+from glmtune.generation.decoding import complete
+from glmtune.methods import Model
+from glmtune.tasks import Example, Score, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Examples, what the model answered, and what the task thinks of it; three lists of equal length."""
+
+    examples: list[Example]
+    completions: list[str]
+    scores: list[Score]
+
+    def report(self, text_metrics: bool = True) -> dict[str, Any]:
+        """The figures, as `report.json` holds them."""
+        return summarize(self.examples, self.completions, self.scores, text_metrics=text_metrics)
+
+
+def evaluate(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    settings: GenerationSettings,
+    progress: bool = True,
+) -> Evaluation:
+    """Answer all examples in batches and score each answer.
+
+    Args:
+        model: in evaluation mode.
+        task: scores the answers.
+        settings: how to decode; greedy unless they say otherwise.
+        progress: show a progress bar.
+    """
+    examples = list(examples)
+    completions = [""] * len(examples)
+    answers = complete(model, tokenizer, [example.prompt for example in examples], settings)
+    for index, text in tqdm(answers, total=len(examples), desc="answering", unit="problem", disable=not progress):
+        completions[index] = text
+    scores = [task.score(example, text) for example, text in zip(examples, completions, strict=True)]
+    return Evaluation(examples, completions, scores)

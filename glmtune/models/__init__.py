@@ -1,0 +1,171 @@
+"""What learns. A family is a file or folder here; `config.json` tells which one a checkpoint belongs to.
+
+torch and transformers are imported by the functions that need them: transformers' auto modules import the families
+from this package while they are themselves being imported (`glmtune.autoclasses`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glmtune import registry
+from glmtune.config import ModelSettings
+from glmtune.runtime import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = {"nano": Path(__file__).parent / "nano"}
+LFS_MARK = b"version https://git-lfs"
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def locate(path: str) -> str:
+    """The folder of an embedded model or checkpoint, or `path` itself if it can only be a hub name.
+
+    Raises:
+        UserError: no such folder, and no hub name either; or a checkpoint with files missing or damaged.
+    """
+    if path in EMBEDDED:
+        return str(EMBEDDED[path])
+    folder = Path(path)
+    if folder.is_dir():
+        check_checkpoint(folder)
+        return path
+    parts = path.split("/")
+    if len(parts) == 2 and all(parts) and not path.startswith((".", "~")) and not folder.parent.is_dir():
+        return path
+    around = folder.parent if folder.parent.is_dir() else Path(".")
+    neighbours = sorted(entry.name for entry in around.iterdir() if (entry / "config.json").is_file())
+    raise UserError(
+        f"model.path: no such model directory: {path}.{registry.suggest(folder.name, [*EMBEDDED, *neighbours])}"
+    )
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Look for what makes loading fail later and less clearly.
+
+    Raises:
+        UserError: no `config.json`, a Git-LFS pointer, a truncated safetensors file, or a missing shard.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path: {folder} has no config.json, so it is no checkpoint directory.")
+    for file in weight_files(folder):
+        with file.open("rb") as stream:
+            head = stream.read(len(LFS_MARK))
+        if head == LFS_MARK:
+            raise UserError(f"{file} is a Git-LFS pointer, not the weights. Fetch them: cd {folder} && git lfs pull")
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+    for index in folder.glob("*.index.json"):
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise UserError(
+                f"{folder} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])} ..."
+            )
+
+
+def check_safetensors(file: Path) -> None:
+    """Compare the size of a safetensors file with what its header promises.
+
+    Raises:
+        UserError: the file is shorter or longer, or has no header.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(header_size)) if 0 < header_size < size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise UserError(f"{file} is damaged: {size} bytes without a readable header. Copy or download it again.")
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = 8 + header_size + max(ends, default=0)
+    if size != expected:
+        raise UserError(f"{file} is truncated: {size} of {expected} bytes. Copy or download it again.")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Weight files of a checkpoint."""
+    return sorted(file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern))
+
+
+def fingerprint(folder: Path | str) -> str:
+    """A short hash of a checkpoint: its config, and name, size, first and last megabyte of each weight file."""
+    digest = hashlib.sha256((Path(folder) / "config.json").read_bytes())
+    for file in weight_files(Path(folder)):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(2**20))
+            stream.seek(max(0, size - 2**20))
+            digest.update(stream.read(2**20))
+    return digest.hexdigest()[:16]
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch dtype of a `model.dtype` setting on a device."""
+    import torch
+
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32
+
+
+def load(
+    settings: ModelSettings, device: torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a checkpoint and its tokenizer, on the device, in evaluation mode.
+
+    Raises:
+        UserError: no such model, or its files are missing or damaged.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    device = device or default_device()
+    folder = locate(settings.path)
+    dtype = choose_dtype(settings.dtype, device)
+    tokenizer = load_tokenizer(folder)
+    options = {"attn_implementation": settings.attention, "dtype": dtype}
+    if settings.random_init:
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **options)
+    else:
+        if Path(folder).is_dir() and not weight_files(Path(folder)):
+            raise UserError(f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}).")
+        model = AutoModelForCausalLM.from_pretrained(folder, low_cpu_mem_usage=True, **options)
+    return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, with a token to pad with."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def max_length(config: PreTrainedConfig) -> int | None:
+    """Longest sequence in tokens that a model's configuration states; None where it states none."""
+    try:
+        return int(config.max_position_embeddings)
+    except AttributeError:  # models without positions to run out of
+        return None

@@ -1,0 +1,1 @@
+"""ChatGLM-6B: configuration, model and tokenizer as transformers classes."""

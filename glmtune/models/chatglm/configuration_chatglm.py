@@ -1,0 +1,77 @@
+"""Configuration of ChatGLM-6B."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Keys that only the later ChatGLM2-6B / ChatGLM3-6B / GLM-4-9B configurations have: they say `chatglm` too.
+LATER_GENERATION_KEYS = ("multi_query_attention", "rmsnorm", "ffn_hidden_size", "padded_vocab_size")
+
+
+@strict
+class ChatGLMConfig(PreTrainedConfig):
+    """What a ChatGLM-6B `config.json` holds. Defaults are those of release v1.1 (6,173,286,400 parameters).
+
+    The special token ids are always the checkpoint's own: release v1.0 has them 20,000 higher.
+
+    Args:
+        vocab_size: rows of the embedding; at least the tokenizer's length.
+        hidden_size: width of the residual stream, a multiple of `4 * num_attention_heads`.
+        num_layers: number of blocks (also readable as `num_hidden_layers`).
+        num_attention_heads: heads per block.
+        inner_hidden_size: width inside the MLP (also readable as `intermediate_size`).
+        layernorm_epsilon: epsilon of every LayerNorm.
+        max_sequence_length: longest sequence that the model was trained on, in tokens.
+        position_encoding_2d: two rows of positions, one in the context and one in the answer (GLM, section 2.2).
+        mask_token_id: `[MASK]`. gmask_token_id: `[gMASK]`. bos_token_id: `<sop>`. eos_token_id: `<eop>`.
+        initializer_range: standard deviation of freshly drawn weights.
+
+    Raises:
+        ValueError: the configuration is one of a later generation, or the head size does not fit.
+    """
+
+    model_type = "chatglm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "num_hidden_layers": "num_layers",
+        "intermediate_size": "inner_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+    }
+
+    vocab_size: int = 130528
+    hidden_size: int = 4096
+    num_layers: int = 28
+    num_attention_heads: int = 32
+    inner_hidden_size: int = 16384
+    layernorm_epsilon: float = 1e-5
+    max_sequence_length: int = 2048
+    position_encoding_2d: bool = True
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    mask_token_id: int = 130000
+    gmask_token_id: int = 130001
+    bos_token_id: int | None = 130004
+    eos_token_id: int | list[int] | None = 130005
+    pad_token_id: int | None = 3
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        later = [key for key in LATER_GENERATION_KEYS if key in kwargs]
+        if later:
+            raise ValueError(
+                f"This config.json says model_type 'chatglm', but {', '.join(later)} belong(s) to ChatGLM2-6B or "
+                "later, another architecture. This class runs ChatGLM-6B only."
+            )
+        rotary_rows = 2 if self.position_encoding_2d else 1
+        if self.hidden_size % (2 * rotary_rows * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of {2 * rotary_rows} * num_attention_heads="
+                f"{2 * rotary_rows * self.num_attention_heads}, so that each head splits into rotary pairs."
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.hidden_size // self.num_attention_heads

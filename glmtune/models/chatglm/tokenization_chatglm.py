@@ -1,0 +1,203 @@
+"""Tokenizer of ChatGLM-6B v1.1: its `ice_text.model` (sentencepiece) without the original's remote code."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+from transformers import AddedToken, PreTrainedTokenizer
+
+VOCAB_FILES_NAMES = {"vocab_file": "ice_text.model"}
+
+GIT_LFS_POINTER = b"version https://git-lfs"
+REMEDY = "Get the file of ChatGLM-6B v1.1: `git lfs pull` in a git clone, or `hf download THUDM/chatglm-6b`."
+
+# The original's prompt: a single question stands bare, with history the rounds are numbered from 0. `[gMASK]<sop>`
+# are control tokens here, as `glmtune.data.encoding` reads templates.
+CHAT_TEMPLATE = """\
+{%- set turns = messages | rejectattr('role', 'equalto', 'system') | list -%}
+{%- for message in messages if message.role == 'system' -%}{{ message.content + '\\n' }}{%- endfor -%}
+{%- for message in turns -%}
+{%- if turns | length == 1 -%}{{ message.content }}
+{%- elif message.role == 'user' -%}
+{{ '[Round ' ~ (loop.index0 // 2) ~ ']\\n问：' ~ message.content ~ '\\n答：' }}
+{%- else -%}{{ message.content + '\\n' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}[gMASK]<sop>{%- endif -%}
+"""
+
+
+class ChatGLMTokenizer(PreTrainedTokenizer):
+    """The tokenizer of ChatGLM-6B v1.1: the original's ids, with the padding and masks usual in transformers.
+
+    The sentencepiece model does most of the work: nmt_nfkc (full-width punctuation becomes ASCII), a dummy
+    prefix, byte fallback, digits one by one. Newlines, tabs and runs of blanks have pieces of their own
+    (golden quirk 15). The special tokens are control pieces: sentencepiece never makes them from text, and
+    decodes them to nothing.
+
+    Words in the text that look like special tokens (golden quirk 14): `[MASK]`, `<sop>`, `<eop>`, `<pad>` and
+    `<unk>` become their ids, as in the original; `[gMASK]`, `</s>` and all others stay plain characters. With
+    `split_special_tokens=True`, in a call or here, no text becomes a special token: use it for others' text.
+
+    Unlike the original, the tokenizer pads on either side, returns only `input_ids` and a 0/1
+    `attention_mask` (the model derives its positions and its prefix mask), gives masks of the full length
+    (golden quirk 18), decodes ids beyond the vocabulary to nothing (golden quirk 19) and keeps blanks before
+    punctuation in decoding (golden quirk 16; `clean_up_tokenization_spaces=True` drops them).
+
+    Args:
+        vocab_file: path of `ice_text.model`.
+        do_lower_case: lower-case the text first.
+        remove_space: strip the text and shrink each run of white space to one blank first.
+        num_image_tokens: ids before the first text token; 0 in v1.1, which removed the image tokens.
+        bos_token: starts the answer. eos_token: ends it. end_token: the sentencepiece model's own, unused.
+        mask_token: the place of a short blank. gmask_token: the place of an open-ended answer.
+        kwargs: as for every transformers tokenizer.
+
+    Raises:
+        ValueError: the file is missing, a Git LFS pointer, damaged, or the tokenizer of another model.
+    """
+
+    vocab_files_names = VOCAB_FILES_NAMES
+    model_input_names = ["input_ids", "attention_mask"]
+    padding_side = "left"
+    SPECIAL_TOKENS_ATTRIBUTES = [*PreTrainedTokenizer.SPECIAL_TOKENS_ATTRIBUTES, "gmask_token", "end_token"]
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike[str] | None = None,
+        do_lower_case: bool = False,
+        remove_space: bool = False,
+        num_image_tokens: int = 0,
+        bos_token: str | AddedToken = "<sop>",
+        eos_token: str | AddedToken = "<eop>",
+        end_token: str | AddedToken = "</s>",
+        mask_token: str | AddedToken = "[MASK]",
+        gmask_token: str | AddedToken = "[gMASK]",
+        pad_token: str | AddedToken = "<pad>",
+        unk_token: str | AddedToken = "<unk>",
+        **kwargs: Any,
+    ) -> None:
+        self.do_lower_case = do_lower_case
+        self.remove_space = remove_space
+        self.num_image_tokens = num_image_tokens
+        self._image_tokens = {f"<image_{index}>": index for index in range(num_image_tokens)}
+        if vocab_file is None:  # `from_pretrained` found none
+            vocab_file = Path(kwargs.get("name_or_path", ""), VOCAB_FILES_NAMES["vocab_file"])
+        self.sp_model = _load_sentencepiece(vocab_file, (str(gmask_token), str(bos_token), str(eos_token)))
+
+        # The words that text is split on, with the blanks around them, which the base class would leave. A
+        # token without a piece has the id of `unk_token`, so that one is last; the base class adds the other.
+        self._added_tokens_decoder = {
+            self._convert_token_to_id(str(token)): AddedToken(
+                str(token), lstrip=True, rstrip=True, normalized=False, special=True
+            )
+            for token in (mask_token, bos_token, eos_token, pad_token, unk_token)
+        }
+        # It names the original's remote code, which a saved tokenizer neither holds nor needs.
+        kwargs.pop("auto_map", None)
+        kwargs["chat_template"] = kwargs.get("chat_template") or CHAT_TEMPLATE
+        super().__init__(
+            do_lower_case=do_lower_case,
+            remove_space=remove_space,
+            num_image_tokens=num_image_tokens,
+            bos_token=str(bos_token),
+            eos_token=str(eos_token),
+            end_token=str(end_token),
+            mask_token=str(mask_token),
+            gmask_token=str(gmask_token),
+            pad_token=str(pad_token),
+            unk_token=str(unk_token),
+            **kwargs,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Image and text tokens; the model's embedding may have more rows."""
+        return self.num_image_tokens + self.sp_model.get_piece_size()
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens that text may hold: without `[gMASK]` and `</s>` (golden quirk 14)."""
+        plain_in_text = (self.gmask_token, self.end_token)
+        return [token for token in super().all_special_tokens if token not in plain_in_text]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its id, those added later included."""
+        pieces = self.sp_model.id_to_piece(list(range(self.sp_model.get_piece_size())))
+        text_tokens = {piece: index for index, piece in enumerate(pieces, start=self.num_image_tokens)}
+        return self._image_tokens | text_tokens | self.added_tokens_encoder
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        if self.remove_space:
+            text = " ".join(text.split())
+        if self.do_lower_case:
+            text = text.lower()
+        text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+        text = re.sub(" {2,80}", lambda blanks: f"<|blank_{len(blanks[0])}|>", text)
+        return self.sp_model.encode(text, out_type=str)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._image_tokens.get(token, self.num_image_tokens + self.sp_model.piece_to_id(token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < self.vocab_size:  # the model can emit more ids, and labels hold -100
+            return ""
+        if index < self.num_image_tokens:
+            return f"<image_{index}>"
+        return self.sp_model.id_to_piece(index - self.num_image_tokens)
+
+    def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
+        """The text of `tokens`; padding, image tokens and control pieces have none."""
+        without_text = {"", self.pad_token, *self._image_tokens}
+        text = self.sp_model.decode_pieces([token for token in tokens if token not in without_text])
+        text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
+        return re.sub(r"<\|blank_([2-9]|[1-7]\d|80)\|>", lambda blanks: " " * int(blanks[1]), text)
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """`A [gMASK] <sop>` or `A [gMASK] <sop> B <eop>`, also where A holds `[MASK]` (golden quirk 17)."""
+        prompt = [*token_ids_0, self.gmask_token_id, self.bos_token_id]
+        return prompt if token_ids_1 is None else [*prompt, *token_ids_1, self.eos_token_id]
+
+    def get_special_tokens_mask(
+        self,
+        token_ids_0: list[int],
+        token_ids_1: list[int] | None = None,
+        already_has_special_tokens: bool = False,
+    ) -> list[int]:
+        """1 for each special token and 0 for each other one of the whole sequence (golden quirk 18)."""
+        if already_has_special_tokens:
+            special_ids = {*self.all_special_ids, self.gmask_token_id, self.end_token_id}
+            return [int(int(index) in special_ids) for index in (*token_ids_0, *(token_ids_1 or ()))]
+        mask = [0] * len(token_ids_0) + [1, 1]
+        return mask if token_ids_1 is None else mask + [0] * len(token_ids_1) + [1]
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Writes `ice_text.model` into `save_directory`, byte for byte the file that was loaded."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        vocab_file = Path(save_directory, prefix + VOCAB_FILES_NAMES["vocab_file"])
+        vocab_file.write_bytes(self.sp_model.serialized_model_proto())
+        return (str(vocab_file),)
+
+
+def _load_sentencepiece(vocab_file: str | os.PathLike[str], required_pieces: Iterable[str]) -> SentencePieceProcessor:
+    try:
+        content = Path(vocab_file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"The tokenizer cannot read {vocab_file}: {error.strerror}. {REMEDY}") from error
+    if content.startswith(GIT_LFS_POINTER):
+        raise ValueError(f"{vocab_file} is a Git LFS pointer, not the file itself. {REMEDY}")
+
+    sp_model = SentencePieceProcessor()
+    try:
+        sp_model.LoadFromSerializedProto(content)
+    except RuntimeError as error:
+        raise ValueError(f"{vocab_file} is damaged or no sentencepiece model. {REMEDY}") from error
+    missing = [piece for piece in required_pieces if sp_model.piece_to_id(piece) == sp_model.unk_id()]
+    if missing:
+        raise ValueError(f"{vocab_file} lacks {', '.join(missing)}: it is of another model. {REMEDY}")
+    return sp_model

@@ -1,0 +1,280 @@
+"""Integer and decimal arithmetic, generated and checked exactly: the worked task.
+
+A problem is `57.84+13.64=`, its target `57.84+13.64=71.48`. Numbers are `Fraction`s and `Decimal`s throughout; a float
+never makes or checks an answer.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, field_validator
+
+from glmtune.config import NamedSettings
+from glmtune.tasks import Example, Score, Split, Task, split_of
+
+Operator = Literal["+", "-", "*", "/"]
+Kind = Literal["integer", "decimal"]
+
+# Question and answer words of the public Chinese arithmetic tutorials.
+PROMPT_WORDS = (
+    ("问:", "答:"),
+    ("问题:", "答案:"),
+    ("计算:", "回答:"),
+    ("计算题:", "解答:"),
+    ("口算:", "解:"),
+    ("简便运算:", "剖析:"),
+    ("数学题:", "点拨:"),
+    ("初等数学:", "解析:"),
+)
+DRAFT_MARK = "|"  # between a draft and the answer
+UNDEFINED = "undefined"  # the answer to a division by zero
+
+# NFKC turns full-width digits, operators and `＝` into ASCII; these it leaves alone.
+_LOOKALIKES = str.maketrans({"×": "*", "✕": "*", "·": "*", "÷": "/", "∕": "/", "−": "-", "–": "-", "—": "-", "。": "."})
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+_EXPRESSION = re.compile(rf"(?<![\d.])-?(?:{_NUMBER})(?:\s*[-+*/]\s*-?(?:{_NUMBER}))+")
+_SIGNED_NUMBER = re.compile(rf"(?<![\d.*/])-?(?:{_NUMBER})(?![\d/*])")
+
+
+def plain(text: str) -> str:
+    """The text with ASCII digits and operators: `５７．８×２` -> `57.8*2`."""
+    return unicodedata.normalize("NFKC", text).translate(_LOOKALIKES)
+
+
+def shortest(value: Fraction) -> str:
+    """Decimal notation of an exactly representable value without needless zeros: `146.40` -> `146.4`.
+
+    Raises:
+        ValueError: the value has no finite decimal notation.
+    """
+    places, scale = 0, 1
+    while (value * scale).denominator != 1:
+        places, scale = places + 1, scale * 10
+        if places > 400:
+            raise ValueError(f"{value} has no finite decimal notation; round it first")
+    return f"{Decimal((value * scale).numerator).scaleb(-places):f}"
+
+
+def round_half_up(value: Fraction, places: int) -> Fraction:
+    """Round to `places` decimals, halves away from zero, as taught in school."""
+    scaled = abs(value) * 10**places + Fraction(1, 2)
+    rounded = Fraction(scaled.numerator // scaled.denominator, 10**places)
+    return -rounded if value < 0 else rounded
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`operands[0] operators[0] operands[1] ...`, operands as they are written."""
+
+    operands: tuple[str, ...]
+    operators: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Problem | None:
+        """The first expression in a text, or None: `计算: ５７.8 × 2 =` -> 57.8 * 2."""
+        found = _EXPRESSION.search(plain(text))
+        if found is None:
+            return None
+        rest = found.group()
+        operands: list[str] = []
+        operators: list[str] = []
+        while rest:
+            operand = re.match(rf"\s*(-?(?:{_NUMBER}))\s*", rest)
+            assert operand is not None  # _EXPRESSION is made of the same parts
+            operands.append(operand.group(1).replace(",", ""))
+            operators += rest[operand.end() : operand.end() + 1]
+            rest = rest[operand.end() + 1 :]
+        return cls(tuple(operands), tuple(operators))
+
+    @property
+    def text(self) -> str:
+        """As a prompt has it: `57.84+13.64`."""
+        pieces = [self.operands[0]]
+        for operator, operand in zip(self.operators, self.operands[1:], strict=True):
+            pieces += [operator, operand]
+        return "".join(pieces)
+
+    @property
+    def normal_form(self) -> str:
+        """Equal for two spellings of one problem: `5.0+13` and `13+5`. Held-out problems are told by its hash."""
+        operands = [shortest(Fraction(operand)) for operand in self.operands]
+        if set(self.operators) in ({"+"}, {"*"}):
+            operands.sort()
+        return Problem(tuple(operands), self.operators).text
+
+    def value(self) -> Fraction | None:
+        """The exact value, products and quotients first; None where a divisor is zero."""
+        total, term = Fraction(0), Fraction(self.operands[0])
+        for operator, operand in zip(self.operators, map(Fraction, self.operands[1:]), strict=True):
+            if operator == "/" and operand == 0:
+                return None
+            if operator in "+-":
+                total, term = total + term, operand if operator == "+" else -operand
+            else:
+                term = term * operand if operator == "*" else term / operand
+        return total + term
+
+    def answer(self, decimals: int) -> str:
+        """The answer as text: exact, and rounded half-up to `decimals` only where a division takes part."""
+        value = self.value()
+        if value is None:
+            return UNDEFINED
+        return shortest(round_half_up(value, decimals) if "/" in self.operators else value)
+
+    def facts(self) -> dict[str, Any]:
+        """Operator (`mixed` for several), kind, digits of the longest operand, and carries or borrows of a + or -."""
+        facts: dict[str, Any] = {
+            "operator": self.operators[0] if len(set(self.operators)) == 1 else "mixed",
+            "kind": "integer" if all(Fraction(o).denominator == 1 for o in self.operands) else "decimal",
+            "digits": max(sum(map(str.isdigit, shortest(Fraction(o)))) for o in self.operands),
+        }
+        if len(self.operands) == 2 and self.operators[0] in "+-":
+            left, right = map(Fraction, self.operands)
+            facts["carries"] = count_carries(left, right, self.operators[0])
+        return facts
+
+
+def count_carries(left: Fraction, right: Fraction, operator: str) -> int:
+    """Carries of `left + right`, or borrows of the larger magnitude less the smaller, in column arithmetic."""
+    places = max(len(shortest(number).partition(".")[2]) for number in (left, right))
+    subtract = (operator == "-") == ((left < 0) == (right < 0))
+    high, low = sorted((int(abs(left) * 10**places), int(abs(right) * 10**places)), reverse=True)
+    carries = carry = 0
+    while high or low:
+        high, a = divmod(high, 10)
+        low, b = divmod(low, 10)
+        carry = int(a - b - carry < 0) if subtract else int(a + b + carry > 9)
+        carries += carry
+    return carries
+
+
+class ArithmeticSettings(NamedSettings):
+    """What problems are drawn and how they are written."""
+
+    operators: dict[Operator, PositiveFloat] = Field(
+        {"+": 3, "-": 3, "*": 1, "/": 1}, description="operators and how often each is drawn, or just a text: '+-'"
+    )
+    kinds: Annotated[list[Kind], Field(min_length=1)] = Field(
+        ["integer", "decimal"], description="kinds of operands, drawn equally often"
+    )
+    maximum: int = Field(100, ge=1, description="largest operand")
+    digits: int | None = Field(
+        None, ge=1, description="largest number of digits before the point, all lengths equally often; replaces maximum"
+    )
+    decimals: int = Field(2, ge=1, description="most decimals of an operand, and the decimals of a rounded quotient")
+    num_operands: int = Field(2, ge=2, description="operands in a problem; * and / bind before + and -")
+    trailing_zeros: float = Field(
+        0.3, ge=0, le=1, description="share of decimal operands written with all their decimals: 54.90, not 54.9"
+    )
+    equals_sign: Literal["always", "sometimes", "never"] = Field("sometimes", description="problems end in '='")
+    echo: bool = Field(True, description="the answer repeats the problem: 1+2=3, not 3")
+    style: Literal["direct", "draft"] = Field(
+        "draft", description="draft: write the digits from the last to the first, then the answer: 19+23=24|42"
+    )
+    prompt_words: bool = Field(False, description="put one of eight pairs of Chinese words around the problem")
+    zero_divisors: bool = Field(False, description=f"draw divisions by zero, answered '{UNDEFINED}'")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of all problems kept out of training")
+
+    @field_validator("operators", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """'+-×' means + - and * equally often."""
+        value = dict.fromkeys(value, 1.0) if isinstance(value, str | list) else value
+        return {plain(str(key)): weight for key, weight in value.items()} if isinstance(value, dict) else value
+
+
+class Arithmetic(Task):
+    """Problems in + - * / on integers and decimals, with exact answers."""
+
+    Settings = ArithmeticSettings
+    settings: ArithmeticSettings
+
+    def sample(self, rng: random.Random, split: Split = "train") -> Example:
+        """Draw a problem of the split and write it as the settings say."""
+        settings = self.settings
+        problem = self.draw(rng, split)
+        ending = {"always": "=", "never": ""}.get(settings.equals_sign)
+        question = problem.text + (rng.choice(("", "=")) if ending is None else ending)
+        target = self.write_target(f"{problem.text}=", problem)
+        if settings.prompt_words:
+            before, after = rng.choice(PROMPT_WORDS)
+            question = f"{before}{question}\n{after}"
+        return Example(question, target, problem.facts())
+
+    def write_target(self, said: str, problem: Problem) -> str:
+        """The target of a problem that was put as `said`.
+
+        A draft makes every step local: the sign, then the last digit, which needs no carry, then each further one,
+        which needs only the digit before it. A small model learns to write it many times faster than the first digit
+        first, which needs all carries at once.
+        """
+        answer = problem.answer(self.settings.decimals)
+        draft = ""
+        if self.settings.style == "draft" and answer != UNDEFINED:
+            sign = "-" if answer.startswith("-") else ""
+            draft = sign + answer.removeprefix("-")[::-1] + DRAFT_MARK
+        return (said if self.settings.echo else "") + draft + answer
+
+    def draw(self, rng: random.Random, split: Split) -> Problem:
+        """Draw problems until one belongs to the split and divides by nothing forbidden."""
+        settings = self.settings
+        while True:
+            kind = rng.choice(settings.kinds)
+            operands = tuple(self.draw_operand(rng, kind) for _ in range(settings.num_operands))
+            operators = rng.choices(list(settings.operators), list(settings.operators.values()), k=len(operands) - 1)
+            problem = Problem(operands, tuple(operators))
+            if kind == "decimal" and not any("." in operand for operand in operands):
+                continue
+            if not settings.zero_divisors and problem.value() is None:
+                continue
+            if split_of(problem.normal_form, settings.held_out) == split:
+                return problem
+
+    def draw_operand(self, rng: random.Random, kind: Kind) -> str:
+        """One non-negative operand as text. Three decimals in ten have fewer places than the most."""
+        settings = self.settings
+        places = 0
+        if kind == "decimal":
+            places = settings.decimals if rng.random() < 0.7 else rng.randint(0, settings.decimals)
+        limit = settings.maximum
+        if settings.digits is not None:
+            limit = 10 ** rng.randint(1, settings.digits) - 1
+        units = rng.randint(0, limit * 10**places)
+        text = shortest(Fraction(units, 10**places))
+        if places and rng.random() < settings.trailing_zeros:
+            text = f"{Decimal(units).scaleb(-places):f}"
+        return text
+
+    def score(self, example: Example, completion: str) -> Score:
+        """Read the one number (or `undefined`) that ends each text and compare their exact values."""
+        target, answer = read_answer(example.target), read_answer(completion)
+        if answer is None or target is None:
+            return Score("unparseable", answer)
+        if answer == target:
+            return Score("exact", answer)
+        same = UNDEFINED not in (answer, target) and Fraction(answer) == Fraction(target)
+        return Score("equal" if same else "wrong", answer)
+
+    def describe(self, prompt: str, target: str) -> dict[str, Any]:
+        """Facts about the problem found in the prompt of a foreign record."""
+        problem = Problem.parse(prompt)
+        return problem.facts() if problem else {}
+
+
+def read_answer(text: str) -> str | None:
+    """The one number after the last `=` or draft of a text, as written; None where there is none, or several.
+
+    `25.31+86.35=111.66` -> `111.66`; `19+23=24|42` -> `42`; `答案是111.66。` -> `111.66`; `88, or 90` -> None.
+    """
+    tail = plain(text).rpartition("=")[2].rpartition(DRAFT_MARK)[2]
+    numbers = set(_SIGNED_NUMBER.findall(tail))
+    if len(numbers) == 1:
+        return numbers.pop().replace(",", "")
+    return UNDEFINED if not numbers and UNDEFINED in tail.lower() else None

@@ -1,0 +1,105 @@
+"""Your own records: a JSONL file with `prompt` and `target`, or Alpaca's `instruction`, `input` and `output`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from pydantic import Field
+
+from glmtune.config import NamedSettings
+from glmtune.runtime import UserError, read_json_lines
+from glmtune.tasks import Example, Score, Split, Task, split_of
+
+
+class InstructionsSettings(NamedSettings):
+    """Where the records are."""
+
+    file: str = Field(description="JSONL file, one record a line: prompt and target, or instruction, input and output")
+    held_out_file: str | None = Field(None, description="records to judge by; default: a share of `file`")
+    held_out: float = Field(0.05, gt=0, lt=1, description="share of `file` kept out of training, chosen by hash")
+
+
+class Instructions(Task):
+    """Records from a file. Which of them are held out depends on their prompts alone, so adding records moves none."""
+
+    Settings = InstructionsSettings
+    settings: InstructionsSettings
+
+    @cached_property
+    def splits(self) -> dict[Split, list[Example]]:
+        """All records by split.
+
+        Raises:
+            UserError: an unreadable file, a record without the fields, or a split without records.
+        """
+        examples = read_examples(self.settings.file)
+        if self.settings.held_out_file:
+            splits: dict[Split, list[Example]] = {
+                "train": examples,
+                "held_out": read_examples(self.settings.held_out_file),
+            }
+        else:
+            splits = {"train": [], "held_out": []}
+            for example in examples:
+                splits[split_of(example.prompt, self.settings.held_out)].append(example)
+        for split, found in splits.items():
+            if not found:
+                raise UserError(
+                    f"task.file: {self.settings.file} leaves no record for the {split} split ({len(examples)} in all). "
+                    "Add records, change task.held_out, or name a task.held_out_file."
+                )
+        return splits
+
+    def records(self, split: Split) -> Sequence[Example]:
+        """The records of a split, in the file's order."""
+        return self.splits[split]
+
+    def sample(self, rng: random.Random, split: Split = "train") -> Example:
+        """One record of the split."""
+        return rng.choice(self.splits[split])
+
+    def score(self, example: Example, completion: str) -> Score:
+        """`exact`: the same text; `equal`: the same but for blanks and letter case; else `wrong`."""
+        answer = completion.strip()
+        if answer == example.target.strip():
+            return Score("exact", answer)
+        same = answer.lower().split() == example.target.lower().split()
+        return Score("equal" if same else "wrong" if answer else "unparseable", answer)
+
+
+def read_examples(file: str) -> list[Example]:
+    """Records of a JSONL file as examples; further fields become facts.
+
+    Raises:
+        UserError: with file and line number.
+    """
+    examples = []
+    for number, record in read_json_lines(file):
+        try:
+            examples.append(example_of(record))
+        except ValueError as error:
+            raise UserError(f"{file}, line {number}: {error}") from None
+    if not examples:
+        raise UserError(f"{file}: no records")
+    return examples
+
+
+def example_of(record: dict[str, Any]) -> Example:
+    """One record as an example.
+
+    Raises:
+        ValueError: fields are missing or not texts.
+    """
+    if "instruction" in record:
+        prompt = "\n".join(str(record[key]) for key in ("instruction", "input") if record.get(key))
+        record = {"prompt": prompt, "target": record.get("output")}
+    for key in ("prompt", "target"):
+        if not isinstance(record.get(key), str) or not record[key].strip():
+            raise ValueError(
+                f"'{key}' is missing, empty or not a text; the record has {', '.join(record) or 'nothing'}"
+            )
+    facts = record.get("facts", {})
+    return Example(record["prompt"], record["target"], facts if isinstance(facts, dict) else {})

@@ -1,0 +1,145 @@
+"""A small subclass of transformers' Trainer and the run that it makes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments
+from transformers import Trainer as TransformersTrainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from glmtune.config import Recipe
+from glmtune.data import EncodedDataset, LengthGroupedSampler
+from glmtune.data.collation import Collator
+from glmtune.methods import Model
+from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
+
+METRIC = "exact_match"
+Judge = Callable[[Model], dict[str, Any]]  # scores a model on held-out examples
+
+
+class Trainer(TransformersTrainer):
+    """transformers' loop with batches of similar length, judged by what the model answers, not by its loss.
+
+    The loss is a mean over the target tokens of a whole optimiser step, because the model receives
+    `num_items_in_batch`; micro-batches, padding and accumulation cannot change it.
+    """
+
+    def __init__(self, judge: Judge, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.judge = judge
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        dataset = train_dataset or self.train_dataset
+        assert isinstance(dataset, EncodedDataset)
+        return LengthGroupedSampler(dataset, step, self.args.data_seed or self.args.seed)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Score the model on held-out examples by greedy decoding."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        start = time.perf_counter()
+        model.eval()
+        result = self.judge(model)
+        model.train(was_training)
+        metrics = {f"eval_{METRIC}": result[METRIC], "eval_seconds": round(time.perf_counter() - start, 2)}
+        low, high = result[f"{METRIC}_ci95"]
+        self.log({**metrics, "eval_ci95_low": low, "eval_ci95_high": high, "eval_n": result["n"]})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def training_arguments(recipe: Recipe, steps: int, folder: Path, dtype: torch.dtype) -> TrainingArguments:
+    """transformers' form of the recipe's settings, for `steps` optimiser steps."""
+    settings = recipe.training
+    eval_steps = settings.eval_steps or max(1, -(-steps // 5))
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=round(settings.warmup_ratio * steps),
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=eval_steps,
+        save_strategy="steps",
+        save_steps=eval_steps,
+        save_total_limit=settings.save_total_limit,
+        load_best_model_at_end=True,
+        metric_for_best_model=METRIC,
+        greater_is_better=True,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+    )
+
+
+def fit(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: EncodedDataset,
+    recipe: Recipe,
+    steps: int,
+    judge: Judge,
+    log_path: Path,
+    checkpoints: Path,
+    resume: bool = False,
+) -> Trainer:
+    """Train, keeping the best weights by held-out exact match; the model ends with them.
+
+    Args:
+        model: with a method applied.
+        dataset: examples to learn.
+        steps: optimiser steps in all, also when resuming.
+        judge: scores the model on held-out examples.
+        log_path: `log.jsonl`, appended to.
+        checkpoints: folder of resumable checkpoints.
+        resume: go on from the last checkpoint.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+    """
+    model.config.use_cache = False
+    trainable = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+    frozen_dtype = next((p.dtype for p in model.parameters() if not p.requires_grad), trainable.dtype)
+    interrupt = InterruptCallback()
+    callbacks = [LogCallback(log_path), ProgressBar(), interrupt]
+    if recipe.training.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
+    trainer = Trainer(
+        judge=judge,
+        model=model,
+        args=training_arguments(recipe, steps, checkpoints, frozen_dtype),
+        train_dataset=dataset,
+        eval_dataset=dataset,  # unused: `evaluate` asks the judge; the Trainer wants one all the same
+        data_collator=Collator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    with interrupt.listening():
+        trainer.train(resume_from_checkpoint=resume)
+    if interrupt.interrupted:
+        raise KeyboardInterrupt
+    model.config.use_cache = True
+    return trainer

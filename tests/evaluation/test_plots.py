@@ -1,0 +1,72 @@
+import math
+import struct
+
+import pytest
+
+from glmtune.evaluation.plots import _smooth, plot_accuracy, plot_breakdown, plot_loss
+from glmtune.evaluation.report import summarize
+from glmtune.tasks import Example, Score
+
+LOG = [
+    {"step": step, "loss": 3 * math.exp(-step / 20), "learning_rate": 1e-3 * (1 - step / 200)}
+    for step in range(10, 201, 10)
+] + [
+    {"step": 100, "exact_match": 0.5, "exact_match_ci95": [0.43, 0.57], "n": 200},
+    {"step": 200, "exact_match": 0.9, "n": 200, "loss": 0.3},
+    {"step": 200, "train_runtime": 3.0},
+]
+
+
+def size_of(path):
+    """Width and height of a PNG, in pixels; no temporary file may be left beside it."""
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 5_000
+    assert list(path.parent.iterdir()) == [path]
+    return struct.unpack(">II", data[16:24])
+
+
+def report_of(facts, right):
+    examples = [Example("q", "a", fact) for fact in facts]
+    scores = [Score("exact" if index < right else "wrong") for index in range(len(examples))]
+    return summarize(examples, ["a"] * len(examples), scores, text_metrics=False)
+
+
+NAN = {"step": 210, "loss": math.nan, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize("log", [LOG, LOG[:1], [], [*LOG, NAN], [{"step": 0, "exact_match": 0.0}]])
+@pytest.mark.parametrize("plot", [plot_loss, plot_accuracy])
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_curves(plot, log, tmp_path):
+    plot(log, tmp_path / "curve.png")
+    assert size_of(tmp_path / "curve.png") == (1200, 675)
+
+
+ARITHMETIC = [{"operator": o, "kind": k, "digits": d} for o in "+-*/" for k in ("integer", "decimal") for d in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [ARITHMETIC, [{"operator": "+"}] * 4, [{}] * 4, [{"类别": "甲"}, {"类别": "乙"}], [{"topic": "a"}, {"topic": "b"}]],
+)
+@pytest.mark.filterwarnings("error::UserWarning")  # a missing glyph would be one
+def test_breakdown(facts, tmp_path):
+    before, after = report_of(facts, 0), report_of(facts, len(facts) - 1)
+    for first in (before, None, {**before, "by": {}}):
+        plot_breakdown(first, after, tmp_path / "bars.png")
+        width, height = size_of(tmp_path / "bars.png")
+        assert 700 <= width <= 2400 and height == 675
+
+
+def test_pyplot_is_left_alone(tmp_path):
+    import sys
+
+    plot_loss(LOG, tmp_path / "loss.png")
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_smoothing_keeps_a_level_and_does_not_lag():
+    assert _smooth([2.0] * 50) == pytest.approx([2.0] * 50)
+    line = [float(index) for index in range(100)]
+    assert _smooth(line)[10:90] == pytest.approx(line[10:90])
+    assert _smooth([]) == [] and _smooth([1.0]) == [1.0]
