@@ -1,77 +1,56 @@
 """Registers the model families with transformers' Auto classes without importing transformers.
 
 `import glmtune` must be fast, and `AutoModelForCausalLM.from_pretrained` must know `model_type: chatglm` afterwards.
-So the registration waits until transformers' own auto modules are imported, and happens as part of that.
+The modules of a family register their classes when they are imported; so whenever one of transformers' own auto
+modules has been imported, the family's counterpart is imported too.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-
-def register_configuration() -> None:
-    """AutoConfig."""
-    from transformers import AutoConfig
-
-    from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
-
-    AutoConfig.register("chatglm", ChatGLMConfig, exist_ok=True)
-
-
-def register_model() -> None:
-    """AutoModelForCausalLM."""
-    from transformers import AutoModelForCausalLM
-
-    from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
-    from glmtune.models.chatglm.modeling_chatglm import ChatGLMForCausalLM
-
-    AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
-
-
-def register_tokenizer() -> None:
-    """AutoTokenizer."""
-    from transformers import AutoTokenizer
-
-    from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
-    from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
-
-    AutoTokenizer.register(ChatGLMConfig, slow_tokenizer_class=ChatGLMTokenizer, exist_ok=True)
-
-
-REGISTRATIONS = {
-    "transformers.models.auto.configuration_auto": register_configuration,
-    "transformers.models.auto.modeling_auto": register_model,
-    "transformers.models.auto.tokenization_auto": register_tokenizer,
+COUNTERPARTS = {
+    "transformers.models.auto.configuration_auto": ["glmtune.models.chatglm.configuration_chatglm"],
+    "transformers.models.auto.modeling_auto": ["glmtune.models.chatglm.modeling_chatglm"],
+    "transformers.models.auto.tokenization_auto": ["glmtune.models.chatglm.tokenization_chatglm"],
 }
 
 
+def import_counterparts(name: str) -> None:
+    """Import the families' modules that register with the auto module `name`."""
+    for counterpart in COUNTERPARTS[name]:
+        importlib.import_module(counterpart)
+
+
 class AfterImport(MetaPathFinder):
-    """Finds transformers' auto modules as usual, and registers ours once such a module has run."""
+    """Finds transformers' auto modules as usual, and imports their counterparts once they have run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        register = REGISTRATIONS.get(fullname)
-        spec = PathFinder.find_spec(fullname, path, target) if register else None
-        if register is None or spec is None or spec.loader is None:
+        if fullname not in COUNTERPARTS:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            register()
+            import_counterparts(fullname)
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
 def install() -> None:
-    """Register now what is imported already, and the rest when it is."""
-    for name, register in REGISTRATIONS.items():
+    """Register now with what is imported already, and with the rest when it is."""
+    for name in COUNTERPARTS:
         if name in sys.modules:
-            register()
+            import_counterparts(name)
     sys.meta_path.insert(0, AfterImport())

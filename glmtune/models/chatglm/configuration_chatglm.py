@@ -3,7 +3,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 # Keys that only the later ChatGLM2-6B / ChatGLM3-6B / GLM-4-9B configurations have: they say `chatglm` too.
 LATER_GENERATION_KEYS = ("multi_query_attention", "rmsnorm", "ffn_hidden_size", "padded_vocab_size")
@@ -75,3 +75,6 @@ class ChatGLMConfig(PreTrainedConfig):
     def head_dim(self) -> int:
         """Size of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+
+AutoConfig.register("chatglm", ChatGLMConfig, exist_ok=True)

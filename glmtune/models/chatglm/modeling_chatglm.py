@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -96,7 +96,7 @@ class PromptLayout:
         in_answer = places >= self.bos_position
         if two_rows:
             row = torch.where(in_answer, self.mask_position, places)
-            block = (places - self.bos_position + 1).clamp(min=0)
+            block = places - self.bos_position + 1
             return torch.stack((row, block), dim=1).clamp(min=0)
         # One row: positions stay at [MASK], but go on counting after [gMASK]. The original forgets the latter when it
         # decodes with a cache (quirk 9).
@@ -389,12 +389,12 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie even where a checkpoint holds a head of its own: the embedding wins, as in the original (quirk 6)."""
-        super().tie_weights(*args, **kwargs)
-        if self.config.tie_word_embeddings:
+        embedding_key = self._tied_weights_keys["lm_head.weight"]
+        if self.config.tie_word_embeddings and embedding_key not in (missing_keys or ()):
             self.lm_head.weight = self.transformer.word_embeddings.weight
-            self.all_tied_weights_keys = dict(self._tied_weights_keys)
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As for every model, but positions and 4-D masks are left to `forward`, which knows the prompt."""
@@ -443,3 +443,6 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)

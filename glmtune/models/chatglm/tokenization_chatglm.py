@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
-from transformers import AddedToken, PreTrainedTokenizer
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
+
+from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 
 VOCAB_FILES_NAMES = {"vocab_file": "ice_text.model"}
 
@@ -201,3 +203,6 @@ def _load_sentencepiece(vocab_file: str | os.PathLike[str], required_pieces: Ite
     if missing:
         raise ValueError(f"{vocab_file} lacks {', '.join(missing)}: it is of another model. {REMEDY}")
     return sp_model
+
+
+AutoTokenizer.register(ChatGLMConfig, slow_tokenizer_class=ChatGLMTokenizer, exist_ok=True)

@@ -1,0 +1,62 @@
+"""The demo, measured: `glmtune train` without arguments, then `glmtune evaluate` on problems from elsewhere.
+
+The foreign problems are made here with Python's `decimal` alone, by none of the project's code: operands up to 100,
+integers and decimals with two decimals written in full, targets without the problem.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import tempfile
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from recording import RESULTS, options, record
+
+from glmtune.cli import quiet_libraries
+from glmtune.commands import evaluate, train
+
+
+def foreign_problems(count: int, seed: int) -> list[dict[str, str]]:
+    """Sums and differences, half of them of integers."""
+    rng = random.Random(seed)
+    problems = []
+    for index in range(count):
+        scale = index % 2 * 2
+        left, right = (Decimal(rng.randint(0, 100 * 10**scale)).scaleb(-scale) for _ in range(2))
+        operator = rng.choice("+-")
+        value = left + right if operator == "+" else left - right
+        problems.append({"prompt": f"{left}{operator}{right}=", "target": str(value)})
+    return problems
+
+
+def row(label: str, result: dict[str, Any]) -> dict[str, Any]:
+    """One line of the table."""
+    low, high = result["exact_match_ci95"]
+    return {"examples": label, "n": result["n"], "exact_match": result["exact_match"], "low": low, "high": high}
+
+
+def main() -> None:
+    """Train, evaluate, record; the plots and the report are kept beside the results."""
+    chosen = options(__doc__, problems=1000)
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as work:
+        run = train.run(overrides=[f"training.output_dir={work}/run"])
+        file = Path(work, "foreign.jsonl")
+        file.write_text("".join(json.dumps(p) + "\n" for p in foreign_problems(chosen.problems, seed=7)))
+        _, foreign = evaluate.run(str(run.folder.path), data=str(file))
+        for picture in run.folder.path.glob("*.png"):
+            shutil.copy(picture, RESULTS / f"demo_{picture.name}")
+    rows = [row(f"{when}, all", run.report[when]) for when in ("before", "after")]
+    for name in ("operator", "operator,kind"):
+        for when in ("before", "after"):
+            rows += [row(f"{when}, {key}", part) for key, part in run.report[when]["by"][name].items()]
+    rows.append(row("after, foreign + and -", foreign))
+    record("demo", vars(chosen), rows, training_seconds=run.report["training_seconds"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Puts the weights of a pre-training run into the package, with a model card made from the run's own files.
+
+python recipes/nano_publish.py runs/nano glmtune/models/nano
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM
+
+import glmtune  # registers the Auto classes
+from glmtune.config import load_recipe
+from glmtune.runtime import RunFolder, replacing
+
+DATA = (
+    "+ - * / on integers and decimals up to 100 with two decimals, operators and `=` as Chinese or English words "
+    "(`57.84加13.64得`), answers with a reversed draft; a tenth are texts to copy, the only "
+    "ones with the symbols + - * / ="
+)
+CARD = """\
+# nano: a ChatGLM-6B in small
+
+The embedded model of glmtune, version {version}: the classes, tokenizer layout, prompt and positions of ChatGLM-6B with
+{parameters:,} parameters ({layers} layers, {hidden} wide, {heads} heads, vocabulary {vocabulary}), in fp32 safetensors.
+It makes every command run on a fresh machine without a download. It knows arithmetic in words and nothing else.
+
+| | |
+|---|---|
+| recipe | `recipes/nano.yaml`, from random weights; every weight comes from it |
+| tokenizer | `recipes/nano_tokenizer.py`: SentencePiece unigram, single digits, byte fallback, Chinese prompt words |
+| seed | {seed} |
+| data | {examples:,} examples that `tasks/wording.py` drew: {data} |
+| held out | a tenth of all problems by hash, the same that fine-tuning holds out; never trained on |
+| training | {steps:,} steps of {batch_size}, AdamW {learning_rate}, {hours:.2f} hours on one core of {processor} |
+| date, versions | {date}, torch {torch}, transformers {transformers} |
+| held-out exact match | {exact_match:.1%} of {n}: {by} |
+
+Limits: one question at a time, no knowledge beyond the task, and products and quotients are mostly wrong.
+Licence: Apache-2.0, as the project.
+"""
+
+
+def main(run_folder: str, destination: str) -> None:
+    """Copy the weights and write the card."""
+    run = RunFolder(run_folder)
+    recipe, report = load_recipe(run.recipe), json.loads(run.report.read_text())
+    model = AutoModelForCausalLM.from_pretrained(run.model)
+    config, where, after = model.config, report["machine"], report["after"]
+    card = CARD.format(
+        version=glmtune.__version__,
+        data=DATA,
+        parameters=model.num_parameters(),
+        layers=config.num_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        seed=recipe.seed,
+        examples=(recipe.training.steps or 0) * recipe.training.batch_size,
+        steps=recipe.training.steps,
+        batch_size=recipe.training.batch_size,
+        learning_rate=recipe.training.learning_rate,
+        hours=report["training_seconds"] / 3600,
+        processor=where["processor"],
+        date=where["date"],
+        torch=where["versions"]["torch"],
+        transformers=where["versions"]["transformers"],
+        exact_match=after["exact_match"],
+        n=after["n"],
+        by=", ".join(f"`{name}` {part['exact_match']:.1%}" for name, part in after["by"]["operator,kind"].items()),
+    )
+    target = Path(destination)
+    for name in ("model.safetensors", "config.json", "generation_config.json"):
+        if (run.model / name).is_file():
+            with replacing(target / name) as temporary:
+                shutil.copyfile(run.model / name, temporary)
+    with replacing(target / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    print(card)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
