@@ -16,6 +16,7 @@ from glmtune.config import Recipe
 from glmtune.data import EncodedDataset, LengthGroupedSampler
 from glmtune.data.collation import Collator
 from glmtune.methods import Model
+from glmtune.models import choose_dtype
 from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
 
 METRIC = "exact_match"
@@ -54,8 +55,12 @@ class Trainer(TransformersTrainer):
         return metrics
 
 
-def training_arguments(recipe: Recipe, steps: int, folder: Path, dtype: torch.dtype) -> TrainingArguments:
-    """transformers' form of the recipe's settings, for `steps` optimiser steps."""
+def training_arguments(recipe: Recipe, steps: int, folder: Path, device: torch.device) -> TrainingArguments:
+    """transformers' form of the recipe's settings, for `steps` optimiser steps.
+
+    What is trained is fp32; on a 16-bit base the computation is autocast to its precision.
+    """
+    dtype = choose_dtype(recipe.model.dtype, device)
     settings = recipe.training
     eval_steps = settings.eval_steps or max(1, -(-steps // 5))
     return TrainingArguments(
@@ -72,7 +77,7 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, dtype: torch.dt
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
+        fp16=dtype == torch.float16 and device.type == "cuda",
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
@@ -89,7 +94,7 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, dtype: torch.dt
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_num_workers=0,
-        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        use_cpu=device.type == "cpu",
     )
 
 
@@ -119,8 +124,6 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     model.config.use_cache = False
-    trainable = next(parameter for parameter in model.parameters() if parameter.requires_grad)
-    frozen_dtype = next((p.dtype for p in model.parameters() if not p.requires_grad), trainable.dtype)
     interrupt = InterruptCallback()
     callbacks = [LogCallback(log_path), ProgressBar(), interrupt]
     if recipe.training.early_stopping_patience is not None:
@@ -128,7 +131,7 @@ def fit(
     trainer = Trainer(
         judge=judge,
         model=model,
-        args=training_arguments(recipe, steps, checkpoints, frozen_dtype),
+        args=training_arguments(recipe, steps, checkpoints, model.device),
         train_dataset=dataset,
         eval_dataset=dataset,  # unused: `evaluate` asks the judge; the Trainer wants one all the same
         data_collator=Collator(tokenizer.pad_token_id),
