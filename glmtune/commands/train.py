@@ -17,7 +17,7 @@ from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.methods import Method, Model
 from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
 from glmtune.tasks import Task
-from glmtune.training.trainer import Judge, fit
+from glmtune.training.trainer import Judge, default_learning_rate, fit
 
 # Where a task draws without end and the recipe names no number of steps.
 DEFAULT_STEPS = 1000
@@ -70,7 +70,9 @@ def run(
     seed_everything(recipe.seed)
     base, tokenizer = models.load(recipe.model)
     limit = recipe.data.max_length or models.max_length(base.config)
-    steps = count_steps(recipe, task)
+    steps = recipe.training.steps = count_steps(recipe, task)
+    if recipe.training.learning_rate is None:
+        recipe.training.learning_rate = default_learning_rate(base)
     size = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     dataset = EncodedDataset(examples_of(task, "train", size, recipe.seed), tokenizer, limit)
     model = method.apply(base)
