@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from typing import NoReturn
 
 DESCRIPTION = """\
@@ -79,39 +81,64 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The arguments; settings may stand anywhere, also after flags, where argparse itself does not look for them."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    settings = [text for text in rest if "=" in text and not text.startswith("-")]
+    if len(settings) < len(rest) or (rest and "settings" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if settings:
+        options.settings = [*options.settings, *settings]
+    if options.verb is None and not options.version:
+        parser.print_help()
+    return options
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line. Exit codes: 0 done, 2 the user can mend it, 130 Ctrl-C."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     if options.version:
         from glmtune import __version__
 
         print(f"glmtune {__version__}")
-        sys.exit(0)
     if options.verb is None:
-        parser.print_help()
         sys.exit(0)
     try:
         VERBS[options.verb](options)
-    except KeyboardInterrupt:
-        print("\nInterrupted. What is written stays.", file=sys.stderr)
+        sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        print(f"\nInterrupted. {str(interrupt) or 'What is written stays.'}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read the output has left, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (ValueError, OSError) as error:
-        if options.debug:
+    except Exception as error:
+        message = explain(error)
+        if options.debug or message is None:
             raise
-        print(f"glmtune {options.verb}: {error}", file=sys.stderr)
+        print(f"glmtune {options.verb}: {message}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 
 
+def explain(error: Exception) -> str | None:
+    """What to tell the user instead of a traceback; None for what only a developer can mend."""
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # torch's, which may not be there
+        return (
+            "out of memory. Lower training.batch_size (and raise training.gradient_accumulation_steps as much), set "
+            "training.gradient_checkpointing=true, or lower generation.batch_size; or choose a smaller model."
+        )
+    return str(error) if isinstance(error, ValueError | OSError) else None
+
+
 def quiet_libraries() -> None:
-    """Keep progress bars and advice of the libraries below out of the way; warnings stay."""
+    """Keep progress bars, advice and announcements of the libraries below out of the way; other warnings stay."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -129,11 +156,7 @@ def train(options: argparse.Namespace) -> None:
     from glmtune.evaluation.report import comparison_table, sample_table
 
     console = Console()
-    try:
-        done = run(recipe, settings, options.resume, console)
-    except KeyboardInterrupt:
-        print("\nInterrupted. Go on with: glmtune train --resume RUN_FOLDER", file=sys.stderr)
-        sys.exit(130)
+    done = run(recipe, settings, options.resume, console)
     before, after, folder = done.before, done.after, done.folder.path
     console.print(comparison_table(done.report["before"], done.report["after"]))
     right = [done.task.score(example, example.target).answer or example.target for example in after.examples]

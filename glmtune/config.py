@@ -139,7 +139,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise RecipeError([f"{path}: must hold `section: {{setting: value}}`, it holds a {type(values).__name__}"])
-    return values
+    # A section whose lines are all commented out is None.
+    return {section: value for section, value in values.items() if value is not None}
 
 
 def with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -163,7 +164,8 @@ def with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str
             node = node[section]
         else:
             try:
-                node[setting] = yaml.safe_load(text)
+                # YAML reads a lone '-' as a list of nothing; it is an operator.
+                node[setting] = text if text == "-" else yaml.safe_load(text)
             except yaml.YAMLError:
                 node[setting] = text
     if faults:

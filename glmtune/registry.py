@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -31,11 +32,12 @@ def load(package: str, name: str) -> ModuleType:
         ValueError: no such module, or no such file; the nearest right name is offered.
     """
     if name.endswith(".py"):
-        path = Path(name)
-        spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+        path = Path(name).resolve()
+        # The path is the module's name, so that a file called random.py hides nothing.
+        spec = importlib.util.spec_from_file_location(str(path), path) if path.is_file() else None
         if spec is None or spec.loader is None:
             raise ValueError(f"no such file: {name}")
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[str(path)] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
         spec.loader.exec_module(module)
         return module
     known = names(package)

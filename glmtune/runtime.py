@@ -34,7 +34,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
             temporary = Path(folder) / path.name
             yield temporary
             if temporary.is_dir() and path.is_dir():
-                shutil.rmtree(path)
+                os.replace(path, Path(folder) / f"{path.name}.old")  # deleted with `folder`
             os.replace(temporary, path)
     except OSError as error:
         free = shutil.disk_usage(path.parent if path.parent.is_dir() else ".").free // 2**20
@@ -67,7 +67,7 @@ def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
                     )
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:  # not JSON, a number of 4300 digits, nested too deeply
                     raise UserError(f"{path}, line {number}: not JSON: {error}. One JSON object a line.") from None
                 if not isinstance(record, dict):
                     raise UserError(f"{path}, line {number}: a {type(record).__name__}, not a JSON object {{...}}")

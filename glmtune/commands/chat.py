@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from glmtune import methods
-from glmtune.commands.evaluate import recipe_of
+from glmtune.commands.evaluate import load, recipe_of
 from glmtune.data.encoding import Message
 from glmtune.generation.decoding import stream
 from glmtune.runtime import RunFolder, UserError
@@ -29,8 +28,9 @@ class Conversation:
             overrides: `section.setting=value` texts.
             keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
         """
-        self.settings = recipe_of(target, overrides).generation
-        self.model, self.tokenizer = methods.load(target)
+        recipe = recipe_of(target, overrides)
+        self.settings = recipe.generation
+        self.model, self.tokenizer = load(target, recipe)
         self.keep_history = not RunFolder.is_run(target) if keep_history is None else keep_history
         self.messages: list[Message] = []
 

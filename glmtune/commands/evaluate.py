@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glmtune import methods, registry
+from transformers import PreTrainedTokenizerBase
+
+from glmtune import methods, models, registry
 from glmtune.config import Recipe, load_recipe
 from glmtune.data import examples_of
 from glmtune.evaluation.evaluator import Evaluation, evaluate
-from glmtune.runtime import RunFolder, machine, write_json
+from glmtune.generation.decoding import Prompt, encode_prompts
+from glmtune.methods import Model
+from glmtune.runtime import RunFolder, UserError, machine, seed_everything, write_json
 from glmtune.tasks import Example, Task
 from glmtune.tasks.instructions import read_examples
 
@@ -22,6 +28,44 @@ def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
         UserError: faults in it.
     """
     return load_recipe(RunFolder(target).recipe if RunFolder.is_run(target) else None, overrides or [])
+
+
+def load(
+    target: str, recipe: Recipe, prompts: Sequence[Prompt] = (), label: str = "Prompt"
+) -> tuple[Model, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a target, once it is known that the model can take some prompts.
+
+    Args:
+        target: run folder, adapter, checkpoint directory, hub name or `nano`.
+        recipe: of the target. If it names a `model.path`, that is the base for an adapter.
+        prompts: what it will be asked.
+        label: what an error calls a prompt, before its number.
+
+    Raises:
+        UserError: no such model, or a prompt that it cannot take; told before weights are read.
+    """
+    base_is_named = "path" in recipe.model.model_fields_set and methods.is_adapter(Path(target))
+    base, folder = methods.find(recipe.model.path, target) if base_is_named else methods.find(target)
+    tokenizer, limit = methods.tokenizer_of(base, folder), models.max_length(models.load_config(models.locate(base)))
+    encode_prompts(tokenizer, prompts, limit, recipe.generation.max_new_tokens, label)
+    return methods.load(base, folder, recipe.model.dtype, attention=recipe.model.attention)
+
+
+def check_output(output: str) -> None:
+    """Find out before the work whether its result can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    path = Path(output)
+    if path.is_dir():
+        raise UserError(f"--output {output}: is a folder. Name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror}. Choose another place.") from error
 
 
 def examples_from(task: Task, file: str) -> list[Example]:
@@ -60,7 +104,11 @@ def run(
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task)
     count = recipe.evaluation.num_examples
     examples = examples_from(task, data) if data else examples_of(task, "held_out", count, recipe.seed)[:count]
-    model, tokenizer = methods.load(target, dtype=recipe.model.dtype)
+    if output:
+        check_output(output)
+    label = f"{data}, line" if data else "Held-out problem"
+    model, tokenizer = load(target, recipe, [example.prompt for example in examples], label)
+    seed_everything(recipe.seed)
     evaluation = evaluate(model, tokenizer, task, examples, recipe.generation)
     report = {
         **evaluation.report(recipe.evaluation.text_metrics),

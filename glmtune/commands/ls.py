@@ -44,6 +44,9 @@ def first_comment(file: Path) -> str:
 def result(run: RunFolder) -> str:
     """Held-out exact match of a run, or how far it got."""
     if not run.report.is_file():
-        return "not finished; go on with glmtune train --resume"
-    report = json.loads(run.report.read_text(encoding="utf-8"))
-    return f"held-out exact match {report['before']['exact_match']:.1%} -> {report['after']['exact_match']:.1%}"
+        return f"not finished; go on with glmtune train --resume {run.path}"
+    try:
+        report = json.loads(run.report.read_text(encoding="utf-8"))
+        return f"held-out exact match {report['before']['exact_match']:.1%} -> {report['after']['exact_match']:.1%}"
+    except (ValueError, KeyError, TypeError):
+        return f"{run.report} is damaged; write it again with glmtune train --resume"

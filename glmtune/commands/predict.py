@@ -8,11 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from glmtune import methods
-from glmtune.commands.evaluate import recipe_of
-from glmtune.data.encoding import encode_prompt
-from glmtune.generation.decoding import check_lengths, complete
-from glmtune.runtime import UserError, read_json_lines
+from glmtune.commands.evaluate import check_output, load, recipe_of
+from glmtune.generation.decoding import complete
+from glmtune.runtime import UserError, read_json_lines, seed_everything
 
 # Batches that are sorted by length together. Records are written in order, a window at a time.
 BATCHES_PER_WINDOW = 4
@@ -39,15 +37,17 @@ def run(target: str, input: str, output: str, overrides: list[str] | None = None
     if not records:
         raise UserError(f"{input}: no records")
     destination = Path(output)
-    if destination.exists() and destination.stat().st_size and not overwrite:
+    check_output(output)
+    if destination.exists() and destination.samefile(input):
+        raise UserError(f"--output {output}: is the input, too. Choose another name.")
+    if destination.is_file() and destination.stat().st_size and not overwrite:
         raise UserError(f"--output {output}: exists already. Choose another name, or add --overwrite.")
-    model, tokenizer = methods.load(target, dtype=recipe.model.dtype)
     prompts = [record["prompt"] for record in records]
-    check_lengths(model, [encode_prompt(tokenizer, prompt) for prompt in prompts], recipe.generation.max_new_tokens)
+    model, tokenizer = load(target, recipe, prompts, f"{input}, line")
+    seed_everything(recipe.seed)
 
     window = recipe.generation.batch_size * BATCHES_PER_WINDOW
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
         with (
             destination.open("w", encoding="utf-8") as file,
             tqdm(total=len(records), desc="answering", unit="record") as bar,

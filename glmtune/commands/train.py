@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from glmtune import models, registry
 from glmtune.config import Recipe, load_recipe, to_yaml
-from glmtune.data import EncodedDataset, examples_of
+from glmtune.data import DrawnExamples, EncodedDataset, examples_of
 from glmtune.evaluation.evaluator import Evaluation, evaluate
+from glmtune.generation.decoding import encode_prompts
 from glmtune.methods import Method, Model
 from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
-from glmtune.tasks import Task
+from glmtune.tasks import Example, Task
 from glmtune.training.trainer import Judge, default_learning_rate, fit
 
 # Where a task draws without end and the recipe names no number of steps.
 DEFAULT_STEPS = 1000
+# Examples whose lengths are checked before training, where a task draws without end.
+CHECKED_DRAWS = 1000
 
 
 @dataclass
@@ -59,53 +66,106 @@ def run(
         UserError: faults in the recipe, the model's files or the data, told before anything is trained.
     """
     console = console or Console(stderr=True)
-    if resume is None:
-        recipe = load_recipe(recipe_path, overrides or [])
-    else:
-        recipe = resumed_recipe(resume, recipe_path, overrides)
+    if resume is not None:
+        return learn(resumed_recipe(resume, recipe_path, overrides), RunFolder(resume), console)
+    recipe = load_recipe(recipe_path, overrides or [])
+    with new_folder(recipe) as folder:
+        return learn(recipe, folder, console)
+
+
+@contextmanager
+def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
+    """A new run folder, taken away again if the block fails before training starts.
+
+    Raises:
+        UserError: there is something in it.
+    """
+    given = recipe.training.output_dir
+    existed = given is not None and Path(given).exists()
+    folder = RunFolder.create(given, run_name(recipe))
+    try:
+        yield folder
+    except BaseException:
+        if not folder.checkpoints.exists():
+            folder.recipe.unlink(missing_ok=True)
+            if not existed:
+                shutil.rmtree(folder.path)
+        raise
+
+
+def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
+    """Train in a run folder, from its last checkpoint where it has one.
+
+    Raises:
+        UserError: faults in the model's files or the data.
+        KeyboardInterrupt: after Ctrl-C; says how to go on.
+    """
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task)
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
-    held_out = examples_of(task, "held_out", recipe.evaluation.num_examples, recipe.seed)
+    count = recipe.evaluation.num_examples
+    held_out = examples_of(task, "held_out", count, recipe.seed)[:count]
+
+    location = models.locate(recipe.model.path)
+    tokenizer, config = models.load_tokenizer(location), models.load_config(location)
+    steps = recipe.training.steps = count_steps(recipe, task)
+    size = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
+    dataset = EncodedDataset(
+        examples_of(task, "train", size, recipe.seed), tokenizer, recipe.data.max_length or models.max_length(config)
+    )
+    check_lengths(recipe, tokenizer, models.max_length(config), held_out, dataset)
 
     seed_everything(recipe.seed)
-    base, tokenizer = models.load(recipe.model)
-    limit = recipe.data.max_length or models.max_length(base.config)
-    steps = recipe.training.steps = count_steps(recipe, task)
+    base, _ = models.load(recipe.model)
     if recipe.training.learning_rate is None:
         recipe.training.learning_rate = default_learning_rate(base)
-    size = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
-    dataset = EncodedDataset(examples_of(task, "train", size, recipe.seed), tokenizer, limit)
     model = method.apply(base)
-
-    folder = RunFolder(resume) if resume else RunFolder.create(recipe.training.output_dir, run_name(recipe))
     with replacing(folder.recipe) as temporary:
         temporary.write_text(to_yaml(recipe), encoding="utf-8")
     announce(console, recipe, model, folder, steps)
 
-    console.print(f"Before: answering {min(len(held_out), recipe.evaluation.num_examples)} held-out problems ...")
-    before = evaluate(model, tokenizer, task, held_out[: recipe.evaluation.num_examples], recipe.generation)
+    console.print(f"Before: answering {len(held_out)} held-out problems ...")
+    before = evaluate(model, tokenizer, task, held_out, recipe.generation)
     judge = make_judge(recipe, task, tokenizer)
-    fit(model, tokenizer, dataset, recipe, steps, judge, folder.log, folder.checkpoints, resume=resume is not None)
-    save(method, model, tokenizer, folder, recipe)
-    console.print("After: the same problems again ...")
-    after = evaluate(model, tokenizer, task, held_out[: recipe.evaluation.num_examples], recipe.generation)
-    return finish(folder, task, recipe, before, after)
+    try:
+        fit(model, tokenizer, dataset, recipe, steps, judge, folder.log, folder.checkpoints, resume=True)
+        save(method, model, tokenizer, folder, recipe)
+        console.print("After: the same problems again ...")
+        after = evaluate(model, tokenizer, task, held_out, recipe.generation)
+        return finish(folder, task, recipe, before, after)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Go on with: glmtune train --resume {folder.path}") from None
+
+
+def check_lengths(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    held_out: Sequence[Example],
+    dataset: EncodedDataset,
+) -> None:
+    """Look for examples that are too long: at all of them, or at the first to be learned where they have no end.
+
+    Raises:
+        UserError: says which one and how long it is.
+    """
+    prompts = [example.prompt for example in held_out]
+    encode_prompts(tokenizer, prompts, limit, recipe.generation.max_new_tokens, "Held-out problem")
+    drawn = isinstance(dataset.examples, DrawnExamples)
+    for index in range(min(len(dataset), CHECKED_DRAWS) if drawn else len(dataset)):
+        dataset[index]
 
 
 def resumed_recipe(resume: str, recipe_path: str | None, overrides: list[str] | None) -> Recipe:
     """The recipe of a run that is to go on.
 
     Raises:
-        UserError: no run, no checkpoint in it, or other settings given.
+        UserError: no run, or other settings given.
     """
-    folder = RunFolder(resume)
     if not RunFolder.is_run(resume):
-        raise UserError(f"--resume {resume}: no run there (recipe.yaml is missing).")
+        raise UserError(f"--resume {resume}: no run there (recipe.yaml is missing). `glmtune ls` lists the runs.")
     if recipe_path or overrides:
         raise UserError("--resume goes on with the run's own recipe; leave the recipe and the settings out.")
-    if not list(folder.checkpoints.glob("checkpoint-*")):
-        raise UserError(f"--resume {resume}: it has no checkpoint yet. Remove the folder and start again.")
-    return load_recipe(folder.recipe)
+    return load_recipe(RunFolder(resume).recipe)
 
 
 def count_steps(recipe: Recipe, task: Task) -> int:
@@ -148,10 +208,17 @@ def announce(console: Console, recipe: Recipe, model: Model, folder: RunFolder, 
 
 
 def save(method: Method, model: Model, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, recipe: Recipe) -> None:
-    """Write the adapter, or the whole model, whole or not at all."""
+    """Write the adapter, or the whole model, whole or not at all.
+
+    Raises:
+        UserError: the disk is full; the checkpoints are still there.
+    """
     with replacing(folder.adapter if method.saves_adapter else folder.model) as temporary:
         temporary.mkdir()
-        method.save(model, tokenizer, temporary, recipe.model.path)
+        try:
+            method.save(model, tokenizer, temporary, recipe.model.path)
+        except SafetensorError as error:  # in place of an OSError
+            raise OSError(str(error)) from error
 
 
 def finish(folder: RunFolder, task: Task, recipe: Recipe, before: Evaluation, after: Evaluation) -> Run:

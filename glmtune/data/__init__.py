@@ -28,8 +28,7 @@ class DrawnExamples(Sequence[Example]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.size))]
-        if not 0 <= index < self.size:
-            raise IndexError(index)
+        index = range(self.size)[index]
         return self.task.sample(random.Random(f"{self.seed} {self.split} {index}"), self.split)
 
 

@@ -13,9 +13,10 @@ from glmtune.runtime import UserError
 Message = dict[str, str]  # {"role": "user" | "assistant" | "system", "content": text}
 IGNORED = -100  # label of a token that is not learned
 
-# Stands for the content of a message while a template is rendered. Private-use characters: no template writes them.
-_CONTENT = "\ue000{}\ue001"
-_CONTENT_PATTERN = re.compile("\ue000(\\d+)\ue001")
+# The first of the characters that stand for the contents of messages while a template is rendered, one for each.
+# They are for private use, so that no template writes them and no tokenizer has tokens for them.
+_CONTENT = 0xF0000
+_CONTENT_PATTERN = re.compile("[\U000f0000-\U000ffffd]")
 
 
 class Encoding(TypedDict):
@@ -39,14 +40,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message
     if tokenizer.chat_template is None:
         text = "\n".join(message["content"] for message in messages)
         return tokenizer(text, split_special_tokens=True)["input_ids"]
-    stand_ins = [{**message, "content": _CONTENT.format(i)} for i, message in enumerate(messages)]
+    stand_ins = [{**message, "content": chr(_CONTENT + i)} for i, message in enumerate(messages)]
     rendered = str(tokenizer.apply_chat_template(stand_ins, tokenize=False, add_generation_prompt=True))
     ids: list[int] = []
     for is_control, piece in template_pieces(tokenizer, rendered):
         if is_control:
             ids.append(cast(int, tokenizer.convert_tokens_to_ids(piece)))
         else:
-            written = _CONTENT_PATTERN.sub(lambda found: messages[int(found[1])]["content"], piece)
+            written = _CONTENT_PATTERN.sub(lambda found: messages[ord(found[0]) - _CONTENT]["content"], piece)
             ids += plain_ids(tokenizer, written)
     return ids
 

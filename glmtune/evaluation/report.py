@@ -92,10 +92,10 @@ def comparison_table(before: dict[str, Any] | None, after: dict[str, Any]) -> Ta
     )
     table.add_column("")
     for kind in kinds:
-        table.add_column(f"{_label(kind)}\nn", justify="right", style="dim")
-        if before is not None:
-            table.add_column("\nbefore", justify="right")
-        table.add_column("\nafter", justify="right", style="bold")
+        table.add_column("\nn", justify="right", style="dim")
+        times = ["after"] if before is None else ["before", "after"]
+        for when, heading in zip(times, [_label(kind), ""], strict=False):
+            table.add_column(f"{heading}\n{when}", justify="right", style="bold" if when == "after" else "")
     for operator in operators:
         if operator is None:
             table.add_section()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TextIteratorStreamer
+from jinja2 import TemplateError
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import Message, encode_prompt
@@ -27,23 +28,43 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, settings: GenerationSe
         max_new_tokens=settings.max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
         **sampling,
     )
 
 
-def check_lengths(model: Model, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
-    """Refuse prompts that leave no room for an answer.
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    limit: int | None,
+    max_new_tokens: int,
+    label: str = "Prompt",
+) -> list[list[int]]:
+    """Token ids of prompts that leave room for an answer.
+
+    Args:
+        tokenizer: with the template of the model.
+        prompts: texts, or lists of messages.
+        limit: longest sequence in tokens that the model takes; None where it states none.
+        max_new_tokens: longest answer.
+        label: what an error calls a prompt, before its number.
 
     Raises:
-        UserError: names the prompt and both lengths.
+        UserError: a prompt is too long, or its messages do not suit the template; says which.
     """
-    limit = max_length(model.config)
+    encoded = []
     for number, prompt in enumerate(prompts, start=1):
-        if limit is not None and len(prompt) + max_new_tokens > limit:
+        try:
+            ids = encode_prompt(tokenizer, prompt)
+        except TemplateError as error:
+            raise UserError(f"{label} {number}: the model's chat template does not take it: {error}") from error
+        if limit is not None and len(ids) + max_new_tokens > limit:
             raise UserError(
-                f"Prompt {number} has {len(prompt)} tokens; with generation.max_new_tokens={max_new_tokens} "
+                f"{label} {number} has {len(ids)} tokens; with generation.max_new_tokens={max_new_tokens} "
                 f"that is more than the {limit} that this model takes. Shorten the prompt or lower that setting."
             )
+        encoded.append(ids)
+    return encoded
 
 
 def complete(
@@ -57,8 +78,7 @@ def complete(
     Raises:
         UserError: a prompt is too long for the model; told before any is answered.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    check_lengths(model, encoded, settings.max_new_tokens)
+    encoded = encode_prompts(tokenizer, prompts, max_length(model.config), settings.max_new_tokens)
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
@@ -79,7 +99,6 @@ def complete_batch(
         input_ids=input_ids,
         attention_mask=mask,
         generation_config=generation_config(tokenizer, settings),
-        use_cache=True,
     )
     return [text_of(tokenizer, row) for row in sequences[:, length:].tolist()]
 
@@ -94,15 +113,15 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def stream(
     model: Model, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, settings: GenerationSettings
 ) -> Iterator[str]:
-    """Answer one prompt piece by piece. All tokens arrive, the last one too.
+    """Answer one prompt piece by piece. All tokens arrive, the last one too. Who stops listening stops the model.
 
     Raises:
         UserError: the prompt is too long for the model.
     """
-    ids = encode_prompt(tokenizer, prompt)
-    check_lengths(model, [ids], settings.max_new_tokens)
+    [ids] = encode_prompts(tokenizer, [prompt], max_length(model.config), settings.max_new_tokens)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     input_ids = torch.tensor([ids], device=model.device)
+    stop = Stop()
     failures: list[Exception] = []
 
     def run() -> None:
@@ -113,7 +132,7 @@ def stream(
                     attention_mask=torch.ones_like(input_ids),
                     generation_config=generation_config(tokenizer, settings),
                     streamer=streamer,
-                    use_cache=True,
+                    stopping_criteria=[stop],
                 )
         except Exception as error:
             failures.append(error)
@@ -121,7 +140,21 @@ def stream(
 
     thread = Thread(target=run, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
+    try:
+        yield from streamer
+    finally:
+        stop.asked.set()
+        thread.join()
     if failures:
         raise failures[0]
+
+
+class Stop(StoppingCriteria):
+    """Ends an answer after the token at hand, once asked to."""
+
+    def __init__(self) -> None:
+        self.asked = Event()
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """(B,) bool: whether each row is done."""
+        return torch.full((len(input_ids),), self.asked.is_set(), device=input_ids.device)

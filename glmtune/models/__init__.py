@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glmtune import registry
 from glmtune.config import ModelSettings
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 EMBEDDED = {"nano": Path(__file__).parent / "nano"}
 LFS_MARK = b"version https://git-lfs"
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+# One of these files makes a folder something that can be loaded: a checkpoint, a run, an adapter.
+LOADABLE = ("config.json", "recipe.yaml", "adapter_config.json")
 
 
 def locate(path: str) -> str:
@@ -40,7 +46,7 @@ def locate(path: str) -> str:
     if len(parts) == 2 and all(parts) and not path.startswith((".", "~")) and not folder.parent.is_dir():
         return path
     around = folder.parent if folder.parent.is_dir() else Path(".")
-    neighbours = sorted(entry.name for entry in around.iterdir() if (entry / "config.json").is_file())
+    neighbours = sorted(entry.name for entry in around.iterdir() if any((entry / name).is_file() for name in LOADABLE))
     raise UserError(
         f"model.path: no such model directory: {path}.{registry.suggest(folder.name, [*EMBEDDED, *neighbours])}"
     )
@@ -50,24 +56,49 @@ def check_checkpoint(folder: Path) -> None:
     """Look for what makes loading fail later and less clearly.
 
     Raises:
-        UserError: no `config.json`, a Git-LFS pointer, a truncated safetensors file, or a missing shard.
+        UserError: no `config.json`, or a file that is damaged or missing.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path: {folder} has no config.json, so it is no checkpoint directory.")
-    for file in weight_files(folder):
+    check_files(folder)
+
+
+def check_files(folder: Path) -> None:
+    """Check the files of a checkpoint or an adapter, without reading weights.
+
+    Raises:
+        UserError: a Git-LFS pointer, a truncated safetensors file, or a missing shard.
+    """
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
         with file.open("rb") as stream:
             head = stream.read(len(LFS_MARK))
         if head == LFS_MARK:
-            raise UserError(f"{file} is a Git-LFS pointer, not the weights. Fetch them: cd {folder} && git lfs pull")
+            raise UserError(f"{file} is a Git-LFS pointer, not the file itself. Fetch it: cd {folder} && git lfs pull")
         if file.suffix == ".safetensors":
             check_safetensors(file)
     for index in folder.glob("*.index.json"):
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        shards = set(read_json(index).get("weight_map", {}).values())
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise UserError(
-                f"{folder} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])} ..."
+                f"{folder} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])} ... "
+                "Copy or download them."
             )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint or an adapter.
+
+    Raises:
+        UserError: the file holds none.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}. Copy or download it again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is damaged: not a JSON object. Copy or download it again.")
+    return value
 
 
 def check_safetensors(file: Path) -> None:
@@ -129,6 +160,28 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+@contextmanager
+def reading(what: str, path: str) -> Iterator[None]:
+    """Tell in a line, with the place, what a library cannot do with the files of a checkpoint or an adapter.
+
+    Raises:
+        UserError: in place of whatever the block raises; the libraries document no classes of errors.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = textwrap.shorten(str(error).partition("\n\n")[0], 300, placeholder=" ...") or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run whatever code the file holds
+            reason = "a file is damaged, or holds more than weights. Copy or download it again, best as safetensors."
+        if Path(path).is_dir():
+            raise UserError(f"{path}: its {what} cannot be read: {reason}") from error
+        raise UserError(
+            f"model.path: there is no folder {path} here, and the hub gives no {what} of that name: {reason}"
+        ) from error
+
+
 def load(
     settings: ModelSettings, device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -137,27 +190,76 @@ def load(
     Raises:
         UserError: no such model, or its files are missing or damaged.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     device = device or default_device()
     folder = locate(settings.path)
-    dtype = choose_dtype(settings.dtype, device)
-    tokenizer = load_tokenizer(folder)
-    options = {"attn_implementation": settings.attention, "dtype": dtype}
+    if not settings.random_init and Path(folder).is_dir() and not weight_files(Path(folder)):
+        raise UserError(f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}).")
+    tokenizer, config = load_tokenizer(folder), load_config(folder)
+    options: dict[str, Any] = {
+        "attn_implementation": settings.attention,
+        "dtype": choose_dtype(settings.dtype, device),
+    }
     if settings.random_init:
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **options)
-    else:
-        if Path(folder).is_dir() and not weight_files(Path(folder)):
-            raise UserError(f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}).")
-        model = AutoModelForCausalLM.from_pretrained(folder, low_cpu_mem_usage=True, **options)
+        return AutoModelForCausalLM.from_config(config, **options).to(device).eval(), tokenizer
+    with reading("weights", folder):
+        # Names and shapes are compared here: the library only logs what is missing, and fills in random weights.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    model, found = loaded
+    check_weights(settings.path, found)
     return model.to(device).eval(), tokenizer
 
 
+def check_weights(path: str, found: dict[str, Any]) -> None:
+    """Compare the weights of the files with those that the configuration asks for.
+
+    Args:
+        path: the checkpoint.
+        found: transformers' account of the loading.
+
+    Raises:
+        UserError: weights are missing, or have other shapes.
+    """
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, in_files, wanted = mismatched[0]
+        raise UserError(
+            f"model.path: the weights of {path} do not fit its config.json: {name} is {list(in_files)} in the files, "
+            f"{list(wanted)} by config.json ({len(mismatched)} such weights). Copy or download both again."
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"model.path: {path} lacks {len(missing)} weights that its config.json asks for: "
+            f"{', '.join(missing[:3])} ... Copy or download it again."
+        )
+
+
+def load_config(folder: str) -> PreTrainedConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        UserError: it is damaged, or of no known family.
+    """
+    from transformers import AutoConfig
+
+    with reading("config.json", folder):
+        return AutoConfig.from_pretrained(folder)
+
+
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, with a token to pad with."""
+    """The tokenizer of a checkpoint, with a token to pad with.
+
+    Raises:
+        UserError: there is none, or it has no end token.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with reading("tokenizer", folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.path: the tokenizer of {folder} has no eos_token, so that no answer could end.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, field_validator
 
 from glmtune.config import NamedSettings
+from glmtune.runtime import UserError
 from glmtune.tasks import Example, Score, Split, Task, split_of
 
 Operator = Literal["+", "-", "*", "/"]
@@ -37,10 +38,15 @@ DRAFT_MARK = "|"  # between a draft and the answer
 UNDEFINED = "undefined"  # the answer to a division by zero
 
 # NFKC turns full-width digits, operators and `＝` into ASCII; these it leaves alone.
-_LOOKALIKES = str.maketrans({"×": "*", "✕": "*", "·": "*", "÷": "/", "∕": "/", "−": "-", "–": "-", "—": "-", "。": "."})
+_LOOKALIKES = str.maketrans("×✕✖∗·⋅÷∕⁄➗−‐‒–—―➖➕。", "******////-------+.")
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
-_EXPRESSION = re.compile(rf"(?<![\d.])-?(?:{_NUMBER})(?:\s*[-+*/]\s*-?(?:{_NUMBER}))+")
-_SIGNED_NUMBER = re.compile(rf"(?<![\d.*/])-?(?:{_NUMBER})(?![\d/*])")
+_START = r"(?<![\d.])(?<!\d,)"  # not within a number; keeps the search linear as well
+_EXPRESSION = re.compile(rf"{_START}-?(?:{_NUMBER})(?:\s*[-+*/]\s*-?(?:{_NUMBER}))+")
+_STEP = re.compile(rf"(-?(?:{_NUMBER}))\s*([-+*/]?)\s*")  # an operand of an expression, and the operator behind it
+_SIGNED_NUMBER = re.compile(rf"{_START}-?(?:{_NUMBER})(?![.,]?\d)")
+_NO_NUMBER = re.compile(r"\d\s*(?:[-+*/]|e[-+]?)\s*-?\.?\d|\d\s*[%^]", re.IGNORECASE)  # 2+3, 6/8, 1e5, 2^3, 5%
+_MOST_DIGITS = 1000  # of an operand in a foreign text; Python itself refuses to read more than 4300
+_MOST_DRAWS = 100_000  # for one problem
 
 
 def plain(text: str) -> str:
@@ -54,12 +60,18 @@ def shortest(value: Fraction) -> str:
     Raises:
         ValueError: the value has no finite decimal notation.
     """
-    places, scale = 0, 1
-    while (value * scale).denominator != 1:
-        places, scale = places + 1, scale * 10
-        if places > 400:
+    places = 0
+    while 10**places % value.denominator:
+        places += 1
+        if places > value.denominator.bit_length():
             raise ValueError(f"{value} has no finite decimal notation; round it first")
-    return f"{Decimal((value * scale).numerator).scaleb(-places):f}"
+    return with_places(int(value * 10**places), places)
+
+
+def with_places(units: int, places: int) -> str:
+    """`units / 10**places` with all its decimals: 5490, 2 -> `54.90`. No `Decimal`, which would round to 28 digits."""
+    digits = str(abs(units)).rjust(places + 1, "0")
+    return "-" * (units < 0) + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
 
 
 def round_half_up(value: Fraction, places: int) -> Fraction:
@@ -80,18 +92,11 @@ class Problem:
     def parse(cls, text: str) -> Problem | None:
         """The first expression in a text, or None: `计算: ５７.8 × 2 =` -> 57.8 * 2."""
         found = _EXPRESSION.search(plain(text))
-        if found is None:
+        steps = _STEP.findall(found.group()) if found else []
+        operands = tuple(operand.replace(",", "") for operand, _ in steps)
+        if not operands or max(map(len, operands)) > _MOST_DIGITS:
             return None
-        rest = found.group()
-        operands: list[str] = []
-        operators: list[str] = []
-        while rest:
-            operand = re.match(rf"\s*(-?(?:{_NUMBER}))\s*", rest)
-            assert operand is not None  # _EXPRESSION is made of the same parts
-            operands.append(operand.group(1).replace(",", ""))
-            operators += rest[operand.end() : operand.end() + 1]
-            rest = rest[operand.end() + 1 :]
-        return cls(tuple(operands), tuple(operators))
+        return cls(operands, tuple(operator for _, operator in steps[:-1]))
 
     @property
     def text(self) -> str:
@@ -158,7 +163,7 @@ def count_carries(left: Fraction, right: Fraction, operator: str) -> int:
 class ArithmeticSettings(NamedSettings):
     """What problems are drawn and how they are written."""
 
-    operators: dict[Operator, PositiveFloat] = Field(
+    operators: Annotated[dict[Operator, PositiveFloat], Field(min_length=1)] = Field(
         {"+": 3, "-": 3, "*": 1, "/": 1}, description="operators and how often each is drawn, or just a text: '+-'"
     )
     kinds: Annotated[list[Kind], Field(min_length=1)] = Field(
@@ -218,14 +223,17 @@ class Arithmetic(Task):
         answer = problem.answer(self.settings.decimals)
         draft = ""
         if self.settings.style == "draft" and answer != UNDEFINED:
-            sign = "-" if answer.startswith("-") else ""
-            draft = sign + answer.removeprefix("-")[::-1] + DRAFT_MARK
+            draft = "-" * answer.startswith("-") + answer.removeprefix("-")[::-1] + DRAFT_MARK
         return (said if self.settings.echo else "") + draft + answer
 
     def draw(self, rng: random.Random, split: Split) -> Problem:
-        """Draw problems until one belongs to the split and divides by nothing forbidden."""
+        """Draw problems until one belongs to the split and divides by nothing forbidden.
+
+        Raises:
+            UserError: the settings leave (nearly) no such problem.
+        """
         settings = self.settings
-        while True:
+        for _ in range(_MOST_DRAWS):
             kind = rng.choice(settings.kinds)
             operands = tuple(self.draw_operand(rng, kind) for _ in range(settings.num_operands))
             operators = rng.choices(list(settings.operators), list(settings.operators.values()), k=len(operands) - 1)
@@ -236,6 +244,10 @@ class Arithmetic(Task):
                 continue
             if split_of(problem.normal_form, settings.held_out) == split:
                 return problem
+        raise UserError(
+            f"task: none of {_MOST_DRAWS} problems drawn belongs to the {split} split: these settings allow too few. "
+            "Raise task.maximum, task.digits or task.held_out, or add operators or kinds."
+        )
 
     def draw_operand(self, rng: random.Random, kind: Kind) -> str:
         """One non-negative operand as text. Three decimals in ten have fewer places than the most."""
@@ -249,7 +261,7 @@ class Arithmetic(Task):
         units = rng.randint(0, limit * 10**places)
         text = shortest(Fraction(units, 10**places))
         if places and rng.random() < settings.trailing_zeros:
-            text = f"{Decimal(units).scaleb(-places):f}"
+            text = with_places(units, places)
         return text
 
     def score(self, example: Example, completion: str) -> Score:
@@ -259,7 +271,7 @@ class Arithmetic(Task):
             return Score("unparseable", answer)
         if answer == target:
             return Score("exact", answer)
-        same = UNDEFINED not in (answer, target) and Fraction(answer) == Fraction(target)
+        same = UNDEFINED not in (answer, target) and Decimal(answer) == Decimal(target)
         return Score("equal" if same else "wrong", answer)
 
     def describe(self, prompt: str, target: str) -> dict[str, Any]:
@@ -271,9 +283,14 @@ class Arithmetic(Task):
 def read_answer(text: str) -> str | None:
     """The one number after the last `=` or draft of a text, as written; None where there is none, or several.
 
-    `25.31+86.35=111.66` -> `111.66`; `19+23=24|42` -> `42`; `答案是111.66。` -> `111.66`; `88, or 90` -> None.
+    `25.31+86.35=111.66` -> `111.66`; `19+23=24|42` -> `42`; `答案是111.66。` -> `111.66`; `88, or 90` -> None. What is
+    still to be worked out is no number: `2+3`, `6/8`, `1e5`, `5%` -> None.
     """
-    tail = plain(text).rpartition("=")[2].rpartition(DRAFT_MARK)[2]
+    tail = plain(text).rpartition("=")[2].rpartition(DRAFT_MARK)[2].strip()
+    if _NO_NUMBER.search(tail):
+        return None
+    if tail.startswith("-"):
+        tail = "-" + tail[1:].lstrip()
     numbers = set(_SIGNED_NUMBER.findall(tail))
     if len(numbers) == 1:
         return numbers.pop().replace(",", "")

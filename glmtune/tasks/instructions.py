@@ -71,7 +71,7 @@ class Instructions(Task):
 
 
 def read_examples(file: str) -> list[Example]:
-    """Records of a JSONL file as examples; further fields become facts.
+    """Records of a JSONL file as examples; a group of `facts` in a record is kept, other fields are not.
 
     Raises:
         UserError: with file and line number.
@@ -93,13 +93,13 @@ def example_of(record: dict[str, Any]) -> Example:
     Raises:
         ValueError: fields are missing or not texts.
     """
-    if "instruction" in record:
-        prompt = "\n".join(str(record[key]) for key in ("instruction", "input") if record.get(key))
-        record = {"prompt": prompt, "target": record.get("output")}
-    for key in ("prompt", "target"):
+    asked, answered = ("instruction", "output") if "instruction" in record else ("prompt", "target")
+    for key in (asked, answered):
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise ValueError(
                 f"'{key}' is missing, empty or not a text; the record has {', '.join(record) or 'nothing'}"
             )
-    facts = record.get("facts", {})
-    return Example(record["prompt"], record["target"], facts if isinstance(facts, dict) else {})
+    prompt, facts = record[asked], record.get("facts", {})
+    if asked == "instruction" and record.get("input"):
+        prompt += f"\n{record['input']}"
+    return Example(prompt, record[answered], facts if isinstance(facts, dict) else {})

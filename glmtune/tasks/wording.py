@@ -8,6 +8,7 @@ known as characters. What they mean is left for fine-tuning on `arithmetic` to l
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from glmtune.tasks import Example, Score, Split
 from glmtune.tasks.arithmetic import Arithmetic
@@ -42,4 +43,6 @@ class Wording(Arithmetic):
         """As in `arithmetic`; a copy must be the same text."""
         if example.facts.get("operator") == "copy":
             return Score("exact" if completion.strip() == example.target else "wrong", completion)
-        return super().score(example, completion)
+        said = example.prompt  # its numbers are no answers
+        bare = replace(example, target=example.target.removeprefix(said))
+        return super().score(bare, completion.strip().removeprefix(said))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,14 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from glmtune.runtime import UserError
+
 
 class LogCallback(TrainerCallback):
-    """Appends each record of the Trainer to `log.jsonl`: losses, held-out scores, seconds since the start."""
+    """Appends each record of the Trainer to `log.jsonl`: losses, held-out scores, seconds of training.
+
+    A resumed run goes on where its checkpoint left off: what was logged after that is dropped, the seconds add up.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -24,7 +30,14 @@ class LogCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.start = time.perf_counter()
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        kept = [record for record in records_of(lines) if record["step"] <= state.global_step]
+        self.write("".join(map(as_line, kept)), "w")
+        self.start = time.perf_counter() - max((record["seconds"] for record in kept), default=0)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:  # the last steps count, too
+            control.should_log = True
 
     def on_log(
         self,
@@ -38,8 +51,35 @@ class LogCallback(TrainerCallback):
         record |= {key.removeprefix("eval_"): value for key, value in (logs or {}).items()}
         if "ci95_low" in record:
             record["exact_match_ci95"] = [record.pop("ci95_low"), record.pop("ci95_high")]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self.write(as_line(record), "a")
+
+    def write(self, text: str, mode: str) -> None:
+        """Write to the log.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        try:
+            with self.path.open(mode, encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+
+def as_line(record: dict[str, Any]) -> str:
+    """A record as a line of the log."""
+    return json.dumps(record) + "\n"
+
+
+def records_of(lines: list[str]) -> Iterator[dict[str, Any]]:
+    """Records of a log, without summaries of earlier sittings, and without the half line that a full disk leaves."""
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if "train_runtime" not in record:
+            yield record
 
 
 class ProgressBar(TrainerCallback):
@@ -90,6 +130,7 @@ class InterruptCallback(TrainerCallback):
         """Listen to Ctrl-C while the block runs."""
 
         def note(signal_number: int, frame: Any) -> None:
+            print("\nEnding after this step, with a checkpoint. Ctrl-C again ends at once.", file=sys.stderr)
             self.interrupted = True
             signal.signal(signal.SIGINT, previous)
 

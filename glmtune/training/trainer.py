@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments
+from safetensors import SafetensorError
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 from transformers import Trainer as TransformersTrainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from glmtune.config import Recipe
@@ -17,6 +20,7 @@ from glmtune.data import EncodedDataset, LengthGroupedSampler
 from glmtune.data.collation import Collator
 from glmtune.methods import Model
 from glmtune.models import choose_dtype
+from glmtune.runtime import UserError
 from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
 
 METRIC = "exact_match"
@@ -51,11 +55,36 @@ class Trainer(TransformersTrainer):
         model.eval()
         result = self.judge(model)
         model.train(was_training)
-        metrics = {f"eval_{METRIC}": result[METRIC], "eval_seconds": round(time.perf_counter() - start, 2)}
+        metrics = {f"eval_{METRIC}": result[METRIC], "eval_duration": round(time.perf_counter() - start, 2)}
         low, high = result[f"{METRIC}_ci95"]
         self.log({**metrics, "eval_ci95_low": low, "eval_ci95_high": high, "eval_n": result["n"]})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if result[METRIC] == self.state.best_metric:  # of equals the last is kept: it has learned longest
+            self.state.best_global_step = self.state.global_step
         return metrics
+
+    def take_best(self, state: TrainerState) -> None:
+        """Load the best weights of a run that has ended already."""
+        self.state = state
+        state.best_model_checkpoint = str(Path(str(self.args.output_dir)) / f"checkpoint-{state.best_global_step}")
+        self._load_best_model()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As the base class does, but without a half-written checkpoint where the disk is full.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            folder = Path(str(self.args.output_dir))
+            shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            free = shutil.disk_usage(folder).free // 2**20
+            raise UserError(
+                f"{folder}: the checkpoint of step {self.state.global_step} cannot be written ({free} MB free on this "
+                f"disk): {error}. Make room, then go on with: glmtune train --resume {folder.parent}"
+            ) from error
 
 
 def default_learning_rate(model: Model) -> float:
@@ -72,6 +101,9 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
     dtype = choose_dtype(recipe.model.dtype, device)
     settings = recipe.training
     eval_steps = settings.eval_steps or max(1, -(-steps // 5))
+    recompute: dict[str, Any] = {}
+    if settings.gradient_checkpointing:
+        recompute = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -83,8 +115,7 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        **recompute,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16 and device.type == "cuda",
         logging_steps=settings.logging_steps,
@@ -93,10 +124,11 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
         eval_steps=eval_steps,
         save_strategy="steps",
         save_steps=eval_steps,
-        save_total_limit=settings.save_total_limit,
+        save_total_limit=settings.save_total_limit + 1,  # transformers counts the best one, too
         load_best_model_at_end=True,
         metric_for_best_model=METRIC,
         greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,
         seed=recipe.seed,
         data_seed=recipe.seed,
         report_to="none",
@@ -105,6 +137,20 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
         dataloader_num_workers=0,
         use_cpu=device.type == "cpu",
     )
+
+
+def last_checkpoint(checkpoints: Path) -> Path | None:
+    """The latest complete checkpoint in a folder, if any: the state is written last."""
+    complete = [state.parent for state in checkpoints.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    return max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def has_ended(state: TrainerState, steps: int, patience: int | None) -> bool:
+    """Whether all steps were made, or early stopping has had enough."""
+    callbacks: Any = state.stateful_callbacks
+    stopper = callbacks.get(EarlyStoppingCallback.__name__, {"attributes": {}})
+    worse = stopper["attributes"].get("early_stopping_patience_counter", 0)
+    return state.global_step >= steps or (patience is not None and worse >= patience)
 
 
 def fit(
@@ -127,7 +173,7 @@ def fit(
         judge: scores the model on held-out examples.
         log_path: `log.jsonl`, appended to.
         checkpoints: folder of resumable checkpoints.
-        resume: go on from the last checkpoint.
+        resume: go on from the last checkpoint, or begin where there is none.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
@@ -135,8 +181,9 @@ def fit(
     model.config.use_cache = False
     interrupt = InterruptCallback()
     callbacks = [LogCallback(log_path), ProgressBar(), interrupt]
-    if recipe.training.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
+    patience = recipe.training.early_stopping_patience
+    if patience is not None:
+        callbacks.append(EarlyStoppingCallback(patience))
     trainer = Trainer(
         judge=judge,
         model=model,
@@ -149,8 +196,13 @@ def fit(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    with interrupt.listening():
-        trainer.train(resume_from_checkpoint=resume)
+    start = last_checkpoint(checkpoints) if resume else None
+    state = TrainerState.load_from_json(str(start / TRAINER_STATE_NAME)) if start else None
+    if state is not None and has_ended(state, steps, patience):
+        trainer.take_best(state)
+    else:
+        with interrupt.listening():
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
     if interrupt.interrupted:
         raise KeyboardInterrupt
     model.config.use_cache = True

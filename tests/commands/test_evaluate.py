@@ -1,0 +1,120 @@
+"""`evaluate`: the figures agree with a count by hand, on held-out examples and on anybody's file."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmtune import models
+from glmtune.commands import evaluate
+from glmtune.commands.train import Run
+from glmtune.evaluation.metrics import wilson_interval
+from glmtune.runtime import UserError
+
+SUMS = [(a, b) for a in range(6) for b in range(6)]
+
+
+def test_held_out_examples_are_those_of_the_run(tiny_run: Run) -> None:
+    evaluation, report = evaluate.run(str(tiny_run.folder.path))
+    assert evaluation.examples == tiny_run.after.examples
+    assert evaluation.completions == tiny_run.after.completions
+    assert report["data"] == "held-out examples of task 'arithmetic'"
+    assert report["model"] == str(tiny_run.folder.path)
+    assert {**tiny_run.report["after"], **report} == report
+
+
+def test_overrides_count(tiny_run: Run) -> None:
+    _, report = evaluate.run(str(tiny_run.folder.path), overrides=["evaluation.num_examples=3", "task.operators=-"])
+    assert report["n"] == 3 and list(report["by"]["operator"]) == ["-"]
+
+
+def test_it_agrees_with_a_count_by_hand(tiny_run: Run, write_records: Any, tmp_path: Path) -> None:
+    """A foreign file with nothing but prompts and targets, half of which are what the model happens to say."""
+    run = str(tiny_run.folder.path)
+    questions = write_records(*({"prompt": f"{a}+{b}=", "target": str(a + b)} for a, b in SUMS), name="questions.jsonl")
+    said = evaluate.run(run, str(questions))[0].completions
+    assert any(text.strip() for text in said)
+    records = [
+        {"prompt": f"{a}+{b}=", "target": text if index % 2 and text.strip() else str(a + b)}
+        for index, ((a, b), text) in enumerate(zip(SUMS, said, strict=True))
+    ]
+    file, output = write_records(*records), tmp_path / "deep/er/report.json"
+    settings = ["task={name: instructions, file: unused}"]  # compares texts
+    evaluation, report = evaluate.run(run, str(file), str(output), settings)
+    right = [
+        text.lower().split() == record["target"].lower().split() for text, record in zip(said, records, strict=True)
+    ]
+    assert 0 < sum(right) < len(right)
+    assert [score.correct for score in evaluation.scores] == right
+    assert (report["n"], report["exact_match"]) == (36, sum(right) / 36)
+    assert report["exact_match_ci95"] == list(wilson_interval(sum(right), 36))
+    assert report["verdicts"] == {
+        name: Counter(score.verdict for score in evaluation.scores)[name] for name in report["verdicts"]
+    }
+    assert json.loads(output.read_text()) == report
+    assert {"rouge-1", "rouge-2", "rouge-l", "bleu-4", "samples", "failures", "machine", "format"} <= report.keys()
+
+
+def test_facts_are_found_in_foreign_records(tiny_run: Run, write_records: Any) -> None:
+    file = write_records(
+        {"prompt": "1.5＋2＝", "target": "3.5"},
+        {"prompt": "12×3", "target": "36", "facts": {"source": "mine"}},
+        {"instruction": "9-3=", "output": "6"},
+    )
+    _, report = evaluate.run(str(tiny_run.folder.path), str(file), overrides=["evaluation.text_metrics=false"])
+    assert {name: part["n"] for name, part in report["by"]["operator"].items()} == {"+": 1, "-": 1, "*": 1}
+    assert {name: part["n"] for name, part in report["by"]["kind"].items()} == {"integer": 2, "decimal": 1}
+    assert report["by"]["source"]["mine"]["n"] == 1
+    assert report["data"] == str(file)
+    assert "rouge-1" not in report
+
+
+def test_a_bare_checkpoint_is_judged_by_the_default_task(tiny_checkpoint: Path) -> None:
+    _, report = evaluate.run(str(tiny_checkpoint), overrides=["evaluation.num_examples=4"])
+    assert (report["n"], report["data"]) == (4, "held-out examples of task 'arithmetic'")
+
+
+def test_sampling_follows_the_seed(tiny_run: Run) -> None:
+    sampled = ["generation.do_sample=true", "generation.temperature=5", "generation.top_p=1"]
+
+    def completions(*settings: str) -> list[str]:
+        return evaluate.run(str(tiny_run.folder.path), overrides=[*sampled, *settings])[0].completions
+
+    assert completions() == completions()
+    assert completions() != completions("generation.temperature=1.5")
+
+
+def test_a_base_that_has_moved(tiny_run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(tiny_checkpoint, tmp_path / "moved"))
+    run = Path(shutil.copytree(tiny_run.folder.path, tmp_path / "run"))
+    (run / "adapter/base.json").write_text(
+        (run / "adapter/base.json").read_text().replace(str(tiny_checkpoint), "/gone/away")
+    )
+    (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace(str(tiny_checkpoint), "/gone/away"))
+    with pytest.raises(UserError, match=r"no such model directory: /gone/away.*model\.path=\.\.\."):
+        evaluate.run(str(run))
+    for target in (run, run / "adapter"):
+        settings = [f"model.path={moved}", "evaluation.num_examples=1"]
+        assert evaluate.run(str(target), overrides=settings)[1]["n"] == 1
+
+
+@pytest.mark.parametrize("place", ["folder", "/proc/none/out.json"])
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(models, "load", None)
+    with pytest.raises(UserError, match=r"--output .*(is a folder|cannot be written)"):
+        evaluate.run(str(tiny_run.folder.path), output=str(tmp_path / place))
+
+
+def test_a_prompt_too_long_is_told_with_its_line(
+    tiny_run: Run, write_records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_records({"prompt": "1", "target": "1"}, {"prompt": "1" * 200, "target": "1"})
+    monkeypatch.setattr(models, "load", None)
+    with pytest.raises(UserError, match=rf"{file}, line 2 has 203 tokens.*128"):
+        evaluate.run(str(tiny_run.folder.path), str(file))

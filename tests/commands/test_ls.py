@@ -1,0 +1,47 @@
+"""`ls`: the names that recipes can use, and the runs there are."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glmtune.commands import ls
+from glmtune.commands.train import Run
+
+
+@pytest.fixture
+def runs(tmp_path: Path, tiny_run: Run) -> Path:
+    """A finished run, one that was stopped, one with a damaged report, and something else."""
+    folder = tmp_path / "runs"
+    for name in ("finished", "stopped", "damaged", "empty-report"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "recipe.yaml").write_bytes(tiny_run.folder.recipe.read_bytes())
+    report = {"before": {"exact_match": 0.015}, "after": {"exact_match": 0.75}}
+    (folder / "finished/report.json").write_text(json.dumps(report))
+    (folder / "damaged/report.json").write_text('{"before": ')
+    (folder / "empty-report/report.json").write_text("{}")
+    (folder / "notes").mkdir()
+    return folder
+
+
+def test_names(tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text("# Five digits, ten thousand steps.\ntraining: {steps: 10000}\n")
+    (tmp_path / "bare.yaml").write_text("training: {steps: 10000}\n")
+    found = ls.run(str(tmp_path / "none"), str(tmp_path))
+    assert {"arithmetic", "instructions"} <= found["tasks"].keys()
+    assert {"lora", "full"} <= found["methods"].keys()
+    assert list(found["models"]) == ["nano"]
+    assert found["recipes"] == {
+        str(tmp_path / "bare.yaml"): "",
+        str(tmp_path / "long.yaml"): "Five digits, ten thousand steps.",
+    }
+    assert found["runs"] == {}
+    assert all(text and "\n" not in text for section in ("tasks", "methods") for text in found[section].values())
+
+
+def test_runs(runs: Path) -> None:
+    found = {Path(path).name: text for path, text in ls.run(str(runs))["runs"].items()}
+    assert found.keys() == {"finished", "stopped", "damaged", "empty-report"}
+    assert found["finished"] == "held-out exact match 1.5% -> 75.0%"
+    assert found["stopped"] == f"not finished; go on with glmtune train --resume {runs / 'stopped'}"
+    assert "is damaged" in found["damaged"] and "is damaged" in found["empty-report"]

@@ -1,0 +1,134 @@
+"""`predict`: every record again, in order, as it is answered."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmtune import models
+from glmtune.commands import predict
+from glmtune.commands.train import Run
+from glmtune.config import load_recipe
+from glmtune.generation.decoding import complete
+from glmtune.runtime import UserError
+
+PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "问:1+1", "100/7=", "5*5"]
+
+
+@pytest.fixture
+def run(tiny_run: Run) -> str:
+    return str(tiny_run.folder.path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_record_again_with_its_completion(
+    run: str, tiny: tuple[Any, Any], write_records: Any, tmp_path: Path
+) -> None:
+    records = [{"prompt": text, "id": i, "more": {"deep": ["值"]}} for i, text in enumerate(PROMPTS)]
+    records.append({"prompt": [{"role": "user", "content": "1+2="}], "completion": "an old one"})  # type: ignore[dict-item]
+    file, output = write_records(*records), tmp_path / "deep/er/out.jsonl"
+    assert predict.run(run, str(file), str(output), ["generation.batch_size=2"]) == len(records)
+    answered = read(output)
+    assert [{**record, "completion": None} for record in records] == [{**one, "completion": None} for one in answered]
+    generation = load_recipe(Path(run) / "recipe.yaml").generation
+    expected = dict(complete(*tiny, [record["prompt"] for record in records], generation))
+    assert [one["completion"] for one in answered] == [expected[index] for index in range(len(records))]
+    assert "值" in output.read_text(encoding="utf-8")
+
+
+def test_the_file_grows_while_it_is_answered(
+    run: str, write_records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole lines, a window at a time; an error later takes none of them back."""
+    file, output = write_records(*({"prompt": text} for text in PROMPTS)), tmp_path / "out.jsonl"
+    grown: list[int] = []
+
+    def watched(model: Any, tokenizer: Any, prompts: list[str], settings: Any) -> Any:
+        grown.append(len(read(output)))
+        if len(grown) == 3:
+            raise RuntimeError("no such luck")
+        yield from complete(model, tokenizer, prompts, settings)
+
+    monkeypatch.setattr(predict, "BATCHES_PER_WINDOW", 1)
+    monkeypatch.setattr(predict, "complete", watched)
+    with pytest.raises(RuntimeError):
+        predict.run(run, str(file), str(output), ["generation.batch_size=2"])
+    assert grown == [0, 2, 4]
+    assert [record["prompt"] for record in read(output)] == PROMPTS[:4]
+
+
+def test_an_output_that_exists_is_kept(run: str, write_records: Any, tmp_path: Path) -> None:
+    file, output = write_records({"prompt": "1+2="}), tmp_path / "out.jsonl"
+    output.write_text("precious\n")
+    with pytest.raises(UserError, match=r"--output .*out.jsonl: exists already.*--overwrite"):
+        predict.run(run, str(file), str(output))
+    assert output.read_text() == "precious\n"
+    assert predict.run(run, str(file), str(output), overwrite=True) == 1
+    assert read(output)[0]["prompt"] == "1+2="
+
+
+def test_an_empty_output_is_no_loss(run: str, write_records: Any, tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").touch()
+    assert predict.run(run, str(write_records({"prompt": "1"})), str(tmp_path / "out.jsonl")) == 1
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_input_is_not_overwritten(run: str, write_records: Any, tmp_path: Path, overwrite: bool) -> None:
+    file = write_records({"prompt": "1+2="})
+    before = file.read_text()
+    with pytest.raises(UserError, match="is the input, too"):
+        predict.run(run, str(file), f"{tmp_path}/../{tmp_path.name}/{file.name}", overwrite=overwrite)
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"question": "1"}, "line 2: 'prompt' must be a text.*the record has question"),
+        ({"prompt": ""}, "line 2: 'prompt' must be a text"),
+        ({"prompt": 3}, "line 2: 'prompt' must be a text"),
+        ({"prompt": []}, "line 2: 'prompt' must be a text"),
+        ({"prompt": [{"role": "user"}]}, "line 2: 'prompt' must be a text"),
+        ({}, "the record has nothing"),
+        ("[1]", "line 2: a list, not a JSON object"),
+        ('{"prompt": ', "line 2: not JSON"),
+        ("", "line 2: empty"),
+        ({"prompt": "1" * 200}, r"line 2 has 203 tokens.*generation\.max_new_tokens=6.*128"),
+    ],
+)
+def test_a_bad_record_is_told_before_any_is_answered(
+    run: str, write_records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Any, message: str
+) -> None:
+    file, output = write_records({"prompt": "1+2="}, record), tmp_path / "out.jsonl"
+    output.write_text("precious\n")
+    monkeypatch.setattr(models, "load", None)
+    with pytest.raises(UserError, match=message) as error:
+        predict.run(run, str(file), str(output), overwrite=True)
+    assert str(file) in str(error.value)
+    assert output.read_text() == "precious\n"
+
+
+def test_no_records(run: str, write_records: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no records"):
+        predict.run(run, str(write_records()), str(tmp_path / "out.jsonl"))
+    with pytest.raises(UserError, match="no such file"):
+        predict.run(run, str(tmp_path / "none.jsonl"), str(tmp_path / "out.jsonl"))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
+def test_a_full_disk_is_told(run: str, write_records: Any) -> None:
+    with pytest.raises(UserError, match=r"--output /dev/full: cannot be written: No space left.*What is in it stays"):
+        predict.run(run, str(write_records({"prompt": "1"})), "/dev/full")
+
+
+def test_a_bare_checkpoint_answers_too(tiny_checkpoint: Path, write_records: Any, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    file, output = write_records({"prompt": "1"}), tmp_path / "out.jsonl"
+    assert predict.run(str(checkpoint), str(file), str(output), ["generation.max_new_tokens=3"]) == 1

@@ -1,0 +1,218 @@
+"""`train`: a recipe in, a run folder out; a fault leaves nothing behind, a stop can be undone."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+
+from glmtune import models
+from glmtune.commands import train
+from glmtune.commands.train import Run, count_steps
+from glmtune.config import load_recipe, to_yaml
+from glmtune.methods import Method
+from glmtune.runtime import UserError
+from glmtune.tasks.instructions import Instructions, InstructionsSettings
+
+Trains = Callable[..., Run]
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may read weights."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(models, "load", refuse)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_run_folder(tiny_run: Run) -> None:
+    folder = tiny_run.folder
+    plots = {"loss.png", "accuracy.png", "breakdown.png"}
+    assert names(folder.path) == {"recipe.yaml", "log.jsonl", "adapter", "checkpoints", "report.json"} | plots
+    assert all((folder.path / name).read_bytes().startswith(b"\x89PNG") for name in plots)
+    assert {"adapter_config.json", "adapter_model.safetensors", "base.json", "tokenizer_config.json"} <= names(
+        folder.adapter
+    )
+    assert all((path / "trainer_state.json").is_file() for path in folder.checkpoints.iterdir())
+    assert {"step", "seconds"} <= json.loads(folder.log.read_text().splitlines()[0]).keys()
+
+
+def test_the_recipe_is_whole(tiny_run: Run, tiny_checkpoint: Path) -> None:
+    recipe = load_recipe(tiny_run.folder.recipe)
+    assert (recipe.format, recipe.model.path, recipe.training.steps) == (1, str(tiny_checkpoint), 12)
+    assert recipe.training.learning_rate == 0.01
+    assert to_yaml(recipe) == tiny_run.folder.recipe.read_text()
+
+
+def test_the_report(tiny_run: Run) -> None:
+    report = json.loads(tiny_run.folder.report.read_text())
+    assert report == tiny_run.report
+    assert report["format"] == 1 and report["training_seconds"] > 0
+    assert {"processor", "cores", "versions", "date"} <= report["machine"].keys()
+    for moment, evaluation in (("before", tiny_run.before), ("after", tiny_run.after)):
+        right = sum(score.correct for score in evaluation.scores)
+        assert (report[moment]["n"], report[moment]["exact_match"]) == (6, right / 6)
+        assert [sample["completion"] for sample in report[moment]["samples"]] == evaluation.completions
+    assert tiny_run.before.examples == tiny_run.after.examples
+
+
+def test_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_settings: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        done = train.run(overrides=[*tiny_settings, "training.steps=1"])
+        assert str(done.folder.path) == f"runs/arithmetic-lora-{number}"
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.path=/no/such/model"], r"model\.path: no such model directory: /no/such/model"),
+        (["generation.max_new_tokens=500"], r"Held-out problem 1 has \d tokens.*max_new_tokens=500.*128"),
+        (["data.max_length=8"], r"An example has \d+ tokens.*data\.max_length"),
+        (["task={name: instructions, file: no.jsonl}"], r"no\.jsonl: no such file"),
+        (["task.nme=arithmetic"], r"task\.nme: unknown setting.*'name'"),
+        (["method.name=lorra"], r"method\.name: unknown name 'lorra'.*'lora'"),
+    ],
+)
+def test_a_fault_is_found_before_weights_are_read(
+    train_tiny: Trains, tmp_path: Path, settings: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train_tiny(tmp_path / "runs/new", *settings)
+    assert not (tmp_path / "runs/new").exists()
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_every_record_is_checked(train_tiny: Trains, tmp_path: Path, write_records: Any) -> None:
+    """Also the last of more than are checked where a task draws without end."""
+    short = [{"prompt": f"{i}", "target": "1"} for i in range(1100)]
+    file = write_records(*short, {"prompt": "the long one", "target": "1" * 200})
+    with pytest.raises(UserError, match=r"An example has \d+ tokens.*128: 'the long one'"):
+        train_tiny(tmp_path / "new", f"task={{name: instructions, file: {file}, held_out_file: {file}}}")
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_fault_in_the_method_leaves_nothing_behind(train_tiny: Trains, tmp_path: Path, existed: bool) -> None:
+    folder = tmp_path / "run"
+    if existed:
+        folder.mkdir()
+    with pytest.raises(UserError, match=r"method\.target_modules"):
+        train_tiny(folder, "method.target_modules=[nothing]")
+    assert folder.exists() == existed and (not existed or not names(folder))
+
+
+def test_ctrl_c_before_training_leaves_nothing_behind(
+    train_tiny: Trains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "evaluate", interrupt)
+    with pytest.raises(KeyboardInterrupt) as interruption:
+        train_tiny(tmp_path / "run")
+    assert not str(interruption.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_is_not_touched(train_tiny: Trains, tmp_path: Path, tiny_run: Run) -> None:
+    folder = Path(shutil.copytree(tiny_run.folder.path, tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(UserError, match=r"already holds a run.*--resume.*Nothing in it was touched"):
+        train_tiny(folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")])
+def test_a_full_disk_at_the_end_costs_nothing(
+    train_tiny: Trains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_run: Run, error: Exception
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Method, "save", fail)
+        with pytest.raises(UserError, match="adapter: cannot be written: No space left on device") as told:
+            train_tiny(folder, "training.steps=12")
+    assert "MB free" in str(told.value)
+    assert names(folder) == {"recipe.yaml", "log.jsonl", "checkpoints"}
+    done = train.run(resume=str(folder))
+    assert done.after.completions == tiny_run.after.completions
+    assert names(folder) == names(tiny_run.folder.path)
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny_run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_run.folder.path, tmp_path / "run"))
+    files = ("recipe.yaml", "log.jsonl", "adapter/adapter_model.safetensors")
+    before = [(folder / name).read_bytes() for name in files]
+    done = train.run(resume=str(folder))
+    assert done.report["after"] == tiny_run.report["after"]
+    assert [(folder / name).read_bytes() for name in files] == before
+
+
+def test_what_cannot_be_resumed(tiny_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run there \(recipe\.yaml is missing\).*glmtune ls"):
+        train.run(resume=str(tmp_path))
+    with pytest.raises(UserError, match="leave the recipe and the settings out"):
+        train.run(overrides=["training.steps=99"], resume=str(tiny_run.folder.path))
+
+
+def wait_for(found: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+
+
+def test_ctrl_c_and_resume(tmp_path: Path, tiny_settings: list[str]) -> None:
+    """A real process and a real signal."""
+    folder, log = tmp_path / "run", tmp_path / "run/log.jsonl"
+    settings = [*tiny_settings, f"training.output_dir={folder}", "training.steps=100", "training.eval_steps=100"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "glmtune", "train", *settings],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        wait_for(lambda: process.poll() is not None or (log.is_file() and bool(log.read_text())))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "Ending after this step" in errors and "Traceback" not in errors
+    assert f"Interrupted. Go on with: glmtune train --resume {folder}" in errors
+    [checkpoint] = folder.joinpath("checkpoints").iterdir()
+    assert int(checkpoint.name.removeprefix("checkpoint-")) < 100
+    done = train.run(resume=str(folder))
+    assert done.folder.report.is_file() and done.folder.adapter.is_dir()
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"loss"' in line]
+    assert steps == list(range(1, 101))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({"steps": 7}, 7), ({"epochs": 3}, 8), ({"epochs": 0.1}, 1), ({"epochs": 3, "gradient_accumulation_steps": 2}, 4)],
+)
+def test_steps_from_epochs(write_records: Any, settings: dict[str, Any], expected: int) -> None:
+    file = write_records(*({"prompt": f"{i}", "target": "1"} for i in range(10)))
+    task = Instructions(InstructionsSettings(name="instructions", file=str(file), held_out_file=str(file)))
+    overrides = [f"training.{name}={value}" for name, value in settings.items()]
+    assert count_steps(load_recipe(None, [*overrides, "training.batch_size=4"]), task) == expected

@@ -1,0 +1,100 @@
+"""What the tests share: a tiny checkpoint, a run trained on it, and the settings of such runs."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import glmtune
+from glmtune.commands import train
+from glmtune.models import EMBEDDED
+
+SIZES = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "inner_hidden_size": 64}
+
+Trains = Callable[..., train.Run]
+WritesRecords = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """The models are too small to gain from more."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ChatGLM-6B of some 30,000 random weights that takes 128 tokens, with nano's tokenizer.
+
+    They are large, so that it has something to say to everything. No test may change it.
+    """
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    config = AutoConfig.from_pretrained(EMBEDDED["nano"], **SIZES, max_sequence_length=128, initializer_range=0.6)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(EMBEDDED["nano"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_checkpoint: Path) -> list[str]:
+    """Settings of a run of a second: sums of one digit, four steps of four."""
+    return [
+        f"model.path={tiny_checkpoint}",
+        "task.operators=+",
+        "task.kinds=[integer]",
+        "task.maximum=5",
+        "task.style=direct",
+        "task.echo=false",
+        "task.held_out=0.3",
+        "method.rank=4",
+        "training.steps=4",
+        "training.batch_size=4",
+        "training.logging_steps=1",
+        "training.learning_rate=0.01",
+        "evaluation.num_examples=6",
+        "evaluation.num_examples_during=2",
+        "generation.max_new_tokens=6",
+    ]
+
+
+@pytest.fixture(scope="session")
+def train_tiny(tiny_settings: list[str]) -> Trains:
+    """`train_tiny(folder, "training.steps=8", ...)`: a run by `tiny_settings` and others that replace them."""
+
+    def run(folder: Path, *settings: str) -> train.Run:
+        return train.run(
+            overrides=[*tiny_settings, f"training.output_dir={folder}", *settings], console=Console(file=io.StringIO())
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, train_tiny: Trains) -> train.Run:
+    """A short LoRA run. No test may change its folder."""
+    return train_tiny(tmp_path_factory.mktemp("runs") / "tiny", "training.steps=12")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_run: train.Run) -> tuple[Any, Any]:
+    """Model and tokenizer of that run. No test may change them."""
+    return glmtune.load(tiny_run.folder.path)
+
+
+@pytest.fixture
+def write_records(tmp_path: Path) -> WritesRecords:
+    """`write_records({...}, {...})`: a JSONL file of records; texts are written as they stand."""
+
+    def write(*records: dict[str, Any] | str, name: str = "records.jsonl") -> Path:
+        path = tmp_path / name
+        lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from glmtune.data.collation import Collator
+from glmtune.data.encoding import IGNORED, Encoding
+
+ROWS: list[Encoding] = [
+    {"input_ids": [5, 6, 7, 2], "labels": [IGNORED, IGNORED, 7, 2]},
+    {"input_ids": [8, 2], "labels": [IGNORED, 2]},
+    {"input_ids": [9, 3, 2], "labels": [IGNORED, 3, 2]},
+]
+
+
+def test_padding() -> None:
+    batch = Collator(3)(ROWS)
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 2], [8, 2, 3, 3], [9, 3, 2, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
+    x = IGNORED
+    assert batch["labels"].tolist() == [[x, x, 7, 2], [x, 2, x, x], [x, 3, 2, x]]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_the_end_token_is_learned_even_where_it_is_the_padding() -> None:
+    batch = Collator(2)(ROWS)
+    assert (batch["labels"] == 2).sum(-1).tolist() == [1, 1, 1]
+    assert batch["attention_mask"].sum(-1).tolist() == [4, 2, 3]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_rows_do_not_depend_on_their_batch(count: int) -> None:
+    batch = Collator(0)(ROWS[:count])
+    for i, row in enumerate(ROWS[:count]):
+        kept = batch["attention_mask"][i].bool()
+        assert batch["input_ids"][i][kept].tolist() == row["input_ids"]
+        assert batch["labels"][i][kept].tolist() == row["labels"]
+        assert set(batch["labels"][i][~kept].tolist()) <= {IGNORED}
+    assert batch["input_ids"].shape == (count, 4)
+
+
+def test_encodings_stay_as_they_are() -> None:
+    before = [{key: list(row[key]) for key in row} for row in ROWS]
+    Collator(0)(ROWS)
+    assert before == ROWS

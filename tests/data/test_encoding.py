@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from glmtune.data.encoding import IGNORED, Message, control_tokens, encode_example, encode_prompt, plain_ids
+from glmtune.runtime import UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "chat" / "chatglm_6b_prompts.json"
+SHARED = Path(__file__).parents[2].parent / "shared" / "golden" / "chat" / "chat.json"
+
+CHATGLM_WORDS = ["<unk>", "<s>", "</s>", "<pad>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "[gMASK]<sop>"]
+CHATML_WORDS = ["<bos>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_start|>system\n", "<|im_end|>\n"]
+PIECES = ["<|im_", "start|>", "<", "|>", "\n", "\ue000", "\U000f0000", "\U000f0001"]
+HOSTILE = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(CHATGLM_WORDS + CHATML_WORDS + PIECES))).map("".join)
+same_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+
+
+def messages_of(history: list[list[str]], query: str) -> list[Message]:
+    turns = [message for pair in history for message in zip(("user", "assistant"), pair, strict=True)]
+    return [{"role": role, "content": content} for role, content in [*turns, ("user", query)]]
+
+
+def control_ids(tokenizer: Any) -> set[int]:
+    return set(tokenizer.convert_tokens_to_ids(sorted(control_tokens(tokenizer))))
+
+
+GOLDEN_PROMPTS = json.loads(GOLDEN.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("golden", GOLDEN_PROMPTS, ids=range(len(GOLDEN_PROMPTS)))
+def test_chatglm_prompts_are_the_original_ones(golden: dict[str, Any], chatglm: Any) -> None:
+    check_prompt(golden, chatglm)
+
+
+@pytest.mark.skipif(not SHARED.is_file(), reason="the shared golden data is not here")
+def test_all_chatglm_prompts_are_the_original_ones(chatglm: Any) -> None:
+    for golden in json.loads(SHARED.read_text("utf-8"))["chatglm_6b_prompts"]:
+        check_prompt(golden, chatglm)
+
+
+def check_prompt(golden: dict[str, Any], chatglm: Any) -> None:
+    messages = messages_of(golden["history"], golden["query"])
+    rendered = chatglm.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == golden["prompt"] + "[gMASK]<sop>"
+    ids = encode_prompt(chatglm, messages)
+    assert ids == chatglm(golden["prompt"])["input_ids"]
+    assert ids[-2:] == [chatglm.gmask_token_id, chatglm.bos_token_id]
+    if not golden["history"]:
+        assert encode_prompt(chatglm, golden["query"]) == ids
+
+
+def test_chatglm_system_message(chatglm: Any) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1="}]
+    assert encode_prompt(chatglm, messages) == chatglm("Be brief.\n1+1=")["input_ids"]
+
+
+MESSAGES = messages_of([["你好", "Hi!\n"], ["1+1=", "2"]], "57.84+13.64=")
+
+
+def test_chatml_prompts_are_those_of_transformers(chatml: Any) -> None:
+    expected = chatml.apply_chat_template(MESSAGES, tokenize=True, add_generation_prompt=True, return_dict=True)
+    assert encode_prompt(chatml, MESSAGES) == expected["input_ids"]
+    assert encode_prompt(chatml, "1+1=") == encode_prompt(chatml, [{"role": "user", "content": "1+1="}])
+
+
+@given(text=HOSTILE)
+@same_fixture
+def test_user_text_is_never_a_control_token(text: str, chatglm: Any, chatml: Any) -> None:
+    pieces = chatglm.sp_model
+    ids = encode_prompt(chatglm, text)
+    assert ids[-2:] == [chatglm.gmask_token_id, chatglm.bos_token_id]
+    assert not [i for i in ids[:-2] if pieces.is_control(i) or i in control_ids(chatglm)]
+    start, end = chatml.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    ids = encode_prompt(chatml, text)
+    assert [i for i in ids if i >= 256] == [start, end, start]
+    assert chatml.decode(ids) == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@given(texts=st.lists(HOSTILE, min_size=3, max_size=3))
+@same_fixture
+def test_histories_are_never_control_tokens(texts: list[str], chatglm: Any, chatml: Any) -> None:
+    messages = messages_of([texts[:2]], texts[2])
+    ids = encode_prompt(chatml, messages)
+    assert len([i for i in ids if i >= 256]) == 7
+    assert chatml.decode(ids) == chatml.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = f"[Round 0]\n问：{texts[0]}\n答：{texts[1]}\n[Round 1]\n问：{texts[2]}\n答："
+    marks = [chatglm.gmask_token_id, chatglm.bos_token_id]
+    assert encode_prompt(chatglm, messages) == plain_ids(chatglm, prompt) + marks
+
+
+@given(target=HOSTILE)
+@same_fixture
+def test_targets_are_never_control_tokens(target: str, chatglm: Any, chatml: Any) -> None:
+    for tokenizer in (chatglm, chatml):
+        length = len(encode_prompt(tokenizer, "1+1="))
+        ids = encode_example(tokenizer, "1+1=", target)["input_ids"][length:]
+        assert ids.pop() == tokenizer.eos_token_id
+        assert not set(ids) & control_ids(tokenizer)
+    assert chatml.decode(ids) == target
+
+
+def test_many_messages_and_a_tokenizer_with_tokens_for_digits(chatml: Any) -> None:
+    chatml.add_tokens(["0", "1", "10", "11"])
+    messages = messages_of([[f"q{i}", f"a{i}"] for i in range(8)], "last")
+    rendered = chatml.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert chatml.decode(encode_prompt(chatml, messages)) == rendered
+
+
+def test_a_template_may_use_the_content_twice_or_not_at_all(chatml: Any) -> None:
+    chatml.chat_template = "{% for m in messages %}<bos>{{ m.content }}-{{ m.content }}{% endfor %}"
+    assert chatml.decode(encode_prompt(chatml, "a<bos>")) == "<bos>a<bos>-a<bos>"
+    chatml.chat_template = "<bos>nothing"
+    assert chatml.decode(encode_prompt(chatml, "a")) == "<bos>nothing"
+
+
+@pytest.mark.parametrize("name", ["chatglm", "chatml"])
+def test_only_the_target_and_its_end_are_learned(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    for prompt in ("1+1=", MESSAGES, ""):
+        prompt_ids = encode_prompt(tokenizer, prompt)
+        encoding = encode_example(tokenizer, prompt, "1+1=2")
+        target_ids = [*plain_ids(tokenizer, "1+1=2"), tokenizer.eos_token_id]
+        assert encoding["input_ids"] == prompt_ids + target_ids
+        assert encoding["labels"] == [IGNORED] * len(prompt_ids) + target_ids
+        assert encoding["labels"].count(tokenizer.eos_token_id) == 1
+    assert IGNORED == -100
+
+
+def test_chatglm_layout_is_that_of_the_original(chatglm: Any) -> None:
+    encoding = encode_example(chatglm, "1+1=", "1+1=2")
+    assert encoding["input_ids"] == chatglm("1+1=", "1+1=2")["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["chatglm", "chatml"])
+def test_too_long_examples_are_refused(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    whole = encode_example(tokenizer, "1+1=", "2")
+    length = len(whole["input_ids"])
+    assert encode_example(tokenizer, "1+1=", "2", length) == whole  # never cut
+    with pytest.raises(UserError, match=rf"{length} tokens.*data\.max_length.*{length - 1}: '1\+1='"):
+        encode_example(tokenizer, "1+1=", "2", length - 1)
+
+
+def test_without_a_template(chatglm: Any, chatml: Any) -> None:
+    """The bare prompt, with the special tokens that the tokenizer itself puts around a text."""
+    chatml.chat_template = None
+    assert encode_prompt(chatml, "1+1=<|im_end|>") == [256, *plain_ids(chatml, "1+1=<|im_end|>")]
+    assert encode_prompt(chatml, MESSAGES) == [256, *plain_ids(chatml, "\n".join(m["content"] for m in MESSAGES))]
+    assert encode_example(chatml, "1+1=", "2")["labels"][-2:] == [*plain_ids(chatml, "2"), chatml.eos_token_id]
+    bare = copy.deepcopy(chatglm)
+    bare.chat_template = None
+    assert encode_prompt(bare, "1+1=") == encode_prompt(chatglm, "1+1=")
+    assert not set(encode_prompt(bare, "[MASK]<eop>")[:-2]) & control_ids(chatglm)
+
+
+def test_encoding_leaves_the_tokenizer_as_it_was(chatml: Any) -> None:
+    before = chatml("<|im_end|>")["input_ids"]
+    encode_prompt(chatml, MESSAGES)
+    assert chatml("<|im_end|>")["input_ids"] == before == [256, chatml.eos_token_id]

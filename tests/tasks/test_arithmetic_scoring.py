@@ -1,0 +1,289 @@
+"""How `arithmetic` reads foreign text: answers of models, prompts of other people's records."""
+
+from __future__ import annotations
+
+import ast
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glmtune.tasks import Example, Score
+from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings, Problem, read_answer, round_half_up, shortest
+
+TASK = Arithmetic(ArithmeticSettings(name="arithmetic"))
+
+
+def verdict(target: str, completion: str) -> str:
+    return TASK.score(Example("", target), completion).verdict
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "111.66",
+        "25.31+86.35=111.66",
+        "25.31+86.35=66.111|111.66",
+        "66.111|111.66",
+        " 25.31 + 86.35 = 111.66 ",
+        "２５．３１＋８６．３５＝１１１．６６",
+        "答案是111.66。",
+        "解答：25.31＋86.35＝111.66。",
+        "The answer is 111.66.",
+        "25.31+86.35=111.66, as you can see.",
+        "111.66\n\n",
+        "111.66, so 111.66",
+        "25.31+86.35 = 86.35+25.31 = 111.66",
+        "**111.66**",
+        "$111.66$",
+        "\\boxed{111.66}",
+        "`111.66`",
+        "111.66元",
+        "+111.66",
+    ],
+)
+@pytest.mark.parametrize("target", ["111.66", "25.31+86.35=111.66", "25.31+86.35=66.111|111.66"])
+def test_exact(target: str, completion: str) -> None:
+    assert verdict(target, completion) == "exact"
+
+
+@pytest.mark.parametrize(
+    ("target", "completion"),
+    [
+        ("131.2", "131.20"),
+        ("131.2", "131.200000"),
+        ("92.68+38.52=131.2", "92.68+38.52=131.20"),
+        ("0.5", ".5"),
+        ("5", "5.0"),
+        ("5", "005"),
+        ("0", "-0"),
+        ("0", "0.00"),
+        ("1000", "1000.0"),
+        ("1234567.5", "1,234,567.50"),
+    ],
+)
+def test_equal(target: str, completion: str) -> None:
+    assert verdict(target, completion) == verdict(completion, target) == "equal"
+
+
+@pytest.mark.parametrize("completion", ["1,234,567", "1，234，567", "x=1,234,567.", "１，２３４，５６７"])
+def test_thousands_separators(completion: str) -> None:
+    assert verdict("1234567", completion) == "exact"
+
+
+@pytest.mark.parametrize(
+    ("target", "completion"),
+    [
+        ("25.31+86.35=111.66", "25.31+86.35=101.66"),
+        ("98+83=181", "98+83=171"),
+        ("5", "-5"),
+        ("-5", "5"),
+        ("42", "19+23=24|24"),
+        ("42", "19+23=24"),  # the draft alone
+        ("131.2", "1312"),
+        ("0.1", "0.10000000000000000001"),
+        ("9007199254740993", "9007199254740992"),  # one and the same float
+        ("undefined", "0"),
+        ("0", "undefined"),
+        ("1000", "1,000,000"),
+    ],
+)
+def test_wrong(target: str, completion: str) -> None:
+    assert verdict(target, completion) == "wrong"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "",
+        " \n",
+        "=",
+        "|",
+        "25.31+86.35=",
+        "19+23=24|",
+        "I do not know",
+        "不知道",
+        "88, or 90",
+        "88 90",
+        "88，90",
+        "between 1 and 2",
+        "13+75=88, but that's not the correct answer. The correct answer is 13+75=88, which is 90.",
+        "1/2",
+        "10/2",
+        "½",
+        "6 / 6",
+        "1,000/1,000",
+        "5e5",
+        "1E5",
+        "5e-5",
+        "5^5",
+        "2^3",
+        "5%",
+        "5 + 5",
+        "0+0",
+        "5*5",
+        "5×5",
+        "5-5",
+        "5÷5",
+        "12.5.3",
+        "2024-05-05",
+        "1,1",
+        "12,34",
+        "NaN",
+        "inf",
+        "Infinity",
+        "-",
+        ".",
+        "五",
+        "__import__('os')",
+        "undefined 5 6",
+    ],
+)
+def test_unparseable(completion: str) -> None:
+    assert verdict("5", completion) == verdict("0", completion) == "unparseable"
+
+
+@pytest.mark.parametrize("minus", "-−－﹣‐‑‒–—―➖⁻")
+def test_minus_lookalikes(minus: str) -> None:
+    assert verdict("-5", f"{minus}5") == verdict("-5", f"3{minus}8={minus}5") == "exact"
+    assert verdict("-5", f"3-8={minus} 5") == verdict("-5", f"3-8={minus}5|{minus} 5.") == "exact"
+    assert verdict("5", f"3-8={minus} 5") == "wrong"
+
+
+@pytest.mark.parametrize("completion", ["undefined", "5/0=undefined", "Undefined.", "It is UNDEFINED"])
+def test_undefined(completion: str) -> None:
+    assert verdict("5/0=undefined", completion) == "exact"
+
+
+def test_text_is_never_run(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    for text in (f"__import__('os').mkdir({str(canary)!r})", f"open({str(canary)!r}, 'w') or 5", "(lambda: 5)()+0=5"):
+        verdict("5", text)
+        Problem.parse(f"1+1={text}")
+    assert not canary.exists()
+    assert verdict("5", "__import__('os').getpid() or 5") == "exact"  # a text with one number in it
+
+
+@given(text=st.text(), target=st.text())
+def test_any_text_has_a_score(text: str, target: str) -> None:
+    assert TASK.score(Example(target, target), text).verdict in ("exact", "equal", "wrong", "unparseable")
+    TASK.describe(text, target)
+
+
+@given(value=st.fractions(), places=st.integers(0, 40))
+def test_every_spelling_of_a_value_is_read(value: Fraction, places: int) -> None:
+    text = shortest(round_half_up(value, places))
+    assert verdict(text, f"2*x={text}.") == "exact"
+    assert verdict(text, f"{text}{'00' if '.' in text else '.00'}") == "equal"
+
+
+SIZE = 200_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(piece * SIZE for piece in ("1", "1,", "111,", "1 ", "1.", "1e", "-", " ", "=", ".", "|", "(")),
+        *(piece * (SIZE // 10) for piece in ("1+", "1/")),
+        "0." + "0" * SIZE + "1",
+        "1" + " " * SIZE + "x",
+        "111," * SIZE + "111/3",
+        "1-" * (SIZE // 10) + "x",
+    ],
+    ids=lambda text: f"{text[:5]}...{text[-3:]}",
+)
+def test_huge_texts_are_quick(text: str) -> None:
+    start = time.process_time()
+    assert verdict("5", text) in ("wrong", "unparseable")
+    TASK.describe(text, text)
+    Problem.parse(f"1+1={text}")
+    assert time.process_time() - start < 4  # a quadratic search takes minutes
+
+
+def test_huge_numbers_are_compared() -> None:
+    long = "7" * 10_000
+    assert verdict(long, f"x={long}") == "exact"
+    assert verdict(long, f"{long}.0") == "equal"
+    assert verdict(long, f"{long[:-1]}8") == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("text", "operands", "operators"),
+    [
+        ("57.84+13.64=", ("57.84", "13.64"), "+"),
+        ("计算: ５７.8 × 2 =", ("57.8", "2"), "*"),
+        ("问:13 ÷ 5=\n答:", ("13", "5"), "/"),
+        ("1,000 - 5", ("1000", "5"), "-"),
+        ("-5--3", ("-5", "-3"), "-"),
+        ("3 * -2 + .5", ("3", "-2", ".5"), "*+"),
+        ("What is 5.00+13?", ("5.00", "13"), "+"),
+        ("请算，5+3", ("5", "3"), "+"),
+        ("3+4=7, 5+6=", ("3", "4"), "+"),
+        ("1+2-3*4/5", ("1", "2", "3", "4", "5"), "+-*/"),
+    ],
+)
+def test_parse(text: str, operands: tuple[str, ...], operators: str) -> None:
+    assert Problem.parse(text) == Problem(operands, tuple(operators))
+
+
+@pytest.mark.parametrize("text", ["", "5", "5=", "+5", "5+", "a+b", "你好", "1.2.3+4.", "__import__('os')", "5 加 3"])
+def test_parse_finds_nothing(text: str) -> None:
+    assert Problem.parse(text) is None
+    assert TASK.describe(text, "") == {}
+
+
+def test_parse_keeps_off_numbers_beyond_use() -> None:
+    assert Problem.parse("1" * 1000 + "+1") is not None
+    assert Problem.parse("1" * 5000 + "+1") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "facts"),
+    [
+        ("Compute 19 + 23, please.", {"operator": "+", "kind": "integer", "digits": 2, "carries": 1}),
+        ("５．５－１３", {"operator": "-", "kind": "decimal", "digits": 2, "carries": 2}),
+        ("6×7×8", {"operator": "*", "kind": "integer", "digits": 1}),
+        ("6×7-8", {"operator": "mixed", "kind": "integer", "digits": 1}),
+    ],
+)
+def test_describe_foreign_prompts(prompt: str, facts: dict[str, Any]) -> None:
+    assert TASK.describe(prompt, "whatever") == facts
+
+
+@pytest.mark.parametrize("value", ["0", "146.4", "-0.05", "1" * 60, "0." + "0" * 500 + "1", "-" + "9" * 40 + ".5"])
+def test_shortest(value: str) -> None:
+    assert shortest(Fraction(value)) == shortest(Fraction(value + ("00" if "." in value else ".00"))) == value
+
+
+def test_shortest_refuses_what_never_ends() -> None:
+    with pytest.raises(ValueError, match="1/3 has no finite decimal notation"):
+        shortest(Fraction(1, 3))
+
+
+def test_answer_that_was_read() -> None:
+    assert TASK.score(Example("", "5"), "1,005.0 it is") == Score("wrong", "1005.0")
+    assert read_answer("19+23=24|42") == "42" and read_answer("?") is None
+    assert TASK.score(Example("", "5"), "5").correct and TASK.score(Example("", "5"), "5.0").correct
+    assert not TASK.score(Example("", "5"), "6").correct and not TASK.score(Example("", "5"), "").correct
+
+
+def test_no_float_makes_or_checks_an_answer() -> None:
+    """Floats are shares of examples: defaults of the settings, and what `rng.random()` is compared with."""
+    path = Path(__file__).parents[2] / "glmtune" / "tasks" / "arithmetic.py"
+    tree = ast.parse(path.read_text("utf-8"))
+    allowed = {
+        id(inner)
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.ClassDef) and node.name == "ArithmeticSettings")
+        or (isinstance(node, ast.Compare) and ast.unparse(node.left) == "rng.random()")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, float):
+            assert id(node) in allowed, f"line {node.lineno}"
+        if isinstance(node, ast.Name):
+            assert node.id not in ("float", "round", "math") or id(node) in allowed, f"line {node.lineno}"

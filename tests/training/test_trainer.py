@@ -1,0 +1,305 @@
+"""The loop: what must not matter does not, and what was stopped goes on as if it had not been."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from torch import Tensor
+
+from glmtune import models, registry
+from glmtune.config import load_recipe
+from glmtune.data import EncodedDataset
+from glmtune.data.collation import Collator
+from glmtune.runtime import UserError, seed_everything
+from glmtune.tasks import Example
+from glmtune.training import trainer
+from glmtune.training.trainer import fit
+
+EXAMPLES = [Example(f"{a}+{b}=", f"{a}+{b}={a + b}" + " and so on" * (a % 3)) for a in range(4) for b in (1, 23)]
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Judge:
+    """Says that the model is as good as scripted, and keeps the weights that it saw."""
+
+    script: Iterable[float] = ()
+    seen: list[Weights] = field(default_factory=list)
+    at: dict[int, Callable[[], Any]] = field(default_factory=dict)  # what happens at the nth call
+
+    def __call__(self, model: Any) -> dict[str, Any]:
+        assert not model.training
+        self.seen.append(weights_of(model))
+        self.at.get(len(self.seen), lambda: None)()
+        scores = dict(enumerate(self.script, start=1))
+        return {"exact_match": scores.get(len(self.seen), 0.0), "exact_match_ci95": [0.0, 1.0], "n": 7}
+
+
+def weights_of(model: Any) -> Weights:
+    trained = get_peft_model_state_dict(model) if hasattr(model, "peft_config") else model.state_dict()
+    return {name: weight.detach().clone() for name, weight in trained.items()}
+
+
+def same(left: Weights, right: Weights, atol: float = 0.0) -> bool:
+    return left.keys() == right.keys() and all(
+        torch.allclose(left[name], right[name], rtol=0, atol=atol) for name in left
+    )
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """step -> loss; every step may be logged once."""
+    logged = [(record["step"], record["loss"]) for record in log_of(folder) if "loss" in record]
+    assert len(dict(logged)) == len(logged)
+    return dict(logged)
+
+
+@pytest.fixture
+def learn(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Weights]:
+    """`learn("run", "training.batch_size=2", ...)`: the loop alone, on `EXAMPLES`, in `tmp_path / "run"`."""
+
+    def run(name: str, *settings: str, steps: int = 4, judge: Any = None, resume: bool = False) -> Weights:
+        recipe = load_recipe(
+            None,
+            [
+                f"model.path={tiny_checkpoint}",
+                "method.rank=4",
+                "training.batch_size=4",
+                "training.learning_rate=0.01",
+                "training.logging_steps=1",
+                *settings,
+            ],
+        )
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        seed_everything(recipe.seed)
+        base, tokenizer = models.load(recipe.model)
+        model = registry.find("glmtune.methods", recipe.method.name)(recipe.method).apply(base)
+        dataset = EncodedDataset(EXAMPLES, tokenizer)
+        fit(
+            model,
+            tokenizer,
+            dataset,
+            recipe,
+            steps,
+            judge or Judge(),
+            folder / "log.jsonl",
+            folder / "checkpoints",
+            resume,
+        )
+        return weights_of(model)
+
+    return run
+
+
+class WidePadding(Collator):
+    """Pads sixteen tokens more than needed."""
+
+    def __call__(self, encodings: list[Any]) -> dict[str, Tensor]:
+        longest = max(encodings, key=lambda encoding: len(encoding["input_ids"]))
+        extra = {"input_ids": longest["input_ids"] + [3] * 16, "labels": longest["labels"] + [-100] * 16}
+        return {name: rows[:-1] for name, rows in super().__call__([*encodings, extra]).items()}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batches", "collator"), [(4, 2, Collator), (1, 8, Collator), (8, 1, WidePadding)]
+)
+def test_one_batch_is_many_micro_batches(
+    learn: Callable[..., Weights],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    batch_size: int,
+    micro_batches: int,
+    collator: type[Collator],
+) -> None:
+    """The examples differ in their number of target tokens, so a mean of means would be another loss."""
+    common = (f"method={{name: {method}}}", "training.learning_rate=2e-4")
+    whole = learn("whole", *common, "training.batch_size=8")
+    monkeypatch.setattr(trainer, "Collator", collator)
+    parts = learn(
+        "parts", *common, f"training.batch_size={batch_size}", f"training.gradient_accumulation_steps={micro_batches}"
+    )
+    assert same(whole, parts, atol=1e-5)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+
+
+def test_the_seed_determines_the_run(learn: Callable[..., Weights]) -> None:
+    first, again, other = (learn(str(i), "method.dropout=0.2", f"seed={seed}") for i, seed in enumerate((1, 1, 2)))
+    assert same(first, again)
+    assert not same(first, other, atol=1e-3)
+
+
+def test_recomputed_activations_change_nothing(learn: Callable[..., Weights], monkeypatch: pytest.MonkeyPatch) -> None:
+    from glmtune.models.chatglm.modeling_chatglm import ChatGLMMLP
+
+    calls = []
+    forward = ChatGLMMLP.forward
+    monkeypatch.setattr(ChatGLMMLP, "forward", lambda *args: calls.append(1) or forward(*args))  # type: ignore[func-returns-value]
+    plain = learn("plain", "method.dropout=0.2")
+    once = len(calls)
+    assert same(plain, learn("recomputed", "method.dropout=0.2", "training.gradient_checkpointing=true"), atol=1e-6)
+    assert len(calls) - once > once
+
+
+def test_a_bfloat16_base_learns_in_fp32(learn: Callable[..., Weights], tmp_path: Path) -> None:
+    weights = learn("run", "model.dtype=bfloat16")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert not same(weights, learn("fp32"))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "fp32"), rel=0.02)
+
+
+def kill() -> None:
+    raise RuntimeError("the power is gone")
+
+
+STOPS = {
+    "killed": ({2: kill}, RuntimeError),
+    "Ctrl-C": ({1: lambda: signal.raise_signal(signal.SIGINT)}, KeyboardInterrupt),
+}
+
+
+@pytest.mark.parametrize("method", ["{name: lora, rank: 4, dropout: 0.2}", "{name: full}"])
+@pytest.mark.parametrize("stop", STOPS)
+def test_resumed_is_never_stopped(learn: Callable[..., Weights], tmp_path: Path, method: str, stop: str) -> None:
+    """Eight steps of four are four passes over the examples, so the stop is in the middle of them."""
+    settings = (f"method={method}", "training.eval_steps=3")
+    script = [0.1, 0.1, 0.3]
+    expected = learn("whole", *settings, steps=8, judge=Judge(script))
+    at, error = STOPS[stop]
+    with pytest.raises(error):
+        learn("stopped", *settings, steps=8, judge=Judge(script, at=at))
+    assert max(losses(tmp_path / "stopped")) < 8
+    stopped_for = max(record["seconds"] for record in log_of(tmp_path / "stopped"))
+    resumed = learn("stopped", *settings, steps=8, judge=Judge(script[1:]), resume=True)
+    assert same(resumed, expected, atol=1e-6)
+    assert losses(tmp_path / "stopped") == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)
+    seconds = [record["seconds"] for record in log_of(tmp_path / "stopped")]
+    assert seconds == sorted(seconds) and seconds[-1] >= stopped_for
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_a_complete_run_is_resumed_without_a_step(learn: Callable[..., Weights], tmp_path: Path, steps: int) -> None:
+    """Also where it ended in the middle of a pass over the examples."""
+    script, judge = [0.2, 0.9, 0.4, 0.5], Judge()
+    complete = learn("run", "training.eval_steps=1", judge=Judge(script), steps=steps)
+    log = log_of(tmp_path / "run")
+    assert same(learn("run", "training.eval_steps=1", judge=judge, steps=steps, resume=True), complete)
+    assert judge.seen == []
+    assert log_of(tmp_path / "run") == log
+
+
+def test_resuming_without_a_checkpoint_is_beginning(learn: Callable[..., Weights]) -> None:
+    assert same(learn("run", resume=True), learn("other"))
+
+
+def test_a_half_written_checkpoint_is_passed_over(learn: Callable[..., Weights], tmp_path: Path) -> None:
+    expected = learn("run", "training.eval_steps=2")
+    shutil.copytree(tmp_path / "run/checkpoints/checkpoint-2", tmp_path / "run/checkpoints/checkpoint-3")
+    for name in ("checkpoint-3", "checkpoint-4"):
+        (tmp_path / "run/checkpoints" / name / "trainer_state.json").unlink()
+    assert same(learn("run", "training.eval_steps=2", resume=True), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["{name: lora, rank: 4}", "{name: full}"])
+@pytest.mark.parametrize(
+    ("script", "best"),
+    [([0.1, 0.9, 0.3, 0.5], 2), ([0.9, 0.1, 0.1, 0.1], 1), ([0.1, 0.5, 0.5, 0.2], 3), ([0.0, 0.0, 0.0, 0.0], 4)],
+    ids=["middle", "first", "later of equals", "last of none"],
+)
+def test_the_best_remains(
+    learn: Callable[..., Weights], tmp_path: Path, method: str, script: list[float], best: int
+) -> None:
+    judge = Judge(script)
+    final = learn("run", f"method={method}", "training.eval_steps=1", "training.save_total_limit=1", judge=judge)
+    assert len(judge.seen) == 4
+    assert [same(final, seen) for seen in judge.seen].index(True) + 1 == best
+    kept = {int(path.name.removeprefix("checkpoint-")) for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert {best, 4} <= kept and len(kept) <= 2
+
+
+def test_the_best_is_found_in_a_moved_folder(learn: Callable[..., Weights], tmp_path: Path) -> None:
+    judge = Judge([0.1, 0.9, 0.3, 0.5])
+    learn("run", "training.eval_steps=1", judge=judge)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert same(learn("moved", "training.eval_steps=1", resume=True), judge.seen[1])
+
+
+def test_the_last_step_is_judged_and_logged(learn: Callable[..., Weights], tmp_path: Path) -> None:
+    judge = Judge()
+    learn("run", "training.eval_steps=3", "training.logging_steps=3", steps=5, judge=judge)
+    assert [record["step"] for record in log_of(tmp_path / "run") if "exact_match" in record] == [3, 5]
+    assert list(losses(tmp_path / "run")) == [3, 5]
+
+
+EARLY = ("training.eval_steps=1", "training.early_stopping_patience=2")
+
+
+def test_early_stopping_stops(learn: Callable[..., Weights], tmp_path: Path) -> None:
+    judge = Judge([0.1, 0.5, 0.3, 0.5])
+    final = learn("run", *EARLY, steps=20, judge=judge)
+    assert len(judge.seen) == 4
+    assert same(final, judge.seen[3])
+    again = Judge([0.9] * 20)
+    assert same(learn("run", *EARLY, steps=20, judge=again, resume=True), final)
+    assert again.seen == []
+
+
+def test_patience_goes_on_counting_after_a_stop(learn: Callable[..., Weights]) -> None:
+    with pytest.raises(RuntimeError):
+        learn("run", *EARLY, steps=20, judge=Judge([0.5, 0.4], at={3: kill}))
+    judge = Judge([0.4, 0.9])
+    learn("run", *EARLY, steps=20, judge=judge, resume=True)
+    assert len(judge.seen) == 1
+
+
+def test_the_log(learn: Callable[..., Weights], tmp_path: Path) -> None:
+    learn("run", "training.eval_steps=2", judge=Judge([0.25, 0.75]))
+    log = log_of(tmp_path / "run")
+    assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]
+    assert all({"loss", "grad_norm", "learning_rate", "epoch", "seconds"} <= record.keys() for record in log[:2])
+    judged = [record for record in log if "exact_match" in record]
+    assert [(record["step"], record["exact_match"], record["n"]) for record in judged] == [(2, 0.25, 7), (4, 0.75, 7)]
+    assert all(record["exact_match_ci95"] == [0.0, 1.0] and record["duration"] >= 0 for record in judged)
+    assert log[-1]["train_runtime"] > 0
+    assert [record["seconds"] for record in log] == sorted(record["seconds"] for record in log)
+
+
+def test_a_full_disk_loses_no_checkpoint(
+    learn: Callable[..., Weights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("training.eval_steps=2",)
+    expected = learn("whole", *settings)
+    save, saved = torch.save, []
+
+    def save_while_there_is_room(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        saved.append(str(file))
+        save(value, file, *args, **kwargs)
+        if "checkpoint-4" in str(file):
+            raise RuntimeError("PytorchStreamWriter failed writing file data: file write failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save_while_there_is_room)
+        with pytest.raises(UserError, match=r"checkpoint of step 4 cannot be written \(\d+ MB free") as error:
+            learn("run", *settings)
+    assert f"glmtune train --resume {tmp_path / 'run'}" in str(error.value)
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["checkpoint-2"]
+    assert same(learn("run", *settings, resume=True), expected, atol=1e-6)
+
+
+def test_a_log_that_cannot_be_written_is_told(learn: Callable[..., Weights], tmp_path: Path) -> None:
+    (tmp_path / "run/log.jsonl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"log\.jsonl: cannot be written: Is a directory"):
+        learn("run")
