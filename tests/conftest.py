@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import glmtune
+from glmtune import models
 from glmtune.commands import train
-from glmtune.models import EMBEDDED
 
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "inner_hidden_size": 64}
 
@@ -22,9 +22,12 @@ WritesRecords = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """The models are too small to gain from more."""
+def on_one_core() -> Iterator[None]:
+    """The models are too small to gain from more, and their results are to be the same everywhere."""
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "default_device", lambda: torch.device("cpu"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +37,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     They are large, so that it has something to say to everything. No test may change it.
     """
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    config = AutoConfig.from_pretrained(EMBEDDED["nano"], **SIZES, max_sequence_length=128, initializer_range=0.6)
+    config = AutoConfig.from_pretrained(
+        models.EMBEDDED["nano"], **SIZES, max_sequence_length=128, initializer_range=0.6
+    )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(EMBEDDED["nano"]).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(models.EMBEDDED["nano"]).save_pretrained(folder)
     return folder
 
 

@@ -46,8 +46,9 @@ def load(
     """
     base_is_named = "path" in recipe.model.model_fields_set and methods.is_adapter(Path(target))
     base, folder = methods.find(recipe.model.path, target) if base_is_named else methods.find(target)
-    tokenizer, limit = methods.tokenizer_of(base, folder), models.max_length(models.load_config(models.locate(base)))
-    encode_prompts(tokenizer, prompts, limit, recipe.generation.max_new_tokens, label)
+    if prompts:
+        limit = models.max_length(models.load_config(models.locate(base)))
+        encode_prompts(methods.tokenizer_of(base, folder), prompts, limit, recipe.generation.max_new_tokens, label)
     return methods.load(base, folder, recipe.model.dtype, attention=recipe.model.attention)
 
 

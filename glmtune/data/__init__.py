@@ -80,5 +80,7 @@ class LengthGroupedSampler(Sampler[int]):
         for start in range(0, len(order), pool_size):
             pool = sorted(order[start : start + pool_size], key=lambda i: len(self.dataset[i]["input_ids"]))
             batches = [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+            # A last batch that is short stays last: elsewhere it would shift the bounds of all that follow.
+            rest = batches.pop() if len(batches[-1]) < self.batch_size else []
             rng.shuffle(batches)
-            yield from (index for batch in batches for index in batch)
+            yield from (index for batch in [*batches, rest] for index in batch)

@@ -14,13 +14,16 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from glmtune.runtime import UserError
+from glmtune.runtime import UserError, replacing
 
 
 class LogCallback(TrainerCallback):
     """Appends each record of the Trainer to `log.jsonl`: losses, held-out scores, seconds of training.
 
     A resumed run goes on where its checkpoint left off: what was logged after that is dropped, the seconds add up.
+
+    Raises:
+        UserError: in an event, if the log cannot be written.
     """
 
     def __init__(self, path: Path):
@@ -32,7 +35,9 @@ class LogCallback(TrainerCallback):
     ) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         kept = [record for record in records_of(lines) if record["step"] <= state.global_step]
-        self.write("".join(map(as_line, kept)), "w")
+        if len(kept) < len(lines):
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(map(as_line, kept)), encoding="utf-8")
         self.start = time.perf_counter() - max((record["seconds"] for record in kept), default=0)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -51,17 +56,9 @@ class LogCallback(TrainerCallback):
         record |= {key.removeprefix("eval_"): value for key, value in (logs or {}).items()}
         if "ci95_low" in record:
             record["exact_match_ci95"] = [record.pop("ci95_low"), record.pop("ci95_high")]
-        self.write(as_line(record), "a")
-
-    def write(self, text: str, mode: str) -> None:
-        """Write to the log.
-
-        Raises:
-            UserError: the disk is full.
-        """
         try:
-            with self.path.open(mode, encoding="utf-8") as file:
-                file.write(text)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(as_line(record))
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
 

@@ -45,7 +45,8 @@ def expected(expression: str, decimals: int) -> str:
         exact = evaluate(expression)
     except ZeroDivisionError:
         return "undefined"
-    with localcontext(prec=500):
+    with localcontext() as context:
+        context.prec = 500
         value = Decimal(exact.numerator) / Decimal(exact.denominator)
         if "/" in expression:
             value = value.quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)

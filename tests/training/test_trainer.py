@@ -190,6 +190,15 @@ def test_resumed_is_never_stopped(learn: Callable[..., Weights], tmp_path: Path,
     assert seconds == sorted(seconds) and seconds[-1] >= stopped_for
 
 
+def test_a_second_ctrl_c_ends_at_once(learn: Callable[..., Weights], tmp_path: Path) -> None:
+    judge = Judge(at={1: lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)]})
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        learn("run", "training.eval_steps=2", judge=judge)
+    assert list(losses(tmp_path / "run")) == [1, 2]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize("steps", [4, 5])
 def test_a_complete_run_is_resumed_without_a_step(learn: Callable[..., Weights], tmp_path: Path, steps: int) -> None:
     """Also where it ended in the middle of a pass over the examples."""
