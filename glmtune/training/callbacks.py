@@ -109,9 +109,8 @@ class ProgressBar(TrainerCallback):
         if self.bar is not None:
             self.bar.set_postfix(self.shown)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def close(self) -> None:
+        """Leave the bar as it is, so that what is printed next has a line of its own."""
         if self.bar is not None:
             self.bar.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,8 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     model.config.use_cache = False
-    interrupt = InterruptCallback()
-    callbacks = [LogCallback(log_path), ProgressBar(), interrupt]
+    interrupt, bar = InterruptCallback(), ProgressBar()
+    callbacks = [LogCallback(log_path), bar, interrupt]
     patience = recipe.training.early_stopping_patience
     if patience is not None:
         callbacks.append(EarlyStoppingCallback(patience))
@@ -201,7 +202,7 @@ def fit(
     if state is not None and has_ended(state, steps, patience):
         trainer.take_best(state)
     else:
-        with interrupt.listening():
+        with interrupt.listening(), closing(bar):
             trainer.train(resume_from_checkpoint=str(start) if start else None)
     if interrupt.interrupted:
         raise KeyboardInterrupt
