@@ -59,7 +59,7 @@ class TrainingSettings(Settings):
     batch_size: int = Field(32, ge=1, description="examples per device and micro-batch")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per step")
     learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate of AdamW; default: 0.4 / hidden size, 1e-4 for ChatGLM-6B"
+        None, gt=0, description="peak learning rate of AdamW; default: 0.256 / hidden size"
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = Field(
         "cosine", description="course of the learning rate after the warm-up"

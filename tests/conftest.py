@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import glmtune
 from glmtune import models
 from glmtune.commands import train
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("glmtune", deadline=None)
+settings.load_profile("glmtune")
 
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "inner_hidden_size": 64}
 

@@ -25,7 +25,7 @@ from glmtune.tasks import Example, Task
 from glmtune.training.trainer import Judge, default_learning_rate, fit
 
 # Where a task draws without end and the recipe names no number of steps.
-DEFAULT_STEPS = 1000
+DEFAULT_STEPS = 2500
 # Examples whose lengths are checked before training, where a task draws without end.
 CHECKED_DRAWS = 1000
 

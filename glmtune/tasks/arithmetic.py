@@ -133,6 +133,13 @@ class Problem:
             return UNDEFINED
         return shortest(round_half_up(value, decimals) if "/" in self.operators else value)
 
+    def column(self, decimals: int) -> str:
+        """The answer before needless zeros are dropped, as column arithmetic leaves it: `57.80+13.2` -> `71.00`."""
+        answer = Fraction(self.answer(decimals))
+        written = [len(operand.partition(".")[2]) for operand in self.operands]
+        places = decimals if "/" in self.operators else sum(written) if "*" in self.operators else max(written)
+        return with_places(int(answer * 10**places), places)
+
     def facts(self) -> dict[str, Any]:
         """Operator (`mixed` for several), kind, digits of the longest operand, and carries or borrows of a + or -."""
         facts: dict[str, Any] = {
@@ -158,6 +165,11 @@ def count_carries(left: Fraction, right: Fraction, operator: str) -> int:
         carry = int(a - b - carry < 0) if subtract else int(a + b + carry > 9)
         carries += carry
     return carries
+
+
+def backwards(number: str) -> str:
+    """The sign, then the digits from the last to the first: `-17.60` -> `-06.71`."""
+    return "-" * number.startswith("-") + number.removeprefix("-")[::-1]
 
 
 class ArithmeticSettings(NamedSettings):
@@ -214,17 +226,20 @@ class Arithmetic(Task):
         return Example(question, target, problem.facts())
 
     def write_target(self, said: str, problem: Problem) -> str:
-        """The target of a problem that was put as `said`.
-
-        A draft makes every step local: the sign, then the last digit, which needs no carry, then each further one,
-        which needs only the digit before it. A small model learns to write it many times faster than the first digit
-        first, which needs all carries at once.
-        """
+        """The target of a problem that was put as `said`."""
         answer = problem.answer(self.settings.decimals)
-        draft = ""
-        if self.settings.style == "draft" and answer != UNDEFINED:
-            draft = "-" * answer.startswith("-") + answer.removeprefix("-")[::-1] + DRAFT_MARK
+        drafted = self.settings.style == "draft" and answer != UNDEFINED
+        draft = backwards(self.draft(problem)) + DRAFT_MARK if drafted else ""
         return (said if self.settings.echo else "") + draft + answer
+
+    def draft(self, problem: Problem) -> str:
+        """The number that a draft holds, before it is written backwards.
+
+        Backwards, every step is local: the sign, then the last digit of the column, which needs no carry, then each
+        further one, which needs only the digit before it. A small model learns to write this many times faster than
+        the first digit first, which needs all carries at once. Zeros at the end stay, so that there is no exception.
+        """
+        return problem.column(self.settings.decimals)
 
     def draw(self, rng: random.Random, split: Split) -> Problem:
         """Draw problems until one belongs to the split and divides by nothing forbidden.

@@ -11,7 +11,7 @@ import random
 from dataclasses import replace
 
 from glmtune.tasks import Example, Score, Split
-from glmtune.tasks.arithmetic import Arithmetic
+from glmtune.tasks.arithmetic import Arithmetic, Problem
 
 OPERATOR_WORDS = {
     "+": ("加", "加上", "plus", "and"),
@@ -38,6 +38,10 @@ class Wording(Arithmetic):
             said += rng.choice(OPERATOR_WORDS[operator]) + operand
         said += rng.choice(EQUALS_WORDS)
         return Example(said, self.write_target(said, problem), problem.facts())
+
+    def draft(self, problem: Problem) -> str:
+        """The answer itself: zeros that it drops are left out of the draft as well, unlike in `arithmetic`."""
+        return problem.answer(self.settings.decimals)
 
     def score(self, example: Example, completion: str) -> Score:
         """As in `arithmetic`; a copy must be the same text."""

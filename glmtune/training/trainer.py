@@ -26,8 +26,8 @@ from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressB
 
 METRIC = "exact_match"
 # Adam's best learning rate falls with the width of the model (Yang et al. 2022, https://arxiv.org/abs/2203.03466).
-# 0.4 gives 3e-3 for nano, where it was measured (docs/log.md), and 1e-4 for ChatGLM-6B, as is customary there.
-RATE_TIMES_WIDTH = 0.4
+# 0.256 gives 2e-3 for nano, where it was measured (docs/log.md), and 6e-5 for ChatGLM-6B.
+RATE_TIMES_WIDTH = 0.256
 Judge = Callable[[Model], dict[str, Any]]  # scores a model on held-out examples
 
 

@@ -270,9 +270,13 @@ def test_equals_sign(setting: str, endings: set[bool]) -> None:
     assert {example.prompt.endswith("=") for example in drawn(equals_sign=setting)} == endings
 
 
-def draft_of(answer: str) -> str:
-    """The sign, then the digits from the last to the first."""
-    return ("-" if answer.startswith("-") else "") + answer.lstrip("-")[::-1] + "|"
+def draft_of(expression: str, answer: str, decimals: int) -> str:
+    """The answer with all decimals of its column: the sign, then the digits from the last to the first."""
+    left, sign, right = re.fullmatch(r"([\d.]+)(\D)([\d.]+)", expression).groups()  # type: ignore[union-attr]
+    lengths = [len(operand.partition(".")[2]) for operand in (left, right)]
+    places = {"+": max(lengths), "-": max(lengths), "*": sum(lengths), "/": decimals}[sign]
+    column = f"{Decimal(answer):.{places}f}"
+    return ("-" if column.startswith("-") else "") + column.lstrip("-")[::-1] + "|"
 
 
 @pytest.mark.parametrize("words", [False, True])
@@ -283,7 +287,7 @@ def test_form_of_prompt_and_target(echo: bool, style: str, words: bool) -> None:
     for example in drawn(echo=echo, style=style, prompt_words=words, equals_sign="always"):
         text = problem_of(example).text
         answer = expected(text, 2)
-        draft = draft_of(answer) if style == "draft" else ""
+        draft = draft_of(text, answer, 2) if style == "draft" else ""
         assert example.target == (f"{text}=" if echo else "") + draft + answer
         before, question, after = example.prompt.partition(f"{text}=")
         assert question and after.startswith("\n") == words

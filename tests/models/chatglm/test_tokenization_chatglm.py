@@ -301,7 +301,7 @@ def test_special_tokens_mask(toy: ChatGLMTokenizer) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(texts=st.lists(HOSTILE_TEXT, min_size=1, max_size=4))
 def test_padding(toy: ChatGLMTokenizer, side: str, texts: list[str]) -> None:
     """Quirk 18: the original pads only on the left."""
@@ -345,14 +345,12 @@ def test_control_words_swallow_the_white_space_around_them(original: Original, w
         assert tokenizer.tokenize(f"a{left}{word}{right}b") == expected
 
 
-@settings(deadline=None)
 @given(text=HOSTILE_TEXT)
 def test_no_text_becomes_a_control_token(original: Original, text: str) -> None:
     ids = original.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     assert not set(original.tokenizer.convert_tokens_to_ids(CONTROL_WORDS)) & set(ids)
 
 
-@settings(deadline=None)
 @given(text=HOSTILE_TEXT)
 def test_only_five_words_become_control_tokens(toy: ChatGLMTokenizer, text: str) -> None:
     ids = toy.encode(text, add_special_tokens=False)
@@ -365,7 +363,6 @@ def test_only_five_words_become_control_tokens(toy: ChatGLMTokenizer, text: str)
 # Text survives
 
 
-@settings(deadline=None)
 @given(text=PLAIN_TEXT)
 def test_plain_text_survives(original: Original, text: str) -> None:
     """Quirk 15: a single blank at either end is lost, all other white space is kept."""
