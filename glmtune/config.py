@@ -70,7 +70,7 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
     logging_steps: int = Field(20, ge=1, description="steps between two records of the loss")
-    eval_steps: int | None = Field(None, ge=1, description="steps between two evaluations; default: a fifth of all")
+    eval_steps: int | None = Field(None, ge=1, description="steps between two evaluations; default: a tenth of all")
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better one; default: never"
     )

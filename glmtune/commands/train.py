@@ -22,6 +22,7 @@ from glmtune.generation.decoding import encode_prompts
 from glmtune.methods import Method, Model
 from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
 from glmtune.tasks import Example, Task
+from glmtune.training.callbacks import start_log
 from glmtune.training.trainer import Judge, default_learning_rate, fit
 
 # Where a task draws without end and the recipe names no number of steps.
@@ -125,6 +126,8 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
 
     console.print(f"Before: answering {len(held_out)} held-out problems ...")
     before = evaluate(model, tokenizer, task, held_out, recipe.generation)
+    if not folder.log.exists():
+        start_log(folder.log, before.report(text_metrics=False))
     judge = make_judge(recipe, task, tokenizer)
     try:
         fit(model, tokenizer, dataset, recipe, steps, judge, folder.log, folder.checkpoints, resume=True)

@@ -63,6 +63,12 @@ class LogCallback(TrainerCallback):
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
 
 
+def start_log(path: Path, result: dict[str, Any]) -> None:
+    """Begin a log with the held-out score before training, as step 0."""
+    score = {key: result[key] for key in ("exact_match", "exact_match_ci95", "n")}
+    path.write_text(as_line({"step": 0, "seconds": 0.0, **score}), encoding="utf-8")
+
+
 def as_line(record: dict[str, Any]) -> str:
     """A record as a line of the log."""
     return json.dumps(record) + "\n"

@@ -101,7 +101,7 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
     device = model.device
     dtype = choose_dtype(recipe.model.dtype, device)
     settings = recipe.training
-    eval_steps = settings.eval_steps or max(1, -(-steps // 5))
+    eval_steps = settings.eval_steps or max(1, -(-steps // 10))
     recompute: dict[str, Any] = {}
     if settings.gradient_checkpointing:
         recompute = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
