@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import warnings
 from typing import NoReturn
@@ -163,14 +164,15 @@ def train(options: argparse.Namespace) -> None:
     console.print(
         sample_table(after.examples, before.completions, after.completions, before.scores, after.scores, right)
     )
-    console.print(f"Run folder: [bold]{folder}[/]  (loss.png, accuracy.png, breakdown.png, report.json)")
+    console.print(f"Run folder: [bold]{folder}[/] with loss.png, accuracy.png, breakdown.png", soft_wrap=True)
     console.print("Next:")
+    program = "glmtune" if shutil.which("glmtune") else sys.argv[0]  # .venv/bin/glmtune where no venv is active
     for command in (
-        f"glmtune evaluate {folder}",
-        f"glmtune chat {folder}",
-        "glmtune train task.name=instructions task.file=YOURS.jsonl",
+        f"evaluate {folder}",
+        f"chat {folder}",
+        "train task.name=instructions task.file=YOURS.jsonl",
     ):
-        console.print(f"  {command}", highlight=False)
+        console.print(f"  {program} {command}", highlight=False, soft_wrap=True)
 
 
 def evaluate(options: argparse.Namespace) -> None:
