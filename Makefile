@@ -46,13 +46,14 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/decode_throughput.py
 	$(BIN)/python benchmarks/demo.py
 
 nano: $(VENV)/.installed
 	$(BIN)/python recipes/nano_tokenizer.py glmtune/models/nano
-	$(BIN)/glmtune train recipes/nano.yaml
+	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/nano.yaml
 	$(BIN)/python recipes/nano_publish.py runs/nano glmtune/models/nano
 
 clean:

@@ -16,7 +16,7 @@ import glmtune
 from glmtune import registry
 from glmtune.config import GenerationSettings, load_recipe
 from glmtune.data import examples_of
-from glmtune.data.encoding import encode_prompt
+from glmtune.data.encoding import encode_prompt, plain_ids
 from glmtune.generation.decoding import complete, generation_config, text_of
 
 
@@ -53,7 +53,7 @@ def main() -> None:
 
     one_by_one()  # warm up
     expected, plain_seconds = timed(one_by_one)
-    tokens = sum(len(tokenizer(text)["input_ids"]) for text in expected)
+    tokens = sum(len(plain_ids(tokenizer, text)) + 1 for text in expected)
     rows = [
         {"decoder": "model.generate, one by one", "tokens_per_s": tokens / plain_seconds, "ratio": 1.0, "same": True}
     ]

@@ -1,7 +1,8 @@
 """The demo, measured: `glmtune train` without arguments, then `glmtune evaluate` on problems from elsewhere.
 
-The foreign problems are made here with Python's `decimal` alone, by none of the project's code: operands up to 100,
-integers and decimals with two decimals written in full, targets without the problem.
+The foreign problems are made and answered here with Python's `decimal` alone, by none of the project's code: operands
+up to 100, integers and decimals with two decimals, with and without `=`, zeros at the end written or not, targets
+without the problem. Of these, the ones are asked that fall into the held-out share.
 """
 
 from __future__ import annotations
@@ -18,19 +19,31 @@ from recording import RESULTS, options, record
 
 from glmtune.cli import quiet_libraries
 from glmtune.commands import evaluate, train
+from glmtune.tasks import split_of
+from glmtune.tasks.arithmetic import ArithmeticSettings, Problem
 
 
 def foreign_problems(count: int, seed: int) -> list[dict[str, str]]:
     """Sums and differences, half of them of integers."""
     rng = random.Random(seed)
-    problems = []
-    for index in range(count):
-        scale = index % 2 * 2
+    problems: list[dict[str, str]] = []
+    while len(problems) < count:
+        scale = len(problems) % 2 * 2
         left, right = (Decimal(rng.randint(0, 100 * 10**scale)).scaleb(-scale) for _ in range(2))
         operator = rng.choice("+-")
         value = left + right if operator == "+" else left - right
-        problems.append({"prompt": f"{left}{operator}{right}=", "target": str(value)})
+        written = [str(n) if rng.random() < 0.5 else f"{n.normalize():f}" for n in (left, right)]
+        text = operator.join(written)
+        if is_held_out(text):
+            problems.append({"prompt": text + rng.choice(("", "=")), "target": str(value)})
     return problems
+
+
+def is_held_out(text: str) -> bool:
+    """Whether no training draws this problem."""
+    problem = Problem.parse(text)
+    assert problem is not None
+    return split_of(problem.normal_form, ArithmeticSettings(name="").held_out) == "held_out"
 
 
 def row(label: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -41,10 +54,10 @@ def row(label: str, result: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Train, evaluate, record; the plots and the report are kept beside the results."""
-    chosen = options(__doc__, problems=1000)
+    chosen = options(__doc__, problems=1000, held_out=2000)
     quiet_libraries()
     with tempfile.TemporaryDirectory() as work:
-        run = train.run(overrides=[f"training.output_dir={work}/run"])
+        run = train.run(overrides=[f"training.output_dir={work}/run", f"evaluation.num_examples={chosen.held_out}"])
         file = Path(work, "foreign.jsonl")
         file.write_text("".join(json.dumps(p) + "\n" for p in foreign_problems(chosen.problems, seed=7)))
         _, foreign = evaluate.run(str(run.folder.path), data=str(file))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import warnings
@@ -166,10 +167,15 @@ def train(options: argparse.Namespace) -> None:
     )
     console.print(f"Run folder: [bold]{folder}[/] with loss.png, accuracy.png, breakdown.png", soft_wrap=True)
     console.print("Next:")
-    program = "glmtune" if shutil.which("glmtune") else sys.argv[0]  # .venv/bin/glmtune where no venv is active
+    program = sys.argv[0]  # .venv/bin/glmtune where no venv is active
+    if shutil.which("glmtune"):
+        program = "glmtune"
+    elif program.endswith(".py"):
+        program = "python -m glmtune"
+    quoted = shlex.quote(str(folder))
     for command in (
-        f"evaluate {folder}",
-        f"chat {folder}",
+        f"evaluate {quoted}",
+        f"chat {quoted}",
         "train task.name=instructions task.file=YOURS.jsonl",
     ):
         console.print(f"  {program} {command}", highlight=False, soft_wrap=True)

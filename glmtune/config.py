@@ -54,8 +54,12 @@ class TrainingSettings(Settings):
     """How long and how fast to learn. A step is one update of the weights."""
 
     output_dir: str | None = Field(None, description="run folder; default: the next free runs/TASK-METHOD-N")
-    steps: int | None = Field(None, ge=1, description="optimiser steps; default: from `epochs`")
-    epochs: float = Field(3, gt=0, description="passes over the records, where a task has records")
+    steps: int | None = Field(
+        None, ge=1, description="optimiser steps; default: from `epochs`, or 2,500 where a task draws without end"
+    )
+    epochs: float = Field(
+        3, gt=0, description="passes over the records, where a task has records and `steps` is not set"
+    )
     batch_size: int = Field(32, ge=1, description="examples per device and micro-batch")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per step")
     learning_rate: float | None = Field(
@@ -187,6 +191,7 @@ def open_sections(values: dict[str, Any]) -> tuple[type[Recipe], dict[str, Any],
             faults.append(f"{section}: must be a group of settings such as {{name: ...}}, not {given!r}")
             given = {}
         name = str(given.get("name") or Recipe.model_fields[section].default.name)
+        name = str(Path(name).resolve()) if Path(name).is_file() else name  # a run is to be usable from anywhere
         try:
             settings = registry.find(package, name).Settings
             values = {**values, section: {**given, "name": name}}

@@ -54,13 +54,16 @@ def run(target: str, input: str, output: str, overrides: list[str] | None = None
         ):
             for start in range(0, len(records), window):
                 asked = prompts[start : start + window]
-                completions = [""] * len(asked)
+                waiting: dict[int, str] = {}  # answered, but not all before it
+                following = start
                 for index, text in complete(model, tokenizer, asked, recipe.generation):
-                    completions[index] = text
+                    waiting[start + index] = text
+                    while following in waiting:
+                        record = {**records[following], "completion": waiting.pop(following)}
+                        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                        following += 1
+                    file.flush()
                     bar.update()
-                for record, text in zip(records[start : start + window], completions, strict=True):
-                    file.write(json.dumps({**record, "completion": text}, ensure_ascii=False) + "\n")
-                file.flush()
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}. What is in it stays.") from error
     return len(records)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from glmtune import models, registry
 from glmtune.config import Recipe, load_recipe, to_yaml
 from glmtune.data import DrawnExamples, EncodedDataset, examples_of
+from glmtune.data.encoding import plain_ids
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.generation.decoding import encode_prompts
 from glmtune.methods import Method, Model
@@ -89,6 +90,7 @@ def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
     except BaseException:
         if not folder.checkpoints.exists():
             folder.recipe.unlink(missing_ok=True)
+            folder.log.unlink(missing_ok=True)
             if not existed:
                 shutil.rmtree(folder.path)
         raise
@@ -107,6 +109,8 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     held_out = examples_of(task, "held_out", count, recipe.seed)[:count]
 
     location = models.locate(recipe.model.path)
+    if Path(recipe.model.path).is_dir():  # the run folder is to be usable from anywhere
+        recipe.model.path = str(Path(recipe.model.path).resolve())
     tokenizer, config = models.load_tokenizer(location), models.load_config(location)
     steps = recipe.training.steps = count_steps(recipe, task)
     size = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
@@ -151,8 +155,15 @@ def check_lengths(
     Raises:
         UserError: says which one and how long it is.
     """
+    room = recipe.generation.max_new_tokens
+    longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in held_out), default=0)
+    if longest > room:
+        raise UserError(
+            f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} tokens. "
+            f"Set generation.max_new_tokens={longest} or more."
+        )
     prompts = [example.prompt for example in held_out]
-    encode_prompts(tokenizer, prompts, limit, recipe.generation.max_new_tokens, "Held-out problem")
+    encode_prompts(tokenizer, prompts, limit, room, "Held-out problem")
     drawn = isinstance(dataset.examples, DrawnExamples)
     for index in range(min(len(dataset), CHECKED_DRAWS) if drawn else len(dataset)):
         dataset[index]
@@ -188,12 +199,17 @@ def run_name(recipe: Recipe) -> str:
 
 
 def make_judge(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) -> Judge:
-    """Scores a model on the held-out examples that are asked during training."""
-    examples = examples_of(task, "held_out", recipe.evaluation.num_examples_during, recipe.seed + 1)
-    asked = examples[: recipe.evaluation.num_examples_during]
+    """Scores a model by greedy decoding on the held-out examples that are asked during training.
+
+    They are others than those asked before and after, unless a task has too few records for both.
+    """
+    count = recipe.evaluation.num_examples_during
+    examples = examples_of(task, "held_out", count, recipe.seed + 1)
+    asked = examples[-count:]
+    greedy = recipe.generation.model_copy(update={"do_sample": False})
 
     def judge(model: Model) -> dict[str, Any]:
-        return evaluate(model, tokenizer, task, asked, recipe.generation, progress=False).report(text_metrics=False)
+        return evaluate(model, tokenizer, task, asked, greedy, progress=False).report(text_metrics=False)
 
     return judge
 

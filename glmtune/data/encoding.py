@@ -67,8 +67,16 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text in which nothing is a control token."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    """Ids of a text in which nothing is a control token.
+
+    `split_special_tokens` covers the special ones. Checkpoints also mark control words, such as those around tool
+    calls, as added but not special; these are cut after their first character.
+    """
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    cuts = "|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in added if len(token) > 1)
+    pieces = re.split(cuts, text) if cuts else [text]
+    encoded = [tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"] for piece in pieces]
+    return [token_id for ids in encoded for token_id in ids]
 
 
 def encode_example(

@@ -20,7 +20,11 @@ Prompt = str | list[Message]
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings) -> GenerationConfig:
-    """transformers' form of the settings: stops at the end token, greedy unless asked to sample."""
+    """transformers' form of the settings: stops at the end token, greedy unless asked to sample.
+
+    What is named here counts; a checkpoint's own `generation_config.json` fills in the rest, so its penalties and
+    beams are switched off by name.
+    """
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.do_sample:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
@@ -29,6 +33,9 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, settings: GenerationSe
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         **sampling,
     )
 

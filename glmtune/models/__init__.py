@@ -128,8 +128,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path | str) -> str:
-    """A short hash of a checkpoint: its config, and name, size, first and last megabyte of each weight file."""
-    digest = hashlib.sha256((Path(folder) / "config.json").read_bytes())
+    """A short hash of a checkpoint's weights: name, size, first and last megabyte of each file."""
+    digest = hashlib.sha256()
     for file in weight_files(Path(folder)):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
@@ -154,7 +154,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     import torch
 
     if name != "auto":
-        return getattr(torch, name)
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.float32

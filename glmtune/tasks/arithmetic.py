@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import re
-import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -37,21 +36,22 @@ PROMPT_WORDS = (
 DRAFT_MARK = "|"  # between a draft and the answer
 UNDEFINED = "undefined"  # the answer to a division by zero
 
-# NFKC turns full-width digits, operators and `＝` into ASCII; these it leaves alone.
-_LOOKALIKES = str.maketrans("×✕✖∗·⋅÷∕⁄➗−‐‒–—―➖➕。", "******////-------+.")
+# Full-width ASCII, and what else is taken for an operator, a point or a blank. NFKC would go too far: 5² becomes 52.
+_FULL_WIDTH = {ord("！") + offset: ord("!") + offset for offset in range(94)} | {ord("\u3000"): " "}
+_LOOKALIKES = _FULL_WIDTH | str.maketrans("×✕✖∗·⋅÷∕⁄➗−‐‑‒–—―➖﹣⁻➕﹢。", "******////----------++.")
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _START = r"(?<![\d.])(?<!\d,)"  # not within a number; keeps the search linear as well
 _EXPRESSION = re.compile(rf"{_START}-?(?:{_NUMBER})(?:\s*[-+*/]\s*-?(?:{_NUMBER}))+")
 _STEP = re.compile(rf"(-?(?:{_NUMBER}))\s*([-+*/]?)\s*")  # an operand of an expression, and the operator behind it
 _SIGNED_NUMBER = re.compile(rf"{_START}-?(?:{_NUMBER})(?![.,]?\d)")
-_NO_NUMBER = re.compile(r"\d\s*(?:[-+*/]|e[-+]?)\s*-?\.?\d|\d\s*[%^]", re.IGNORECASE)  # 2+3, 6/8, 1e5, 2^3, 5%
+_NO_NUMBER = re.compile(r"\d\s*(?:[-+*/]|e[-+]?)\s*-?\.?\d|\d\s*[%^²³¹⁰-⁹]", re.IGNORECASE)  # 2+3, 6/8, 1e5, 2^3, 5%
 _MOST_DIGITS = 1000  # of an operand in a foreign text; Python itself refuses to read more than 4300
 _MOST_DRAWS = 100_000  # for one problem
 
 
 def plain(text: str) -> str:
     """The text with ASCII digits and operators: `５７．８×２` -> `57.8*2`."""
-    return unicodedata.normalize("NFKC", text).translate(_LOOKALIKES)
+    return text.translate(_LOOKALIKES)
 
 
 def shortest(value: Fraction) -> str:
@@ -280,9 +280,14 @@ class Arithmetic(Task):
         return text
 
     def score(self, example: Example, completion: str) -> Score:
-        """Read the one number (or `undefined`) that ends each text and compare their exact values."""
+        """Read the one number (or `undefined`) that ends each text and compare their exact values.
+
+        A foreign target without a number is compared as a text.
+        """
         target, answer = read_answer(example.target), read_answer(completion)
-        if answer is None or target is None:
+        if target is None:
+            return Score("exact" if completion.strip() == example.target.strip() else "wrong", completion.strip())
+        if answer is None:
             return Score("unparseable", answer)
         if answer == target:
             return Score("exact", answer)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from glmtune.config import NamedSettings
 from glmtune.runtime import UserError, read_json_lines
@@ -20,6 +21,12 @@ class InstructionsSettings(NamedSettings):
     file: str = Field(description="JSONL file, one record a line: prompt and target, or instruction, input and output")
     held_out_file: str | None = Field(None, description="records to judge by; default: a share of `file`")
     held_out: float = Field(0.05, gt=0, lt=1, description="share of `file` kept out of training, chosen by hash")
+
+    @field_validator("file", "held_out_file")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        """The recipe of a run names the file so that it is found from any folder."""
+        return str(Path(value).resolve()) if value and Path(value).exists() else value
 
 
 class Instructions(Task):
@@ -62,11 +69,11 @@ class Instructions(Task):
         return rng.choice(self.splits[split])
 
     def score(self, example: Example, completion: str) -> Score:
-        """`exact`: the same text; `equal`: the same but for blanks and letter case; else `wrong`."""
+        """`exact`: the same text; `equal`: the same but for runs of blanks; else `wrong`, or `unparseable` if empty."""
         answer = completion.strip()
         if answer == example.target.strip():
             return Score("exact", answer)
-        same = answer.lower().split() == example.target.lower().split()
+        same = answer.split() == example.target.split()
         return Score("equal" if same else "wrong" if answer else "unparseable", answer)
 
 

@@ -191,7 +191,7 @@ def test_ctrl_c_and_resume(tmp_path: Path, tiny_settings: list[str]) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
-        wait_for(lambda: process.poll() is not None or (log.is_file() and bool(log.read_text())))
+        wait_for(lambda: process.poll() is not None or (log.is_file() and '"loss"' in log.read_text()))
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:

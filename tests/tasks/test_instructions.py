@@ -124,7 +124,8 @@ def test_samples_are_records(poems: str) -> None:
     [
         ("Good morning, 你好", "exact"),
         ("  Good morning, 你好\n", "exact"),
-        ("good  MORNING,\n你好", "equal"),
+        ("Good  morning,\n你好", "equal"),
+        ("good MORNING, 你好", "wrong"),
         ("Good morning", "wrong"),
         ("", "unparseable"),
         (" \n", "unparseable"),

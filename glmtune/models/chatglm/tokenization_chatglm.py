@@ -37,17 +37,17 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     The sentencepiece model does most of the work: nmt_nfkc (full-width punctuation becomes ASCII), a dummy
     prefix, byte fallback, digits one by one. Newlines, tabs and runs of blanks have pieces of their own
-    (golden quirk 15). The special tokens are control pieces: sentencepiece never makes them from text, and
+    (quirk 15). The special tokens are control pieces: sentencepiece never makes them from text, and
     decodes them to nothing.
 
-    Words in the text that look like special tokens (golden quirk 14): `[MASK]`, `<sop>`, `<eop>`, `<pad>` and
+    Words in the text that look like special tokens (quirk 14): `[MASK]`, `<sop>`, `<eop>`, `<pad>` and
     `<unk>` become their ids, as in the original; `[gMASK]`, `</s>` and all others stay plain characters. With
     `split_special_tokens=True`, in a call or here, no text becomes a special token: use it for others' text.
 
     Unlike the original, the tokenizer pads on either side, returns only `input_ids` and a 0/1
     `attention_mask` (the model derives its positions and its prefix mask), gives masks of the full length
-    (golden quirk 18), decodes ids beyond the vocabulary to nothing (golden quirk 19) and keeps blanks before
-    punctuation in decoding (golden quirk 16; `clean_up_tokenization_spaces=True` drops them).
+    (quirk 18), decodes ids beyond the vocabulary to nothing (quirk 19) and keeps blanks before
+    punctuation in decoding (quirk 16; `clean_up_tokenization_spaces=True` drops them).
 
     Args:
         vocab_file: path of `ice_text.model`.
@@ -122,7 +122,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The special tokens that text may hold: without `[gMASK]` and `</s>` (golden quirk 14)."""
+        """The special tokens that text may hold: without `[gMASK]` and `</s>` (quirk 14)."""
         plain_in_text = (self.gmask_token, self.end_token)
         return [token for token in super().all_special_tokens if token not in plain_in_text]
 
@@ -161,7 +161,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """`A [gMASK] <sop>` or `A [gMASK] <sop> B <eop>`, also where A holds `[MASK]` (golden quirk 17)."""
+        """`A [gMASK] <sop>` or `A [gMASK] <sop> B <eop>`, also where A holds `[MASK]` (quirk 17)."""
         prompt = [*token_ids_0, self.gmask_token_id, self.bos_token_id]
         return prompt if token_ids_1 is None else [*prompt, *token_ids_1, self.eos_token_id]
 
@@ -171,7 +171,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """1 for each special token and 0 for each other one of the whole sequence (golden quirk 18)."""
+        """1 for each special token and 0 for each other one of the whole sequence (quirk 18)."""
         if already_has_special_tokens:
             special_ids = {*self.all_special_ids, self.gmask_token_id, self.end_token_id}
             return [int(int(index) in special_ids) for index in (*token_ids_0, *(token_ids_1 or ()))]
