@@ -21,11 +21,11 @@ TARGET_HELP = "a run folder, an adapter, a checkpoint directory, a hub name, or 
 SETTINGS_HELP = "settings as section.name=value, e.g. generation.batch_size=8"
 
 
-def print_settings() -> None:
-    """Every setting with its default and meaning, from the settings tree itself."""
-    from glmtune.config import describe_settings, open_sections
+def print_settings(settings: list[str]) -> None:
+    """Every setting with its default and meaning, from the settings tree itself; of the task that `settings` name."""
+    from glmtune.config import describe_settings, open_sections, with_overrides
 
-    recipe, _, _ = open_sections({})
+    recipe, _, _ = open_sections(with_overrides({}, settings))
     for name, default, meaning in describe_settings(recipe):
         print(f"{name} = {default}\n    {meaning}")
 
@@ -146,7 +146,7 @@ def quiet_libraries() -> None:
 def train(options: argparse.Namespace) -> None:
     """Train, then show what was learned and what to do next."""
     if options.help_settings:
-        print_settings()
+        print_settings([text for text in [options.recipe, *options.settings] if text and "=" in text])
         return
     recipe, settings = options.recipe, list(options.settings)
     if recipe is not None and "=" in recipe:

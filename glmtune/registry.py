@@ -20,6 +20,8 @@ def names(package: str) -> list[str]:
 
 def suggest(wrong: str, known: list[str]) -> str:
     """' Did you mean 'x'? Known: x, y.' for error messages."""
+    if not known:
+        return ""
     close = get_close_matches(wrong, known, n=1, cutoff=0.4)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return f"{hint} Known: {', '.join(known)}."

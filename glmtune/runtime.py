@@ -111,10 +111,10 @@ class RunFolder:
         run = cls(path)
         if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
             what = "already holds a run" if cls.is_run(path) else "is not empty"
-            remedy = f"go on with `glmtune train --resume {path}`, or" if cls.is_run(path) else ""
+            remedy = f", go on with `glmtune train --resume {path}`," if cls.is_run(path) else ""
             raise UserError(
-                f"training.output_dir: {path} {what}. Choose another folder with training.output_dir=..., {remedy} "
-                "remove it yourself. Nothing in it was touched."
+                f"training.output_dir: {path} {what}. Choose another folder with training.output_dir=...{remedy} "
+                "or remove it yourself. Nothing in it was touched."
             )
         try:
             run.path.mkdir(parents=True, exist_ok=True)

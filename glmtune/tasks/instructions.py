@@ -56,7 +56,7 @@ class Instructions(Task):
             if not found:
                 raise UserError(
                     f"task.file: {self.settings.file} leaves no record for the {split} split ({len(examples)} in all). "
-                    "Add records, change task.held_out, or name a task.held_out_file."
+                    "Add records, try task.held_out=0.3, or name a task.held_out_file."
                 )
         return splits
 
