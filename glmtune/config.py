@@ -16,6 +16,9 @@ from glmtune.runtime import UserError
 OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods"}
 
 
+# Steps where a task draws without end and the recipe names none: the demo.
+ENDLESS_STEPS = 2500
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -55,7 +58,9 @@ class TrainingSettings(Settings):
 
     output_dir: str | None = Field(None, description="run folder; default: the next free runs/TASK-METHOD-N")
     steps: int | None = Field(
-        None, ge=1, description="optimiser steps; default: from `epochs`, or 2,500 where a task draws without end"
+        None,
+        ge=1,
+        description=f"optimiser steps; default: from `epochs`, or {ENDLESS_STEPS} where a task draws without end",
     )
     epochs: float = Field(
         3, gt=0, description="passes over the records, where a task has records and `steps` is not set"

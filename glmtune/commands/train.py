@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from glmtune import models, registry
-from glmtune.config import Recipe, load_recipe, to_yaml
+from glmtune.config import ENDLESS_STEPS, Recipe, load_recipe, to_yaml
 from glmtune.data import DrawnExamples, EncodedDataset, examples_of
 from glmtune.data.encoding import plain_ids
 from glmtune.evaluation.evaluator import Evaluation, evaluate
@@ -26,8 +26,6 @@ from glmtune.tasks import Example, Task
 from glmtune.training.callbacks import start_log
 from glmtune.training.trainer import Judge, default_learning_rate, fit
 
-# Where a task draws without end and the recipe names no number of steps.
-DEFAULT_STEPS = 2500
 # Examples whose lengths are checked before training, where a task draws without end.
 CHECKED_DRAWS = 1000
 
@@ -188,7 +186,7 @@ def count_steps(recipe: Recipe, task: Task) -> int:
         return recipe.training.steps
     records = task.records("train")
     if records is None:
-        return DEFAULT_STEPS
+        return ENDLESS_STEPS
     per_step = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     return max(1, math.ceil(recipe.training.epochs * len(records) / per_step))
 
