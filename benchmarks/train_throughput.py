@@ -22,7 +22,7 @@ from glmtune.config import Recipe, load_recipe
 from glmtune.data import EncodedDataset, examples_of
 from glmtune.methods import Method
 from glmtune.tasks import Task
-from glmtune.training.trainer import default_learning_rate, fit
+from glmtune.training.trainer import fit
 
 
 def train_ours(recipe: Recipe, task: Task, folder: Path) -> float:
@@ -52,7 +52,7 @@ def train_plain(recipe: Recipe, rows: list[Any], folder: Path) -> float:
         output_dir=str(folder),
         max_steps=recipe.training.steps or 1,
         per_device_train_batch_size=recipe.training.batch_size,
-        learning_rate=default_learning_rate(model),
+        learning_rate=recipe.training.learning_rate,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -49,7 +49,8 @@ def load(
     if prompts:
         limit = models.max_length(models.load_config(models.locate(base)))
         encode_prompts(methods.tokenizer_of(base, folder), prompts, limit, recipe.generation.max_new_tokens, label)
-    return methods.load(base, folder, recipe.model.dtype, attention=recipe.model.attention)
+    model = recipe.model
+    return methods.load(base, folder, model.dtype, None, model.attention, model.bits, model.quantize_embedding)
 
 
 def check_output(output: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from glmtune import models, registry
 from glmtune.config import ENDLESS_STEPS, Recipe, load_recipe, to_yaml
@@ -24,7 +24,7 @@ from glmtune.methods import Method, Model
 from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
 from glmtune.tasks import Example, Task
 from glmtune.training.callbacks import start_log
-from glmtune.training.trainer import Judge, default_learning_rate, fit
+from glmtune.training.trainer import DivergenceError, Judge, check_precision, fit
 
 # Examples whose lengths are checked before training, where a task draws without end.
 CHECKED_DRAWS = 1000
@@ -117,28 +117,53 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     )
     check_lengths(recipe, tokenizer, models.max_length(config), held_out, dataset)
 
+    check_storage(recipe, method, config)
     seed_everything(recipe.seed)
     base, _ = models.load(recipe.model)
     if recipe.training.learning_rate is None:
-        recipe.training.learning_rate = default_learning_rate(base)
+        recipe.training.learning_rate = method.learning_rate(base.config.hidden_size)
+    started = folder.log.exists()
+    console.print(f"Before: {recipe.model.path} answers {len(held_out)} held-out problems ...")
+    before = evaluate(base, tokenizer, task, held_out, recipe.generation)
+    if not started:
+        start_log(folder.log, before.report(text_metrics=False))
+    seed_everything(recipe.seed)  # what a method draws must not depend on how the questions were answered
     model = method.apply(base)
     with replacing(folder.recipe) as temporary:
         temporary.write_text(to_yaml(recipe), encoding="utf-8")
     announce(console, recipe, model, folder, steps)
 
-    console.print(f"Before: answering {len(held_out)} held-out problems ...")
-    before = evaluate(model, tokenizer, task, held_out, recipe.generation)
-    if not folder.log.exists():
-        start_log(folder.log, before.report(text_metrics=False))
-    judge = make_judge(recipe, task, tokenizer)
+    judge, groups = make_judge(recipe, task, tokenizer), method.parameter_groups(model)
     try:
-        fit(model, tokenizer, dataset, recipe, steps, judge, folder.log, folder.checkpoints, resume=True)
+        fit(model, tokenizer, dataset, recipe, steps, judge, folder.log, folder.checkpoints, True, groups)
+        model = method.finish(model)
         save(method, model, tokenizer, folder, recipe)
         console.print("After: the same problems again ...")
         after = evaluate(model, tokenizer, task, held_out, recipe.generation)
         return finish(folder, task, recipe, before, after)
+    except DivergenceError as error:
+        if not error.rescued:
+            raise
+        save(method, method.finish(model), tokenizer, folder, recipe)
+        raise UserError(f"{error} The best weights before that are in {folder.path}, ready for use.") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Go on with: glmtune train --resume {folder.path}") from None
+
+
+def check_storage(recipe: Recipe, method: Method, config: PreTrainedConfig) -> None:
+    """Whether the method can train weights that are stored as the recipe or the checkpoint says.
+
+    Raises:
+        UserError: it cannot.
+    """
+    check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
+    bits = min(recipe.model.bits, models.stored_bits(config))
+    if method.trains_base and (bits < 16 or recipe.model.quantize_embedding):
+        stored = f"model.bits={bits}" if bits < 16 else "model.quantize_embedding=true"
+        raise UserError(
+            f"method.name={recipe.method.name} changes the weights of the model itself, and {stored} stores them as "
+            "whole numbers, which cannot take small steps. Use method.name=lora or ptuning_v2, or 16 bits."
+        )
 
 
 def check_lengths(
@@ -233,7 +258,7 @@ def save(method: Method, model: Model, tokenizer: PreTrainedTokenizerBase, folde
     with replacing(folder.adapter if method.saves_adapter else folder.model) as temporary:
         temporary.mkdir()
         try:
-            method.save(model, tokenizer, temporary, recipe.model.path)
+            method.save(model, tokenizer, temporary, recipe.model)
         except SafetensorError as error:  # in place of an OSError
             raise OSError(str(error)) from error
 

@@ -39,7 +39,7 @@ def examples_of(task: Task, split: Split, size: int, seed: int) -> Sequence[Exam
 
 
 class EncodedDataset(Dataset):
-    """Examples as `input_ids` and `labels`, encoded when they are asked for."""
+    """Examples as `input_ids`, `labels` and the number of the `record`, encoded when they are asked for."""
 
     def __init__(self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
         self.examples, self.tokenizer, self.max_length = examples, tokenizer, max_length
@@ -53,7 +53,7 @@ class EncodedDataset(Dataset):
 
     def _encode(self, index: int) -> Encoding:
         example = self.examples[index]
-        return encode_example(self.tokenizer, example.prompt, example.target, self.max_length)
+        return encode_example(self.tokenizer, example.prompt, example.target, self.max_length, index)
 
 
 class LengthGroupedSampler(Sampler[int]):

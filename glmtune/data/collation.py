@@ -20,7 +20,7 @@ class Collator:
     pad_token_id: int
 
     def __call__(self, encodings: list[Encoding]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels`, all (B, T), padded on the right."""
+        """`input_ids`, `attention_mask`, `labels`, all (B, T), padded on the right; `record` (B,)."""
         length = max(len(encoding["input_ids"]) for encoding in encodings)
 
         def padded(rows: list[list[int]], fill: int) -> torch.Tensor:
@@ -31,4 +31,5 @@ class Collator:
             "input_ids": padded(rows, self.pad_token_id),
             "attention_mask": padded([[1] * len(row) for row in rows], 0),
             "labels": padded([encoding["labels"] for encoding in encodings], IGNORED),
+            "record": torch.tensor([encoding["record"] for encoding in encodings]),
         }

@@ -20,10 +20,14 @@ _CONTENT_PATTERN = re.compile("[\U000f0000-\U000ffffd]")
 
 
 class Encoding(TypedDict):
-    """One example: `input_ids` and `labels`, both (T,), unshifted; the shift is in the model's loss."""
+    """One example: `input_ids` and `labels`, both (T,), unshifted; the shift is in the loss.
+
+    `record` is its index in its data set, -1 outside of one.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    record: int
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message]) -> list[int]:
@@ -80,7 +84,11 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message], target: str, max_length: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[Message],
+    target: str,
+    max_length: int | None = None,
+    record: int = -1,
 ) -> Encoding:
     """A prompt with its target. Only the target and the end token are learned.
 
@@ -95,4 +103,5 @@ def encode_example(
             f"An example has {length} tokens, more than data.max_length or the model's {max_length}: "
             f"{str(prompt)[:60]!r}... Shorten it, or raise data.max_length if the model can take more."
         )
-    return {"input_ids": prompt_ids + target_ids, "labels": [IGNORED] * len(prompt_ids) + target_ids}
+    labels = [IGNORED] * len(prompt_ids) + target_ids
+    return {"input_ids": prompt_ids + target_ids, "labels": labels, "record": record}

@@ -1,6 +1,7 @@
 """How it learns. A method edits a model; the loop that trains it knows no method.
 
-`load` puts a saved adapter back: the counterpart of what training writes.
+`load` puts a saved adapter back: the counterpart of what training writes. torch, transformers and peft are imported by
+the functions that need them, so that the settings of a method can be read without.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from glmtune import models
+from glmtune import models, registry
 from glmtune.config import Dtype, ModelSettings, NamedSettings
+from glmtune.models.architecture import Architecture
 from glmtune.runtime import RunFolder, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER_CONFIG = "adapter_config.json"
 BASE_RECORD = "base.json"
 
 
-Model: TypeAlias = PreTrainedModel | PeftModel
+Model: TypeAlias = "PreTrainedModel | PeftModel"
 
 
 class Method(ABC):
@@ -32,25 +35,78 @@ class Method(ABC):
     Attributes:
         Settings: the method's settings; they become the fields of the recipe's `method` section.
         saves_adapter: what is saved is an adapter that needs its base; otherwise the whole model.
+        trains_base: it changes weights of the base itself, which then cannot be stored at 8 or 4 bits.
+        rate_times_width: its default learning rate, times the hidden size of the model.
     """
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
     saves_adapter: ClassVar[bool] = True
+    trains_base: ClassVar[bool] = False
+    rate_times_width: ClassVar[float] = 0.256
 
     def __init__(self, settings: NamedSettings):
         self.settings = settings
+
+    def learning_rate(self, hidden_size: int) -> float:
+        """Peak learning rate where the recipe names none.
+
+        Adam's best rate falls with the width of a model (Yang et al. 2022, https://arxiv.org/abs/2203.03466). LoRA's
+        0.256 gives 2e-3 for nano, where it was measured (docs/log.md), and 6e-5 for ChatGLM-6B.
+        """
+        return self.rate_times_width / hidden_size
 
     @abstractmethod
     def apply(self, model: PreTrainedModel) -> Model:
         """Return the model with everything frozen but what this method trains; trainable weights are fp32."""
 
-    def save(self, model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path, base: str) -> None:
-        """Save what was trained, the tokenizer with its template, and the base model's name and fingerprint."""
-        model.save_pretrained(str(folder))
+    def trainable_parameters(self, architecture: Architecture) -> int:
+        """How many parameters `apply` makes trainable, for `glmtune estimate`.
+
+        Raises:
+            UserError: this method does not tell.
+        """
+        raise UserError(f"method.name: {self.settings.name} does not tell how many parameters it trains.")
+
+    def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
+        """Groups of trainable parameters as torch's optimisers take them; `lr_scale` times the learning rate is a
+        group's own."""
+        return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+
+    def finish(self, model: Model) -> Model:
+        """What training leaves, made what is saved and used from then on."""
+        return model
+
+    def save(self, model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path, base: ModelSettings) -> None:
+        """Save what was trained, the tokenizer with its template, and which base it needs, stored in which way."""
+        self.save_weights(model, folder)
         tokenizer.save_pretrained(folder)
-        location = models.locate(base)
-        record = {"base": base, "fingerprint": models.fingerprint(location) if Path(location).is_dir() else None}
+        location = models.locate(base.path)
+        record = {
+            "base": base.path,
+            "fingerprint": models.fingerprint(location) if Path(location).is_dir() else None,
+            "bits": base.bits,
+            "quantize_embedding": base.quantize_embedding,
+            "method": self.settings.name,
+        }
         (folder / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+    def save_weights(self, model: Model, folder: Path) -> None:
+        """Write the weights that were trained."""
+        model.save_pretrained(str(folder))
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:
+        """Whether a folder is an adapter in a format of this method's own. Those in peft's format need not ask."""
+        return False
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, folder: Path) -> Model:
+        """Put an adapter that this method `holds` on its base.
+
+        Raises:
+            UserError: the adapter does not fit the base.
+        """
+        raise NotImplementedError
 
 
 BASE = Method
@@ -62,15 +118,22 @@ def load(
     dtype: Dtype = "auto",
     device: torch.device | str | None = None,
     attention: Literal["sdpa", "eager"] = "sdpa",
+    bits: int | None = None,
+    quantize_embedding: bool | None = None,
 ) -> tuple[Model, PreTrainedTokenizerBase]:
     """Load a run folder, an adapter, a checkpoint directory, a hub name or `nano`, ready for use.
 
     Args:
         path: what to load.
-        adapter: a run folder or an adapter to put on the base that `path` names.
+        adapter: a run folder, an adapter in peft's format, or a directory with the prefix weights of the original
+            P-Tuning v2 scripts (`transformer.prefix_encoder.*` beside a `config.json` with `pre_seq_len`), to put on
+            the base that `path` names.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: default: the GPU where there is one.
         attention: attention implementation.
+        bits: 16, 8 or 4, storage of the base's linear layers. Default: as the adapter was trained, or as the checkpoint
+            is stored.
+        quantize_embedding: store the embedding and the head at 8 bits, too. Default: as the adapter was trained.
 
     Returns:
         (model, tokenizer), the model in evaluation mode.
@@ -78,14 +141,59 @@ def load(
     Raises:
         UserError: nothing usable at `path`, or the adapter was trained on other weights.
     """
+    import torch
+
+    if bits not in (None, 16, 8, 4):
+        raise UserError(f"bits={bits!r}: a model can be stored at 16, 8 or 4 bits.")
     base, folder = find(path, adapter)
     target = torch.device(device) if device is not None else models.default_device()
-    model, tokenizer = models.load(ModelSettings(path=base, dtype=dtype, attention=attention), target)
+    trained = record_of(folder) if folder is not None else {}
+    settings = ModelSettings(
+        path=base,
+        dtype=dtype,
+        attention=attention,
+        bits=bits or trained.get("bits", 16),
+        quantize_embedding=trained.get("quantize_embedding", False)
+        if quantize_embedding is None
+        else quantize_embedding,
+    )
+    model, tokenizer = models.load(settings, target)
     if folder is None:
         return model, tokenizer
+    return attach(model, folder).eval(), tokenizer_of(base, folder)
+
+
+def attach(model: PreTrainedModel, folder: Path) -> Model:
+    """Put the adapter in a folder on its base.
+
+    Raises:
+        UserError: it does not fit the base.
+    """
+    from peft import PeftModel
+
     with models.reading("adapter", str(folder)), warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        return PeftModel.from_pretrained(model, str(folder)).eval(), tokenizer_of(base, folder)
+        if (folder / ADAPTER_CONFIG).is_file():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder))
+        method = method_of(folder)
+        assert method is not None, "adapter_folder has looked"
+        return method.attach(model, folder)
+
+
+def method_of(folder: Path) -> type[Method] | None:
+    """The method whose own format an adapter is in, if any."""
+    named = record_of(folder).get("method")
+    for name in [named] if named else registry.names(__name__):
+        method: type[Method] = registry.find(__name__, name)
+        if method.holds(folder):
+            return method
+    return None
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What training noted beside an adapter: `base`, its `fingerprint` and `bits`, the `method`; empty for others'."""
+    record = folder / BASE_RECORD
+    return models.read_json(record) if record.is_file() else {}
 
 
 def find(path: str | Path, adapter: str | Path | None = None) -> tuple[str, Path | None]:
@@ -102,7 +210,7 @@ def find(path: str | Path, adapter: str | Path | None = None) -> tuple[str, Path
         folder, base = adapter_folder(Path(adapter)), str(path)
     elif RunFolder.is_run(path) and RunFolder(path).model.is_dir():
         return str(RunFolder(path).model), None
-    elif RunFolder.is_run(path) or (Path(path) / ADAPTER_CONFIG).is_file():
+    elif RunFolder.is_run(path) or is_adapter(Path(path)):
         folder = adapter_folder(Path(path))
         base = base_of(folder)
     else:
@@ -113,7 +221,12 @@ def find(path: str | Path, adapter: str | Path | None = None) -> tuple[str, Path
 
 def is_adapter(path: Path) -> bool:
     """Whether `path` is an adapter, or a run folder that holds one."""
-    return any((folder / ADAPTER_CONFIG).is_file() for folder in (path, RunFolder(path).adapter))
+    return any(is_adapter_folder(folder) for folder in (path, RunFolder(path).adapter))
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder is an adapter, in peft's format or in a method's own."""
+    return (folder / ADAPTER_CONFIG).is_file() or (folder.is_dir() and method_of(folder) is not None)
 
 
 def adapter_folder(path: Path) -> Path:
@@ -124,10 +237,10 @@ def adapter_folder(path: Path) -> Path:
     """
     is_run = RunFolder.is_run(path)
     folder = RunFolder(path).adapter if is_run else path
-    if not (folder / ADAPTER_CONFIG).is_file():
+    if not is_adapter_folder(folder):
         remedy = f" If its training has not ended: glmtune train --resume {path}" if is_run else ""
         raise UserError(f"{path} holds no adapter ({ADAPTER_CONFIG} is missing).{remedy}")
-    if not any(folder.glob("adapter_model.*")):
+    if (folder / ADAPTER_CONFIG).is_file() and not any(folder.glob("adapter_model.*")):
         raise UserError(f"{folder} holds no weights (adapter_model.safetensors is missing). Copy or download it again.")
     models.check_files(folder)
     return folder
@@ -139,9 +252,9 @@ def base_of(folder: Path) -> str:
     Raises:
         UserError: it names none.
     """
-    record, config = folder / BASE_RECORD, models.read_json(folder / ADAPTER_CONFIG)
-    named = models.read_json(record).get("base") if record.is_file() else None
-    base = named or config.get("base_model_name_or_path")
+    config = folder / ADAPTER_CONFIG
+    by_peft = models.read_json(config).get("base_model_name_or_path") if config.is_file() else None
+    base = record_of(folder).get("base") or by_peft
     if not base:
         raise UserError(f"The adapter {folder} names no base model; name it with model.path=...")
     return str(base)
@@ -157,11 +270,10 @@ def check_base(folder: Path, base: str) -> None:
         location = Path(models.locate(base))
     except UserError as error:
         raise UserError(f"The base of the adapter {folder}: {error} If it has moved, add model.path=...") from error
-    record = folder / BASE_RECORD
-    if not record.is_file() or not location.is_dir():
+    trained_on = record_of(folder).get("fingerprint")
+    if trained_on is None or not location.is_dir():
         return
-    trained_on, found = models.read_json(record).get("fingerprint"), models.fingerprint(location)
-    if trained_on not in (None, found):
+    if trained_on != (found := models.fingerprint(location)):
         raise UserError(
             f"The adapter {folder} was trained on other weights than {base} holds (fingerprint {trained_on}, found "
             f"{found}). Point to the checkpoint that it was trained on with model.path=..."

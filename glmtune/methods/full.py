@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from glmtune.config import NamedSettings
 from glmtune.methods import Method, Model
+from glmtune.models.architecture import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class FullSettings(NamedSettings):
@@ -19,7 +21,18 @@ class Full(Method):
 
     Settings = FullSettings
     saves_adapter: ClassVar[bool] = False
+    trains_base: ClassVar[bool] = True
 
     def apply(self, model: PreTrainedModel) -> Model:
         """Every parameter in fp32 and trainable."""
+        self.storage = model.dtype
         return model.float().requires_grad_(True)
+
+    def finish(self, model: Model) -> Model:
+        """Back to the precision of the checkpoint: what is saved is what was judged."""
+        whole: Any = model  # transformers' wrapper hides the signature of `to`
+        return whole.to(self.storage)
+
+    def trainable_parameters(self, architecture: Architecture) -> int:
+        """All."""
+        return architecture.parameters

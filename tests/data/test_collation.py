@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -7,19 +9,20 @@ from glmtune.data.collation import Collator
 from glmtune.data.encoding import IGNORED, Encoding
 
 ROWS: list[Encoding] = [
-    {"input_ids": [5, 6, 7, 2], "labels": [IGNORED, IGNORED, 7, 2]},
-    {"input_ids": [8, 2], "labels": [IGNORED, 2]},
-    {"input_ids": [9, 3, 2], "labels": [IGNORED, 3, 2]},
+    {"input_ids": [5, 6, 7, 2], "labels": [IGNORED, IGNORED, 7, 2], "record": 4},
+    {"input_ids": [8, 2], "labels": [IGNORED, 2], "record": 0},
+    {"input_ids": [9, 3, 2], "labels": [IGNORED, 3, 2], "record": -1},
 ]
 
 
 def test_padding() -> None:
     batch = Collator(3)(ROWS)
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "record"}
     assert batch["input_ids"].tolist() == [[5, 6, 7, 2], [8, 2, 3, 3], [9, 3, 2, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
     x = IGNORED
     assert batch["labels"].tolist() == [[x, x, 7, 2], [x, 2, x, x], [x, 3, 2, x]]
+    assert batch["record"].tolist() == [4, 0, -1]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
@@ -41,6 +44,6 @@ def test_rows_do_not_depend_on_their_batch(count: int) -> None:
 
 
 def test_encodings_stay_as_they_are() -> None:
-    before = [{key: list(row[key]) for key in row} for row in ROWS]
+    before = copy.deepcopy(ROWS)
     Collator(0)(ROWS)
     assert before == ROWS

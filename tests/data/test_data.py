@@ -93,7 +93,7 @@ def test_encoded_dataset(chatglm: Any) -> None:
     dataset = EncodedDataset(examples, chatglm)
     assert len(dataset) == 6
     for i, example in enumerate(examples):
-        assert dataset[i] == encode_example(chatglm, example.prompt, example.target)
+        assert dataset[i] == encode_example(chatglm, example.prompt, example.target, record=i)
     assert dataset[2] is dataset[2]  # encoded once
     with pytest.raises(UserError, match=r"data\.max_length"):
         EncodedDataset(examples, chatglm, 8)[0]

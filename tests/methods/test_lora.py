@@ -1,44 +1,92 @@
-"""LoRA: nothing at the start, fp32, beside a frozen base, and in peft's own format at the end."""
+"""LoRA and its relatives: nothing at the start, fp32, beside a frozen base, and in peft's own format at the end."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel, PrefixTuningConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import glmtune
 from glmtune import models
 from glmtune.commands.train import Run
-from glmtune.config import ModelSettings
+from glmtune.config import ModelSettings, load_recipe
 from glmtune.data.encoding import encode_prompt
-from glmtune.methods.lora import Lora, LoraSettings
+from glmtune.generation.decoding import complete
+from glmtune.methods import lora as lora_module
+from glmtune.methods.lora import Lora, LoraSettings, merge, principal_part
+from glmtune.models.architecture import Architecture, LinearLayer
+from glmtune.models.quantization import PackedLinear, pack
 from glmtune.runtime import UserError
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one name": {"target_modules": ["query_key_value"]},
+    "rslora": {"use_rslora": True, "rank": 8},
+    "dora": {"use_dora": True},
+    "pissa": {"init": "pissa"},
+    "pissa rslora": {"init": "pissa", "use_rslora": True},
+    "pissa dora": {"init": "pissa", "use_dora": True, "target_modules": ["dense", "dense_h_to_4h"]},
+}
+of_each_kind = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 
-def base_of(checkpoint: Path, dtype: Any = "float32") -> tuple[Any, Any]:
-    return models.load(ModelSettings(path=str(checkpoint), dtype=dtype))
+
+def base_of(checkpoint: Path, dtype: Any = "float32", bits: Any = 16) -> tuple[Any, Any]:
+    return models.load(ModelSettings(path=str(checkpoint), dtype=dtype, bits=bits))
 
 
 def lora(**settings: Any) -> Lora:
-    return Lora(LoraSettings(name="lora", **settings))
+    return Lora(LoraSettings(**{"name": "lora", "rank": 4, "alpha": 8} | settings))
+
+
+def inputs(tokenizer: Any) -> Tensor:
+    return torch.tensor([encode_prompt(tokenizer, "1+2=")])
 
 
 def logits(model: Any, tokenizer: Any) -> Tensor:
     with torch.no_grad():
-        return model(torch.tensor([encode_prompt(tokenizer, "1+2=")])).logits
+        return model(inputs(tokenizer)).logits.float()
 
 
-def test_starts_as_its_base(tiny_checkpoint: Path) -> None:
+def trained(model: Any, tokenizer: Any) -> Any:
+    """The model after three large steps, so that every kind of weight has moved."""
+    start = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.02)
+    ids = inputs(tokenizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    after = dict(model.named_parameters())
+    assert start and all(not torch.equal(weight, after[name]) for name, weight in start.items())
+    return model.eval()
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """A model's weights under the names that they have without an adapter."""
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): weight
+        for name, weight in model.state_dict().items()
+        if "lora_" not in name
+    }
+
+
+@of_each_kind
+def test_starts_as_its_base(tiny_checkpoint: Path, settings: dict[str, Any]) -> None:
     model, tokenizer = base_of(tiny_checkpoint)
     expected = logits(model, tokenizer)
-    torch.testing.assert_close(logits(lora(rank=4).apply(model), tokenizer), expected, rtol=0, atol=0)
+    tolerance = 2e-4 if settings.get("init") == "pissa" else 0  # logits up to 40
+    torch.testing.assert_close(logits(lora(**settings).apply(model), tokenizer), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"init": "pissa"}], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_only_fp32_updates_are_trained(tiny_checkpoint: Path, dtype: str) -> None:
-    model = lora(rank=4).apply(base_of(tiny_checkpoint, dtype)[0])
+def test_only_fp32_updates_are_trained(tiny_checkpoint: Path, dtype: str, settings: dict[str, Any]) -> None:
+    model = lora(**settings).apply(base_of(tiny_checkpoint, dtype)[0])
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == ("lora_" in name), name
         assert parameter.dtype == (torch.float32 if "lora_" in name else getattr(torch, dtype)), name
@@ -60,36 +108,340 @@ def test_updates_the_layers_that_are_named(tiny_checkpoint: Path, targets: str |
     )
 
 
-@pytest.mark.parametrize("targets", [["quary_key_value"], ["dense", "quary_key_value"], "quary.*", ["input_layernorm"]])
+@pytest.mark.parametrize(
+    "targets", [["quary_key_value"], ["dense", "quary_key_value"], "quary.*", "dense", "(", ["input_layernorm"], []]
+)
 def test_a_wrong_name_is_told(tiny_checkpoint: Path, targets: str | list[str]) -> None:
     """Also where another name of the list is right, which is enough for peft."""
     with pytest.raises(UserError, match=r"method\.target_modules") as error:
         lora(target_modules=targets).apply(base_of(tiny_checkpoint)[0])
     if "quary_key_value" in targets:
         assert "Did you mean 'query_key_value'?" in str(error.value)
+    else:
+        assert "in a list, as in [query_key_value, dense]" in str(error.value)
 
 
-def test_the_base_is_untouched(tiny_run: Run, tiny: tuple[Any, Any], tiny_checkpoint: Path) -> None:
-    base = base_of(tiny_checkpoint)[0].state_dict()
-    trained = {
-        name.removeprefix("base_model.model.").replace(".base_layer", ""): weight
-        for name, weight in tiny[0].state_dict().items()
-        if "lora_" not in name
-    }
-    assert trained.keys() == base.keys()
-    assert all(torch.equal(trained[name], base[name]) for name in base)
+def test_the_base_is_untouched(tiny: tuple[Any, Any], tiny_checkpoint: Path) -> None:
+    base, after = base_of(tiny_checkpoint)[0].state_dict(), weights_of(tiny[0])
+    assert after.keys() == base.keys()
+    assert all(torch.equal(after[name], base[name]) for name in base)
     moved = [weight for name, weight in tiny[0].named_parameters() if "lora_B" in name]
     assert moved and all(weight.abs().max() > 0 for weight in moved)
 
 
-def test_merged_is_the_same(tiny: tuple[Any, Any], tiny_run: Run, tiny_checkpoint: Path) -> None:
-    _, tokenizer = tiny
-    adapted = PeftModel.from_pretrained(base_of(tiny_checkpoint)[0], str(tiny_run.folder.adapter))
-    expected = logits(adapted, tokenizer)
-    assert (expected - logits(base_of(tiny_checkpoint)[0], tokenizer)).abs().max() > 0.1
-    merged = adapted.merge_and_unload()
+@of_each_kind
+def test_saved_is_reloaded(tiny_checkpoint: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """On the base as it was, also by peft alone, and whether or not `finish` was called."""
+    method = lora(**settings)
+    base, tokenizer = base_of(tiny_checkpoint)
+    before = logits(base, tokenizer)
+    model = trained(method.apply(base), tokenizer)
+    expected = logits(model, tokenizer)
+    assert (expected - before).abs().max() > 1
+    method.save(model, tokenizer, tmp_path, ModelSettings(path=str(tiny_checkpoint)))
+    again, _ = glmtune.load(tiny_checkpoint, adapter=tmp_path)
+    torch.testing.assert_close(logits(again, tokenizer), expected, rtol=0, atol=2e-4)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    original = plain.state_dict()
+    assert all(torch.equal(weight, weights_of(again)[name]) for name, weight in original.items())
+    by_peft = PeftModel.from_pretrained(plain, tmp_path).eval()
+    torch.testing.assert_close(logits(by_peft, tokenizer), expected, rtol=0, atol=2e-4)
+    finished = method.finish(model)
+    torch.testing.assert_close(logits(finished, tokenizer), logits(again, tokenizer), rtol=0, atol=2e-4)
+    for name, weight in weights_of(finished).items():
+        torch.testing.assert_close(weight, original[name], rtol=0, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{"init": "pissa"}, {"init": "pissa", "use_rslora": True}], ids=str)
+def test_pissa_is_saved_as_plain_lora(tiny_checkpoint: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Of twice the rank: nobody who loads it has to know where it comes from."""
+    method = lora(**settings)
+    base, tokenizer = base_of(tiny_checkpoint)
+    method.save(method.apply(base), tokenizer, tmp_path, ModelSettings(path=str(tiny_checkpoint)))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_rslora"], config["init_lora_weights"]) == (8, 8, False, True)
+
+
+def test_pissa_takes_the_largest_singular_values(tiny_checkpoint: Path) -> None:
+    original = base_of(tiny_checkpoint)[0].state_dict()
+    model = lora(init="pissa").apply(base_of(tiny_checkpoint)[0])
+    for name, layer in lora_module.updated_layers(model):
+        weight = original[f"{name.removeprefix('base_model.model.')}.weight"]
+        update = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        values, rest = torch.linalg.svdvals(weight), torch.linalg.svdvals(layer.get_base_layer().weight)
+        torch.testing.assert_close(layer.get_base_layer().weight + update, weight, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.linalg.svdvals(update)[:4], values[:4], rtol=0, atol=1e-4)
+        torch.testing.assert_close(rest[:-4], values[4:], rtol=0, atol=1e-4)
+
+
+def test_pissa_on_16_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The base is given back as it was but for a few roundings, so that what was judged is what is loaded."""
+    method = lora(init="pissa")
+    base, tokenizer = base_of(tiny_checkpoint, "bfloat16")
+    expected = logits(base, tokenizer)
+    model = method.apply(base)
+    scale = expected.abs().max()
+    assert (logits(model, tokenizer) - expected).abs().max() < 0.05 * scale
+    model = method.finish(trained(model, tokenizer))
+    original, given_back = base_of(tiny_checkpoint, "bfloat16")[0].state_dict(), weights_of(model)
+    same = torch.cat([(given_back[name] == weight).flatten() for name, weight in original.items()])
+    assert same.float().mean() > 0.9
+    method.save(model, tokenizer, tmp_path, ModelSettings(path=str(tiny_checkpoint)))
+    again, _ = glmtune.load(tiny_checkpoint, adapter=tmp_path, dtype="bfloat16")
+    assert (logits(again, tokenizer) - logits(model, tokenizer)).abs().max() < 0.05 * scale
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@of_each_kind
+def test_the_same_seed_starts_the_same(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], exact: bool
+) -> None:
+    """A run that goes on from a checkpoint applies its method anew: base and updates must be what they were."""
+    if not exact:
+        monkeypatch.setattr(lora_module, "EXACT_UP_TO", 0)
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(lora(**settings).apply(base_of(tiny_checkpoint)[0]).state_dict())
+    assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
+
+
+def test_large_matrices_are_decomposed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(size, 40)).Q for size in (60, 40))
+    matrix = left * torch.linspace(4, 0.1, 40) @ right.T
+    exact = principal_part(matrix, 8)
+    monkeypatch.setattr(lora_module, "EXACT_UP_TO", 0)
+    fast = principal_part(matrix, 8)
+    assert [part.shape for part in exact] == [part.shape for part in fast] == [(60, 8), (8,), (8, 40)]
+    torch.testing.assert_close(*((u * s @ v) for u, s, v in (exact, fast)), rtol=0, atol=1e-3)
+    assert principal_part(matrix, 40)[0].shape == (60, 40)
+
+
+def test_pissa_takes_linear_layers_that_are_large_enough(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"method\.rank=33.*96 x 32 and has only 32 singular values"):
+        lora(init="pissa", rank=33).apply(base_of(tiny_checkpoint)[0])
+    with pytest.raises(UserError, match=r"method\.init=pissa: .*word_embeddings is a Embedding, no linear layer"):
+        lora(init="pissa", target_modules=["dense", "word_embeddings"]).apply(base_of(tiny_checkpoint)[0])
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"target_modules": ["dense"]}], ids=str)
+def test_lora_plus_groups_as_peft_does(tiny_checkpoint: Path, settings: dict[str, Any]) -> None:
+    method = lora(lora_plus_ratio=16, **settings)
+    model = method.apply(base_of(tiny_checkpoint)[0])
+    groups = method.parameter_groups(model)
+    rates = {id(weight): group.get("lr_scale", 1) for group in groups for weight in group["params"]}
+    theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1, loraplus_lr_ratio=16).param_groups
+    assert rates == {id(weight): group["lr"] for group in theirs for weight in group["params"]}
+    assert rates.keys() == {id(weight) for weight in model.parameters() if weight.requires_grad}
+    assert sum(len(group["params"]) for group in groups) == len(rates) and {*rates.values()} == {1, 16}
+
+
+def test_without_lora_plus_all_learn_alike(tiny_checkpoint: Path) -> None:
+    method = lora()
+    model = method.apply(base_of(tiny_checkpoint)[0])
+    (group,) = method.parameter_groups(model)
+    assert group.keys() == {"params"}
+    assert len(group["params"]) == sum(weight.requires_grad for weight in model.parameters())
+
+
+def architecture(family: str, *linears: LinearLayer) -> Architecture:
+    return Architecture(family, 2, 32, 512, 4, 2, 8, linears, 128, 64, True)
+
+
+CHATGLM = architecture(
+    "chatglm",
+    LinearLayer("query_key_value", "attention", 32, 96, True),
+    LinearLayer("dense", "attention", 32, 32, True),
+    LinearLayer("dense_h_to_4h", "mlp", 32, 64, True),
+    LinearLayer("dense_4h_to_h", "mlp", 64, 32, True),
+)
+ATTENTION = [
+    LinearLayer("q_proj", "attention", 32, 32, True),
+    LinearLayer("k_proj", "attention", 32, 16, True),
+    LinearLayer("v_proj", "attention", 32, 16, True),
+    LinearLayer("o_proj", "attention", 32, 32, False),
+]
+LLAMA = architecture(
+    "llama",
+    *ATTENTION,
+    LinearLayer("gate_proj", "mlp", 32, 64, False),
+    LinearLayer("up_proj", "mlp", 32, 64, False),
+    LinearLayer("down_proj", "mlp", 64, 32, False),
+)
+GLM = architecture(
+    "glm",
+    *ATTENTION,
+    LinearLayer("gate_up_proj", "mlp", 32, 128, False),
+    LinearLayer("down_proj", "mlp", 64, 32, False),
+)
+SIZES: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "targets"),
+    [
+        (CHATGLM, "all-linear"),
+        (CHATGLM, ["dense"]),
+        (CHATGLM, ["dense", "mlp.dense_h_to_4h", "dense_h_to_4h"]),
+        (LLAMA, "all-linear"),
+        (LLAMA, ["q_proj", "v_proj"]),
+        (GLM, "all-linear"),
+        (GLM, ["gate_up_proj", "k_proj"]),
+    ],
+    ids=lambda value: value.family if isinstance(value, Architecture) else str(value),
+)
+def test_counts_what_is_trained(tiny_checkpoint: Path, sizes: Architecture, targets: Any, use_dora: bool) -> None:
+    if sizes is LLAMA:
+        base = LlamaForCausalLM(LlamaConfig(**SIZES))
+    elif sizes is GLM:
+        base = GlmForCausalLM(GlmConfig(**SIZES))
+    else:
+        base = base_of(tiny_checkpoint)[0]
+    method = lora(target_modules=targets, use_dora=use_dora)
+    actual = sum(weight.numel() for weight in method.apply(base).parameters() if weight.requires_grad)
+    assert method.trainable_parameters(sizes) == actual
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["dence"], r"'dence' is not counted among the linear layers of chatglm\. Did you mean 'dense'\?"),
+        (["dense", "lm_head"], "'lm_head' is not counted"),
+        (".*dense.*", r"what the pattern '\.\*dense\.\*' matches is known only once.*A list of names can be counted"),
+    ],
+)
+def test_what_cannot_be_counted_is_told(targets: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        lora(target_modules=targets).trainable_parameters(CHATGLM)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+def test_learns_beside_8_and_4_bits(tiny_checkpoint: Path, bits: int, settings: dict[str, Any]) -> None:
+    pytest.importorskip("bitsandbytes")
+    base, tokenizer = base_of(tiny_checkpoint, bits=bits)
+    if bits == 8 and settings.get("use_dora"):
+        with pytest.raises(UserError, match=r"method\.use_dora=true: on a CPU.*model\.bits=4 or 16, or a GPU"):
+            lora(**settings).apply(base)
+        return
+    expected = logits(base, tokenizer)
+    model = lora(**settings).apply(base)
+    start = logits(model, tokenizer)
+    assert (start - expected).abs().max() < 0.02 * expected.abs().max()
+    assert (logits(trained(model, tokenizer), tokenizer) - start).abs().max() > 1
+    with pytest.raises(UserError, match=r"stored at 8 or 4 bits.*bits=16.*then merge"):
+        merge(model, inputs(tokenizer))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_pissa_needs_16_bits(tiny_checkpoint: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(UserError, match=r"method\.init=pissa .*full precision.*model\.bits=16"):
+        lora(init="pissa").apply(base_of(tiny_checkpoint, bits=bits)[0])
+
+
+def with_packed_layers(model: Any) -> Any:
+    """The model with the linear layers of its blocks stored as the original int8 checkpoints do."""
+    for block in model.transformer.layers:
+        for part, name in ((block.attention, "query_key_value"), (block.mlp, "dense_h_to_4h")):
+            dense = getattr(part, name)
+            packed = PackedLinear(dense.in_features, dense.out_features, bits=8)
+            packed.weight.data, packed.weight_scale.data = pack(dense.weight.detach(), 8)
+            packed.bias = dense.bias
+            setattr(part, name, packed)
+    return model
+
+
+def test_packed_checkpoints_go_with_plain_lora(tiny_checkpoint: Path) -> None:
+    base, tokenizer = base_of(tiny_checkpoint)
+    model = trained(lora().apply(with_packed_layers(base)), tokenizer)
+    with pytest.raises(UserError, match=r"query_key_value is stored at 8 or 4 bits.*of a packed checkpoint the 16-bit"):
+        merge(model, inputs(tokenizer))
+    for settings, message in (
+        ({"use_dora": True}, r"method\.use_dora=true needs the lengths.*16-bit release with model\.bits=8 or 4"),
+        ({"init": "pissa"}, r"method\.init=pissa .*full precision"),
+    ):
+        with pytest.raises(UserError, match=message):
+            lora(**settings).apply(with_packed_layers(base_of(tiny_checkpoint)[0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@of_each_kind
+def test_merged_is_the_same(tiny_checkpoint: Path, settings: dict[str, Any], dtype: str) -> None:
+    base, tokenizer = base_of(tiny_checkpoint, dtype)
+    method = lora(**settings)
+    torch.manual_seed(0)
+    model = method.finish(trained(method.apply(base), tokenizer))
+    expected = logits(model, tokenizer)
+    merged = merge(model, inputs(tokenizer))
+    assert type(merged) is type(base) and merged.dtype == getattr(torch, dtype)
+    original = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).state_dict()
+    assert {name: weight.shape for name, weight in merged.state_dict().items()} == {
+        name: weight.shape for name, weight in original.items()
+    }
+    share = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 8e-2}[dtype]
+    assert (logits(merged, tokenizer) - expected).norm() < share * expected.norm()
+
+
+def test_merged_is_an_ordinary_checkpoint(tiny: tuple[Any, Any], tiny_run: Run, tmp_path: Path) -> None:
+    model, tokenizer = glmtune.load(tiny_run.folder.path)
+    merged = merge(model, inputs(tokenizer))
     assert not isinstance(merged, PeftModel)
-    torch.testing.assert_close(logits(merged, tokenizer), expected, rtol=0, atol=2e-4)  # logits up to 40
+    merged.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(*glmtune.load(tmp_path)), logits(*tiny), rtol=0, atol=2e-4)
+
+
+def test_a_merge_that_changes_answers_is_undone(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = glmtune.load(tiny_run.folder.path)
+    expected = logits(model, tokenizer)
+    monkeypatch.setitem(lora_module.MERGE_TOLERANCE, "float32", -1.0)
+    with pytest.raises(UserError, match=r"logits differ by .* of their size.*Nothing was merged.*float32"):
+        merge(model, inputs(tokenizer))
+    assert not any(layer.merged for _, layer in lora_module.updated_layers(model))
+    torch.testing.assert_close(logits(model, tokenizer), expected, rtol=0, atol=2e-4)
+
+
+def test_an_adapter_of_no_numbers_is_not_merged(tiny_run: Run) -> None:
+    """The layers before the broken one have been merged when it is found, and are unmerged again."""
+    model, tokenizer = glmtune.load(tiny_run.folder.path)
+    before = {name: weight.clone() for name, weight in weights_of(model).items()}
+    *_, (_, last) = lora_module.updated_layers(model)
+    nn.init.constant_(last.lora_B["default"].weight, float("nan"))
+    with pytest.raises(UserError, match=r"cannot be merged: NaNs detected.*Nothing was merged"):
+        merge(model, inputs(tokenizer))
+    assert not any(layer.merged for _, layer in lora_module.updated_layers(model))
+    for name, weight in weights_of(model).items():
+        torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_what_is_no_change_of_weights_is_not_merged(tiny_checkpoint: Path) -> None:
+    base, tokenizer = base_of(tiny_checkpoint)
+    prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(UserError, match="prefix is no change of weights"):
+        merge(get_peft_model(base, prefix), inputs(tokenizer))
+    with pytest.raises(UserError, match="ChatGLMForCausalLM has no adapter to merge"):
+        merge(base_of(tiny_checkpoint)[0], inputs(tokenizer))
+
+
+def test_a_run_with_all_at_once(tmp_path: Path, train_tiny: Any) -> None:
+    """What the report says of PiSSA with LoRA+ is what the saved adapter answers."""
+    run = train_tiny(tmp_path / "run", "method={name: lora, rank: 4, init: pissa, lora_plus_ratio: 4}")
+    model, tokenizer = glmtune.load(run.folder.path)
+    prompts = [example.prompt for example in run.after.examples]
+    answers = dict(complete(model, tokenizer, prompts, load_recipe(run.folder.recipe).generation))
+    assert [answers[index] for index in range(len(prompts))] == run.after.completions
 
 
 def test_plain_peft_reads_the_adapter(tiny: tuple[Any, Any], tiny_run: Run, tiny_checkpoint: Path) -> None:

@@ -174,7 +174,7 @@ def test_dtype(name: str, device: str, expected: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_dtype_of_a_gpu(monkeypatch: pytest.MonkeyPatch, has_it: bool, expected: torch.dtype) -> None:
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: has_it)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_it)
     assert models.choose_dtype("auto", torch.device("cuda")) == expected
 
 

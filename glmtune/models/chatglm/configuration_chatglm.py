@@ -26,9 +26,12 @@ class ChatGLMConfig(PreTrainedConfig):
         position_encoding_2d: two rows of positions, one in the context and one in the answer (GLM, section 2.2).
         mask_token_id: `[MASK]`. gmask_token_id: `[gMASK]`. bos_token_id: `<sop>`. eos_token_id: `<eop>`.
         initializer_range: standard deviation of freshly drawn weights.
+        quantization_bit: 8 or 4 in the packed releases (`chatglm-6b-int8`, `-int4`): how the linear layers of the
+            blocks are stored; 0 for floating point.
+        quantization_embeddings: the embedding and the head are packed, too.
 
     Raises:
-        ValueError: the configuration is one of a later generation, or the head size does not fit.
+        ValueError: the configuration is one of a later generation, the head size does not fit, or no such bits.
     """
 
     model_type = "chatglm"
@@ -50,6 +53,8 @@ class ChatGLMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = True
+    quantization_bit: int = 0
+    quantization_embeddings: bool = False
     mask_token_id: int = 130000
     gmask_token_id: int = 130001
     bos_token_id: int | None = 130004
@@ -68,6 +73,10 @@ class ChatGLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of {2 * rotary_rows} * num_attention_heads="
                 f"{2 * rotary_rows * self.num_attention_heads}, so that each head splits into rotary pairs."
+            )
+        if self.quantization_bit not in (0, 4, 8):
+            raise ValueError(
+                f"quantization_bit={self.quantization_bit}: packed checkpoints have 8 or 4 bits (0: none)."
             )
         super().__post_init__(**kwargs)
 

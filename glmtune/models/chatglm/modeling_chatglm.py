@@ -35,6 +35,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.models.quantization import PackedEmbedding, PackedLayer, PackedLinear
 
 # DeepNorm factor of the residual branch (https://arxiv.org/abs/2203.00555). The original never passes the number of
 # layers to its blocks, so the factor is that of 28 layers at any depth (quirk 1).
@@ -103,6 +104,13 @@ class PromptLayout:
         return torch.where(in_answer & ~self.uses_gmask, self.mask_position, places).clamp(min=0)
 
 
+def linear(config: ChatGLMConfig, inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer of a block, stored as the checkpoint has it."""
+    if config.quantization_bit:
+        return PackedLinear(inputs, outputs, bits=config.quantization_bit)
+    return nn.Linear(inputs, outputs)
+
+
 def rotary_tables(position_ids: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary embedding (https://arxiv.org/abs/2104.09864), one half of the head per position row.
 
@@ -165,8 +173,8 @@ class ChatGLMAttention(nn.Module):
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
         self.is_causal = True
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query_key_value = linear(config, config.hidden_size, 3 * config.hidden_size)
+        self.dense = linear(config, config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -192,8 +200,8 @@ class ChatGLMMLP(nn.Module):
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
-        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+        self.dense_h_to_4h = linear(config, config.hidden_size, config.inner_hidden_size)
+        self.dense_4h_to_h = linear(config, config.inner_hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.dense_4h_to_h(nn.functional.gelu(self.dense_h_to_4h(hidden_states), approximate="tanh"))
@@ -231,6 +239,12 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     # The tables are computed from their definition; what checkpoints store of them was never read (quirk 2).
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
     _can_record_outputs = {"hidden_states": ChatGLMBlock, "attentions": ChatGLMAttention}
+    # The scales of packed layers keep their fp16 digits in every precision.
+    _keep_in_fp32_modules_strict = {"weight_scale"}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, PackedLayer):  # there are no fresh packed weights
+            super()._init_weights(module)
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
@@ -238,7 +252,11 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings: nn.Embedding
+        if config.quantization_embeddings:
+            self.word_embeddings = PackedEmbedding(config.vocab_size, config.hidden_size, config.quantization_bit)
+        else:
+            self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([ChatGLMBlock(config, i) for i in range(config.num_layers)])
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.gradient_checkpointing = False
@@ -386,14 +404,21 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
         self.transformer = ChatGLMModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Linear
+        if config.quantization_embeddings:
+            self.lm_head = PackedLinear(config.hidden_size, config.vocab_size, False, config.quantization_bit)
+            self._tied_weights_keys = {
+                f"lm_head.{name}": f"transformer.word_embeddings.{name}" for name in ("weight", "weight_scale")
+            }
+        else:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie even where a checkpoint holds a head of its own: the embedding wins, as in the original (quirk 6)."""
-        embedding_key = self._tied_weights_keys["lm_head.weight"]
-        if self.config.tie_word_embeddings and embedding_key not in (missing_keys or ()):
-            self.lm_head.weight = self.transformer.word_embeddings.weight
+        for key, source in self._tied_weights_keys.items():
+            if self.config.tie_word_embeddings and source not in (missing_keys or ()):
+                setattr(self.lm_head, key.rpartition(".")[2], self.get_parameter(source))
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""P-Tuning v2: learned keys and values in front of every layer of a frozen model.
+
+Prefix tuning (Li & Liang 2021, https://arxiv.org/abs/2101.00190) as ChatGLM-6B was tuned with it (P-Tuning v2, Liu et
+al. 2022, https://arxiv.org/abs/2110.07602). What is saved is in peft's format; prefixes that the original ChatGLM-6B
+scripts saved can be read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from glmtune.config import NamedSettings
+from glmtune.methods import ADAPTER_CONFIG, Method, Model
+from glmtune.models import read_json
+from glmtune.models.architecture import Architecture
+from glmtune.runtime import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROJECTION = {"trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
+
+
+class PTuningV2Settings(NamedSettings):
+    """Size of the prefix, and how it is made."""
+
+    num_virtual_tokens: int = Field(128, ge=1, description="length of the prefix in tokens")
+    prefix_projection: bool = Field(
+        False, description="learn a small prefix and two linear layers that make the whole one of it"
+    )
+    encoder_hidden_size: int | None = Field(
+        None,
+        ge=1,
+        description="width between these two layers; the paper has 512. Default: the hidden size, as in ChatGLM-6B",
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the prefix in training")
+
+
+class PTuningV2(Method):
+    """The base stays frozen; fp32 keys and values that every token of every layer sees learn."""
+
+    Settings = PTuningV2Settings
+    settings: PTuningV2Settings
+    rate: ClassVar[float] = 2e-2  # of the scripts of ChatGLM-6B
+
+    def apply(self, model: PreTrainedModel) -> Model:
+        """Put a random prefix, N(0, 1) or what the fresh projection makes of it, before every layer."""
+        from peft import PrefixTuningConfig
+
+        from glmtune.models.prefix import PrefixModel
+
+        config = PrefixTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=self.settings.num_virtual_tokens,
+            prefix_projection=self.settings.prefix_projection,
+            encoder_hidden_size=self.settings.encoder_hidden_size or model.config.get_text_config().hidden_size,
+        )
+        return PrefixModel(model, config, self.settings.dropout)
+
+    def learning_rate(self, hidden_size: int) -> float:
+        """The same at every width: the numbers of a prefix are N(0, 1), as those of an embedding are."""
+        return self.rate
+
+    def trainable_parameters(self, architecture: Architecture) -> int:
+        """The prefix itself, or a small one and the two linear layers."""
+        tokens, width = self.settings.num_virtual_tokens, architecture.prefix_width
+        if not self.settings.prefix_projection:
+            return tokens * width
+        small = width // (2 * architecture.num_layers)
+        hidden = self.settings.encoder_hidden_size or architecture.hidden_size
+        return tokens * small + (small + 1) * hidden + (hidden + 1) * width
+
+    def finish(self, model: Model) -> Model:
+        """Without the projection, which has done its work."""
+        from glmtune.models.prefix import PrefixModel
+
+        assert isinstance(model, PrefixModel)
+        model.merge_projection()
+        return model
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:
+        """Whether a folder is what the original scripts saved: `transformer.prefix_encoder.*` and no other weights,
+        beside a `config.json` with `pre_seq_len`."""
+        config = folder / "config.json"
+        if not config.is_file() or type(read_json(config).get("pre_seq_len")) is not int:
+            return False
+        from glmtune.models.prefix import read_original
+
+        return bool(read_original(folder))
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, folder: Path) -> Model:
+        """Put an original prefix on ChatGLM-6B.
+
+        Raises:
+            UserError: its config.json and its weights contradict each other, or it belongs to another model.
+        """
+        from glmtune.models.prefix import project, read_original, with_prefix
+
+        cls.check(folder)
+        config, weights = read_json(folder / "config.json"), read_original(folder)
+        projected = bool(config.get("prefix_projection"))
+        expected = {"embedding.weight"} | (PROJECTION if projected else set())
+        if weights.keys() != expected:
+            raise UserError(
+                f"{folder / 'config.json'}: prefix_projection is {str(projected).lower()}, which asks for the weights "
+                f"{', '.join(sorted(expected))}; the files hold {', '.join(sorted(weights))}. Set prefix_projection to "
+                f"{str(not projected).lower()}, or copy config.json and the weights of one training."
+            )
+        if model.config.model_type != "chatglm":
+            raise UserError(
+                f"{folder} holds a prefix for ChatGLM-6B (model_type chatglm); the base has model_type "
+                f"{model.config.model_type}. Name the ChatGLM-6B that it was trained on with model.path=..."
+            )
+        numbers = project(weights) if projected else weights["embedding.weight"]
+        layers, size = model.config.num_layers, model.config.hidden_size
+        if numbers.shape[1] != 2 * layers * size:
+            raise UserError(
+                f"{folder}: its prefix has {numbers.shape[1]} numbers a token; the base takes {2 * layers * size} (a "
+                f"key and a value of {size} for each of {layers} layers). Name the model that it was trained on with "
+                "model.path=..."
+            )
+        return with_prefix(model, numbers)
+
+    @classmethod
+    def check(cls, folder: Path, settings: PTuningV2Settings | None = None) -> None:
+        """Compare the length of a saved prefix, in peft's format or the original one, with its weights and a recipe.
+
+        An adapter of another method passes.
+
+        Raises:
+            UserError: the lengths differ.
+        """
+        file, field = folder / ADAPTER_CONFIG, "num_virtual_tokens"
+        if not file.is_file():
+            file, field = folder / "config.json", "pre_seq_len"
+        config = read_json(file)
+        if config.get("peft_type", "PREFIX_TUNING") != "PREFIX_TUNING":
+            return
+        from glmtune.models.prefix import saved_length
+
+        length = saved_length(folder)
+        if config.get(field) != length:
+            raise UserError(
+                f"{file}: {field} is {config.get(field)}, but the prefix in the weights has {length} tokens. Set "
+                f"{field} to {length}, or copy {file.name} and the weights of one training."
+            )
+        if settings is not None and settings.num_virtual_tokens != length:
+            raise UserError(
+                f"method.num_virtual_tokens={settings.num_virtual_tokens}: the prefix in {folder} has another length "
+                f"than the recipe says, {length} tokens. Set method.num_virtual_tokens={length}."
+            )

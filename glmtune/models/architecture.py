@@ -1,0 +1,311 @@
+"""The sizes of a model, from its `config.json` alone. No torch here: `glmtune estimate` answers at once.
+
+Letters in comments: C width of the residual stream, F width inside the MLP, H heads, K key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from glmtune import registry
+from glmtune.runtime import UserError
+
+Part = Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """One linear layer of a block.
+
+    Attributes:
+        name: of its module, e.g. `query_key_value`.
+        part: the half of the block that it belongs to.
+        inputs, outputs: its sizes.
+        bias: whether it has one.
+    """
+
+    name: str
+    part: Part
+    inputs: int
+    outputs: int
+    bias: bool
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return (self.inputs + self.bias) * self.outputs
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What parameter counts and memory follow from.
+
+    Attributes:
+        family: `model_type` of the configuration.
+        num_layers: blocks.
+        hidden_size: width of the residual stream.
+        vocab_size: rows of the embedding.
+        num_attention_heads, num_key_value_heads, head_dim: of one attention.
+        linears: the linear layers of one block; the last of each part writes to the residual stream.
+        norm_parameters: of one block.
+        final_norm_parameters: of the norm before the head.
+        tied: whether head and embedding are one matrix.
+        normed_width: numbers that the norms of one block normalise for one token.
+        rms_norm: norms are RMSNorm; else LayerNorm.
+        gated: the MLP multiplies two halves (SwiGLU).
+        other_parameters: outside of the blocks: learned positions, the bias of the head.
+        max_length: longest sequence in tokens; None where the configuration states none.
+        stored_bits: of the blocks' linear layers in the files: 16, or 8 or 4 in a packed release.
+        packed: these are the original's packed matrices, one scale a row, not bitsandbytes'.
+        packed_embedding: the embedding and the head are stored so, too.
+    """
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    linears: tuple[LinearLayer, ...]
+    norm_parameters: int
+    final_norm_parameters: int
+    tied: bool
+    normed_width: int = 0
+    rms_norm: bool = False
+    gated: bool = False
+    other_parameters: int = 0
+    max_length: int | None = None
+    stored_bits: int = 16
+    packed: bool = False
+    packed_embedding: bool = False
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> Architecture:
+        """The architecture that a `config.json` describes.
+
+        Raises:
+            UserError: of a family that is not known here, or without a size that it needs.
+        """
+        family = str(values.get("model_type"))
+        if family not in FAMILIES:
+            raise UserError(
+                f"config.json: model_type '{family}' is none whose sizes are known here."
+                f"{registry.suggest(family, sorted(FAMILIES))}"
+            )
+        try:
+            return cls(family=family, **FAMILIES[family](values), **storage(values))
+        except KeyError as error:
+            raise UserError(
+                f"config.json: {error.args[0]} is missing, which a model of the family '{family}' needs. "
+                "Copy or download it again."
+            ) from error
+
+    @property
+    def prefix_width(self) -> int:
+        """Numbers that a learned prefix has for one token: a key and a value for each layer."""
+        return 2 * self.num_layers * self.num_key_value_heads * self.head_dim
+
+    @property
+    def embedding_parameters(self) -> int:
+        """The embedding and the head; a tied matrix counts once."""
+        return self.vocab_size * self.hidden_size * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of the model; a tied matrix counts once."""
+        block = sum(layer.parameters for layer in self.linears) + self.norm_parameters
+        rest = self.final_norm_parameters + self.other_parameters
+        return self.num_layers * block + self.embedding_parameters + rest
+
+
+def storage(values: Mapping[str, Any]) -> dict[str, Any]:
+    """How the files hold the weights: `quantization_bit` of the original packed releases, or bitsandbytes'."""
+    packed = int(values.get("quantization_bit") or 0)
+    by_library = values.get("quantization_config") or {}
+    library = 4 if by_library.get("load_in_4bit") else 8 if by_library.get("load_in_8bit") else 16
+    return {
+        "stored_bits": packed or library,
+        "packed": packed > 0,
+        "packed_embedding": packed > 0 and bool(values.get("quantization_embeddings")),
+    }
+
+
+def chatglm(values: Mapping[str, Any]) -> dict[str, Any]:
+    """ChatGLM-6B, or what calls itself so: the later generations' own configurations."""
+    if "ffn_hidden_size" in values:
+        return glm(as_glm(values))
+    width, heads = values["hidden_size"], values["num_attention_heads"]
+    inner = values.get("inner_hidden_size") or 4 * width
+    linears = (
+        LinearLayer("query_key_value", "attention", width, 3 * width, True),
+        LinearLayer("dense", "attention", width, width, True),
+        LinearLayer("dense_h_to_4h", "mlp", width, inner, True),
+        LinearLayer("dense_4h_to_h", "mlp", inner, width, True),
+    )
+    names = {"layers": "num_layers", "max_length": "max_sequence_length"}
+    return plain(values, width, values[names["layers"]], heads, linears, 2, values.get(names["max_length"], 2048))
+
+
+def as_glm(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B in the words of transformers' `glm`, which runs them."""
+    heads = values["num_attention_heads"]
+    return {
+        "hidden_size": values["hidden_size"],
+        "num_hidden_layers": values["num_layers"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": values["multi_query_group_num"] if values.get("multi_query_attention") else heads,
+        "head_dim": values["kv_channels"],
+        "intermediate_size": values["ffn_hidden_size"],
+        "vocab_size": values["padded_vocab_size"],
+        "attention_bias": values.get("add_qkv_bias", False) or values.get("add_bias_linear", False),
+        "max_position_embeddings": values.get("seq_length"),
+        "tie_word_embeddings": values.get("tie_word_embeddings", False),
+    }
+
+
+def gpt2(values: Mapping[str, Any]) -> dict[str, Any]:
+    """GPT-2: learned positions, head tied to the embedding."""
+    width = values["n_embd"]
+    inner = values.get("n_inner") or 4 * width
+    linears = (
+        LinearLayer("c_attn", "attention", width, 3 * width, True),
+        LinearLayer("c_proj", "attention", width, width, True),
+        LinearLayer("c_fc", "mlp", width, inner, True),
+        LinearLayer("c_proj", "mlp", inner, width, True),
+    )
+    length = values["n_positions"]
+    sizes = plain(values, width, values["n_layer"], values["n_head"], linears, 2, length)
+    return {**sizes, "other_parameters": length * width}
+
+
+def codegen(values: Mapping[str, Any]) -> dict[str, Any]:
+    """CodeGen: attention and MLP side by side behind one norm; a head of its own, with a bias."""
+    width = values["n_embd"]
+    inner = values.get("n_inner") or 4 * width
+    linears = (
+        LinearLayer("qkv_proj", "attention", width, 3 * width, False),
+        LinearLayer("out_proj", "attention", width, width, False),
+        LinearLayer("fc_in", "mlp", width, inner, True),
+        LinearLayer("fc_out", "mlp", inner, width, True),
+    )
+    sizes = plain(values, width, values["n_layer"], values["n_head"], linears, 1, values["n_positions"])
+    return {**sizes, "tied": values.get("tie_word_embeddings", False), "other_parameters": values["vocab_size"]}
+
+
+def plain(
+    values: Mapping[str, Any],
+    width: int,
+    layers: int,
+    heads: int,
+    linears: tuple[LinearLayer, ...],
+    norms: int,
+    max_length: int | None,
+) -> dict[str, Any]:
+    """Fields of a model with LayerNorm, an MLP of two layers and as many key-value heads as heads."""
+    return {
+        "num_layers": layers,
+        "hidden_size": width,
+        "vocab_size": values["vocab_size"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": width // heads,
+        "linears": linears,
+        "norm_parameters": norms * 2 * width,
+        "final_norm_parameters": 2 * width,
+        "tied": values.get("tie_word_embeddings", True),
+        "normed_width": norms * width,
+        "max_length": max_length,
+    }
+
+
+def glm(values: Mapping[str, Any], norms: int = 2) -> dict[str, Any]:
+    """transformers' `glm`: gate and up projection in one matrix."""
+    return gated(values, qkv_bias=values.get("attention_bias", True), fused_mlp=True, norms=norms)
+
+
+def glm4(values: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers' `glm4`: a norm behind each half of the block, too."""
+    return glm(values, norms=4)
+
+
+def llama(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama, and Mistral, whose configuration has no biases to name."""
+    bias = values.get("attention_bias", False)
+    return gated(values, qkv_bias=bias, output_bias=bias, mlp_bias=values.get("mlp_bias", False))
+
+
+def qwen2(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Qwen2 and Qwen2.5."""
+    return gated(values, qkv_bias=True)
+
+
+def qwen3(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Qwen3: queries and keys are normalised head by head."""
+    bias = values.get("attention_bias", False)
+    return gated(values, qkv_bias=bias, output_bias=bias, head_norms=True)
+
+
+def phi3(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Phi-3 and Phi-4: query, key and value in one matrix, gate and up projection in one."""
+    return gated(values, fused_qkv=True, fused_mlp=True)
+
+
+def gated(
+    values: Mapping[str, Any],
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    mlp_bias: bool = False,
+    fused_qkv: bool = False,
+    fused_mlp: bool = False,
+    head_norms: bool = False,
+    norms: int = 2,
+) -> dict[str, Any]:
+    """Fields of a model with RMSNorm and SwiGLU, in the words of transformers' configurations."""
+    width, inner, heads = values["hidden_size"], values["intermediate_size"], values["num_attention_heads"]
+    kv_heads = values.get("num_key_value_heads") or heads
+    head_dim = values.get("head_dim") or width // heads
+    queries, keys = heads * head_dim, kv_heads * head_dim
+    qkv = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+    mlp = {"gate_proj": inner, "up_proj": inner}
+    if fused_qkv:
+        qkv = {"qkv_proj": queries + 2 * keys}
+    if fused_mlp:
+        mlp = {"gate_up_proj": 2 * inner}
+    return {
+        "num_layers": values["num_hidden_layers"],
+        "hidden_size": width,
+        "vocab_size": values["vocab_size"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "linears": (
+            *(LinearLayer(name, "attention", width, outputs, qkv_bias) for name, outputs in qkv.items()),
+            LinearLayer("o_proj", "attention", queries, width, output_bias),
+            *(LinearLayer(name, "mlp", width, outputs, mlp_bias) for name, outputs in mlp.items()),
+            LinearLayer("down_proj", "mlp", inner, width, mlp_bias),
+        ),
+        "norm_parameters": norms * width + (2 * head_dim if head_norms else 0),
+        "final_norm_parameters": width,
+        "tied": values.get("tie_word_embeddings", False),
+        "normed_width": norms * width + (queries + keys if head_norms else 0),
+        "rms_norm": True,
+        "gated": True,
+        "max_length": values.get("max_position_embeddings"),
+    }
+
+
+FAMILIES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "chatglm": chatglm,
+    "codegen": codegen,
+    "glm": glm,
+    "glm4": glm4,
+    "gpt2": gpt2,
+    "llama": llama,
+    "mistral": llama,
+    "phi3": phi3,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+}

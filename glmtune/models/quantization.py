@@ -1,0 +1,214 @@
+"""Linear layers stored at 8 or 4 bits. How a layer is stored is no method: whatever trains beside it does not notice.
+
+Two forms. Checkpoints of 16 bits are quantized by bitsandbytes while they are read (int8, https://arxiv.org/abs/2208.07339;
+nf4 with double quantization, https://arxiv.org/abs/2305.14314). The original packed releases (`chatglm-6b-int8`,
+`chatglm-6b-int4`: `quantization_bit` in their config.json) are kept as they are: symmetric, one scale a row, of the
+int4 values the first in the high nibble; `PackedLinear` computes with them on every device.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from glmtune.runtime import UserError
+
+# Weights that are dequantized at a time: 64 MB in fp32, where a whole layer of ChatGLM-6B would take 256 MB.
+CHUNK = 2**24
+EMBEDDING_BITS = 8  # of `quantize_embedding`; at 4 bits a row, every token would be heard less clearly
+
+
+def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Quantize a matrix as the original does, row by row.
+
+    Args:
+        weight: (rows, columns), floating point.
+        bits: 8 or 4.
+
+    Returns:
+        packed: (rows, columns * bits / 8) int8.
+        scale: (rows,) fp16. A row of zeros has scale 0.
+    """
+    largest = 2 ** (bits - 1) - 1
+    scale = (weight.abs().amax(dim=1) / largest).half()
+    # The quotient is taken in the precision of the weight, and the rare one that leaves the range of a subnormal scale
+    # is clamped: the original lets it wrap around.
+    quotient = weight / scale.to(weight.dtype)[:, None]
+    integers = quotient.round().nan_to_num(0.0).clamp(-largest - 1, largest).to(torch.int8)
+    if bits == 8:
+        return integers, scale
+    return (integers[:, ::2] << 4) | (integers[:, 1::2] & 0x0F), scale
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """(rows, columns * bits / 8) int8 -> (rows, columns) int8."""
+    if bits == 8:
+        return packed
+    return torch.stack((packed >> 4, (packed << 4) >> 4), dim=-1).flatten(-2)
+
+
+def dequantize(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """(rows, columns) in `dtype`. In fp16 the product is taken in fp16, as the original does; else in fp32."""
+    precision = torch.float16 if dtype == torch.float16 else torch.float32
+    return unpack(packed, bits).to(precision).mul_(scale.to(precision)[:, None]).to(dtype)
+
+
+class PackedProduct(torch.autograd.Function):
+    """x @ W.T with W dequantized a few rows at a time, again in the backward pass: W itself is never there."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
+        """(..., columns) -> (..., rows)."""
+        ctx.save_for_backward(packed, scale)
+        ctx.bits = bits
+        step = max(1, CHUNK // inputs.shape[-1])
+        outputs = inputs.new_empty((*inputs.shape[:-1], len(packed)))
+        for rows in (slice(start, start + step) for start in range(0, len(packed), step)):
+            outputs[..., rows] = inputs @ dequantize(packed[rows], scale[rows], bits, inputs.dtype).T
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """(..., rows) -> (..., columns), summed in fp32."""
+        packed, scale = ctx.saved_tensors
+        columns = packed.shape[1] * 8 // ctx.bits
+        step = max(1, CHUNK // columns)
+        total = gradient.new_zeros((*gradient.shape[:-1], columns), dtype=torch.float32)
+        for rows in (slice(start, start + step) for start in range(0, len(packed), step)):
+            total += gradient[..., rows] @ dequantize(packed[rows], scale[rows], ctx.bits, gradient.dtype)
+        return total.to(gradient.dtype), None, None, None
+
+
+class PackedLayer(nn.Module):
+    """What `PackedLinear` and `PackedEmbedding` share: a packed matrix that stays as it is when precisions change.
+
+    Attributes:
+        bits: 8 or 4.
+        weight: (rows, columns * bits / 8) int8.
+        weight_scale: (rows,) fp32; checkpoints hold fp16.
+        dtype: the precision that the model computes in.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def set_storage(self, rows: int, columns: int, bits: int, dtype: torch.dtype | None) -> None:
+        """Empty storage of a (rows, columns) matrix."""
+        self.bits = bits
+        self.weight = nn.Parameter(torch.empty(rows, columns * bits // 8, dtype=torch.int8), requires_grad=False)
+        self.weight_scale = nn.Parameter(torch.empty(rows, dtype=torch.float32), requires_grad=False)
+        self.dtype = dtype or torch.get_default_dtype()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        scale = self.weight_scale.detach()
+        super()._apply(fn, recurse)
+        self.weight_scale.data = scale.to(self.weight_scale.device)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device="cpu")).dtype
+        return self
+
+
+class PackedLinear(PackedLayer, nn.Linear):
+    """A frozen linear layer in the original's packed form. Gradients go through it, to what stands before it."""
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, bits: int = 8, dtype: torch.dtype | None = None
+    ):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = in_features, out_features
+        self.set_storage(out_features, in_features, bits, dtype)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, dtype=dtype)) if bias else None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features), in the precision of autocast where that is on."""
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        output = PackedProduct.apply(input.to(dtype), self.weight, self.weight_scale, self.bits)
+        return output if self.bias is None else output + self.bias.to(dtype)
+
+
+class PackedEmbedding(PackedLayer, nn.Embedding):
+    """A frozen embedding in the original's packed form."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, bits: int = 8, dtype: torch.dtype | None = None):
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, None
+        self.set_storage(num_embeddings, embedding_dim, bits, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, embedding_dim)."""
+        rows = dequantize(self.weight[input.flatten()], self.weight_scale[input.flatten()], self.bits, self.dtype)
+        return rows.unflatten(0, input.shape)
+
+
+def pack_embedding(model: PreTrainedModel, bits: int = EMBEDDING_BITS) -> None:
+    """Replace a model's embedding and head by packed ones; tied ones share their storage.
+
+    Raises:
+        UserError: they are of a kind of their own.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
+        raise UserError(
+            f"model.quantize_embedding=true: {type(model).__name__} has an embedding or a head of a kind of its own "
+            f"({type(embedding).__name__}, {type(head).__name__}). Leave the setting out."
+        )
+    tied = head.weight is embedding.weight
+    dtype = embedding.weight.dtype
+    small = PackedEmbedding(embedding.num_embeddings, embedding.embedding_dim, bits, dtype)
+    output = PackedLinear(head.in_features, head.out_features, False, bits, dtype)
+    output.bias = head.bias
+    fill(small, embedding.weight)
+    if tied:
+        output.weight, output.weight_scale = small.weight, small.weight_scale
+    else:
+        fill(output, head.weight)
+    model.set_input_embeddings(small.requires_grad_(False))
+    model.set_output_embeddings(output.requires_grad_(False))
+
+
+@torch.no_grad()
+def fill(layer: PackedLayer, weight: Tensor) -> None:
+    """Pack a matrix into a layer, a few rows at a time."""
+    step = max(1, CHUNK // weight.shape[1])
+    packed, scales = zip(*(pack(rows, layer.bits) for rows in weight.split(step)), strict=True)
+    layer.weight = nn.Parameter(torch.cat(packed), requires_grad=False)
+    layer.weight_scale = nn.Parameter(torch.cat(scales).float(), requires_grad=False)
+
+
+def bits_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """bitsandbytes' settings for 8 or 4 bits, computing in `dtype`.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.bits={bits} needs bitsandbytes, which is not installed: pip install 'glmtune[quantization]'. "
+            "Or leave model.bits at 16."
+        )
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for bf16 kernels of some CPUs.
+
+    It does so at the first call in evaluation mode, and from then on no gradient passes through the layer, silently,
+    also in training; and the model answers otherwise than it did while it learned.
+    """
+    for module in model.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            vars(module)["support_avx512bf16_for_cpu"] = False
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model has linear layers at 8 or 4 bits, in whichever form."""
+    return any(isinstance(module, nn.Linear) and not module.weight.is_floating_point() for module in model.modules())

@@ -1,0 +1,69 @@
+"""The loss of the target tokens alone, without fp32 logits of anything but a few rows at a time.
+
+ChatGLM-6B has 130,528 tokens to choose from: fp32 logits of 4 x 1,024 tokens take 2 GB, their gradient as much again.
+Prompts need none, so the head is asked for the columns that hold targets only, and what it gives is turned to fp32 and
+back a few rows at a time, once for the loss and once for the gradient, which takes the place of the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmtune.data.encoding import IGNORED
+
+CHUNK = 2**24  # logits that are fp32 at a time: 64 MB
+
+
+def target_columns(labels: Tensor) -> Tensor:
+    """(K,) the columns of a batch from which a target is predicted in some row.
+
+    Args:
+        labels: (B, T), unshifted, -100 where nothing is learned. Column t predicts the label in column t + 1.
+    """
+    return labels[:, 1:].ne(IGNORED).any(dim=0).nonzero().squeeze(1)
+
+
+def target_loss(logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
+    """Sum of the cross-entropies of all targets, in fp32.
+
+    Args:
+        logits: (B, K, V) of `columns`. Its storage holds the gradient after the backward pass.
+        labels: (B, T), unshifted.
+        columns: (K,) as `target_columns` gives them.
+    """
+    return TargetLoss.apply(logits.flatten(0, 1), labels[:, columns + 1].flatten())
+
+
+class TargetLoss(torch.autograd.Function):
+    """Cross-entropy of logits (N, V) and labels (N,), summed over the labels that are learned."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        normalizer = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
+        for rows in chunks(logits):
+            normalizer[rows] = logits[rows].float().logsumexp(dim=-1)
+        picked = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1).float()
+        ctx.save_for_backward(logits, labels, normalizer)
+        return torch.where(labels == IGNORED, 0.0, normalizer - picked).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, labels, normalizer = ctx.saved_tensors
+        # fp16 would lose small probabilities: they are multiplied by the incoming gradient, which holds the loss
+        # scale, while they are fp32.
+        factor = torch.where(labels == IGNORED, 0.0, gradient.float())[:, None]
+        for rows in chunks(logits):
+            slope = (logits[rows].float() - normalizer[rows, None]).exp_()
+            slope.scatter_add_(1, labels[rows].clamp(min=0)[:, None], -torch.ones_like(factor[rows]))
+            logits[rows] = slope.mul_(factor[rows]).to(logits.dtype)
+        return logits, None
+
+
+def chunks(logits: Tensor) -> list[slice]:
+    """Slices of rows of (N, V) logits."""
+    step = max(1, CHUNK // logits.shape[1])
+    return [slice(start, start + step) for start in range(0, len(logits), step)]

@@ -1,0 +1,280 @@
+"""Weights at 8 and 4 bits: the original's numbers, and the same layer whichever way it is stored."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+import glmtune
+from glmtune import models
+from glmtune.config import ModelSettings
+from glmtune.methods.lora import Lora, LoraSettings
+from glmtune.models import quantization
+from glmtune.models.quantization import PackedEmbedding, PackedLinear, dequantize, is_quantized, pack, unpack
+from glmtune.runtime import UserError
+
+GLM1 = Path(__file__).parents[1] / "golden/glm1"
+ORIGINAL = {bits: dict(np.load(GLM1 / f"quant_int{bits}.npz")) for bits in (8, 4)}
+
+Packs = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Packs:
+    """`packed(4)`: a checkpoint as `chatglm-6b-int4` has it; with `embedding`, as the one with a packed embedding."""
+
+    def write(bits: int, embedding: bool = False, legacy: bool = False) -> Path:
+        folder = tmp_path_factory.mktemp("packed")
+        weights = load_file(GLM1 / "model.safetensors") | load_file(GLM1 / f"quant_int{bits}.safetensors")
+        if embedding:
+            integers, scale = pack(weights["transformer.word_embeddings.weight"], bits)
+            for name in ("lm_head", "transformer.word_embeddings"):
+                weights |= {f"{name}.weight": integers.clone(), f"{name}.weight_scale": scale.clone()}
+        if legacy:
+            torch.save(weights, folder / "pytorch_model.bin")
+        else:
+            save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        config = json.loads((GLM1 / "config.json").read_text())
+        config |= {"quantization_bit": bits, "quantization_embeddings": embedding}
+        (folder / "config.json").write_text(json.dumps(config))
+        AutoTokenizer.from_pretrained(models.EMBEDDED["nano"]).save_pretrained(folder)
+        return folder
+
+    return write
+
+
+def logits(model: Any, bits: int = 8) -> Tensor:
+    with torch.no_grad():
+        return model(torch.from_numpy(ORIGINAL[bits]["single_gmask.input_ids"])).logits.float()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("edge", ["edge_fp32", "edge_fp16"])
+def test_packs_as_the_original(bits: int, edge: str) -> None:
+    """But for rows of a subnormal scale, where the original leaves the range and wraps around."""
+    case = {name.split(".")[1]: torch.from_numpy(array) for name, array in ORIGINAL[bits].items() if edge in name}
+    packed, scale = pack(case["weight"], bits)
+    torch.testing.assert_close(scale, case["scale"], rtol=0, atol=0)
+    in_range = (case["weight"].abs().amax(1) > 1e-4) | (case["weight"] == 0).all(1)
+    assert in_range.sum() >= 9
+    assert torch.equal(packed[in_range], case["qweight"][in_range])
+    expected = case["dequant_fp32"][in_range]
+    torch.testing.assert_close(dequantize(packed, scale, bits, torch.float32)[in_range], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_unpacks_as_the_original(bits: int, dtype: torch.dtype) -> None:
+    name = "transformer.layers.0.attention.dense"
+    stored = load_file(GLM1 / f"quant_int{bits}.safetensors")
+    weight, scale = stored[f"{name}.weight"], stored[f"{name}.weight_scale"]
+    assert np.array_equal(unpack(weight, bits).numpy(), ORIGINAL[bits][f"{name}.ints"])
+    expected = ORIGINAL[bits][f"{name}.dequant_{'fp16' if dtype == torch.float16 else 'fp32'}"]
+    assert np.array_equal(dequantize(weight, scale, bits, dtype).numpy(), expected)
+
+
+@given(bits=st.sampled_from([8, 4]), seed=st.integers(0, 1000), size=st.floats(1e-3, 1e3))
+def test_is_half_a_step_from_the_weight(bits: int, seed: int, size: float) -> None:
+    weight = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed)) * size
+    packed, scale = pack(weight, bits)
+    assert packed.shape == (5, 6 * bits // 8)
+    error = (dequantize(packed, scale, bits, torch.float32) - weight).abs()
+    assert (error <= scale.float()[:, None] * 0.51 + 1e-6).all()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("layout", [{}, {"legacy": True}])
+def test_original_checkpoints_give_the_original_logits(packed: Packs, bits: int, layout: dict[str, bool]) -> None:
+    model, _ = glmtune.load(packed(bits, **layout))
+    expected = torch.from_numpy(ORIGINAL[bits]["single_gmask.logits"])
+    torch.testing.assert_close(logits(model, bits), expected, rtol=0, atol=2e-4)
+    assert is_quantized(model)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_scales_keep_their_digits_in_every_precision(packed: Packs, dtype: Any) -> None:
+    folder = packed(8)
+    model, _ = glmtune.load(folder, dtype=dtype)
+    layer = model.transformer.layers[0].mlp.dense_h_to_4h
+    stored = load_file(folder / "model.safetensors")["transformer.layers.0.mlp.dense_h_to_4h.weight_scale"]
+    for changed in (model, model.bfloat16(), model.half(), model.float()):
+        assert torch.equal(layer.weight_scale, stored.float())
+        assert changed.dtype == changed.transformer.word_embeddings(torch.tensor([1])).dtype
+    torch.testing.assert_close(logits(model), torch.from_numpy(ORIGINAL[8]["single_gmask.logits"]), rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_packed_embedding_is_the_head_as_well(packed: Packs, bits: int) -> None:
+    model, _ = glmtune.load(packed(bits, embedding=True))
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+    assert model.lm_head.weight_scale is model.transformer.word_embeddings.weight_scale
+    plain, _ = glmtune.load(packed(bits))
+    weight = dequantize(*pack(plain.lm_head.weight.half(), bits), bits, torch.float32)
+    plain.lm_head.weight = plain.transformer.word_embeddings.weight = nn.Parameter(weight)
+    torch.testing.assert_close(logits(model), logits(plain), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("chunk", [2**24, 40])
+def test_gradients_go_through(bits: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As through an ordinary layer with the same weights; however many rows are dequantized at a time."""
+    monkeypatch.setattr(quantization, "CHUNK", chunk)
+    torch.manual_seed(0)
+    plain = nn.Linear(12, 7)
+    layer = PackedLinear(12, 7, bits=bits)
+    quantization.fill(layer, plain.weight.detach())
+    layer.bias = plain.bias
+    plain.weight = nn.Parameter(dequantize(layer.weight, layer.weight_scale, bits, torch.float32))
+    inputs = torch.randn(2, 3, 12, requires_grad=True)
+    gradients = []
+    for module in (plain, layer):
+        module(inputs).square().sum().backward()
+        gradients.append(inputs.grad)
+        inputs.grad = None
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert layer.weight.grad is None
+
+
+def test_computes_in_the_precision_of_autocast() -> None:
+    layer = PackedLinear(8, 4)
+    quantization.fill(layer, torch.randn(4, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 8)).dtype == torch.bfloat16
+    assert layer(torch.randn(2, 8)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_adapters_learn_on_packed_weights(packed: Packs, bits: int) -> None:
+    base, _ = models.load(ModelSettings(path=str(packed(bits))))
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    model = Lora(LoraSettings(name="lora", rank=2)).apply(base).train()
+    ids = torch.from_numpy(ORIGINAL[8]["single_gmask.input_ids"])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(6):
+        loss = model(ids, labels=ids).loss
+        losses.append(float(loss))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] * 0.9
+    after = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): weight
+        for name, weight in model.state_dict().items()
+    }
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantizes_while_reading(tiny_checkpoint: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, tokenizer = glmtune.load(tiny_checkpoint)
+    model, _ = glmtune.load(tiny_checkpoint, bits=bits)
+    assert is_quantized(model) and not is_quantized(plain)
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+    assert model.generation_config.eos_token_id == plain.generation_config.eos_token_id
+    ids = torch.tensor([tokenizer("1+2=")["input_ids"]])
+    with torch.no_grad():
+        expected, found = plain(ids).logits, model(ids).logits
+    assert torch.corrcoef(torch.stack((expected.flatten(), found.flatten())))[0, 1] > (0.99 if bits == 8 else 0.7)
+
+
+def test_gradients_pass_after_an_evaluation(tiny_checkpoint: Path) -> None:
+    """bitsandbytes repacks 4-bit weights on some CPUs at the first answer; no gradient would pass from then on."""
+    pytest.importorskip("bitsandbytes")
+    model, tokenizer = glmtune.load(tiny_checkpoint, bits=4)
+    ids = torch.tensor([tokenizer("1+2=")["input_ids"]])
+    embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
+    gradients = []
+    for _ in range(2):
+        model.train()(input_ids=ids, inputs_embeds=embeds, labels=ids).loss.backward()
+        gradients.append(embeds.grad)
+        embeds.grad = None
+        with torch.no_grad():
+            model.eval()(ids)
+    assert gradients[0].abs().max() > 0
+    assert torch.equal(*gradients)
+
+
+def test_shards_are_read_one_by_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    model, tokenizer = glmtune.load(tiny_checkpoint)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    tokenizer.save_pretrained(tmp_path / "sharded")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    ids = torch.tensor([tokenizer("1+2=")["input_ids"]])
+    whole, _ = glmtune.load(tiny_checkpoint, bits=4)
+    sharded, _ = glmtune.load(tmp_path / "sharded", bits=4)
+    assert torch.equal(sharded(ids).logits, whole(ids).logits)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_the_embedding_at_8_bits(tiny_checkpoint: Path, bits: int) -> None:
+    if bits < 16:
+        pytest.importorskip("bitsandbytes")
+    model, tokenizer = glmtune.load(tiny_checkpoint, bits=bits, quantize_embedding=True)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert isinstance(embedding, PackedEmbedding) and isinstance(head, PackedLinear)
+    assert head.weight is embedding.weight and head.weight.dtype == torch.int8
+    plain, _ = glmtune.load(tiny_checkpoint, bits=bits)
+    ids = torch.tensor([tokenizer("1+2=")["input_ids"]])
+    with torch.no_grad():
+        expected, found = plain(ids).logits, model(ids).logits
+    assert torch.corrcoef(torch.stack((expected.flatten(), found.flatten())))[0, 1] > 0.98
+    assert model.generate(ids, max_new_tokens=3).shape[1] <= ids.shape[1] + 3
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_faults_of_packed_checkpoints_are_told(packed: Packs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stored at 4 bits already"):
+        glmtune.load(packed(4), bits=8)
+    glmtune.load(packed(4), bits=4)
+
+    folder = Path(shutil.copytree(packed(8), tmp_path / "unsaid"))
+    change_config(folder, quantization_bit=0)
+    with pytest.raises(UserError, match="no quantization_bit"):
+        glmtune.load(folder)
+    change_config(folder, quantization_bit=5)
+    with pytest.raises(UserError, match="quantization_bit=5"):
+        glmtune.load(folder)
+    change_config(folder, quantization_bit=4)
+    with pytest.raises(UserError, match=r"do not fit its config\.json"):
+        glmtune.load(folder)
+    change_config(folder, quantization_bit=8)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not name.endswith("weight_scale")}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 12 weights .*weight_scale"):
+        glmtune.load(folder)
+
+
+@pytest.mark.parametrize("bits", [0, 3, 32, "4"])
+def test_other_bits_are_refused(tiny_checkpoint: Path, bits: Any) -> None:
+    with pytest.raises(UserError, match="16, 8 or 4"):
+        glmtune.load(tiny_checkpoint, bits=bits)
+
+
+def test_says_what_to_install(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    with pytest.raises(UserError, match=r"pip install 'glmtune\[quantization\]'"):
+        glmtune.load(tiny_checkpoint, bits=4)
+
+
+def test_fresh_weights_are_not_quantized(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="random_init"):
+        models.load(ModelSettings(path=str(tiny_checkpoint), bits=4, random_init=True))
