@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -48,6 +49,16 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("settings", nargs="*", metavar="SETTING", help="e.g. training.steps=500 method.rank=8")
     train.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder")
     train.add_argument("--help-settings", action="store_true", help="list every setting and exit")
+
+    estimate = verb("estimate", "what a recipe needs of memory and disk, and whether it fits; nothing is loaded")
+    estimate.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="as for train, or a run folder")
+    estimate.add_argument("settings", nargs="*", metavar="SETTING", help="e.g. model.bits=4 training.batch_size=1")
+    estimate.add_argument("--memory", metavar="SIZE", help="of a GPU, e.g. 8GB (default: the GPU or CPU at hand)")
+    estimate.add_argument(
+        "--length", type=int, metavar="N", help="tokens of the longest examples (default: data.max_length, or 128)"
+    )
+    estimate.add_argument("--target-length", type=int, metavar="N", help="those of them to be learned (default: half)")
+    estimate.add_argument("--json", action="store_true", help="print bytes as JSON")
 
     evaluate = verb("evaluate", "score a model on held-out examples of its task, or on a file")
     evaluate.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
@@ -143,14 +154,19 @@ def quiet_libraries() -> None:
     warnings.simplefilter("ignore", FutureWarning)
 
 
+def recipe_and_settings(options: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """The recipe's file, if one was named, and the settings: the first of these may stand in its place."""
+    if options.recipe is not None and "=" in options.recipe:
+        return None, [options.recipe, *options.settings]
+    return options.recipe, list(options.settings)
+
+
 def train(options: argparse.Namespace) -> None:
     """Train, then show what was learned and what to do next."""
+    recipe, settings = recipe_and_settings(options)
     if options.help_settings:
-        print_settings([text for text in [options.recipe, *options.settings] if text and "=" in text])
+        print_settings(settings)
         return
-    recipe, settings = options.recipe, list(options.settings)
-    if recipe is not None and "=" in recipe:
-        recipe, settings = None, [recipe, *settings]
     quiet_libraries()
     from rich.console import Console
 
@@ -179,6 +195,21 @@ def train(options: argparse.Namespace) -> None:
         "train task.name=instructions task.file=YOURS.jsonl",
     ):
         console.print(f"  {program} {command}", highlight=False, soft_wrap=True)
+
+
+def estimate(options: argparse.Namespace) -> None:
+    """Print the parts, and whether they fit."""
+    from glmtune.commands.estimate import lines, run, verdict
+
+    answer = run(*recipe_and_settings(options), options.memory, options.length, options.target_length)
+    if options.json:
+        print(json.dumps(answer.as_dict(), indent=2))
+        return
+    table = lines(answer)
+    first, second = (max(len(line[column]) for line in table) for column in (0, 1))
+    for part, amount, meaning in table:
+        print(f"{part:<{first}}  {amount:>{second}}  {meaning}".rstrip())
+    print(verdict(answer))
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -234,4 +265,12 @@ def ls(options: argparse.Namespace) -> None:
             print("  none yet")
 
 
-VERBS = {"train": train, "evaluate": evaluate, "predict": predict, "chat": chat, "data": data, "ls": ls}
+VERBS = {
+    "train": train,
+    "estimate": estimate,
+    "evaluate": evaluate,
+    "predict": predict,
+    "chat": chat,
+    "data": data,
+    "ls": ls,
+}

@@ -134,17 +134,23 @@ def machine() -> dict[str, Any]:
     import torch
 
     names = ("glmtune", "torch", "transformers", "peft", "accelerate")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
+        "memory_gib": round(memory_size() / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in names},
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
+
+
+def memory_size() -> int:
+    """Bytes of this machine's memory."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 def processor_name() -> str:

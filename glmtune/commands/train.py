@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from glmtune import models, registry
 from glmtune.config import ENDLESS_STEPS, Recipe, load_recipe, to_yaml
@@ -117,7 +117,8 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     )
     check_lengths(recipe, tokenizer, models.max_length(config), held_out, dataset)
 
-    check_storage(recipe, method, config)
+    check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
+    method.check_storage(recipe.model, models.stored_bits(config))
     seed_everything(recipe.seed)
     base, _ = models.load(recipe.model)
     if recipe.training.learning_rate is None:
@@ -148,22 +149,6 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
         raise UserError(f"{error} The best weights before that are in {folder.path}, ready for use.") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Go on with: glmtune train --resume {folder.path}") from None
-
-
-def check_storage(recipe: Recipe, method: Method, config: PreTrainedConfig) -> None:
-    """Whether the method can train weights that are stored as the recipe or the checkpoint says.
-
-    Raises:
-        UserError: it cannot.
-    """
-    check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
-    bits = min(recipe.model.bits, models.stored_bits(config))
-    if method.trains_base and (bits < 16 or recipe.model.quantize_embedding):
-        stored = f"model.bits={bits}" if bits < 16 else "model.quantize_embedding=true"
-        raise UserError(
-            f"method.name={recipe.method.name} changes the weights of the model itself, and {stored} stores them as "
-            "whole numbers, which cannot take small steps. Use method.name=lora or ptuning_v2, or 16 bits."
-        )
 
 
 def check_lengths(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import warnings
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from glmtune import models, registry
 from glmtune.config import Dtype, ModelSettings, NamedSettings
-from glmtune.models.architecture import Architecture
+from glmtune.models.architecture import Architecture, LinearLayer
 from glmtune.runtime import RunFolder, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,38 @@ BASE_RECORD = "base.json"
 
 
 Model: TypeAlias = "PreTrainedModel | PeftModel"
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a method trains of an architecture; the memory of a run follows from it (`glmtune.training.memory`).
+
+    Attributes:
+        parameters: that learn.
+        depth: blocks, counted from the last, that gradients pass through.
+        linears: the linear layers of a block that learn, or that updates beside them learn.
+        blocks: how many blocks these are in.
+        in_place: these are weights of the base, which are fp32 meanwhile; else weights beside it.
+        norms, embedding: whether these learn, too.
+        prefix: tokens that learned keys and values put before those of each block.
+        cast: what learns are matrices, which are copied to the precision of the computation.
+        dropout: some of it is dropped at random, which has to be remembered.
+        dora: the lengths of rows learn, too.
+        needs_weights: it starts from the base's weights, which must be floating point.
+    """
+
+    parameters: int
+    depth: int
+    linears: tuple[LinearLayer, ...] = ()
+    blocks: int = 0
+    in_place: bool = False
+    norms: bool = False
+    embedding: bool = False
+    prefix: int = 0
+    cast: bool = True
+    dropout: bool = False
+    dora: bool = False
+    needs_weights: bool = False
 
 
 class Method(ABC):
@@ -55,17 +88,31 @@ class Method(ABC):
         """
         return self.rate_times_width / hidden_size
 
+    def check_storage(self, base: ModelSettings, stored_bits: int) -> None:
+        """Whether the method can train weights that are stored as the recipe or the checkpoint says.
+
+        Raises:
+            UserError: it cannot.
+        """
+        bits = min(base.bits, stored_bits)
+        if self.trains_base and (bits < 16 or base.quantize_embedding):
+            stored = f"model.bits={bits}" if bits < 16 else "model.quantize_embedding=true"
+            raise UserError(
+                f"method.name={self.settings.name} changes the weights of the model itself, and {stored} stores them "
+                "as whole numbers, which cannot take small steps. Use method.name=lora or ptuning_v2, or 16 bits."
+            )
+
     @abstractmethod
     def apply(self, model: PreTrainedModel) -> Model:
         """Return the model with everything frozen but what this method trains; trainable weights are fp32."""
 
-    def trainable_parameters(self, architecture: Architecture) -> int:
-        """How many parameters `apply` makes trainable, for `glmtune estimate`.
+    def learning(self, architecture: Architecture) -> Learning:
+        """What `apply` makes trainable in a model of this architecture, for `glmtune estimate`.
 
         Raises:
             UserError: this method does not tell.
         """
-        raise UserError(f"method.name: {self.settings.name} does not tell how many parameters it trains.")
+        raise UserError(f"method.name: {self.settings.name} does not tell what it trains (Method.learning).")
 
     def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
         """Groups of trainable parameters as torch's optimisers take them; `lr_scale` times the learning rate is a

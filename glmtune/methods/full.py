@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from glmtune.config import NamedSettings
-from glmtune.methods import Method, Model
+from glmtune.methods import Learning, Method, Model
 from glmtune.models.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Full(Method):
         whole: Any = model  # transformers' wrapper hides the signature of `to`
         return whole.to(self.storage)
 
-    def trainable_parameters(self, architecture: Architecture) -> int:
+    def learning(self, architecture: Architecture) -> Learning:
         """All."""
-        return architecture.parameters
+        count = architecture.num_layers
+        return Learning(architecture.parameters, count, architecture.linears, count, True, norms=True, embedding=True)

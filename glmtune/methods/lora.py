@@ -18,7 +18,7 @@ from pydantic import Field
 
 from glmtune import registry
 from glmtune.config import NamedSettings
-from glmtune.methods import Method, Model
+from glmtune.methods import Learning, Method, Model
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
 
@@ -85,7 +85,7 @@ class Lora(Method):
         from peft import LoraConfig, get_peft_model
 
         self.check_targets(model)
-        self.check_storage(model)
+        self.check_precision(model)
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.settings.rank,
@@ -122,7 +122,7 @@ class Lora(Method):
                 hint = registry.suggest(target, known)
                 raise UserError(f"method.target_modules: no layer is named '{target}'.{hint}")
 
-    def check_storage(self, model: PreTrainedModel) -> None:
+    def check_precision(self, model: PreTrainedModel) -> None:
         """Plain LoRA stands beside layers in any form; its relatives need the weights themselves.
 
         Raises:
@@ -228,14 +228,17 @@ class Lora(Method):
         slow = [parameter for name, parameter in trained if "lora_B" not in name and parameter.ndim != 1]
         return [{"params": slow}, {"params": fast, "lr_scale": self.settings.lora_plus_ratio}]
 
-    def trainable_parameters(self, architecture: Architecture) -> int:
+    def learning(self, architecture: Architecture) -> Learning:
         """A and B of each target layer, and with DoRA a length for each row.
 
         Raises:
             UserError: `target_modules` is a pattern, or names something else than linear layers of the blocks.
         """
         targets = self.settings.target_modules
-        linears = {f"{layer.part}.{layer.name}": layer for layer in architecture.linears}
+        count, linears = (
+            architecture.num_layers,
+            {f"{layer.part}.{layer.name}": layer for layer in architecture.linears},
+        )
         if isinstance(targets, list):
             known = sorted({layer.name for layer in architecture.linears})
             for target in targets:
@@ -253,7 +256,16 @@ class Lora(Method):
         block = sum(self.settings.rank * (layer.inputs + layer.outputs) for layer in linears.values())
         if self.settings.use_dora:
             block += sum(layer.outputs for layer in linears.values())
-        return architecture.num_layers * block
+        settings = self.settings
+        return Learning(
+            count * block,
+            count,
+            tuple(linears.values()),
+            count,
+            dropout=settings.dropout > 0,
+            dora=settings.use_dora,
+            needs_weights=settings.init == "pissa",
+        )
 
 
 def merge(model: PeftModel, input_ids: Tensor) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from glmtune.config import NamedSettings
-from glmtune.methods import ADAPTER_CONFIG, Method, Model
+from glmtune.methods import ADAPTER_CONFIG, Learning, Method, Model
 from glmtune.models import read_json
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
@@ -64,14 +64,18 @@ class PTuningV2(Method):
         """The same at every width: the numbers of a prefix are N(0, 1), as those of an embedding are."""
         return self.rate
 
-    def trainable_parameters(self, architecture: Architecture) -> int:
+    def learning(self, architecture: Architecture) -> Learning:
         """The prefix itself, or a small one and the two linear layers."""
-        tokens, width = self.settings.num_virtual_tokens, architecture.prefix_width
-        if not self.settings.prefix_projection:
-            return tokens * width
-        small = width // (2 * architecture.num_layers)
-        hidden = self.settings.encoder_hidden_size or architecture.hidden_size
-        return tokens * small + (small + 1) * hidden + (hidden + 1) * width
+        settings, width = self.settings, architecture.prefix_width
+        tokens, projection = settings.num_virtual_tokens, settings.prefix_projection
+        parameters = tokens * width
+        if projection:
+            small = width // (2 * architecture.num_layers)
+            hidden = settings.encoder_hidden_size or architecture.hidden_size
+            parameters = tokens * small + (small + 1) * hidden + (hidden + 1) * width
+        return Learning(
+            parameters, architecture.num_layers, prefix=tokens, cast=projection, dropout=settings.dropout > 0
+        )
 
     def finish(self, model: Model) -> Model:
         """Without the projection, which has done its work."""

@@ -33,7 +33,7 @@ from glmtune.training.loss import target_columns, target_loss
 METRIC = "exact_match"
 WEIGHTS = "trainable.safetensors"
 OPTIMIZERS = {
-    "adamw": "adamw_torch",
+    "adamw": "adamw_torch_fused",
     "adamw_8bit": "adamw_bnb_8bit",
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw_8bit": "paged_adamw_8bit",

@@ -310,7 +310,7 @@ def test_counts_what_is_trained(tiny_checkpoint: Path, sizes: Architecture, targ
         base = base_of(tiny_checkpoint)[0]
     method = lora(target_modules=targets, use_dora=use_dora)
     actual = sum(weight.numel() for weight in method.apply(base).parameters() if weight.requires_grad)
-    assert method.trainable_parameters(sizes) == actual
+    assert method.learning(sizes).parameters == actual
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_counts_what_is_trained(tiny_checkpoint: Path, sizes: Architecture, targ
 )
 def test_what_cannot_be_counted_is_told(targets: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        lora(target_modules=targets).trainable_parameters(CHATGLM)
+        lora(target_modules=targets).learning(CHATGLM)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

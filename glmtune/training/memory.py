@@ -1,0 +1,260 @@
+"""What a run needs of memory and disk, from the sizes of the model and the recipe alone. No torch here.
+
+Counted is what this package keeps: the base in its storage, what learns in fp32, AdamW's two moments, what each block
+saves for its backward pass, the logits of the targets (`glmtune.training.loss`), and the cache of the answers that are
+decoded between the steps. A peak on a GPU is torch's `max_memory_allocated`; the context of CUDA comes on top of it. A
+peak on a CPU is resident memory, the libraries included. All sizes are bytes; 1 GiB is 2**30.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from glmtune.config import Recipe
+from glmtune.methods import Learning
+from glmtune.models.architecture import Architecture, LinearLayer, Part
+
+Device = Literal["cuda", "cpu"]
+
+GIB = 2**30
+# Resident memory of torch, transformers, peft and what they import; on a GPU, the workspace of cuBLAS.
+LIBRARIES = {"cpu": int(0.5 * GIB), "cuda": 32 * 2**20}
+# What CUDA itself takes of a GPU, which torch does not see.
+CONTEXT = {"cpu": 0, "cuda": int(0.5 * GIB)}
+# nf4 with double quantization (https://arxiv.org/abs/2305.14314): 4 bits a weight, 8 for the scale of 64, 32 for 256
+# of these scales.
+NF4 = 4 / 8 + 1 / 64 + 4 / (64 * 256)
+CHUNK = 2**24  # numbers that the loss, and packed matrices, turn into floats at a time
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory and disk of a recipe's run, each part in bytes.
+
+    Attributes:
+        recipe, architecture, learning: what runs.
+        device: where: the first GPU, or the CPU.
+        batch: examples per micro-batch.
+        length, target_length: tokens of an example, and those of them that are learned.
+    """
+
+    recipe: Recipe
+    architecture: Architecture
+    learning: Learning
+    device: Device
+    batch: int
+    length: int
+    target_length: int
+
+    @property
+    def compute(self) -> int:
+        """Bytes of a number in computations: of the base's precision, to which they are autocast."""
+        dtype = self.recipe.model.dtype
+        return 4 if dtype == "float32" or (dtype == "auto" and self.device == "cpu") else 2
+
+    @property
+    def residual(self) -> int:
+        """Bytes of a number in the residual stream: autocast LayerNorms on GPUs give fp32, RMSNorm what it gets."""
+        if self.compute == 4 or self.learning.embedding:
+            return 4
+        return 2 if self.architecture.rms_norm or self.device == "cpu" else 4
+
+    @property
+    def bits(self) -> int:
+        """Storage of the blocks' linear layers."""
+        return min(self.recipe.model.bits, self.architecture.stored_bits)
+
+    # What is there all the time
+
+    @cached_property
+    def weights(self) -> int:
+        """The base."""
+        a, width = self.architecture, self.compute
+        matrices = a.num_layers * sum(layer.inputs * layer.outputs for layer in a.linears)
+        rows = a.num_layers * sum(layer.outputs for layer in a.linears)
+        linears: float = matrices * width
+        if self.bits < 16:
+            linears = matrices * self.bits / 8 + rows * 4
+            if self.bits == 4 and not a.packed:
+                linears = matrices * NF4
+        embedding = a.embedding_parameters * width
+        if a.packed_embedding or self.recipe.model.quantize_embedding:
+            bits = a.stored_bits if a.packed_embedding else 8
+            embedding = a.embedding_parameters * bits // 8 + a.embedding_parameters // a.hidden_size * 4
+        rest = a.parameters - a.embedding_parameters - matrices
+        learned = self.learning.parameters * (4 - width) if self.learning.in_place else 0
+        return int(linears + embedding + rest * width + learned)
+
+    @property
+    def adapters(self) -> int:
+        """What learns beside the base, in fp32."""
+        return 0 if self.learning.in_place else 4 * self.learning.parameters
+
+    @property
+    def optimizer(self) -> int:
+        """AdamW's two moments, in fp32 or at 8 bits with a scale for 256."""
+        eight = self.recipe.training.optimizer.endswith("8bit")
+        return int(self.learning.parameters * (2 * (1 + 4 / 256) if eight else 8))
+
+    @property
+    def paged(self) -> bool:
+        """Whether the moments move to the CPU when the GPU is full; torch does not count them."""
+        return self.device == "cuda" and self.recipe.training.optimizer.startswith("paged")
+
+    @property
+    def gradients(self) -> int:
+        """Of what learns, in fp32."""
+        return 4 * self.learning.parameters
+
+    # What a micro-batch takes
+
+    @property
+    def copies(self) -> int:
+        """Autocast copies of the matrices that learn, kept from the forward to the backward pass."""
+        return 2 * self.learning.parameters if self.compute == 2 and self.learning.cast else 0
+
+    def saved_by_attention(self, length: int) -> int:
+        """What the attention of one block saves for the backward pass of one example, whatever learns in it.
+
+        Queries, keys, values, the output, the mask, and the logarithm of a sum for each head and token. Grouped keys
+        and values are copied for every head.
+        """
+        a, size, prefix = self.architecture, self.compute, self.learning.prefix
+        seen, queries, keys = length + prefix, a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
+        values = seen * queries
+        fused = sum(layer.part == "attention" for layer in a.linears) == 2
+        if fused and queries == keys and not prefix:  # a view, which keeps keys and queries before rotation
+            values *= 3
+        saved = size * (2 * length * queries + seen * queries + values + length * seen)
+        saved += 4 * length * a.num_attention_heads
+        if self.recipe.model.attention == "eager":
+            saved += a.num_attention_heads * length * seen * (4 + (2 if size == 2 else 0))
+        if prefix and self.learning.dropout:
+            saved += 2 * prefix * keys * self.dropped
+        return saved + length * self.saved_by_norms // 2
+
+    def saved_by_mlp(self, length: int) -> int:
+        """The same of its MLP: what the activation function gets, and where it is gated, the two factors."""
+        inner = self.architecture.linears[-1].inputs * (3 if self.architecture.gated else 1)
+        return length * (self.compute * inner + self.saved_by_norms // 2)
+
+    @property
+    def saved_by_norms(self) -> int:
+        """What the norms of a block save for a token: what they get, RMSNorm in fp32; the result where they learn."""
+        a, rms = self.architecture, self.architecture.rms_norm
+        learned = self.residual if self.learning.norms and rms else 0
+        return a.normed_width * ((4 if rms else self.residual) + learned)
+
+    @property
+    def dropped(self) -> int:
+        """Bytes of a number in a dropout mask."""
+        return 1 if self.device == "cuda" else 4
+
+    def saved_by_learning(self, length: int) -> int:
+        """What one block saves in addition if its linear layers learn: their inputs.
+
+        Each layer casts its input by itself, so that those that read the same save it several times: to fp32 for the
+        update and back by autocast. In fp32 nothing is cast, and bitsandbytes' layers leave the first cast out.
+        """
+        a, dropout = self.architecture, self.learning.dropout
+        each = dropout or (self.compute == 2 and (self.bits == 16 or a.packed or not a.rms_norm))
+        last = {layer.part: layer for layer in a.linears}
+        inputs: dict[LinearLayer | Part, int] = {}
+        for layer in self.learning.linears:
+            inputs[layer if each or layer is last[layer.part] else layer.part] = layer.inputs
+        numbers = sum(inputs.values())
+        if self.learning.dora:  # two factors of the learned length of each row
+            numbers += sum(2 * layer.outputs for layer in self.learning.linears)
+        return length * (numbers * self.compute + (sum(inputs.values()) * self.dropped if dropout else 0))
+
+    @cached_property
+    def block(self) -> int:
+        """What one block saves of a micro-batch, where its linear layers learn or have updates beside them."""
+        learning, length = self.learning, self.length
+        learned = self.saved_by_learning(length) if learning.linears else 0
+        # DoRA makes its update by multiplying an identity matrix.
+        identities = self.compute * sum(layer.inputs**2 for layer in learning.linears) if learning.dora else 0
+        return self.batch * (self.saved_by_attention(length) + self.saved_by_mlp(length) + learned) + identities
+
+    @cached_property
+    def activations(self) -> int:
+        """What the blocks save from the forward to the backward pass; with gradient checkpointing, what enters each."""
+        learning, length = self.learning, self.length
+        stream = self.batch * length * self.architecture.hidden_size * self.residual
+        if self.recipe.training.gradient_checkpointing:
+            return (learning.depth + 2) * stream
+        plain = self.batch * (self.saved_by_attention(length) + self.saved_by_mlp(length))
+        # No gradient passes through the lowest attention if only MLPs learn.
+        skipped = learning.in_place and all(layer.part == "mlp" for layer in learning.linears)
+        saved = learning.blocks * self.block + (learning.depth - learning.blocks) * plain + 2 * stream
+        return saved - (self.batch * self.saved_by_attention(length) if skipped else 0)
+
+    @property
+    def logits(self) -> int:
+        """Of the targets; their gradient takes their place, and a few rows at a time are fp32."""
+        numbers = self.batch * self.target_length * self.architecture.vocab_size
+        return numbers * self.compute + min(numbers, CHUNK) * 4 * (2 if self.compute == 2 else 1)
+
+    @property
+    def workspace(self) -> int:
+        """What quantized matrices take while they are floats: bitsandbytes the largest one, packed ones some rows."""
+        largest = max(layer.inputs * layer.outputs for layer in self.architecture.linears)
+        if self.bits == 16:
+            return 0
+        return min(largest, CHUNK) * (1 + 2 * self.compute) if self.architecture.packed else largest * self.compute
+
+    def answers(self, batch: int, length: int) -> int:
+        """What decoding takes: the cache, and what reading prompts of nearly that length needs on top.
+
+        Args:
+            batch: prompts that are answered together.
+            length: tokens of the longest, its answer included.
+        """
+        a, prefix = self.architecture, self.learning.prefix
+        cache = batch * (length + prefix) * a.prefix_width * self.compute
+        inner = a.linears[-1].inputs * (3 if a.gated else 2)
+        attention = 4 * a.num_attention_heads * a.head_dim + 2 * a.num_key_value_heads * a.head_dim
+        reading = batch * length * (max(inner, attention) * self.compute + 2 * a.hidden_size * self.residual)
+        return cache + reading + batch * a.vocab_size * (4 + self.compute) + self.workspace
+
+    # What it comes to
+
+    @property
+    def resident(self) -> int:
+        """What is there all the time."""
+        return LIBRARIES[self.device] + self.weights + self.adapters + (0 if self.paged else self.optimizer)
+
+    @property
+    def step(self) -> int:
+        """Peak of a step: at the end of the forward pass, or of the backward pass."""
+        accumulated = self.gradients if self.recipe.training.gradient_accumulation_steps > 1 else 0
+        recomputed = self.block if self.recipe.training.gradient_checkpointing else 0
+        forward = self.activations + self.copies + accumulated + max(self.logits, recomputed + self.workspace)
+        backward = self.gradients + self.block + self.workspace
+        return self.resident + max(forward, backward)
+
+    @property
+    def judging(self) -> int:
+        """Peak of answering held-out problems between the steps."""
+        generation = self.recipe.generation
+        length = self.length - self.target_length + generation.max_new_tokens
+        return self.resident + self.answers(generation.batch_size, length)
+
+    @property
+    def peak(self) -> int:
+        """Of the whole run."""
+        return max(self.step, self.judging)
+
+    def inference(self, length: int, batch: int = 1) -> int:
+        """Peak of answering prompts with what was trained, up to `length` tokens, answer included."""
+        learned = self.learning.parameters * (4 - self.compute) if self.learning.in_place else 0
+        return LIBRARIES[self.device] + self.weights - learned + self.adapters + self.answers(batch, length)
+
+    @property
+    def disk(self) -> int:
+        """The run folder: checkpoints, one more while it is being written, and what is saved in the end."""
+        kept = self.recipe.training.save_total_limit + 2
+        learned = 4 * self.learning.parameters
+        return kept * (learned + self.optimizer) + (self.adapters or self.compute * self.learning.parameters)

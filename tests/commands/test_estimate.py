@@ -1,0 +1,191 @@
+"""`glmtune estimate`: from the config alone, with what would make it fit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmtune import runtime
+from glmtune.commands import estimate
+from glmtune.commands.estimate import CONTEXT, RESERVE, Place, at_hand, lines, parse_memory, run, verdict
+from glmtune.commands.train import Run
+from glmtune.config import load_recipe
+from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.runtime import UserError
+from glmtune.training.memory import GIB
+
+
+@pytest.fixture(scope="module")
+def chatglm_6b(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the config.json of ChatGLM-6B, and nothing else."""
+    folder = tmp_path_factory.mktemp("chatglm-6b")
+    ChatGLMConfig(dtype="float16").save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_embedded_model_fits_anywhere() -> None:
+    answer = run(memory="1GB")
+    assert answer.place.spare(answer.estimate) > 0 and answer.remedy == []
+    assert verdict(answer).startswith("It fits a GPU of 1GB (1.00 GiB): ")
+
+
+def test_sizes_of_chatglm_6b(chatglm_6b: str) -> None:
+    told = run(None, [f"model.path={chatglm_6b}", "training.batch_size=1"], "80GB").as_dict()
+    assert (told["parameters"], told["trainable"]) == (6_173_286_400, 29_360_128)
+    assert told["weights"] == 2 * told["parameters"]
+    assert told["adapters"] == told["gradients"] == 4 * told["trainable"] == told["optimizer"] // 2
+    assert told["peak"] == max(told["step"], told["judging"])
+    assert told["fits"] is True and told["remedy"] == []
+
+
+@pytest.mark.parametrize(
+    ("memory", "settings"),
+    [
+        ("24GB", ["method={name: lora}"]),
+        ("16GB", ["method={name: ptuning_v2}"]),
+        ("8GB", ["method={name: lora, use_dora: true}"]),
+        ("6GB", ["method={name: lora}", "training.batch_size=4"]),
+        ("24GB", ["method={name: full}"]),
+        ("12GB", ["method={name: freeze}"]),
+        ("6GB", ["method={name: ptuning_v2}", "training.gradient_checkpointing=true", "training.batch_size=1"]),
+    ],
+)
+def test_the_remedy_is_enough_and_no_more(chatglm_6b: str, memory: str, settings: list[str]) -> None:
+    settings = [f"model.path={chatglm_6b}", *settings]
+    answer = run(None, settings, memory)
+    assert answer.place.spare(answer.estimate) < 0 and answer.remedy
+
+    def spare(remedy: list[str]) -> int:
+        found = run(None, [*settings, *remedy], memory)
+        return found.place.spare(found.estimate) - int(RESERVE * found.place.memory)
+
+    assert spare(answer.remedy) >= 0
+    for left_out in answer.remedy:
+        fewer = [setting for setting in answer.remedy if setting != left_out]
+        if "gradient_accumulation" in left_out:
+            continue  # keeps the size of a step when the micro-batch shrinks
+        try:
+            assert spare(fewer) < 0, left_out
+        except UserError as error:  # bits without the method that can learn beside them
+            assert "method.name" in str(error)
+    text = verdict(answer)
+    assert f"It does not fit a GPU of {memory}" in text and "It would with" in text
+
+
+def test_a_step_keeps_its_size(chatglm_6b: str) -> None:
+    remedy = run(None, [f"model.path={chatglm_6b}", "training.batch_size=96"], "6GB").remedy
+    assert remedy is not None
+    recipe = load_recipe(None, remedy)
+    assert recipe.training.batch_size < 96
+    assert recipe.training.batch_size * recipe.training.gradient_accumulation_steps >= 96
+
+
+def test_what_cannot_fit_is_said(chatglm_6b: str) -> None:
+    answer = run(None, [f"model.path={chatglm_6b}"], "2GB")
+    assert answer.remedy is None and answer.smallest.peak < answer.estimate.peak
+    assert "With every setting that saves memory it would still take" in verdict(answer)
+
+
+def test_pissa_is_not_told_to_quantize(chatglm_6b: str) -> None:
+    answer = run(None, [f"model.path={chatglm_6b}", "method={name: lora, init: pissa}"], "12GB")
+    assert not any("bits" in setting for setting in answer.remedy or [])
+
+
+def test_a_run_folder_is_a_recipe(tiny_run: Run) -> None:
+    answer = run(str(tiny_run.folder.path), ["training.batch_size=2"])
+    assert answer.estimate.batch == 2 and answer.estimate.learning.parameters == 2 * 4 * (32 * 8 + 64 * 2)
+
+
+def test_lengths(chatglm_6b: str) -> None:
+    settings = [f"model.path={chatglm_6b}"]
+    assert (run(None, settings).estimate.length, run(None, settings).estimate.target_length) == (128, 64)
+    assert run(None, [*settings, "data.max_length=300"]).estimate.length == 300
+    long = run(None, settings, length=1024, target_length=8).estimate
+    assert (long.length, long.target_length) == (1024, 8)
+    assert long.activations > run(None, settings).estimate.activations
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"memory": "much"}, r"--memory much: no size of a memory\. Write it as 8GB"),
+        ({"memory": "0GB"}, "no size of a memory"),
+        ({"length": 4096}, r"--length 4096: the model can take 2048 tokens\. Set at most 2048"),
+        ({"length": 64, "target_length": 64}, r"--target-length 64: must be below the length, 64"),
+        ({"overrides": ["method.rank=0"]}, r"method\.rank"),
+        (
+            {"overrides": ["method={name: full}", "model.bits=4"]},
+            r"method\.name=full changes the weights.*model\.bits=4",
+        ),
+        ({"overrides": ["method={name: freeze}", "model.quantize_embedding=true"]}, r"model\.quantize_embedding=true"),
+        ({"overrides": ["method={name: freeze, num_layers: 40}"]}, r"method\.num_layers=40: the model has 28 layers"),
+        ({"overrides": ["method={name: lora, target_modules: '.*'}"]}, r"known only once the model is loaded"),
+    ],
+)
+def test_bad_input(chatglm_6b: str, arguments: dict[str, Any], message: str) -> None:
+    overrides = [f"model.path={chatglm_6b}", *arguments.pop("overrides", [])]
+    with pytest.raises(UserError, match=message):
+        run(None, overrides, **arguments)
+
+
+def test_a_method_that_does_not_tell(tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from glmtune.methods import Method\nclass Mine(Method):\n    def apply(self, model): return model\n"
+    )
+    with pytest.raises(UserError, match=r"does not tell what it trains \(Method\.learning\)"):
+        run(None, [f"method.name={own}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("8GB", 8 * GIB), ("8", 8 * GIB), ("11.5 GiB", int(11.5 * GIB)), ("81920MB", 80 * GIB), ("1tb", 1024 * GIB)],
+)
+def test_memory_sizes(text: str, expected: int) -> None:
+    assert parse_memory(text) == expected
+
+
+def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(command: list[str], **_: Any) -> Any:
+        assert command[0] == "nvidia-smi"
+        return subprocess.CompletedProcess(command, 0, "NVIDIA H100, 80GB HBM3, 81559\nNVIDIA T4, 15360\n", "")
+
+    monkeypatch.setattr(estimate.subprocess, "run", answer)
+    assert at_hand() == Place("cuda", "NVIDIA H100, 80GB HBM3", 81559 * 2**20)
+
+
+@pytest.mark.parametrize("failure", [FileNotFoundError(), subprocess.CalledProcessError(9, "nvidia-smi")])
+def test_no_gpu_at_hand(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(estimate.subprocess, "run", fail)
+    assert at_hand() == Place("cpu", "the CPU of this machine", runtime.memory_size())
+
+
+def test_the_context_of_cuda_counts() -> None:
+    place = Place("cuda", "a GPU", GIB)
+    found = run(memory="1GB").estimate
+    assert place.spare(found) == GIB - CONTEXT["cuda"] - found.peak
+
+
+def test_every_part_is_told(chatglm_6b: str) -> None:
+    answer = run(None, [f"model.path={chatglm_6b}", "training.optimizer=paged_adamw_8bit"], "24GB")
+    table = {part: (amount, meaning) for part, amount, meaning in lines(answer)}
+    assert table["parameters"] == ("6,173,286,400", "chatglm")
+    assert table["weights"][0] == "11.50 GiB"
+    assert "moves to the CPU when the GPU is full" in table["optimizer"][1]
+    assert json.dumps(answer.as_dict())
+
+
+def test_loads_nothing() -> None:
+    code = (
+        "import sys; from glmtune.cli import main\n"
+        "try: main(['estimate'])\nexcept SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert "peak of a step" in done.stdout

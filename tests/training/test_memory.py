@@ -1,0 +1,149 @@
+"""What is estimated, against what torch allocates and saves on a model that is really there."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig
+
+from glmtune import registry
+from glmtune.config import load_recipe
+from glmtune.models.architecture import Architecture
+from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.training.loss import target_columns, target_loss
+from glmtune.training.memory import GIB, LIBRARIES, Estimate
+
+BATCH, LENGTH, TARGETS = 2, 96, 40
+SIZES: dict[str, Any] = {
+    "vocab_size": 500,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+SPECIAL = {"mask_token_id": 3, "gmask_token_id": 4, "bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 0}
+CONFIGS = {
+    "chatglm": ChatGLMConfig(vocab_size=500, hidden_size=128, num_layers=3, num_attention_heads=4, **SPECIAL),
+    "glm": GlmConfig(**SIZES, head_dim=32),
+    "llama": LlamaConfig(**SIZES),
+}
+METHODS = [
+    "{name: lora}",
+    "{name: lora, dropout: 0.1}",
+    "{name: lora, use_dora: true}",
+    "{name: ptuning_v2, num_virtual_tokens: 32, dropout: 0}",
+    "{name: ptuning_v2, num_virtual_tokens: 32}",
+    "{name: freeze, num_layers: 1}",
+    "{name: freeze, num_layers: 2}",
+    "{name: full}",
+]
+
+
+def estimate_of(family: str, *settings: str, device: Any = "cpu", **sizes: Any) -> Estimate:
+    recipe = load_recipe(None, ["training.batch_size=2", *settings])
+    architecture = Architecture.from_config(CONFIGS[family].to_dict() | sizes)
+    method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
+    return Estimate(recipe, architecture, method.learning(architecture), device, BATCH, LENGTH, TARGETS)
+
+
+def batch_of(family: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, mask and labels of which one row is padded, so that the mask is really used."""
+    input_ids = torch.randint(10, 500, (BATCH, LENGTH))
+    if family == "chatglm":
+        input_ids[:, LENGTH - TARGETS - 2], input_ids[:, LENGTH - TARGETS - 1] = 4, 5
+    labels = input_ids.clone()
+    labels[:, : LENGTH - TARGETS] = -100
+    mask = torch.ones_like(input_ids)
+    labels[0, -1], mask[0, -1] = -100, 0
+    return input_ids, mask, labels
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_saved_for_the_backward_pass(family: str, method: str, dtype: str) -> None:
+    """All storage that autograd keeps between the passes, each once, parameters left out."""
+    expected = estimate_of(family, f"method={method}", f"model.dtype={dtype}")
+    model = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=getattr(torch, dtype))
+    recipe = expected.recipe
+    model = registry.find("glmtune.methods", recipe.method.name)(recipe.method).apply(model).train()
+    parameters = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    input_ids, mask, labels = batch_of(family)
+    columns = target_columns(labels)
+    saved: dict[int, tuple[int, Any]] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage.nbytes(), tensor  # kept, so that no other takes its address
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16, dtype != "float32"), saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits
+        target_loss(logits, labels, columns).sum()
+    found = sum(size for size, _ in saved.values())
+    logits_alone = BATCH * TARGETS * 500 * expected.compute
+    assert expected.activations + expected.copies + logits_alone == pytest.approx(found, rel=0.12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_weights_gradients_and_moments(family: str, method: str, optimizer: str) -> None:
+    expected = estimate_of(family, f"method={method}", "model.dtype=bfloat16", f"training.optimizer={optimizer}")
+    model = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=torch.bfloat16)
+    recipe = expected.recipe
+    model = registry.find("glmtune.methods", recipe.method.name)(recipe.method).apply(model)
+    learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    every = {id(weight): weight.nbytes for weight in model.parameters()}
+    assert expected.weights + expected.adapters == sum(every.values())
+    assert expected.gradients == 4 * learned
+    assert expected.optimizer == pytest.approx(8 * learned if optimizer == "adamw" else 2 * learned, rel=0.02)
+
+
+@pytest.mark.parametrize(("bits", "quantize_embedding"), [(8, False), (4, False), (4, True)])
+def test_weights_of_chatglm_6b(bits: int, quantize_embedding: bool) -> None:
+    """5.6 billion in linear layers at 8 or 4 bits, 0.53 billion in the embedding at 16 or 8."""
+    settings = [f"model.bits={bits}", f"model.quantize_embedding={quantize_embedding}", "model.dtype=bfloat16"]
+    sizes = ChatGLMConfig().to_dict()
+    expected = estimate_of("chatglm", *settings, device="cuda", **{k: sizes[k] for k in sizes if k != "model_type"})
+    linear, embedding = 28 * 12 * 4096**2, 130528 * 4096
+    wanted = linear * (1 if bits == 8 else 0.5 + 1 / 64 + 1 / 4096) + embedding * (1 if quantize_embedding else 2)
+    assert expected.weights == pytest.approx(wanted, rel=0.002)
+
+
+def test_recomputing_and_smaller_batches_take_less() -> None:
+    plain = estimate_of("chatglm")
+    recomputed = estimate_of("chatglm", "training.gradient_checkpointing=true")
+    assert recomputed.step < plain.step and recomputed.resident == plain.resident
+    accumulated = estimate_of("chatglm", "training.gradient_accumulation_steps=2")
+    assert accumulated.step >= plain.step
+
+
+def test_answers_grow_with_the_batch() -> None:
+    few, many = (estimate_of("chatglm", f"generation.batch_size={size}") for size in (1, 64))
+    assert few.judging < many.judging and few.step == many.step
+    assert many.peak == max(many.judging, many.step)
+
+
+def test_paged_moments_are_not_counted_on_a_gpu() -> None:
+    settings = ["model.dtype=bfloat16", "method={name: full}"]
+    plain = estimate_of("llama", *settings, device="cuda")
+    paged = estimate_of("llama", *settings, "training.optimizer=paged_adamw", device="cuda")
+    assert plain.resident - paged.resident == plain.optimizer
+    on_cpu = estimate_of("llama", *settings, "training.optimizer=paged_adamw")
+    assert on_cpu.resident == LIBRARIES["cpu"] + on_cpu.weights + on_cpu.optimizer
+
+
+def test_a_gib_is_two_to_the_thirty() -> None:
+    assert GIB == 1024**3
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys, glmtune.training.memory; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
