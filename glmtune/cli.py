@@ -147,10 +147,13 @@ def explain(error: Exception) -> str | None:
 
 def quiet_libraries() -> None:
     """Keep progress bars, advice and announcements of the libraries below out of the way; other warnings stay."""
-    from transformers.utils import logging
+    import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it would rather have
     warnings.simplefilter("ignore", FutureWarning)
 
 

@@ -21,6 +21,7 @@ from glmtune.data.encoding import plain_ids
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.generation.decoding import encode_prompts
 from glmtune.methods import Method, Model
+from glmtune.models.quantization import count_parameters
 from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
 from glmtune.tasks import Example, Task
 from glmtune.training.callbacks import start_log
@@ -225,10 +226,9 @@ def make_judge(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) -
 def announce(console: Console, recipe: Recipe, model: Model, folder: RunFolder, steps: int) -> None:
     """Say what is about to happen."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
     console.print(
         f"[bold]{recipe.task.name}[/] with [bold]{recipe.method.name}[/] on [bold]{recipe.model.path}[/]: "
-        f"{trainable:,} of {total:,} parameters learn, {steps:,} steps of "
+        f"{trainable:,} of {count_parameters(model):,} parameters learn, {steps:,} steps of "
         f"{recipe.training.batch_size * recipe.training.gradient_accumulation_steps} examples on {model.device}"
     )
     console.print(f"Run folder: {folder.path}")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from glmtune import models, registry
-from glmtune.config import Dtype, ModelSettings, NamedSettings
+from glmtune.config import Dtype, ModelSettings, NamedSettings, read_yaml
 from glmtune.models.architecture import Architecture, LinearLayer
 from glmtune.runtime import RunFolder, UserError
 
@@ -147,6 +148,17 @@ class Method(ABC):
         return False
 
     @classmethod
+    def check(cls, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
+        """Compare what is saved with its own configuration and with the `method` section of a recipe.
+
+        An adapter of another method passes.
+
+        Raises:
+            UserError: they contradict each other.
+        """
+        return
+
+    @classmethod
     def attach(cls, model: PreTrainedModel, folder: Path) -> Model:
         """Put an adapter that this method `holds` on its base.
 
@@ -263,6 +275,7 @@ def find(path: str | Path, adapter: str | Path | None = None) -> tuple[str, Path
     else:
         return str(path), None
     check_base(folder, base)
+    check_adapter(folder, RunFolder(adapter if adapter is not None else path))
     return base, folder
 
 
@@ -325,6 +338,18 @@ def check_base(folder: Path, base: str) -> None:
             f"The adapter {folder} was trained on other weights than {base} holds (fingerprint {trained_on}, found "
             f"{found}). Point to the checkpoint that it was trained on with model.path=..."
         )
+
+
+def check_adapter(folder: Path, run: RunFolder) -> None:
+    """Compare an adapter with its own configuration, and with the recipe where a run was named.
+
+    Raises:
+        UserError: they contradict each other.
+    """
+    settings = read_yaml(run.recipe).get("method") if run.recipe.is_file() else None
+    named = record_of(folder).get("method")
+    for name in [named] if named else registry.names(__name__):
+        registry.find(__name__, name).check(folder, settings)
 
 
 def tokenizer_of(base: str, folder: Path | None) -> PreTrainedTokenizerBase:

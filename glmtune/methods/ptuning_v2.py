@@ -7,8 +7,9 @@ scripts saved can be read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -105,7 +106,6 @@ class PTuningV2(Method):
         """
         from glmtune.models.prefix import project, read_original, with_prefix
 
-        cls.check(folder)
         config, weights = read_json(folder / "config.json"), read_original(folder)
         projected = bool(config.get("prefix_projection"))
         expected = {"embedding.weight"} | (PROJECTION if projected else set())
@@ -131,10 +131,8 @@ class PTuningV2(Method):
         return with_prefix(model, numbers)
 
     @classmethod
-    def check(cls, folder: Path, settings: PTuningV2Settings | None = None) -> None:
+    def check(cls, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
         """Compare the length of a saved prefix, in peft's format or the original one, with its weights and a recipe.
-
-        An adapter of another method passes.
 
         Raises:
             UserError: the lengths differ.
@@ -142,19 +140,20 @@ class PTuningV2(Method):
         file, field = folder / ADAPTER_CONFIG, "num_virtual_tokens"
         if not file.is_file():
             file, field = folder / "config.json", "pre_seq_len"
-        config = read_json(file)
-        if config.get("peft_type", "PREFIX_TUNING") != "PREFIX_TUNING":
+        config = read_json(file) if file.is_file() else {}
+        if field not in config:
             return
         from glmtune.models.prefix import saved_length
 
         length = saved_length(folder)
-        if config.get(field) != length:
+        if config[field] != length:
             raise UserError(
-                f"{file}: {field} is {config.get(field)}, but the prefix in the weights has {length} tokens. Set "
+                f"{file}: {field} is {config[field]}, but the prefix in the weights has {length} tokens. Set "
                 f"{field} to {length}, or copy {file.name} and the weights of one training."
             )
-        if settings is not None and settings.num_virtual_tokens != length:
+        wanted = (settings or {}).get("num_virtual_tokens", length)
+        if wanted != length:
             raise UserError(
-                f"method.num_virtual_tokens={settings.num_virtual_tokens}: the prefix in {folder} has another length "
-                f"than the recipe says, {length} tokens. Set method.num_virtual_tokens={length}."
+                f"method.num_virtual_tokens={wanted}: the prefix in {folder} has another length than the recipe says, "
+                f"{length} tokens. Set method.num_virtual_tokens={length}."
             )

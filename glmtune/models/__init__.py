@@ -215,6 +215,8 @@ def load(
         return AutoModelForCausalLM.from_config(config, **options).to(device).eval(), tokenizer
     # Names and shapes are compared here: the library only logs what is missing, and fills in random weights.
     options |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if device.type == "cuda":  # straight there, without a copy in the machine's memory
+        options["device_map"] = {"": device}
     with reading("weights", folder):
         if settings.bits != stored_bits(config) and settings.bits < 16:
             loaded = load_quantized(folder, settings.bits, device, options)
@@ -264,7 +266,7 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         loaded = kind.from_pretrained(None, state_dict=weights, **options)
     else:
-        loaded = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, **options)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, **options | {"device_map": {"": device}})
     keep_gradients(loaded[0])
     return loaded
 

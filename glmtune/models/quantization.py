@@ -212,3 +212,14 @@ def keep_gradients(model: nn.Module) -> None:
 def is_quantized(model: nn.Module) -> bool:
     """Whether a model has linear layers at 8 or 4 bits, in whichever form."""
     return any(isinstance(module, nn.Linear) and not module.weight.is_floating_point() for module in model.modules())
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The numbers that a model's parameters stand for, also where two of them share a byte; scales left out."""
+    counts = {}
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            halved = weight.dtype == torch.uint8 or (isinstance(module, PackedLayer) and module.bits == 4)
+            if name != "weight_scale":
+                counts[id(weight)] = weight.numel() * (2 if halved and name == "weight" else 1)
+    return sum(counts.values())

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig
 
+import glmtune
 from glmtune.methods.ptuning_v2 import PTuningV2, PTuningV2Settings
 from glmtune.models.architecture import Architecture
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
@@ -113,7 +114,7 @@ def test_answers_as_the_original(projection: bool, tmp_path: Path) -> None:
     model = method(projection).finish(model)
     check(model, projection)
     method(projection).save_weights(model, tmp_path)
-    PTuningV2.check(tmp_path, method().settings)
+    PTuningV2.check(tmp_path, method().settings.model_dump())
     check(PeftModel.from_pretrained(base(), str(tmp_path)), projection)
 
 
@@ -143,7 +144,7 @@ def test_learns_as_the_original(projection: bool, checkpointing: str) -> None:
 def test_reads_original_prefixes(projection: bool, binary: bool, original: Callable[..., Path]) -> None:
     folder = original(projection, binary=binary)
     assert PTuningV2.holds(folder)
-    PTuningV2.check(folder, method().settings)
+    PTuningV2.check(folder, method().settings.model_dump())
     model = PTuningV2.attach(base(), folder)
     assert isinstance(model, PeftModel) and not model.training
     check(model, projection)
@@ -178,7 +179,9 @@ def test_what_is_no_original_prefix(original: Callable[..., Path], tmp_path: Pat
 )
 def test_an_original_prefix_that_does_not_fit(files: dict, said: list[str], original: Callable[..., Path]) -> None:
     with pytest.raises(UserError) as error:
-        PTuningV2.attach(base(), original(**files))
+        folder = original(**files)
+        PTuningV2.check(folder)
+        PTuningV2.attach(base(), folder)
     assert all(text in str(error.value) for text in said)
 
 
@@ -198,13 +201,25 @@ def test_a_damaged_file(original: Callable[..., Path]) -> None:
 def test_another_length(tmp_path: Path) -> None:
     method().apply(base()).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"num_virtual_tokens=4: .* another length than the recipe says, 8 tokens"):
-        PTuningV2.check(tmp_path, method(num_virtual_tokens=4).settings)
+        PTuningV2.check(tmp_path, {"num_virtual_tokens": 4})
     config = tmp_path / "adapter_config.json"
     config.write_text(config.read_text().replace('"num_virtual_tokens": 8', '"num_virtual_tokens": 9'))
     with pytest.raises(UserError, match=r"num_virtual_tokens is 9, .* 8 tokens\. Set num_virtual_tokens to 8"):
         PTuningV2.check(tmp_path)
     config.write_text('{"peft_type": "LORA"}')
-    PTuningV2.check(tmp_path, method(num_virtual_tokens=4).settings)
+    PTuningV2.check(tmp_path, {"num_virtual_tokens": 4})
+
+
+def test_a_run_whose_recipe_says_another_length(train_tiny: Any, tmp_path: Path) -> None:
+    settings = "method={name: ptuning_v2, num_virtual_tokens: 3}"
+    folder = train_tiny(tmp_path / "run", settings).folder
+    assert glmtune.load(folder.path)
+    folder.recipe.write_text(folder.recipe.read_text().replace("num_virtual_tokens: 3", "num_virtual_tokens: 5"))
+    with pytest.raises(
+        UserError, match=r"method\.num_virtual_tokens=5: .* 3 tokens\. Set method\.num_virtual_tokens=3"
+    ):
+        glmtune.load(folder.path)
+    assert glmtune.load(folder.adapter)
 
 
 TINY: dict[str, Any] = {

@@ -21,7 +21,15 @@ from glmtune import models
 from glmtune.config import ModelSettings
 from glmtune.methods.lora import Lora, LoraSettings
 from glmtune.models import quantization
-from glmtune.models.quantization import PackedEmbedding, PackedLinear, dequantize, is_quantized, pack, unpack
+from glmtune.models.quantization import (
+    PackedEmbedding,
+    PackedLinear,
+    count_parameters,
+    dequantize,
+    is_quantized,
+    pack,
+    unpack,
+)
 from glmtune.runtime import UserError
 
 GLM1 = Path(__file__).parents[1] / "golden/glm1"
@@ -278,3 +286,20 @@ def test_says_what_to_install(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyP
 def test_fresh_weights_are_not_quantized(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError, match="random_init"):
         models.load(ModelSettings(path=str(tiny_checkpoint), bits=4, random_init=True))
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_parameters_are_counted_whatever_their_storage(tiny_checkpoint: Path, bits: Any, embedding: bool) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, _ = glmtune.load(tiny_checkpoint)
+    model, _ = glmtune.load(tiny_checkpoint, bits=bits, quantize_embedding=embedding)
+    assert count_parameters(model) == plain.num_parameters()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("embedding", [False, True])
+def test_parameters_of_packed_releases(packed: Packs, bits: int, embedding: bool) -> None:
+    plain, _ = glmtune.load(packed(8))
+    model, _ = glmtune.load(packed(bits, embedding))
+    assert count_parameters(model) == count_parameters(plain)
