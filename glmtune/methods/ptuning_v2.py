@@ -46,6 +46,7 @@ class PTuningV2(Method):
     Settings = PTuningV2Settings
     settings: PTuningV2Settings
     rate: ClassVar[float] = 2e-2  # of the scripts of ChatGLM-6B
+    rate_times_width: ClassVar[float] = 1.28
 
     def apply(self, model: PreTrainedModel) -> Model:
         """Put a random prefix, N(0, 1) or what the fresh projection makes of it, before every layer."""
@@ -62,8 +63,11 @@ class PTuningV2(Method):
         return PrefixModel(model, config, self.settings.dropout)
 
     def learning_rate(self, hidden_size: int) -> float:
-        """The same at every width: the numbers of a prefix are N(0, 1), as those of an embedding are."""
-        return self.rate
+        """Of the prefix itself the same at every width: its numbers are N(0, 1), as those of an embedding are.
+
+        Of a projection, 1e-2 for nano, where it was measured (docs/log.md), and less for wider ones, as for any matrix.
+        """
+        return self.rate_times_width / hidden_size if self.settings.prefix_projection else self.rate
 
     def learning(self, architecture: Architecture) -> Learning:
         """The prefix itself, or a small one and the two linear layers."""

@@ -201,7 +201,7 @@ def load(
     """
     from transformers import AutoModelForCausalLM
 
-    from glmtune.models.quantization import pack_embedding
+    from glmtune.models.quantization import mend_library_layers, pack_embedding
 
     device = device or default_device()
     folder = locate(settings.path)
@@ -224,6 +224,7 @@ def load(
             loaded = AutoModelForCausalLM.from_pretrained(folder, **options)
     model, found = loaded
     check_weights(settings.path, found)
+    mend_library_layers(model)
     if settings.quantize_embedding:
         pack_embedding(model)
     return model.to(device).eval(), tokenizer
@@ -254,7 +255,7 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
     from safetensors import safe_open
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    from glmtune.models.quantization import bits_config, keep_gradients
+    from glmtune.models.quantization import bits_config
 
     options = {**options, "quantization_config": bits_config(bits, options["dtype"])}
     files = sorted(Path(folder).glob("*.safetensors"))
@@ -264,11 +265,8 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
         config = options["config"]
         config.name_or_path = folder
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        loaded = kind.from_pretrained(None, state_dict=weights, **options)
-    else:
-        loaded = AutoModelForCausalLM.from_pretrained(folder, **options | {"device_map": {"": device}})
-    keep_gradients(loaded[0])
-    return loaded
+        return kind.from_pretrained(None, state_dict=weights, **options)
+    return AutoModelForCausalLM.from_pretrained(folder, **options | {"device_map": {"": device}})
 
 
 def stored_bits(config: PreTrainedConfig) -> int:

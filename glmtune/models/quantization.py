@@ -9,6 +9,8 @@ int4 values the first in the high nibble; `PackedLinear` computes with them on e
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -58,17 +60,20 @@ def dequantize(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> 
 
 
 class PackedProduct(torch.autograd.Function):
-    """x @ W.T with W dequantized a few rows at a time, again in the backward pass: W itself is never there."""
+    """x @ W.T with W unpacked a few rows at a time, again in the backward pass: W itself is never there, nor is x kept.
+
+    But for fp16, which it could overflow, the integers are multiplied as they are (bf16 holds them exactly) and the
+    scales, one for each output, come after: no number of W is rounded or touched twice.
+    """
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
         """(..., columns) -> (..., rows)."""
         ctx.save_for_backward(packed, scale)
         ctx.bits = bits
-        step = max(1, CHUNK // inputs.shape[-1])
         outputs = inputs.new_empty((*inputs.shape[:-1], len(packed)))
-        for rows in (slice(start, start + step) for start in range(0, len(packed), step)):
-            outputs[..., rows] = inputs @ dequantize(packed[rows], scale[rows], bits, inputs.dtype).T
+        for rows, weight, after in unpacked_rows(packed, scale, bits, inputs.dtype):
+            outputs[..., rows] = inputs @ weight.T if after is None else (inputs @ weight.T).mul_(after)
         return outputs
 
     @staticmethod
@@ -77,11 +82,31 @@ class PackedProduct(torch.autograd.Function):
         """(..., rows) -> (..., columns), summed in fp32."""
         packed, scale = ctx.saved_tensors
         columns = packed.shape[1] * 8 // ctx.bits
-        step = max(1, CHUNK // columns)
         total = gradient.new_zeros((*gradient.shape[:-1], columns), dtype=torch.float32)
-        for rows in (slice(start, start + step) for start in range(0, len(packed), step)):
-            total += gradient[..., rows] @ dequantize(packed[rows], scale[rows], ctx.bits, gradient.dtype)
+        for rows, weight, after in unpacked_rows(packed, scale, ctx.bits, gradient.dtype):
+            part = gradient[..., rows] if after is None else (gradient[..., rows] * after).to(gradient.dtype)
+            total += part @ weight
         return total.to(gradient.dtype), None, None, None
+
+
+def unpacked_rows(
+    packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """(rows, their numbers in `dtype`, the scales that are yet to be applied) of a packed matrix, part by part."""
+    step = max(1, CHUNK * bits // (8 * packed.shape[1]))
+    for rows in (slice(start, start + step) for start in range(0, len(packed), step)):
+        if dtype == torch.float16:
+            yield rows, dequantize(packed[rows], scale[rows], bits, dtype), None
+        else:
+            yield rows, unpack(packed[rows], bits).to(dtype), scale[rows].float()
+
+
+def packed_linear(inputs: Tensor, packed: Tensor, scale: Tensor, bits: int, bias: Tensor | None) -> Tensor:
+    """(..., columns) -> (..., rows), in the precision of autocast where that is on."""
+    device = inputs.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+    outputs = PackedProduct.apply(inputs.to(dtype), packed, scale, bits)
+    return outputs if bias is None else outputs + bias.to(dtype)
 
 
 class PackedLayer(nn.Module):
@@ -124,11 +149,8 @@ class PackedLinear(PackedLayer, nn.Linear):
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, dtype=dtype)) if bias else None)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), in the precision of autocast where that is on."""
-        device = input.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
-        output = PackedProduct.apply(input.to(dtype), self.weight, self.weight_scale, self.bits)
-        return output if self.bias is None else output + self.bias.to(dtype)
+        """(..., in_features) -> (..., out_features)."""
+        return packed_linear(input, self.weight, self.weight_scale, self.bits, self.bias)
 
 
 class PackedEmbedding(PackedLayer, nn.Embedding):
@@ -198,15 +220,34 @@ def bits_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def keep_gradients(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for bf16 kernels of some CPUs.
+def mend_library_layers(model: nn.Module) -> None:
+    """Two habits of bitsandbytes' layers that training suffers from.
 
-    It does so at the first call in evaluation mode, and from then on no gradient passes through the layer, silently,
-    also in training; and the model answers otherwise than it did while it learned.
+    Those of 4 bits repack their weights for bf16 kernels of some CPUs at the first call in evaluation mode, and from
+    then on no gradient passes through them, silently, also in training; and the model answers otherwise than it did
+    while it learned. Those of 8 bits keep what they got for the backward pass, which does not need it, out of reach of
+    gradient checkpointing, and round it to 8 bits on GPUs.
     """
     for module in model.modules():
         if "support_avx512bf16_for_cpu" in vars(module):
             vars(module)["support_avx512bf16_for_cpu"] = False
+        if type(module).__name__ == "Linear8bitLt":
+            module.__class__ = int8_linear()
+
+
+@cache
+def int8_linear() -> type[nn.Linear]:
+    """bitsandbytes' layer of 8 bits, computing as `PackedLinear` does: its integers are scaled row by row, too."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    class Int8Linear(Linear8bitLt):
+        weight: Any
+
+        def forward(self, x: Tensor) -> Tensor:
+            largest = self.weight.SCB if self.state.SCB is None else self.state.SCB  # of each row
+            return packed_linear(x, self.weight.data, largest.to(x.device) / 127, 8, self.bias)
+
+    return Int8Linear
 
 
 def is_quantized(model: nn.Module) -> bool:

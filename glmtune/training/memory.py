@@ -200,11 +200,12 @@ class Estimate:
 
     @property
     def workspace(self) -> int:
-        """What quantized matrices take while they are floats: bitsandbytes the largest one, packed ones some rows."""
+        """What quantized matrices take while they are floats: the largest one of nf4, some rows of the others."""
         largest = max(layer.inputs * layer.outputs for layer in self.architecture.linears)
         if self.bits == 16:
             return 0
-        return min(largest, CHUNK) * (1 + 2 * self.compute) if self.architecture.packed else largest * self.compute
+        nf4 = self.bits == 4 and not self.architecture.packed
+        return largest * self.compute if nf4 else min(largest, CHUNK) * (2 + self.compute)
 
     def answers(self, batch: int, length: int) -> int:
         """What decoding takes: the cache, and what reading prompts of nearly that length needs on top.

@@ -1,8 +1,10 @@
 """Weights at 8 and 4 bits: the original's numbers, and the same layer whichever way it is stored."""
 
+import gc
 import importlib.util
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,3 +305,34 @@ def test_parameters_of_packed_releases(packed: Packs, bits: int, embedding: bool
     plain, _ = glmtune.load(packed(8))
     model, _ = glmtune.load(packed(bits, embedding))
     assert count_parameters(model) == count_parameters(plain)
+
+
+@pytest.mark.parametrize("layer", ["packed", "by bitsandbytes"])
+def test_what_a_layer_got_is_not_kept(tiny_checkpoint: Path, packed: Packs, layer: str) -> None:
+    """The backward pass does not need it, and gradient checkpointing could not free what autograd does not know of."""
+    if layer == "packed":
+        model, _ = glmtune.load(packed(8))
+    else:
+        pytest.importorskip("bitsandbytes")
+        model, _ = glmtune.load(tiny_checkpoint, bits=8)
+    linear = model.transformer.layers[0].attention.dense.train()
+    inputs = torch.randn(1, 3, linear.in_features, requires_grad=True) * 1
+    seen = weakref.ref(inputs)
+    output = linear(inputs)
+    assert output.requires_grad
+    del inputs
+    gc.collect()
+    assert seen() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_8_bits_of_the_library_are_ours(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
+    """The same integers with scales row by row; what comes in is not rounded to 8 bits."""
+    pytest.importorskip("bitsandbytes")
+    model, _ = glmtune.load(tiny_checkpoint, bits=8, dtype=str(dtype).removeprefix("torch."))
+    linear = model.transformer.layers[0].mlp.dense_h_to_4h
+    inputs = torch.randn(5, linear.in_features, dtype=dtype)
+    weight = linear.weight.data.float() * linear.weight.SCB[:, None] / 127
+    expected = nn.functional.linear(inputs.float(), weight, linear.bias.float())
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2 * expected.abs().max().item()
+    torch.testing.assert_close(linear(inputs).float(), expected, rtol=0, atol=tolerance)

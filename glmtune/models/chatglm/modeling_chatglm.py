@@ -220,9 +220,9 @@ class ChatGLMBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """(B, T, C) -> (B, T, C); `kwargs` are those of `ChatGLMAttention.forward`."""
         normed = self.input_layernorm(hidden_states)
-        hidden_states = normed * RESIDUAL_SCALE + self.attention(normed, **kwargs)[0]
+        hidden_states = torch.add(self.attention(normed, **kwargs)[0], normed, alpha=RESIDUAL_SCALE)
         normed = self.post_attention_layernorm(hidden_states)
-        return normed * RESIDUAL_SCALE + self.mlp(normed)
+        return torch.add(self.mlp(normed), normed, alpha=RESIDUAL_SCALE)
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
