@@ -130,21 +130,21 @@ def lines(answer: Answer) -> list[tuple[str, str, str]]:
     return [
         ("parameters", f"{e.architecture.parameters:,}", e.architecture.family),
         ("trainable", f"{e.learning.parameters:,}", f"{share:.2%}, {e.recipe.method.name}"),
-        ("weights", size(e.weights), f"linear layers at {e.bits} bits, the rest at {8 * e.compute}"),
-        ("adapters", size(e.adapters), "fp32"),
-        ("gradients", size(e.gradients), "fp32"),
-        ("optimizer", size(e.optimizer), f"{e.recipe.training.optimizer}{moved}"),
-        ("activations", size(e.activations), f"{e.batch} x {e.length} tokens{recomputed}"),
+        ("weights", readable(e.weights), f"linear layers at {e.bits} bits, the rest at {8 * e.compute}"),
+        ("adapters", readable(e.adapters), "fp32"),
+        ("gradients", readable(e.gradients), "fp32"),
+        ("optimizer", readable(e.optimizer), f"{e.recipe.training.optimizer}{moved}"),
+        ("activations", readable(e.activations), f"{e.batch} x {e.length} tokens{recomputed}"),
         (
             "logits",
-            size(e.logits),
+            readable(e.logits),
             f"{e.batch} x {e.target_length} targets, vocabulary of {e.architecture.vocab_size:,}",
         ),
-        ("peak of a step", size(e.step), f"with {size(LIBRARIES[place.device])} of libraries"),
-        ("peak of judging", size(e.judging), f"{e.recipe.generation.batch_size} held-out problems at a time"),
-        ("peak", size(e.peak), f"and {size(CONTEXT['cuda'])} of CUDA's own" if place.device == "cuda" else ""),
-        ("inference", size(e.inference(e.length)), f"batch 1, {e.length} tokens, with what was trained"),
-        ("disk", size(e.disk), "run folder: checkpoints and what is saved in the end"),
+        ("peak of a step", readable(e.step), f"with {readable(LIBRARIES[place.device])} of libraries"),
+        ("peak of judging", readable(e.judging), f"{e.recipe.generation.batch_size} held-out problems at a time"),
+        ("peak", readable(e.peak), f"and {readable(CONTEXT['cuda'])} of CUDA's own" if place.device == "cuda" else ""),
+        ("inference", readable(e.inference(e.length)), f"batch 1, {e.length} tokens, with what was trained"),
+        ("disk", readable(e.disk), "run folder: checkpoints and what is saved in the end"),
     ]
 
 
@@ -152,21 +152,21 @@ def verdict(answer: Answer) -> str:
     """Whether it fits, and what would make it fit."""
     place = answer.place
     spare = place.spare(answer.estimate)
-    where = f"{place.name} ({size(place.memory)})"
+    where = f"{place.name} ({readable(place.memory)})"
     if spare >= 0:
-        return f"It fits {where}: {size(spare)} to spare."
+        return f"It fits {where}: {readable(spare)} to spare."
     if answer.remedy is None:
         return (
-            f"It does not fit {where}: {size(-spare)} too much. With every setting that saves memory it would still "
-            f"take {size(answer.smallest.peak)}: choose a smaller model, or shorter examples (--length)."
+            f"It does not fit {where}: {readable(-spare)} too much. With every setting that saves memory it would "
+            f"still take {readable(answer.smallest.peak)}: choose a smaller model, or shorter examples (--length)."
         )
     return (
-        f"It does not fit {where}: {size(-spare)} too much. It would with\n  {shlex.join(answer.remedy)}\n"
-        f"which takes {size(answer.smallest.peak)}."
+        f"It does not fit {where}: {readable(-spare)} too much. It would with\n  {shlex.join(answer.remedy)}\n"
+        f"which takes {readable(answer.smallest.peak)}."
     )
 
 
-def size(count: int) -> str:
+def readable(count: int) -> str:
     """Bytes for people."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
 
@@ -218,15 +218,19 @@ def parse_memory(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def at_hand() -> Place:
-    """The first GPU as its driver tells it, or else the memory of this machine."""
+def at_hand(with_gpu: bool = True) -> Place:
+    """The first GPU as its driver tells it, or else the memory of this machine.
+
+    Args:
+        with_gpu: whether a GPU would be used where there is one.
+    """
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        first = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()[0]
-        name, _, mebibytes = first.rpartition(",")
-        return Place("cuda", name.strip(), int(mebibytes) * 2**20)
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):  # no GPU, or no driver that answers
-        return Place("cpu", "the CPU of this machine", memory_size())
+    with suppress(OSError, subprocess.SubprocessError, IndexError, ValueError):  # no driver, or none that answers
+        if with_gpu:
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
+            name, _, mebibytes = answer.splitlines()[0].rpartition(",")
+            return Place("cuda", name.strip(), int(mebibytes) * 2**20)
+    return Place("cpu", "the CPU of this machine", memory_size())
 
 
 def remedies(

@@ -50,7 +50,9 @@ def load(
         limit = models.max_length(models.load_config(models.locate(base)))
         encode_prompts(methods.tokenizer_of(base, folder), prompts, limit, recipe.generation.max_new_tokens, label)
     model = recipe.model
-    return methods.load(base, folder, model.dtype, None, model.attention, model.bits, model.quantize_embedding)
+    bits = model.bits if "bits" in model.model_fields_set else None  # as the adapter was trained
+    quantize_embedding = model.quantize_embedding if "quantize_embedding" in model.model_fields_set else None
+    return methods.load(base, folder, model.dtype, None, model.attention, bits, quantize_embedding)
 
 
 def check_output(output: str) -> None:

@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from glmtune import models, registry
+from glmtune.commands.estimate import architecture_of, at_hand, estimate, readable
 from glmtune.config import ENDLESS_STEPS, Recipe, load_recipe, to_yaml
 from glmtune.data import DrawnExamples, EncodedDataset, examples_of
-from glmtune.data.encoding import plain_ids
+from glmtune.data.encoding import IGNORED, plain_ids
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.generation.decoding import encode_prompts
 from glmtune.methods import Method, Model
@@ -116,10 +117,11 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     dataset = EncodedDataset(
         examples_of(task, "train", size, recipe.seed), tokenizer, recipe.data.max_length or models.max_length(config)
     )
-    check_lengths(recipe, tokenizer, models.max_length(config), held_out, dataset)
+    lengths = check_lengths(recipe, tokenizer, models.max_length(config), held_out, dataset)
 
     check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
     method.check_storage(recipe.model, models.stored_bits(config))
+    announce_memory(console, recipe, *lengths)
     seed_everything(recipe.seed)
     base, _ = models.load(recipe.model)
     if recipe.training.learning_rate is None:
@@ -158,8 +160,11 @@ def check_lengths(
     limit: int | None,
     held_out: Sequence[Example],
     dataset: EncodedDataset,
-) -> None:
+) -> tuple[int, int]:
     """Look for examples that are too long: at all of them, or at the first to be learned where they have no end.
+
+    Returns:
+        Tokens of the longest example to be learned, and of the longest target.
 
     Raises:
         UserError: says which one and how long it is.
@@ -174,8 +179,12 @@ def check_lengths(
     prompts = [example.prompt for example in held_out]
     encode_prompts(tokenizer, prompts, limit, room, "Held-out problem")
     drawn = isinstance(dataset.examples, DrawnExamples)
+    length = target_length = 1
     for index in range(min(len(dataset), CHECKED_DRAWS) if drawn else len(dataset)):
-        dataset[index]
+        labels = dataset[index]["labels"]
+        length = max(length, len(labels))
+        target_length = max(target_length, len(labels) - labels.count(IGNORED))
+    return length, target_length
 
 
 def resumed_recipe(resume: str, recipe_path: str | None, overrides: list[str] | None) -> Recipe:
@@ -221,6 +230,24 @@ def make_judge(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) -
         return evaluate(model, tokenizer, task, asked, greedy, progress=False).report(text_metrics=False)
 
     return judge
+
+
+def announce_memory(console: Console, recipe: Recipe, length: int, target_length: int) -> None:
+    """Say how much memory the run will take, before anything is loaded, and what to do if that is too much.
+
+    Nothing is said of models and methods whose sizes are not known.
+    """
+    place = at_hand(models.default_device().type == "cuda")
+    try:
+        expected = estimate(recipe, architecture_of(recipe), place.device, length, target_length)
+    except UserError:
+        return
+    console.print(f"Expected peak of memory: {readable(expected.peak)}; {place.name} has {readable(place.memory)}.")
+    if place.spare(expected) < 0:
+        console.print(
+            f"[bold yellow]This is too much.[/] See `glmtune estimate` with the same recipe, --length {length} and "
+            f"--target-length {target_length} for settings with which it fits."
+        )
 
 
 def announce(console: Console, recipe: Recipe, model: Model, folder: RunFolder, steps: int) -> None:

@@ -166,6 +166,11 @@ def test_no_gpu_at_hand(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> 
     assert at_hand() == Place("cpu", "the CPU of this machine", runtime.memory_size())
 
 
+def test_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate.subprocess, "run", None)
+    assert at_hand(with_gpu=False).device == "cpu"
+
+
 def test_the_context_of_cuda_counts() -> None:
     place = Place("cuda", "a GPU", GIB)
     found = run(memory="1GB").estimate

@@ -12,6 +12,7 @@ from glmtune import models
 from glmtune.commands import evaluate
 from glmtune.commands.train import Run
 from glmtune.evaluation.metrics import wilson_interval
+from glmtune.models.quantization import is_quantized
 from glmtune.runtime import UserError
 
 SUMS = [(a, b) for a in range(6) for b in range(6)]
@@ -24,6 +25,16 @@ def test_held_out_examples_are_those_of_the_run(tiny_run: Run) -> None:
     assert report["data"] == "held-out examples of task 'arithmetic'"
     assert report["model"] == str(tiny_run.folder.path)
     assert {**tiny_run.report["after"], **report} == report
+
+
+@pytest.mark.parametrize(("settings", "expected"), [([], 4), (["model.bits=16"], 16)])
+def test_a_bare_adapter_is_put_on_a_base_as_it_was_trained_on(
+    train_tiny: Any, tmp_path: Path, settings: list[str], expected: int
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    adapter = train_tiny(tmp_path / "run", "model.bits=4").folder.adapter
+    model, _ = evaluate.load(str(adapter), evaluate.recipe_of(str(adapter), settings))
+    assert is_quantized(model) == (expected == 4)
 
 
 def test_overrides_count(tiny_run: Run) -> None:

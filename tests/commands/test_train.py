@@ -1,5 +1,6 @@
 """`train`: a recipe in, a run folder out; a fault leaves nothing behind, a stop can be undone."""
 
+import io
 import json
 import os
 import shutil
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors import SafetensorError
 
 from glmtune import models
 from glmtune.commands import train
+from glmtune.commands.estimate import Place
 from glmtune.commands.train import Run, count_steps
 from glmtune.config import load_recipe, to_yaml
 from glmtune.methods import Method
@@ -216,3 +219,34 @@ def test_steps_from_epochs(write_records: Any, settings: dict[str, Any], expecte
     task = Instructions(InstructionsSettings(name="instructions", file=str(file), held_out_file=str(file)))
     overrides = [f"training.{name}={value}" for name, value in settings.items()]
     assert count_steps(load_recipe(None, [*overrides, "training.batch_size=4"]), task) == expected
+
+
+@pytest.mark.parametrize(("memory", "warned"), [(2**40, False), (2**20, True)])
+def test_memory_is_announced_before_anything_is_loaded(
+    tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, warned: bool
+) -> None:
+    place = Place("cpu", "a small machine", memory)
+    monkeypatch.setattr(train, "at_hand", lambda with_gpu: place)
+    loaded = models.load
+    told = io.StringIO()
+
+    def load(*args: Any) -> Any:
+        assert "Expected peak of memory: " in told.getvalue()
+        return loaded(*args)
+
+    monkeypatch.setattr(models, "load", load)
+    train.run(
+        overrides=[*tiny_settings, f"training.output_dir={tmp_path / 'run'}"], console=Console(file=told, width=200)
+    )
+    assert ("This is too much. See `glmtune estimate`" in told.getvalue()) == warned
+    assert ("--target-length" in told.getvalue()) == warned
+
+
+def test_a_method_that_tells_no_sizes_trains_all_the_same(train_tiny: Trains, tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from glmtune.methods import Method\n\n\nclass Mine(Method):\n    saves_adapter = False\n\n"
+        "    def apply(self, model):\n        return model.requires_grad_(True)\n"
+    )
+    done = train_tiny(tmp_path / "run", f"method={{name: {own}}}")
+    assert done.folder.model.is_dir()
