@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -83,3 +84,12 @@ def test_figures_come_from_the_results(readme: str) -> None:
     for operator in "+-*/":
         assert f"{rows[f'after, {operator}']['exact_match']:.1%}" in text
     assert f"{rows['after, foreign + and -']['exact_match']:.1%}" in text
+
+
+@pytest.mark.parametrize("table", ["methods", "memory", "speed"])
+def test_tables_are_those_of_the_results(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python benchmarks/tables.py` prints what stands in the README."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- {table} -->\n{getattr(tables, table + '_table')()}\n<!-- /{table} -->" in text

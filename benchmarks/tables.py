@@ -1,0 +1,93 @@
+"""The tables of the README, in Markdown, from the files in `results/`: `python benchmarks/tables.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+# The official table of ChatGLM-6B (https://github.com/THUDM/ChatGLM-6B), GB: inference, fine-tuning.
+OFFICIAL = {16: (13, 14), 8: (8, 9), 4: (6, 7)}
+
+
+def read(name: str) -> dict[str, Any]:
+    """A file of results."""
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def methods_table() -> str:
+    """Each method on the same task."""
+    head = ["method", "right before", "right after", "`+`", "`-`", "learn", "of all", "seconds", "saved"]
+    rows = [
+        [
+            row["method"],
+            f"{row['before']:.1%}",
+            f"{row['after']:.1%}",
+            f"{row['+']:.1%}",
+            f"{row['-']:.1%}",
+            f"{row['trainable']:,}",
+            f"{row['share']:.1%}",
+            f"{row['seconds']:.0f}",
+            f"{row['adapter_kib']:,.0f} KiB",
+        ]
+        for row in read("methods")["rows"]
+    ]
+    return markdown(head, rows)
+
+
+def memory_table(name: str = "memory_cpu_full_depth") -> str:
+    """ChatGLM-6B at its real size: peak of training and inference, the estimate, and plain libraries."""
+    rows = read(name)["rows"]
+    plain = {key_of(row): row for row in rows if row["who"] == "plain" and row["peak_gib"]}
+    table = []
+    for row in rows:
+        if row["who"] != "ours" or not row["peak_gib"]:
+            continue
+        training = row["method"] != "inference"
+        other = plain.get(key_of(row))
+        bits = str(row["bits"]) + (", embedding 8" if row["quantize_embedding"] else "")
+        table.append(
+            [
+                row["method"],
+                bits,
+                f"{row['batch']} x {row['length']}",
+                f"{row['peak_gib']:.2f}",
+                f"{row['estimate_gib']:.2f} ({row['estimate_error']:+.1%})",
+                f"{other['peak_gib']:.2f}" if other else "",
+                f"{row['load_gib']:.2f}",
+                f"{other['load_gib']:.2f}" if other else "",
+                f"{other['seconds'] / row['seconds']:.2f}x" if other else "",
+                str(OFFICIAL[row["bits"]][training]),
+            ]
+        )
+    head = ["", "bits", "tokens", "peak", "estimate", "plain", "loading", "plain", "speed", "official, GB"]
+    return markdown(head, table)
+
+
+def speed_table(name: str = "memory_cpu") -> str:
+    """Ours against plain libraries at reduced depth: speed and peak."""
+    result = read(name)
+    speed, peak = result["speed_against_plain"], result["peak_against_plain"]
+    rows: dict[str, dict[str, str]] = {}
+    for key in speed:
+        method, bits, shape = key.split(", ", 2)
+        rows.setdefault(f"{method}, {bits}", {})[shape] = f"{speed[key]:.2f}x, {peak[key]:.2f}"
+    shapes = list(dict.fromkeys(shape for row in rows.values() for shape in row))
+    return markdown(["", *shapes], [[name, *(row.get(shape, "") for shape in shapes)] for name, row in rows.items()])
+
+
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What ours and plain have in common."""
+    return tuple(row[name] for name in ("method", "bits", "batch", "length", "target", "quantize_embedding"))
+
+
+if __name__ == "__main__":
+    print(methods_table(), memory_table(), speed_table(), sep="\n\n")
