@@ -9,7 +9,8 @@ process of its own.
 its prefix tuning cannot recompute activations. The share of the matrix rate counts the products that a frozen base
 needs for its gradients, not those that are recomputed, and the head for target tokens only, for both.
 
-A checkpoint of 28 layers takes 12.3 GB of disk.
+Results are written after every cell; `--resume 1` goes on where a run was cut off, with the cells that are missing. A
+checkpoint of 28 layers takes 12.3 GB of disk.
 """
 
 from __future__ import annotations
@@ -26,9 +27,17 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model, prepare_model_for_kbit_training
-from recording import options, record
+from recording import RESULTS, options, record
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.utils import logging
 
 from glmtune import models, registry
@@ -237,7 +246,7 @@ def measure_training(cell: Cell, checkpoint: str, steps: int) -> dict[str, float
 
             def without_records(encodings: list[Encoding]) -> dict[str, torch.Tensor]:
                 batch = collate(encodings)
-                del batch["record"]
+                del batch["record"], batch["columns"]
                 return batch
 
             trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=without_records)
@@ -250,7 +259,7 @@ def measure_training(cell: Cell, checkpoint: str, steps: int) -> dict[str, float
 
 @torch.inference_mode()
 def measure_inference(cell: Cell, checkpoint: str, new_tokens: int) -> dict[str, float]:
-    """Seconds to read the prompt and seconds a token after it, and the peaks of loading and answering."""
+    """Seconds a token once the prompt is read, and the peaks of loading and answering."""
     reset_peak()
     model = models.load(recipe_of(cell, checkpoint).model)[0] if cell.who == "ours" else plain_model(cell, checkpoint)
     loading = peak()
@@ -258,14 +267,19 @@ def measure_inference(cell: Cell, checkpoint: str, new_tokens: int) -> dict[str,
     row = Rows(model.config, 1, cell.length - new_tokens, 0)[0]["input_ids"]
     ids = torch.tensor([row] * cell.batch, device=model.device)
     reset_peak()
-    seconds = []
-    for count in (1, new_tokens):
+    stamps = Stamps()
+    options = {"min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 3}
+    model.generate(ids, max_new_tokens=new_tokens, stopping_criteria=StoppingCriteriaList([stamps]), **options)
+    return {"load_gib": loading, "peak_gib": peak(), "seconds": (stamps[-1] - stamps[0]) / (new_tokens - 1)}
+
+
+class Stamps(list[float], StoppingCriteria):
+    """When each token was there."""
+
+    def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         synchronize()
-        start = time.perf_counter()
-        model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=3)
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-    return {"load_gib": loading, "peak_gib": peak(), "seconds": (seconds[1] - seconds[0]) / (new_tokens - 1)}
+        self.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def matrix_rate(repeats: int = 5) -> float:
@@ -345,21 +359,34 @@ def row_of(cell: Cell, found: dict[str, Any], checkpoint: Path, rate: float) -> 
 
 def main() -> None:
     """Measure every cell."""
-    chosen = options(__doc__, depth=FULL_DEPTH if ON_GPU else 3, steps=6 if ON_GPU else 3)
+    chosen = options(__doc__, depth=FULL_DEPTH if ON_GPU else 3, steps=6 if ON_GPU else 3, resume=0)
+    name = "memory_gpu" if ON_GPU else "memory_cpu_full_depth" if chosen.depth == FULL_DEPTH else "memory_cpu"
+    settings = {"depth": chosen.depth, "steps": chosen.steps}
+    wanted, rows = cells(chosen.depth), []
+    if chosen.resume:
+        known = json.loads((RESULTS / f"{name}.json").read_text())
+        assert known["settings"] == settings, f"{name}.json was made with {known['settings']}"
+        rows = [row for row in known["rows"] if any(is_of(row, cell) for cell in wanted)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "chatglm"
         write_checkpoint(folder, chosen.depth)
-        rate, rows = matrix_rate(), []
-        for cell in cells(chosen.depth):
-            quantized_base = cell.method == "freeze" and cell.bits < 16
-            if quantized_base:
+        rate = matrix_rate()
+        for cell in wanted:
+            if any(is_of(row, cell) for row in rows):
+                continue
+            if cell.method == "freeze" and cell.bits < 16:
                 found: dict[str, Any] = {"failed": "refused: weights of 8 or 4 bits cannot learn"}
             else:
                 found = run(cell, folder, chosen.steps)
             rows.append(row_of(cell, found, folder, rate))
             print(rows[-1], file=sys.stderr, flush=True)
-    name = "memory_gpu" if ON_GPU else "memory_cpu_full_depth" if chosen.depth == FULL_DEPTH else "memory_cpu"
-    record(name, vars(chosen), rows, matrix_tflops=rate / 1e12, **ratios(rows))
+            rows.sort(key=lambda row: next(index for index, cell in enumerate(wanted) if is_of(row, cell)))
+            record(name, settings, rows, matrix_tflops=rate / 1e12, **ratios(rows))
+
+
+def is_of(row: dict[str, Any], cell: Cell) -> bool:
+    """Whether a row of the results is the measurement of a cell."""
+    return all(row[key] == value for key, value in asdict(cell).items() if key != "depth")
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:

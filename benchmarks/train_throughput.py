@@ -79,6 +79,9 @@ def main() -> None:
     overrides = [f"training.steps={chosen.steps}", f"training.batch_size={chosen.batch_size}"]
     recipe = load_recipe(None, [*overrides, "training.logging_steps=1000000"])
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task)
+    method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
+    config = models.load_config(models.locate(recipe.model.path))
+    recipe.training.learning_rate = method.learning_rate(config.hidden_size)
     tokenizer = models.load_tokenizer(models.locate(recipe.model.path))
     dataset = EncodedDataset(examples_of(task, "train", chosen.steps * chosen.batch_size, recipe.seed), tokenizer)
     encoded = [dataset[i] for i in range(len(dataset))]

@@ -8,7 +8,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -147,10 +147,13 @@ def machine() -> dict[str, Any]:
 
 
 def memory_size() -> int:
-    """Bytes of this machine's memory."""
+    """Bytes of this machine's memory, or of this container's share of it."""
     import psutil
 
-    return int(psutil.virtual_memory().total)
+    total = int(psutil.virtual_memory().total)
+    with suppress(OSError, ValueError):  # no such limit: "max", or another system
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def processor_name() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -105,13 +106,7 @@ def run(
     recipe = load_recipe(file, overrides)
     architecture = architecture_of(recipe)
     place = at_hand() if memory is None else Place("cuda", f"a GPU of {memory}", parse_memory(memory))
-    longest = architecture.max_length
-    length = length or recipe.data.max_length or min(ASSUMED_LENGTH, longest or ASSUMED_LENGTH)
-    target_length = target_length or max(1, length // 2)
-    if longest is not None and length > longest:
-        raise UserError(f"--length {length}: the model can take {longest} tokens. Set at most {longest}.")
-    if target_length >= length:
-        raise UserError(f"--target-length {target_length}: must be below the length, {length}: a prompt comes first.")
+    length, target_length = lengths(recipe, architecture, length, target_length)
 
     def of(changed: Recipe) -> Estimate:
         return estimate(changed, architecture, place.device, length, target_length)
@@ -119,6 +114,30 @@ def run(
     found = of(recipe)
     remedy, smallest = ([], found) if place.spare(found) >= 0 else remedies(recipe, of, place)
     return Answer(found, place, remedy, smallest)
+
+
+def lengths(
+    recipe: Recipe, architecture: Architecture, length: int | None, target_length: int | None
+) -> tuple[int, int]:
+    """Tokens of an example and of its target: as given, or by `data.max_length`, or assumed.
+
+    Raises:
+        UserError: there are no such examples, or the model cannot take them.
+    """
+    longest, named = architecture.max_length, f"--length {length}"
+    if length is None and recipe.data.max_length is not None:
+        length, named = recipe.data.max_length, f"data.max_length={recipe.data.max_length}"
+    if length is None:
+        length = min(ASSUMED_LENGTH, longest or ASSUMED_LENGTH)
+    if length < 2:
+        raise UserError(f"{named}: an example has a prompt and a target. Set at least 2 tokens.")
+    if longest is not None and length > longest:
+        raise UserError(f"{named}: the model can take {longest} tokens. Set at most {longest}.")
+    if target_length is None:
+        target_length = length // 2
+    if not 0 < target_length < length:
+        raise UserError(f"--target-length {target_length}: must be from 1 to {length - 1}: a prompt comes first.")
+    return length, target_length
 
 
 def lines(answer: Answer) -> list[tuple[str, str, str]]:
@@ -186,8 +205,7 @@ def estimate(recipe: Recipe, architecture: Architecture, device: Device, length:
     """
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     method.check_storage(recipe.model, architecture.stored_bits)
-    batch = recipe.training.batch_size
-    return Estimate(recipe, architecture, method.learning(architecture), device, batch, length, target_length)
+    return Estimate(recipe, architecture, method.learning(architecture), device, length, target_length)
 
 
 def architecture_of(recipe: Recipe) -> Architecture:
@@ -225,6 +243,8 @@ def at_hand(with_gpu: bool = True) -> Place:
         with_gpu: whether a GPU would be used where there is one.
     """
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query.append(f"--id={visible.split(',')[0]}")
     with suppress(OSError, subprocess.SubprocessError, IndexError, ValueError):  # no driver, or none that answers
         if with_gpu:
             answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
@@ -287,8 +307,11 @@ def measures(recipe: Recipe, now: Estimate) -> Iterator[list[list[str]]]:
         yield [["training.optimizer=paged_adamw_8bit"]]
     if now.learning.in_place:
         yield [["method={name: lora}"]]
+    if recipe.model.random_init:  # fresh weights have to learn
+        return
     if now.bits == 16 and not now.learning.needs_weights:
-        yield [["model.bits=8"], ["model.bits=4"]]
+        eight = [] if now.learning.dora and now.device == "cpu" else [["model.bits=8"]]  # peft cannot do both there
+        yield [*eight, ["model.bits=4"]]
     if not (recipe.model.quantize_embedding or now.architecture.packed_embedding):
         yield [["model.quantize_embedding=true"]]
 

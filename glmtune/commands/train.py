@@ -112,12 +112,13 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     if Path(recipe.model.path).is_dir():  # the run folder is to be usable from anywhere
         recipe.model.path = str(Path(recipe.model.path).resolve())
     tokenizer, config = models.load_tokenizer(location), models.load_config(location)
+    limit = models.max_length(config)
+    if limit is not None:
+        limit -= method.places(config.model_type)
     steps = recipe.training.steps = count_steps(recipe, task)
     size = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
-    dataset = EncodedDataset(
-        examples_of(task, "train", size, recipe.seed), tokenizer, recipe.data.max_length or models.max_length(config)
-    )
-    lengths = check_lengths(recipe, tokenizer, models.max_length(config), held_out, dataset)
+    dataset = EncodedDataset(examples_of(task, "train", size, recipe.seed), tokenizer, recipe.data.max_length or limit)
+    lengths = check_lengths(recipe, tokenizer, limit, held_out, dataset)
 
     check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
     method.check_storage(recipe.model, models.stored_bits(config))

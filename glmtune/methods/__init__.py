@@ -47,6 +47,7 @@ class Learning:
         dropout: some of it is dropped at random, which has to be remembered.
         dora: the lengths of rows learn, too.
         needs_weights: it starts from the base's weights, which must be floating point.
+        saved: parameters that are saved in the end; default: those that learn.
     """
 
     parameters: int
@@ -61,6 +62,7 @@ class Learning:
     dropout: bool = False
     dora: bool = False
     needs_weights: bool = False
+    saved: int | None = None
 
 
 class Method(ABC):
@@ -102,6 +104,10 @@ class Method(ABC):
                 f"method.name={self.settings.name} changes the weights of the model itself, and {stored} stores them "
                 "as whole numbers, which cannot take small steps. Use method.name=lora or ptuning_v2, or 16 bits."
             )
+
+    def places(self, model_type: str) -> int:
+        """How many of the tokens that a model can take the method needs for itself."""
+        return 0
 
     @abstractmethod
     def apply(self, model: PreTrainedModel) -> Model:
@@ -241,12 +247,13 @@ def attach(model: PreTrainedModel, folder: Path) -> Model:
 
 def method_of(folder: Path) -> type[Method] | None:
     """The method whose own format an adapter is in, if any."""
-    named = record_of(folder).get("method")
-    for name in [named] if named else registry.names(__name__):
-        method: type[Method] = registry.find(__name__, name)
-        if method.holds(folder):
-            return method
-    return None
+    return next((method for method in methods_for(folder) if method.holds(folder)), None)
+
+
+def methods_for(folder: Path) -> list[type[Method]]:
+    """The method that training noted beside an adapter, or all. What is noted may be anything: it is not imported."""
+    known, named = registry.names(__name__), record_of(folder).get("method")
+    return [registry.find(__name__, name) for name in ([named] if named in known else known)]
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -347,9 +354,8 @@ def check_adapter(folder: Path, run: RunFolder) -> None:
         UserError: they contradict each other.
     """
     settings = read_yaml(run.recipe).get("method") if run.recipe.is_file() else None
-    named = record_of(folder).get("method")
-    for name in [named] if named else registry.names(__name__):
-        registry.find(__name__, name).check(folder, settings)
+    for method in methods_for(folder):
+        method.check(folder, settings)
 
 
 def tokenizer_of(base: str, folder: Path | None) -> PreTrainedTokenizerBase:

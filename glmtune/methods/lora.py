@@ -265,6 +265,7 @@ class Lora(Method):
             dropout=settings.dropout > 0,
             dora=settings.use_dora,
             needs_weights=settings.init == "pissa",
+            saved=2 * count * block if settings.init == "pissa" else None,
         )
 
 

@@ -69,6 +69,10 @@ class PTuningV2(Method):
         """
         return self.rate_times_width / hidden_size if self.settings.prefix_projection else self.rate
 
+    def places(self, model_type: str) -> int:
+        """A prefix shifts the positions of what follows, but in ChatGLM-6B."""
+        return 0 if model_type == "chatglm" else self.settings.num_virtual_tokens
+
     def learning(self, architecture: Architecture) -> Learning:
         """The prefix itself, or a small one and the two linear layers."""
         settings, width = self.settings, architecture.prefix_width
@@ -79,7 +83,12 @@ class PTuningV2(Method):
             hidden = settings.encoder_hidden_size or architecture.hidden_size
             parameters = tokens * small + (small + 1) * hidden + (hidden + 1) * width
         return Learning(
-            parameters, architecture.num_layers, prefix=tokens, cast=projection, dropout=settings.dropout > 0
+            parameters,
+            architecture.num_layers,
+            prefix=tokens,
+            cast=projection,
+            dropout=settings.dropout > 0,
+            saved=tokens * width,
         )
 
     def finish(self, model: Model) -> Model:

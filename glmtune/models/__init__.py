@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune import registry
 from glmtune.config import ModelSettings
+from glmtune.models.architecture import storage
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
 
     from glmtune.models.quantization import bits_config
 
-    options = {**options, "quantization_config": bits_config(bits, options["dtype"])}
+    options = {**options, "quantization_config": bits_config(bits, options["dtype"]), "device_map": {"": device}}
     files = sorted(Path(folder).glob("*.safetensors"))
     if device.type == "cpu" and files:
         readers = [safe_open(str(file), framework="pt", backend="pread") for file in files]
@@ -266,16 +267,12 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
         config.name_or_path = folder
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         return kind.from_pretrained(None, state_dict=weights, **options)
-    return AutoModelForCausalLM.from_pretrained(folder, **options | {"device_map": {"": device}})
+    return AutoModelForCausalLM.from_pretrained(folder, **options)
 
 
 def stored_bits(config: PreTrainedConfig) -> int:
     """Bits at which a checkpoint's linear layers are stored: 16, or 8 or 4 where its config.json says so."""
-    values = config.to_dict()
-    by_library = values.get("quantization_config") or {}
-    if by_library.get("load_in_4bit") or by_library.get("load_in_8bit"):
-        return 4 if by_library["load_in_4bit"] else 8
-    return int(values.get("quantization_bit") or 16)
+    return int(storage(config.to_dict())["stored_bits"])
 
 
 def check_weights(path: str, found: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ from glmtune.runtime import UserError
 
 Part = Literal["attention", "mlp"]
 
+CHUNK = 2**24  # numbers that the loss, and packed matrices, turn into floats at a time: 64 MB in fp32
+
 
 @dataclass(frozen=True)
 class LinearLayer:

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from glmtune.models.architecture import CHUNK
 from glmtune.runtime import UserError
 
-# Weights that are dequantized at a time: 64 MB in fp32, where a whole layer of ChatGLM-6B would take 256 MB.
-CHUNK = 2**24
 EMBEDDING_BITS = 8  # of `quantize_embedding`; at 4 bits a row, every token would be heard less clearly
 
 
@@ -231,7 +230,8 @@ def mend_library_layers(model: nn.Module) -> None:
     for module in model.modules():
         if "support_avx512bf16_for_cpu" in vars(module):
             vars(module)["support_avx512bf16_for_cpu"] = False
-        if type(module).__name__ == "Linear8bitLt":
+        kind = type(module)  # peft has a wrapper of the same name
+        if kind.__name__ == "Linear8bitLt" and kind.__module__.startswith("bitsandbytes."):
             module.__class__ = int8_linear()
 
 

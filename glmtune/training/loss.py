@@ -13,17 +13,7 @@ import torch
 from torch import Tensor
 
 from glmtune.data.encoding import IGNORED
-
-CHUNK = 2**24  # logits that are fp32 at a time: 64 MB
-
-
-def target_columns(labels: Tensor) -> Tensor:
-    """(K,) the columns of a batch from which a target is predicted in some row.
-
-    Args:
-        labels: (B, T), unshifted, -100 where nothing is learned. Column t predicts the label in column t + 1.
-    """
-    return labels[:, 1:].ne(IGNORED).any(dim=0).nonzero().squeeze(1)
+from glmtune.models.architecture import CHUNK
 
 
 def target_loss(logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
@@ -32,7 +22,7 @@ def target_loss(logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
     Args:
         logits: (B, K, V) of `columns`. Its storage holds the gradient after the backward pass.
         labels: (B, T), unshifted.
-        columns: (K,) as `target_columns` gives them.
+        columns: (K,) as `glmtune.data.collation.target_columns` gives them.
     """
     return TargetLoss.apply(logits.flatten(0, 1), labels[:, columns + 1].flatten())
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from glmtune.config import Recipe
 from glmtune.methods import Learning
-from glmtune.models.architecture import Architecture, LinearLayer, Part
+from glmtune.models.architecture import CHUNK, Architecture, LinearLayer, Part
 
 Device = Literal["cuda", "cpu"]
 
@@ -27,7 +27,6 @@ CONTEXT = {"cpu": 0, "cuda": int(0.5 * GIB)}
 # nf4 with double quantization (https://arxiv.org/abs/2305.14314): 4 bits a weight, 8 for the scale of 64, 32 for 256
 # of these scales.
 NF4 = 4 / 8 + 1 / 64 + 4 / (64 * 256)
-CHUNK = 2**24  # numbers that the loss, and packed matrices, turn into floats at a time
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Estimate:
     Attributes:
         recipe, architecture, learning: what runs.
         device: where: the first GPU, or the CPU.
-        batch: examples per micro-batch.
         length, target_length: tokens of an example, and those of them that are learned.
     """
 
@@ -45,9 +43,13 @@ class Estimate:
     architecture: Architecture
     learning: Learning
     device: Device
-    batch: int
     length: int
     target_length: int
+
+    @property
+    def batch(self) -> int:
+        """Examples per micro-batch."""
+        return self.recipe.training.batch_size
 
     @property
     def compute(self) -> int:
@@ -95,9 +97,13 @@ class Estimate:
 
     @property
     def optimizer(self) -> int:
-        """AdamW's two moments, in fp32 or at 8 bits with a scale for 256."""
-        eight = self.recipe.training.optimizer.endswith("8bit")
-        return int(self.learning.parameters * (2 * (1 + 4 / 256) if eight else 8))
+        """AdamW's two moments, in fp32 or at 8 bits with a scale for 256; those of embeddings are always fp32."""
+        if not self.recipe.training.optimizer.endswith("8bit"):
+            return 8 * self.learning.parameters
+        precise = self.architecture.vocab_size * self.architecture.hidden_size if self.learning.embedding else 0
+        if self.learning.prefix and not self.learning.cast:  # a bare prefix is an embedding
+            precise = self.learning.parameters
+        return int(8 * precise + (self.learning.parameters - precise) * 2 * (1 + 4 / 256))
 
     @property
     def paged(self) -> bool:
@@ -139,7 +145,9 @@ class Estimate:
     def saved_by_mlp(self, length: int) -> int:
         """The same of its MLP: what the activation function gets, and where it is gated, the two factors."""
         inner = self.architecture.linears[-1].inputs * (3 if self.architecture.gated else 1)
-        return length * (self.compute * inner + self.saved_by_norms // 2)
+        nf4 = self.bits == 4 and not self.architecture.packed
+        size = max(self.compute, self.residual) if nf4 else self.compute  # which give what they get
+        return length * (size * inner + self.saved_by_norms // 2)
 
     @property
     def saved_by_norms(self) -> int:
@@ -251,12 +259,19 @@ class Estimate:
 
     def inference(self, length: int, batch: int = 1) -> int:
         """Peak of answering prompts with what was trained, up to `length` tokens, answer included."""
-        learned = self.learning.parameters * (4 - self.compute) if self.learning.in_place else 0
-        return LIBRARIES[self.device] + self.weights - learned + self.adapters + self.answers(batch, length)
+        learned = self.learning.parameters * (4 - self.compute)
+        trained = -learned if self.learning.in_place else self.saved
+        return LIBRARIES[self.device] + self.weights + trained + self.answers(batch, length)
 
     @property
     def disk(self) -> int:
         """The run folder: checkpoints, one more while it is being written, and what is saved in the end."""
         kept = self.recipe.training.save_total_limit + 2
         learned = 4 * self.learning.parameters
-        return kept * (learned + self.optimizer) + (self.adapters or self.compute * self.learning.parameters)
+        return kept * (learned + self.optimizer) + self.saved
+
+    @property
+    def saved(self) -> int:
+        """What is saved in the end: adapters in fp32, weights of the base in its precision."""
+        parameters = self.learning.parameters if self.learning.saved is None else self.learning.saved
+        return parameters * (self.compute if self.learning.in_place else 4)

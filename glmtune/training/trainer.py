@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from glmtune.methods import Model
 from glmtune.models import choose_dtype
 from glmtune.runtime import UserError
 from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
-from glmtune.training.loss import target_columns, target_loss
+from glmtune.training.loss import target_loss
 
 METRIC = "exact_match"
 WEIGHTS = "trainable.safetensors"
@@ -95,6 +96,8 @@ class Trainer(TransformersTrainer):
                 if (chosen := [weight for weight in group["params"] if decays[id(weight)] == decayed])
             ]
             self.optimizer = kind(groups, **options)
+            if options.get("optim_bits") == 8:
+                keep_embeddings_precise(trained)
         return self.optimizer
 
     def compute_loss(
@@ -106,12 +109,14 @@ class Trainer(TransformersTrainer):
             DivergenceError: it is not finite; tells the step and the records.
         """
         inputs = dict(inputs)
-        labels, records = inputs.pop("labels"), inputs.pop("record")
-        columns = target_columns(labels)
-        if self.can_choose_columns:
-            logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
-        else:
-            logits = model(**inputs, use_cache=False).logits[:, columns]
+        labels, records, columns = inputs.pop("labels"), inputs.pop("record"), inputs.pop("columns")
+        # accelerate's wrapper would turn all logits to fp32; autocast is all that is wanted of it.
+        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        with self.accelerator.autocast():
+            if self.can_choose_columns:
+                logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+            else:
+                logits = model(**inputs, use_cache=False).logits[:, columns]
         count = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = target_loss(logits, labels, columns) / count
         if self.args.average_tokens_across_devices:
@@ -124,12 +129,17 @@ class Trainer(TransformersTrainer):
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Score the model on held-out examples by greedy decoding, in the precision that it is trained in."""
+        """Score the model on held-out examples by greedy decoding, in the precision that it is trained in.
+
+        Raises:
+            DivergenceError: its weights are no numbers.
+        """
+        self.check_weights()
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         start = time.perf_counter()
         model.eval()
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             result = self.judge(model)
         model.train(was_training)
         metrics = {f"eval_{METRIC}": result[METRIC], "eval_duration": round(time.perf_counter() - start, 2)}
@@ -144,6 +154,16 @@ class Trainer(TransformersTrainer):
         """The parameters that are trained, by name; a tied one once."""
         model = self.accelerator.unwrap_model(self.model)
         return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+    def check_weights(self) -> None:
+        """Look for trained weights that are no numbers.
+
+        Raises:
+            DivergenceError: there are some.
+        """
+        broken = [name for name, weight in self.trained_weights().items() if not weight.isfinite().all()]
+        if broken:
+            raise DivergenceError(f"After step {self.state.global_step} the weights are not finite ({broken[0]} ...).")
 
     def take_best(self, state: TrainerState) -> None:
         """Load the best weights of a run that has ended already."""
@@ -188,9 +208,7 @@ class Trainer(TransformersTrainer):
             UserError: it cannot be written.
             DivergenceError: a weight is not finite.
         """
-        broken = [name for name, weight in self.trained_weights().items() if not weight.isfinite().all()]
-        if broken:
-            raise DivergenceError(f"After step {self.state.global_step} the weights are not finite ({broken[0]} ...).")
+        self.check_weights()
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -201,6 +219,15 @@ class Trainer(TransformersTrainer):
                 f"{folder}: the checkpoint of step {self.state.global_step} cannot be written ({free} MB free on this "
                 f"disk): {error}. Make room, then go on with: glmtune train --resume {folder.parent}"
             ) from error
+
+
+def keep_embeddings_precise(model: torch.nn.Module) -> None:
+    """Moments of embeddings, a bare prefix among them, stay fp32 in 8-bit optimisers, as bitsandbytes advises."""
+    from bitsandbytes.optim import GlobalOptimManager
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})
 
 
 def check_precision(dtype: torch.dtype, device: torch.device) -> None:
@@ -229,6 +256,10 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
     check_precision(dtype, device)
     settings = recipe.training
     assert settings.learning_rate is not None, "the command fills in the method's"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "WORLD_SIZE is above 1: several processes are not supported yet. Start glmtune without torchrun."
+        )
     if settings.optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"training.optimizer={settings.optimizer} needs bitsandbytes, which is not installed: "
@@ -238,7 +269,7 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
     recompute: dict[str, Any] = {}
     if settings.gradient_checkpointing:
         recompute = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
@@ -272,6 +303,9 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
         dataloader_num_workers=0,
         use_cpu=device.type == "cpu",
     )
+    if arguments.n_gpu > 1:  # transformers would scatter batches over all GPUs of the machine
+        arguments._n_gpu = 1
+    return arguments
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:
@@ -326,17 +360,18 @@ def fit(
     start = last_checkpoint(checkpoints) if resume else None
     state = TrainerState.load_from_json(str(start / TRAINER_STATE_NAME)) if start else None
     model.config.use_cache = False
-    if state is not None and has_ended(state, steps, patience):
-        trainer.take_best(state)
-    else:
-        try:
+    try:
+        if state is not None and has_ended(state, steps, patience):
+            trainer.take_best(state)
+        else:
             with interrupt.listening(), closing(bar):
                 trainer.train(resume_from_checkpoint=str(start) if start else None)
-        except DivergenceError as error:
-            raise rescue(trainer, error) from error
+    except DivergenceError as error:
+        raise rescue(trainer, error) from error
+    finally:
+        model.config.use_cache = True
     if interrupt.interrupted:
         raise KeyboardInterrupt
-    model.config.use_cache = True
     return trainer
 
 

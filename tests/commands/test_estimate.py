@@ -114,7 +114,10 @@ def test_lengths(chatglm_6b: str) -> None:
         ({"memory": "much"}, r"--memory much: no size of a memory\. Write it as 8GB"),
         ({"memory": "0GB"}, "no size of a memory"),
         ({"length": 4096}, r"--length 4096: the model can take 2048 tokens\. Set at most 2048"),
-        ({"length": 64, "target_length": 64}, r"--target-length 64: must be below the length, 64"),
+        ({"length": 64, "target_length": 64}, r"--target-length 64: must be from 1 to 63"),
+        ({"target_length": 0}, r"--target-length 0: must be from 1 to 127"),
+        ({"length": 0}, r"--length 0: .* at least 2"),
+        ({"overrides": ["data.max_length=4096"]}, r"data\.max_length=4096: the model can take 2048"),
         ({"overrides": ["method.rank=0"]}, r"method\.rank"),
         (
             {"overrides": ["method={name: full}", "model.bits=4"]},

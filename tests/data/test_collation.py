@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from glmtune.data.collation import Collator
+from glmtune.data.collation import Collator, target_columns
 from glmtune.data.encoding import IGNORED, Encoding
 
 ROWS: list[Encoding] = [
@@ -17,7 +17,7 @@ ROWS: list[Encoding] = [
 
 def test_padding() -> None:
     batch = Collator(3)(ROWS)
-    assert set(batch) == {"input_ids", "attention_mask", "labels", "record"}
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "record", "columns"}
     assert batch["input_ids"].tolist() == [[5, 6, 7, 2], [8, 2, 3, 3], [9, 3, 2, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
     x = IGNORED
@@ -47,3 +47,9 @@ def test_encodings_stay_as_they_are() -> None:
     before = copy.deepcopy(ROWS)
     Collator(0)(ROWS)
     assert before == ROWS
+
+
+def test_columns_before_targets() -> None:
+    labels = torch.tensor([[-100, -100, 5, 1, -100, -100], [-100, -100, -100, 3, 2, 0]])
+    assert target_columns(labels).tolist() == [1, 2, 3, 4]
+    assert target_columns(torch.full((2, 3), -100)).tolist() == []

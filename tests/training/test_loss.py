@@ -5,15 +5,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from glmtune.data.collation import target_columns
 from glmtune.training import loss
-from glmtune.training.loss import target_columns, target_loss
+from glmtune.training.loss import target_loss
 
 LABELS = torch.tensor([[-100, -100, 5, 1, -100, -100], [-100, -100, -100, 3, 2, 0]])
-
-
-def test_columns_before_targets() -> None:
-    assert target_columns(LABELS).tolist() == [1, 2, 3, 4]
-    assert target_columns(torch.full((2, 3), -100)).tolist() == []
 
 
 def plain_loss(logits: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import TrainingArguments
 
 from glmtune import models, registry
 from glmtune.config import load_recipe
@@ -111,7 +112,8 @@ class WidePadding(Collator):
     def __call__(self, encodings: list[Any]) -> dict[str, Tensor]:
         longest = max(encodings, key=lambda encoding: len(encoding["input_ids"]))
         extra = {"input_ids": longest["input_ids"] + [3] * 16, "labels": longest["labels"] + [-100] * 16, "record": -1}
-        return {name: rows[:-1] for name, rows in super().__call__([*encodings, extra]).items()}
+        batch = super().__call__([*encodings, extra])
+        return {name: rows if name == "columns" else rows[:-1] for name, rows in batch.items()}
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "freeze, num_layers: 1", "ptuning_v2, dropout: 0"])
@@ -354,11 +356,20 @@ def test_groups_learn_at_their_own_rates(learn: Callable[..., Weights], monkeypa
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
-def test_small_optimizers_learn_alike(learn: Callable[..., Weights], tmp_path: Path, optimizer: str) -> None:
+def test_small_optimizers_learn_alike(
+    learn: Callable[..., Weights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """Matrices of 4,096 numbers are the smallest that bitsandbytes keeps moments of 8 bits for."""
     pytest.importorskip("bitsandbytes")
-    learn("plain", steps=8)
-    learn("small", f"training.optimizer={optimizer}", steps=8)
+    made = []
+    create = trainer.Trainer.create_optimizer
+    monkeypatch.setattr(trainer.Trainer, "create_optimizer", lambda *args: made.append(create(*args)) or made[-1])
+    method = "method={name: lora, rank: 128}"
+    learn("plain", method, "training.learning_rate=0.001", steps=8)
+    learn("small", method, "training.learning_rate=0.001", f"training.optimizer={optimizer}", steps=8)
     assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "plain"), rel=0.02)
+    kinds = {state["state1"].dtype for weight, state in made[1].state.items() if weight.numel() >= 4096}
+    assert kinds == {torch.uint8 if "8bit" in optimizer else torch.float32}
 
 
 def test_small_optimizers_need_their_library(learn: Callable[..., Weights], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +381,32 @@ def test_small_optimizers_need_their_library(learn: Callable[..., Weights], monk
 def test_fp16_is_not_trained_without_loss_scaling(learn: Callable[..., Weights]) -> None:
     with pytest.raises(UserError, match=r"model\.dtype=float16: on cpu there is no loss scaling"):
         learn("run", "model.dtype=float16")
+
+
+@pytest.mark.parametrize("method", ["{name: lora, rank: 4}", "{name: full}"])
+def test_logits_keep_the_precision_of_the_computation(
+    learn: Callable[..., Weights], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """accelerate would turn all of them to fp32."""
+    seen = []
+    plain = trainer.target_loss
+    monkeypatch.setattr(trainer, "target_loss", lambda *args: seen.append(args[0].dtype) or plain(*args))
+    learn("run", f"method={method}", "model.dtype=bfloat16")
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_one_gpu_of_many(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would scatter every batch, and the columns of its targets, over all of them."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
+    recipe = load_recipe(None, [f"model.path={tiny_checkpoint}", "training.learning_rate=1"])
+    arguments = trainer.training_arguments(recipe, 1, tmp_path, models.load(recipe.model)[0])
+    assert vars(arguments)["_n_gpu"] == 1
+
+
+def test_several_processes_are_refused(learn: Callable[..., Weights], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE is above 1: several processes are not supported"):
+        learn("run")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -390,20 +427,21 @@ def test_a_loss_that_is_no_number_ends_the_run(
     assert all(weight.isfinite().all() for weight in last.values())
 
 
-def test_weights_that_are_no_numbers_are_not_saved(learn: Callable[..., Weights], tmp_path: Path) -> None:
-    judge = Judge([0.5])
-    models_seen = []
-    original = Judge.__call__
+@pytest.mark.parametrize(("at", "kept"), [(1, []), (2, ["checkpoint-2"])])
+def test_weights_that_are_no_numbers_are_neither_judged_nor_saved(
+    learn: Callable[..., Weights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, kept: list[str]
+) -> None:
+    """Nor would they be the best for scoring no worse than those before."""
+    judge, evaluations = Judge([0.0, 0.0]), iter(range(1, 9))
+    evaluate = trainer.Trainer.evaluate
 
-    def spoil(self: Judge, model: Any) -> dict[str, Any]:
-        models_seen.append(model)
-        if len(models_seen) == 2:
-            next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
-        return original(self, model)
+    def spoil(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if next(evaluations) == at:
+            next(iter(self.trained_weights().values())).data.fill_(float("nan"))
+        return evaluate(self, *args, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Judge, "__call__", spoil)
-        with pytest.raises(trainer.DivergenceError, match="After step 4 the weights are not finite"):
-            learn("run", "training.eval_steps=2", judge=judge)
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["checkpoint-2"]
-    assert same(weights_of(models_seen[-1]), judge.seen[0])
+    monkeypatch.setattr(trainer.Trainer, "evaluate", spoil)
+    with pytest.raises(trainer.DivergenceError, match=f"After step {2 * at} the weights are not finite") as error:
+        learn("run", "training.eval_steps=2", judge=judge)
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == kept
+    assert error.value.rescued == bool(kept) and len(judge.seen) == at - 1
