@@ -336,7 +336,7 @@ def cells(depth: int) -> list[Cell]:
 
 
 def row_of(cell: Cell, found: dict[str, Any], checkpoint: Path, rate: float) -> dict[str, Any]:
-    """A line of the table, with the estimate and its error beside ours."""
+    """A line of the table."""
     row: dict[str, Any] = {key: value for key, value in asdict(cell).items() if key != "depth"}
     row |= {key: found.get(key) for key in ("load_gib", "peak_gib", "seconds")}
     row |= {"tokens_per_s": None, "of_matrix_rate": None, "estimate_gib": None, "estimate_error": None}
@@ -347,14 +347,19 @@ def row_of(cell: Cell, found: dict[str, Any], checkpoint: Path, rate: float) -> 
     if cell.method != "inference":
         config = AutoConfig.from_pretrained(checkpoint)
         row["of_matrix_rate"] = useful_products(cell, config) / found["seconds"] / rate
-    if cell.who == "ours":
-        recipe = recipe_of(cell, str(checkpoint))
-        device: Device = "cuda" if ON_GPU else "cpu"
-        expected = estimate(recipe, architecture_of(recipe), device, cell.length, cell.target)
-        bytes_ = expected.inference(cell.length, cell.batch) if cell.method == "inference" else expected.step
-        row["estimate_gib"] = bytes_ / GIB
-        row["estimate_error"] = row["estimate_gib"] / found["peak_gib"] - 1
-    return row | {"note": ""}
+    return with_estimate(row | {"note": ""}, cell, checkpoint)
+
+
+def with_estimate(row: dict[str, Any], cell: Cell, checkpoint: Path) -> dict[str, Any]:
+    """A measured row of ours with what `glmtune estimate` says of it, and its error."""
+    if cell.who != "ours" or row["peak_gib"] is None:
+        return row
+    recipe = recipe_of(cell, str(checkpoint))
+    device: Device = "cuda" if ON_GPU else "cpu"
+    target = cell.target or 1
+    expected = estimate(recipe, architecture_of(recipe), device, cell.length, target)
+    size = expected.inference(cell.length, cell.batch) if cell.method == "inference" else expected.step
+    return row | {"estimate_gib": size / GIB, "estimate_error": size / GIB / row["peak_gib"] - 1}
 
 
 def main() -> None:
@@ -366,11 +371,12 @@ def main() -> None:
     if chosen.resume:
         known = json.loads((RESULTS / f"{name}.json").read_text())
         assert known["settings"] == settings, f"{name}.json was made with {known['settings']}"
-        rows = [row for row in known["rows"] if any(is_of(row, cell) for cell in wanted)]
+        rows = known["rows"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "chatglm"
         write_checkpoint(folder, chosen.depth)
         rate = matrix_rate()
+        rows = [with_estimate(row, cell, folder) for row in rows for cell in wanted if is_of(row, cell)]
         for cell in wanted:
             if any(is_of(row, cell) for row in rows):
                 continue

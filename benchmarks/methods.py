@@ -66,7 +66,7 @@ def measure(label: str, settings: list[str], common: list[str]) -> dict[str, Any
 
 def main() -> None:
     """Train with every method."""
-    chosen = options(__doc__, steps=1000, held_out=1000)
+    chosen = options(__doc__, steps=600, held_out=1000)
     quiet_libraries()
     common = [
         "task.operators=+-",

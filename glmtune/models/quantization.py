@@ -105,7 +105,7 @@ def packed_linear(inputs: Tensor, packed: Tensor, scale: Tensor, bits: int, bias
     device = inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
     outputs = PackedProduct.apply(inputs.to(dtype), packed, scale, bits)
-    return outputs if bias is None else outputs + bias.to(dtype)
+    return outputs if bias is None else outputs.add_(bias.to(dtype))
 
 
 class PackedLayer(nn.Module):
