@@ -149,7 +149,7 @@ def lines(answer: Answer) -> list[tuple[str, str, str]]:
     return [
         ("parameters", f"{e.architecture.parameters:,}", e.architecture.family),
         ("trainable", f"{e.learning.parameters:,}", f"{share:.2%}, {e.recipe.method.name}"),
-        ("weights", readable(e.weights), f"linear layers at {e.bits} bits, the rest at {8 * e.compute}"),
+        ("weights", readable(e.weights), storage_of(e)),
         ("adapters", readable(e.adapters), "fp32"),
         ("gradients", readable(e.gradients), "fp32"),
         ("optimizer", readable(e.optimizer), f"{e.recipe.training.optimizer}{moved}"),
@@ -165,6 +165,16 @@ def lines(answer: Answer) -> list[tuple[str, str, str]]:
         ("inference", readable(e.inference(e.length)), f"batch 1, {e.length} tokens, with what was trained"),
         ("disk", readable(e.disk), "run folder: checkpoints and what is saved in the end"),
     ]
+
+
+def storage_of(e: Estimate) -> str:
+    """At how many bits which weights are."""
+    width = 8 * e.compute
+    parts = [f"linear layers at {e.bits if e.bits < 16 else width} bits"]
+    if e.recipe.model.quantize_embedding or e.architecture.packed_embedding:
+        parts.append(f"embedding at {e.architecture.stored_bits if e.architecture.packed_embedding else 8}")
+    parts.append(f"the rest at {width}")
+    return ", ".join(parts) + (", what learns at 32" if e.learning.in_place and width < 32 else "")
 
 
 def verdict(answer: Answer) -> str:
@@ -309,7 +319,9 @@ def measures(recipe: Recipe, now: Estimate) -> Iterator[list[list[str]]]:
         yield [["method={name: lora}"]]
     if recipe.model.random_init:  # fresh weights have to learn
         return
-    if now.bits == 16 and not now.learning.needs_weights:
+    if now.learning.needs_weights:
+        yield [["method.init=default"]]
+    if now.bits == 16:
         eight = [] if now.learning.dora and now.device == "cpu" else [["model.bits=8"]]  # peft cannot do both there
         yield [*eight, ["model.bits=4"]]
     if not (recipe.model.quantize_embedding or now.architecture.packed_embedding):

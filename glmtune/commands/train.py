@@ -122,6 +122,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
 
     check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
     method.check_storage(recipe.model, models.stored_bits(config))
+    models.check_bits(recipe.model, config)
     announce_memory(console, recipe, *lengths)
     seed_everything(recipe.seed)
     base, _ = models.load(recipe.model)
@@ -149,7 +150,9 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     except DivergenceError as error:
         if not error.rescued:
             raise
-        save(method, method.finish(model), tokenizer, folder, recipe)
+        model = method.finish(model)
+        save(method, model, tokenizer, folder, recipe)
+        finish(folder, task, recipe, before, evaluate(model, tokenizer, task, held_out, recipe.generation))
         raise UserError(f"{error} The best weights before that are in {folder.path}, ready for use.") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Go on with: glmtune train --resume {folder.path}") from None

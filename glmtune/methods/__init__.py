@@ -273,6 +273,8 @@ def find(path: str | Path, adapter: str | Path | None = None) -> tuple[str, Path
         UserError: nothing usable there, or the adapter was trained on other weights.
     """
     if adapter is not None:
+        if RunFolder.is_run(path):
+            raise UserError(f"{path} is a run folder, which has no adapter put on it: name the base model instead.")
         folder, base = adapter_folder(Path(adapter)), str(path)
     elif RunFolder.is_run(path) and RunFolder(path).model.is_dir():
         return str(RunFolder(path).model), None
@@ -306,6 +308,8 @@ def adapter_folder(path: Path) -> Path:
     folder = RunFolder(path).adapter if is_run else path
     if not is_adapter_folder(folder):
         remedy = f" If its training has not ended: glmtune train --resume {path}" if is_run else ""
+        if is_run and RunFolder(path).model.is_dir():
+            remedy = " It holds a whole model, which is loaded by itself."
         raise UserError(f"{path} holds no adapter ({ADAPTER_CONFIG} is missing).{remedy}")
     if (folder / ADAPTER_CONFIG).is_file() and not any(folder.glob("adapter_model.*")):
         raise UserError(f"{folder} holds no weights (adapter_model.safetensors is missing). Copy or download it again.")
@@ -323,7 +327,10 @@ def base_of(folder: Path) -> str:
     by_peft = models.read_json(config).get("base_model_name_or_path") if config.is_file() else None
     base = record_of(folder).get("base") or by_peft
     if not base:
-        raise UserError(f"The adapter {folder} names no base model; name it with model.path=...")
+        raise UserError(
+            f"The adapter {folder} names no base model; name it with model.path=..., in Python with "
+            "glmtune.load(BASE, adapter=...)."
+        )
     return str(base)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from glmtune import registry
-from glmtune.config import NamedSettings
+from glmtune.config import ModelSettings, NamedSettings
 from glmtune.methods import Learning, Method, Model
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
+PISSA_NEEDS_WEIGHTS = (
+    "method.init=pissa takes a part out of the base's weights, which needs them at full precision; this base is stored "
+    "at 8 or 4 bits. Load it at 16 (model.bits=16), or set method.init=default."
+)
 ADAPTER = "default"  # peft's name of the one adapter that there is
 
 # PiSSA takes the singular value decomposition of every target layer. On two cores that of a 2048 x 2048 matrix takes
@@ -122,6 +126,15 @@ class Lora(Method):
                 hint = registry.suggest(target, known)
                 raise UserError(f"method.target_modules: no layer is named '{target}'.{hint}")
 
+    def check_storage(self, base: ModelSettings, stored_bits: int) -> None:
+        """Plain LoRA stands beside layers in any form; PiSSA needs the weights themselves.
+
+        Raises:
+            UserError: the base is stored at 8 or 4 bits, and PiSSA is to start from it.
+        """
+        if self.settings.init == "pissa" and min(base.bits, stored_bits) < 16:
+            raise UserError(PISSA_NEEDS_WEIGHTS)
+
     def check_precision(self, model: PreTrainedModel) -> None:
         """Plain LoRA stands beside layers in any form; its relatives need the weights themselves.
 
@@ -134,10 +147,7 @@ class Lora(Method):
 
         quantized = [layer for layer in linear_layers(model) if not layer.weight.is_floating_point()]
         if self.settings.init == "pissa" and quantized:
-            raise UserError(
-                "method.init=pissa takes a part out of the base's weights, which needs them at full precision; this "
-                "base is stored at 8 or 4 bits. Load it at 16 (model.bits=16), or set method.init=default."
-            )
+            raise UserError(PISSA_NEEDS_WEIGHTS)
         if self.settings.use_dora and any(isinstance(layer, PackedLinear) for layer in quantized):
             raise UserError(
                 "method.use_dora=true needs the lengths of the base's weights, which cannot be had from a checkpoint "

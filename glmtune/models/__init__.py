@@ -225,6 +225,7 @@ def load(
             loaded = AutoModelForCausalLM.from_pretrained(folder, **options)
     model, found = loaded
     check_weights(settings.path, found)
+    model.name_or_path = model.config.name_or_path = folder  # where peft looks for the base of an adapter
     mend_library_layers(model)
     if settings.quantize_embedding:
         pack_embedding(model)
@@ -251,7 +252,7 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
     """Read a checkpoint of 16 bits, quantizing each weight as soon as it is read.
 
     On a CPU the files are read piece by piece: mapped into memory, as the library does it, a whole checkpoint would
-    end up there beside the quantized weights (16.0 instead of 5.5 GiB for ChatGLM-6B at 4 bits, docs/log.md).
+    end up there beside the quantized weights (16 instead of 6 GiB for ChatGLM-6B at 4 bits, benchmarks/results).
     """
     from safetensors import safe_open
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
@@ -264,7 +265,6 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
         readers = [safe_open(str(file), framework="pt", backend="pread") for file in files]
         weights = {name: reader.get_slice(name) for reader in readers for name in reader.offset_keys()}
         config = options["config"]
-        config.name_or_path = folder
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         return kind.from_pretrained(None, state_dict=weights, **options)
     return AutoModelForCausalLM.from_pretrained(folder, **options)

@@ -334,7 +334,7 @@ def fit(
     resume: bool = False,
     groups: list[dict[str, Any]] | None = None,
 ) -> Trainer:
-    """Train, keeping the best weights by held-out exact match; the model ends with them.
+    """Train, keeping the best weights by held-out exact match; the model ends with them, in evaluation mode.
 
     Args:
         model: with a method applied.
@@ -370,6 +370,7 @@ def fit(
         raise rescue(trainer, error) from error
     finally:
         model.config.use_cache = True
+        model.eval()
     if interrupt.interrupted:
         raise KeyboardInterrupt
     return trainer

@@ -89,9 +89,27 @@ def test_what_cannot_fit_is_said(chatglm_6b: str) -> None:
     assert "With every setting that saves memory it would still take" in verdict(answer)
 
 
-def test_pissa_is_not_told_to_quantize(chatglm_6b: str) -> None:
-    answer = run(None, [f"model.path={chatglm_6b}", "method={name: lora, init: pissa}"], "12GB")
-    assert not any("bits" in setting for setting in answer.remedy or [])
+def test_pissa_is_told_to_start_otherwise(chatglm_6b: str) -> None:
+    """Its start needs the weights at 16 bits."""
+    settings = [f"model.path={chatglm_6b}", "method={name: lora, init: pissa}", "training.batch_size=1"]
+    answer = run(None, settings, "6GB")
+    assert answer.remedy and {"method.init=default", "model.bits=4"} <= set(answer.remedy)
+    with pytest.raises(UserError, match=r"method\.init=pissa .* at full precision"):
+        run(None, [*settings, "model.bits=4"], "6GB")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ([], "linear layers at 16 bits, the rest at 16"),
+        (["model.dtype=float32"], "linear layers at 32 bits, the rest at 32"),
+        (["model.bits=4", "model.quantize_embedding=true"], "linear layers at 4 bits, embedding at 8, the rest at 16"),
+        (["method={name: full}"], "linear layers at 16 bits, the rest at 16, what learns at 32"),
+    ],
+)
+def test_how_weights_are_stored(chatglm_6b: str, settings: list[str], text: str) -> None:
+    answer = run(None, [f"model.path={chatglm_6b}", *settings], "80GB")
+    assert next(meaning for part, _, meaning in lines(answer) if part == "weights") == text
 
 
 def test_a_run_folder_is_a_recipe(tiny_run: Run) -> None:

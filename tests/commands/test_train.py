@@ -17,13 +17,14 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from glmtune import models
-from glmtune.commands import train
+from glmtune.commands import evaluate, train
 from glmtune.commands.estimate import Place
 from glmtune.commands.train import Run, count_steps
 from glmtune.config import load_recipe, to_yaml
 from glmtune.methods import Method
-from glmtune.runtime import UserError
+from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks.instructions import Instructions, InstructionsSettings
+from glmtune.training import trainer
 
 Trains = Callable[..., Run]
 
@@ -250,3 +251,47 @@ def test_a_method_that_tells_no_sizes_trains_all_the_same(train_tiny: Trains, tm
     )
     done = train_tiny(tmp_path / "run", f"method={{name: {own}}}")
     assert done.folder.model.is_dir()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "{name: lora, rank: 4, dropout: 0.3}",
+        "{name: ptuning_v2, num_virtual_tokens: 4}",
+        "{name: freeze, num_layers: 1}",
+    ],
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_report_is_what_evaluate_says(train_tiny: Trains, tmp_path: Path, method: str, checkpointing: bool) -> None:
+    """Nothing drops out of the model that is judged, and nothing is recomputed in it."""
+    settings = [f"training.gradient_checkpointing={checkpointing}", "training.steps=12", "training.learning_rate=0.05"]
+    done = train_tiny(tmp_path / "run", f"method={method}", *settings)
+    evaluation, report = evaluate.run(str(done.folder.path))
+    assert evaluation.completions == done.after.completions
+    assert report["verdicts"] == done.report["after"]["verdicts"]
+
+
+def test_a_run_that_went_astray_is_reported_as_far_as_it_was_good(
+    train_tiny: Trains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, count = trainer.target_loss, iter(range(99))
+    monkeypatch.setattr(
+        trainer, "target_loss", lambda *args: plain(*args) * (float("nan") if next(count) == 3 else 1.0)
+    )
+    with pytest.raises(UserError, match=r"loss of step 4 is nan \(records .*The best weights before that are in .*run"):
+        train_tiny(tmp_path / "run", "training.eval_steps=2")
+    folder = RunFolder(tmp_path / "run")
+    evaluation, _ = evaluate.run(str(folder.path))
+    kept = json.loads(folder.report.read_text())["after"]["samples"]
+    assert evaluation.completions == [sample["completion"] for sample in kept]
+
+
+@pytest.mark.parametrize(
+    "settings", [["method={name: lora, init: pissa}", "model.bits=4"], ["model.bits=4", "model.random_init=true"]]
+)
+def test_storage_that_does_not_go_is_told_before_anything_is_loaded(
+    train_tiny: Trains, tmp_path: Path, no_weights: None, settings: list[str]
+) -> None:
+    with pytest.raises(UserError, match=r"16 bits|model\.bits=16"):
+        train_tiny(tmp_path / "run", *settings)
+    assert not (tmp_path / "run").exists()
