@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -253,8 +252,6 @@ def at_hand(with_gpu: bool = True) -> Place:
         with_gpu: whether a GPU would be used where there is one.
     """
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        query.append(f"--id={visible.split(',')[0]}")
     with suppress(OSError, subprocess.SubprocessError, IndexError, ValueError):  # no driver, or none that answers
         if with_gpu:
             answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -97,7 +96,7 @@ class Trainer(TransformersTrainer):
             ]
             self.optimizer = kind(groups, **options)
             if options.get("optim_bits") == 8:
-                keep_embeddings_precise(trained)
+                keep_embeddings_precise(self.optimizer, trained)
         return self.optimizer
 
     def compute_loss(
@@ -221,13 +220,19 @@ class Trainer(TransformersTrainer):
             ) from error
 
 
-def keep_embeddings_precise(model: torch.nn.Module) -> None:
-    """Moments of embeddings, a bare prefix among them, stay fp32 in 8-bit optimisers, as bitsandbytes advises."""
+def keep_embeddings_precise(optimizer: Any, model: torch.nn.Module) -> None:
+    """Moments of embeddings, a bare prefix among them, stay fp32 in 8-bit optimisers, as bitsandbytes advises.
+
+    bitsandbytes has one list of exceptions for all optimisers of a process, by number of the parameter. Each gets a
+    list of its own here, so that a run is not told of the embeddings of another, and no model is kept alive.
+    """
     from bitsandbytes.optim import GlobalOptimManager
 
+    optimizer.mng = GlobalOptimManager.__new__(GlobalOptimManager)
+    optimizer.mng.initialize()
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
-            GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})
+            optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})
 
 
 def check_precision(dtype: torch.dtype, device: torch.device) -> None:
@@ -256,10 +261,8 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
     check_precision(dtype, device)
     settings = recipe.training
     assert settings.learning_rate is not None, "the command fills in the method's"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "WORLD_SIZE is above 1: several processes are not supported yet. Start glmtune without torchrun."
-        )
+    if torch.distributed.is_torchelastic_launched():
+        raise UserError("torchrun: several processes are not supported yet. Start glmtune without it.")
     if settings.optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"training.optimizer={settings.optimizer} needs bitsandbytes, which is not installed: "

@@ -181,7 +181,7 @@ def test_pissa_on_16_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:
     expected = logits(base, tokenizer)
     model = method.apply(base)
     scale = expected.abs().max()
-    assert (logits(model, tokenizer) - expected).abs().max() < 0.06 * scale
+    assert (logits(model, tokenizer) - expected).abs().max() < 0.05 * scale
     model = method.finish(trained(model, tokenizer))
     original, given_back = base_of(tiny_checkpoint, "bfloat16")[0].state_dict(), weights_of(model)
     same = torch.cat([(given_back[name] == weight).flatten() for name, weight in original.items()])

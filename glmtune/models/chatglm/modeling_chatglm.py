@@ -220,9 +220,10 @@ class ChatGLMBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """(B, T, C) -> (B, T, C); `kwargs` are those of `ChatGLMAttention.forward`."""
         normed = self.input_layernorm(hidden_states)
-        hidden_states = torch.add(self.attention(normed, **kwargs)[0], normed, alpha=RESIDUAL_SCALE)
+        # Not torch.add(..., alpha=RESIDUAL_SCALE), which rounds the factor to bf16 on CPUs.
+        hidden_states = self.attention(normed, **kwargs)[0] + normed * RESIDUAL_SCALE
         normed = self.post_attention_layernorm(hidden_states)
-        return torch.add(self.mlp(normed), normed, alpha=RESIDUAL_SCALE)
+        return self.mlp(normed) + normed * RESIDUAL_SCALE
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
