@@ -35,6 +35,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.models.growing_cache import make_room
 from glmtune.models.quantization import PackedEmbedding, PackedLayer, PackedLinear
 
 # DeepNorm factor of the residual branch (https://arxiv.org/abs/2203.00555). The original never passes the number of
@@ -363,6 +364,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             inputs_embeds = self.word_embeddings(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None:
+            make_room(past_key_values)
 
         mask_is_ready = attention_mask is not None and attention_mask.dim() == 4
         context = None
