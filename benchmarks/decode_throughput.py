@@ -17,7 +17,7 @@ from glmtune import registry
 from glmtune.config import GenerationSettings, load_recipe
 from glmtune.data import examples_of
 from glmtune.data.encoding import encode_prompt, plain_ids
-from glmtune.generation.decoding import complete, generation_config, text_of
+from glmtune.generation.decoding import complete, generation_config, stops_of, text_of
 
 
 def timed(decode: Callable[[], list[str]]) -> tuple[list[str], float]:
@@ -43,7 +43,8 @@ def main() -> None:
         answers = []
         for prompt in prompts:
             ids = torch.tensor([encode_prompt(tokenizer, prompt)])
-            out = model.generate(ids, generation_config=generation_config(tokenizer, settings))
+            stops = stops_of(model, tokenizer)
+            out = model.generate(ids, generation_config=generation_config(tokenizer, settings, stops))
             answers.append(text_of(tokenizer, out[0, ids.shape[1] :].tolist()))
         return answers
 

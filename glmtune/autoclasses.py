@@ -16,8 +16,14 @@ from types import ModuleType
 
 COUNTERPARTS = {
     "transformers.models.auto.configuration_auto": ["glmtune.models.chatglm.configuration_chatglm"],
-    "transformers.models.auto.modeling_auto": ["glmtune.models.chatglm.modeling_chatglm"],
-    "transformers.models.auto.tokenization_auto": ["glmtune.models.chatglm.tokenization_chatglm"],
+    "transformers.models.auto.modeling_auto": [
+        "glmtune.models.chatglm.modeling_chatglm",
+        "glmtune.models.glm.modeling_glm",
+    ],
+    "transformers.models.auto.tokenization_auto": [
+        "glmtune.models.chatglm.tokenization_chatglm",
+        "glmtune.models.glm.tokenization_glm",
+    ],
 }
 
 

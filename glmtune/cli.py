@@ -9,6 +9,8 @@ import shlex
 import shutil
 import sys
 import warnings
+from contextlib import suppress
+from dataclasses import asdict
 from typing import NoReturn
 
 DESCRIPTION = """\
@@ -59,6 +61,34 @@ def build_parser() -> argparse.ArgumentParser:
     )
     estimate.add_argument("--target-length", type=int, metavar="N", help="those of them to be learned (default: half)")
     estimate.add_argument("--json", action="store_true", help="print bytes as JSON")
+
+    export = verb("export", "make a whole model of a run, checked against it, for others to use")
+    export.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
+    export.add_argument(
+        "--to",
+        choices=("merged", "original", "gguf"),
+        default="merged",
+        help="transformers' layout (default); the names of ChatGLM-6B's release; or a file for llama.cpp",
+    )
+    export.add_argument("--output", metavar="PLACE", help="folder or file to write (default: in the run folder)")
+    export.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="precision of the files (default: that of the base)",
+    )
+    export.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    export.add_argument("--push-to-hub", metavar="NAME/REPOSITORY", help="upload it; nothing is uploaded without this")
+    export.add_argument("settings", nargs="*", metavar="SETTING", help=SETTINGS_HELP)
+
+    doctor = verb(
+        "doctor", "find what would fail, with a remedy for each: this machine, a recipe, a model, a data file"
+    )
+    doctor.add_argument(
+        "recipe", nargs="?", metavar="TARGET", help=f"RECIPE.yaml, DATA.jsonl, {TARGET_HELP} (default: the machine)"
+    )
+    doctor.add_argument("settings", nargs="*", metavar="SETTING", help="e.g. model.bits=4 training.batch_size=1")
+    doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
 
     evaluate = verb("evaluate", "score a model on held-out examples of its task, or on a file")
     evaluate.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
@@ -215,6 +245,50 @@ def estimate(options: argparse.Namespace) -> None:
     print(verdict(answer))
 
 
+def export(options: argparse.Namespace) -> None:
+    """Export and say where it is."""
+    quiet_libraries()
+    from rich.console import Console
+
+    from glmtune.commands.export import run
+
+    place = run(
+        options.target,
+        options.to,
+        options.output,
+        options.settings,
+        options.dtype,
+        options.overwrite,
+        options.push_to_hub,
+        Console(),
+    )
+    print(f"Verified and written: {place}")
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """Print the checks; exit code 2 if something would fail."""
+    target, settings = recipe_and_settings(options)
+    if target or settings:
+        with suppress(ImportError):  # of which the doctor will tell
+            quiet_libraries()
+    from glmtune.commands.doctor import run
+
+    checks = run(target, settings)
+    failures = [check for check in checks if check.status == "failure"]
+    if options.json:
+        print(json.dumps({"checks": [asdict(check) for check in checks], "ok": not failures}, indent=2))
+    else:
+        words = {"ok": "ok", "warning": "warning", "failure": "FAILS"}
+        for check in checks:
+            print(f"{words[check.status]:<8} {check.name}: {check.finding}")
+            if check.remedy:
+                print(f"{'':<8} {check.remedy}")
+        print(f"{len(failures)} of {len(checks)} checks fail." if failures else "Nothing here would fail.")
+    sys.stdout.flush()
+    if failures:
+        sys.exit(2)
+
+
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate and print the table."""
     quiet_libraries()
@@ -271,6 +345,8 @@ def ls(options: argparse.Namespace) -> None:
 VERBS = {
     "train": train,
     "estimate": estimate,
+    "export": export,
+    "doctor": doctor,
     "evaluate": evaluate,
     "predict": predict,
     "chat": chat,

@@ -56,6 +56,12 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """How examples become batches."""
 
+    template: str | None = Field(
+        None,
+        description="chatglm, chatglm2, chatglm3, glm4, alpaca, vicuna, chatml, plain, or a path to a .jinja file; "
+        "default: the template of the model's tokenizer. What a run learned with travels with it",
+    )
+
     max_length: int | None = Field(
         None, ge=8, description="longest example in tokens; longer ones are refused. Default: what the model can take"
     )
@@ -258,6 +264,27 @@ def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -
 def to_yaml(recipe: Recipe) -> str:
     """The whole recipe as YAML; `load_recipe` reads it back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differing(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says that the defaults of its task and method do not."""
+    values = recipe.model_dump(mode="json")
+    plain = make_recipe({section: without_defaults(values, section) for section in OPEN_SECTIONS}).model_dump(
+        mode="json"
+    )
+    changed = {
+        section: {key: value for key, value in group.items() if key == "name" or value != plain[section][key]}
+        for section, group in values.items()
+        if isinstance(group, dict)
+    }
+    return {"seed": recipe.seed, **{section: group for section, group in changed.items() if group}}
+
+
+def without_defaults(values: dict[str, Any], section: str) -> dict[str, Any]:
+    """The fields of a task or method that have no default, of which there is nothing to differ from, and its name."""
+    settings = registry.find(OPEN_SECTIONS[section], values[section]["name"]).Settings
+    needed = [name for name, info in settings.model_fields.items() if info.is_required()]
+    return {key: values[section][key] for key in ["name", *needed]}
 
 
 def describe_settings(group: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:

@@ -19,7 +19,7 @@ FLOORS = [
     {"tasks", "models"},
     {"data", "methods"},
     {"generation", "training"},
-    {"evaluation"},
+    {"evaluation", "export"},
     {"commands"},
     {"cli"},
 ]
@@ -107,7 +107,8 @@ def test_what_stays_out(path: Path) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("eval", "exec", "compile", "__import__"), f"line {node.lineno}"
         if isinstance(node, ast.keyword | ast.arg):
-            assert node.arg != "trust_remote_code", f"line {node.lineno}"
+            says_no = isinstance(node, ast.keyword) and ast.unparse(node.value) == "False"
+            assert node.arg != "trust_remote_code" or says_no, ast.unparse(node)
         if isinstance(node, ast.ImportFrom):
             found = {node.module, *(alias.name for alias in node.names)}
             assert not found & {"pickle", "environ", "getenv"}, f"line {node.lineno}"

@@ -16,6 +16,7 @@ from glmtune.data import examples_of
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.generation.decoding import Prompt, encode_prompts
 from glmtune.methods import Model
+from glmtune.models.templates import adopt
 from glmtune.runtime import RunFolder, UserError, machine, seed_everything, write_json
 from glmtune.tasks import Example, Task
 from glmtune.tasks.instructions import read_examples
@@ -46,13 +47,28 @@ def load(
     """
     base_is_named = "path" in recipe.model.model_fields_set and methods.is_adapter(Path(target))
     base, folder = methods.find(recipe.model.path, target) if base_is_named else methods.find(target)
+    # A run answers with the template that it learned with, which its tokenizer holds.
+    template = None if RunFolder.is_run(target) else recipe.data.template
     if prompts:
         limit = models.max_length(models.load_config(models.locate(base)))
-        encode_prompts(methods.tokenizer_of(base, folder), prompts, limit, recipe.generation.max_new_tokens, label)
+        tokenizer = with_template(methods.tokenizer_of(base, folder), template)
+        encode_prompts(tokenizer, prompts, limit, recipe.generation.max_new_tokens, label)
     model = recipe.model
     bits = model.bits if "bits" in model.model_fields_set else None  # as the adapter was trained
     quantize_embedding = model.quantize_embedding if "quantize_embedding" in model.model_fields_set else None
-    return methods.load(base, folder, model.dtype, None, model.attention, bits, quantize_embedding)
+    loaded, tokenizer = methods.load(base, folder, model.dtype, None, model.attention, bits, quantize_embedding)
+    return loaded, with_template(tokenizer, template)
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer, with another template if one is named.
+
+    Raises:
+        UserError: no such template, or one that the tokenizer lacks tokens for.
+    """
+    if template is not None:
+        adopt(tokenizer, template)
+    return tokenizer
 
 
 def check_output(output: str) -> None:

@@ -23,6 +23,7 @@ from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.generation.decoding import encode_prompts
 from glmtune.methods import Method, Model
 from glmtune.models.quantization import count_parameters
+from glmtune.models.templates import adopt
 from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
 from glmtune.tasks import Example, Task
 from glmtune.training.callbacks import start_log
@@ -111,7 +112,10 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     location = models.locate(recipe.model.path)
     if Path(recipe.model.path).is_dir():  # the run folder is to be usable from anywhere
         recipe.model.path = str(Path(recipe.model.path).resolve())
-    tokenizer, config = models.load_tokenizer(location), models.load_config(location)
+    config, tokenizer = models.load_config(location), models.load_tokenizer(location)
+    models.check_release(recipe.model.path, tokenizer, config)
+    if recipe.data.template is not None:
+        adopt(tokenizer, recipe.data.template)
     limit = models.max_length(config)
     if limit is not None:
         limit -= method.places(config.model_type)

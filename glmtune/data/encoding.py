@@ -1,22 +1,33 @@
-"""Text to token ids. The template travels with the tokenizer; what users write can never become a control token."""
+"""Text to token ids. The template travels with the tokenizer; what users write can never become a control token.
+
+A template is rendered with signs that stand for what people wrote. Only control tokens that stand in the template
+itself become ids, and everything between two of them is encoded as one text, as the original models do. Rendering
+depends on the roles alone, so that each sequence of roles is rendered once.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import TypedDict, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypedDict, cast
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from glmtune.runtime import UserError
 
-Message = dict[str, str]  # {"role": "user" | "assistant" | "system", "content": text}
+# {"role": "user" | "assistant" | "system" | ..., "content": text}, and what else a template knows, such as "metadata".
+Message = dict[str, Any]
 IGNORED = -100  # label of a token that is not learned
 
-# The first of the characters that stand for the contents of messages while a template is rendered, one for each.
-# They are for private use, so that no template writes them and no tokenizer has tokens for them.
+# The first of the characters that stand for what people wrote while a template is rendered, one for each text. They
+# are for private use, so that no template writes them and no tokenizer has tokens for them.
 _CONTENT = 0xF0000
 _CONTENT_PATTERN = re.compile("[\U000f0000-\U000ffffd]")
+_MARK = re.compile(r"{%-?\s*generation\s*-?%}")
+ROLES = [("user", "content"), ("assistant", "content"), ("user", "content")]
 
 
 class Encoding(TypedDict):
@@ -30,44 +41,244 @@ class Encoding(TypedDict):
     record: int
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[Message]) -> list[int]:
-    """Token ids of a prompt, ready to be answered: template and special tokens included.
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a rendered template: a control token, or text with signs for contents in it; learned or not."""
 
-    The template is rendered with placeholders for what people wrote. Only control tokens that stand in the template
-    itself become ids; everything between two of them is encoded as one plain text.
+    text: str
+    is_control: bool
+    learned: bool
+
+
+def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
+    """A text is one user message."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> list[int]:
+    """Token ids of a prompt, ready to be answered: template and special tokens included.
 
     Args:
         tokenizer: with a `chat_template`; without one the bare prompt gets the tokenizer's own special tokens.
         prompt: a text, which is one user message, or messages.
     """
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = as_messages(prompt)
     if tokenizer.chat_template is None:
         text = "\n".join(message["content"] for message in messages)
-        return tokenizer(text, split_special_tokens=True)["input_ids"]
-    stand_ins = [{**message, "content": chr(_CONTENT + i)} for i, message in enumerate(messages)]
-    rendered = str(tokenizer.apply_chat_template(stand_ins, tokenize=False, add_generation_prompt=True))
-    ids: list[int] = []
-    for is_control, piece in template_pieces(tokenizer, rendered):
-        if is_control:
-            ids.append(cast(int, tokenizer.convert_tokens_to_ids(piece)))
-        else:
-            written = _CONTENT_PATTERN.sub(lambda found: messages[ord(found[0]) - _CONTENT]["content"], piece)
-            ids += plain_ids(tokenizer, written)
+        return cast(list[int], tokenizer(text, split_special_tokens=True)["input_ids"])
+    stand_ins, texts = with_stand_ins(messages)
+    rendered, _ = render(tokenizer, stand_ins, for_answer=True)
+    ids, _ = encode_pieces(tokenizer, pieces_of(tokenizer, rendered, []), texts)
     return ids
 
 
-def template_pieces(tokenizer: PreTrainedTokenizerBase, rendered: str) -> Iterator[tuple[bool, str]]:
-    """(is a control token, text) of a rendered template, in order."""
-    controls = sorted(control_tokens(tokenizer), key=len, reverse=True)
-    for index, piece in enumerate(re.split("(" + "|".join(map(re.escape, controls)) + ")", rendered)):
-        if piece:
-            yield index % 2 == 1, piece
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[Message],
+    target: str,
+    max_length: int | None = None,
+    record: int = -1,
+    every_turn: bool = False,
+) -> Encoding:
+    """A prompt with its target. Learned are the target, with what the template puts around it, and the end token.
+
+    Args:
+        tokenizer: with the template of the model.
+        prompt: a text, which is one user message, or messages.
+        target: the answer.
+        max_length: in tokens.
+        record: index of the example in its data set.
+        every_turn: the assistant's turns in the prompt are learned, too, as far as the template marks them.
+
+    Raises:
+        UserError: the example is longer than `max_length` tokens.
+    """
+    messages = as_messages(prompt)
+    if tokenizer.chat_template is None:
+        prompt_ids = encode_prompt(tokenizer, messages)
+        target_ids = [*plain_ids(tokenizer, target), end_id(tokenizer)]
+        ids, labels = prompt_ids + target_ids, [IGNORED] * len(prompt_ids) + target_ids
+    else:
+        stand_ins, texts = with_stand_ins([*messages, {"role": "assistant", "content": target}])
+        pieces = conversation(tokenizer, stand_ins, every_turn)
+        ids, learned = encode_pieces(tokenizer, pieces, texts)
+        labels = [token if is_learned else IGNORED for token, is_learned in zip(ids, learned, strict=True)]
+    if max_length is not None and len(ids) > max_length:
+        raise UserError(
+            f"An example has {len(ids)} tokens, more than data.max_length or the model's {max_length}: "
+            f"{str(prompt)[:60]!r}... Shorten it, or raise data.max_length if the model can take more."
+        )
+    return {"input_ids": ids, "labels": labels, "record": record}
+
+
+def with_stand_ins(messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+    """Messages with a sign in place of each text but the roles, and the texts; an empty text stays empty."""
+    texts: list[str] = []
+
+    def sign(text: str) -> str:
+        texts.append(text)
+        return chr(_CONTENT + len(texts) - 1)
+
+    stand_ins = [
+        {
+            key: sign(value) if key != "role" and isinstance(value, str) and value else value
+            for key, value in message.items()
+        }
+        for message in messages
+    ]
+    return stand_ins, texts
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], for_answer: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    """The template's text for some messages, and where in it stands what is learned, as far as the template says.
+
+    Args:
+        tokenizer: with a template.
+        messages: with signs for contents.
+        for_answer: let the assistant's answer follow (`add_generation_prompt`).
+    """
+    named = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    shape = tuple(tuple(message.items()) for message in messages)
+    template = tokenizer.get_chat_template()
+    if any(not isinstance(value, str) for message in messages for value in message.values()):  # tools
+        return _render(template, messages, for_answer, named)
+    return _render_shape(template, shape, for_answer, tuple(named.items()))
+
+
+@lru_cache(maxsize=256)
+def _render_shape(
+    template: str, shape: tuple[tuple[tuple[str, str], ...], ...], for_answer: bool, named: tuple[tuple[str, str], ...]
+) -> tuple[str, list[tuple[int, int]]]:
+    return _render(template, [dict(message) for message in shape], for_answer, dict(named))
+
+
+def _render(
+    template: str, messages: list[Message], for_answer: bool, named: Mapping[str, str]
+) -> tuple[str, list[tuple[int, int]]]:
+    library: Any = render_jinja_template  # its annotations do not say what it returns
+    texts, spans = library(
+        conversations=[messages],
+        chat_template=template,
+        return_assistant_tokens_mask=_MARK.search(template) is not None,
+        add_generation_prompt=for_answer,
+        **named,
+    )
+    return texts[0], [(int(first), int(last)) for first, last in (spans[0] if spans else [])]
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message], every_turn: bool = False) -> list[Piece]:
+    """A conversation that ends with an answer, and what of it is learned: the answer, and an end token in any case.
+
+    Args:
+        tokenizer: with a template.
+        messages: with signs for contents, the last one the assistant's.
+        every_turn: learn what the template marks in earlier turns, too.
+    """
+    asked, _ = render(tokenizer, messages[:-1], for_answer=True)
+    whole, spans = render(tokenizer, messages, for_answer=False)
+    content = messages[-1]["content"]
+    if not spans:  # an unmarked template: what follows the prompt, up to the control token that ends the turn
+        if not whole.startswith(asked) or (content and content not in whole[len(asked) :]):
+            whole = asked + content
+        last = whole.rindex(content) + len(content) if content else len(asked)
+        following = next(iter(pieces_of(tokenizer, whole[last:], [])), None)
+        last += len(following.text) if following is not None and following.is_control else 0
+        whole, spans = whole[:last], [(len(asked), last)]
+    spans = spans if every_turn else spans[-1:]
+    pieces = pieces_of(tokenizer, whole[: spans[-1][1]], spans)
+    if not pieces or not pieces[-1].is_control:
+        pieces.append(Piece(str(tokenizer.eos_token), is_control=True, learned=True))
+    return pieces
+
+
+def pieces_of(tokenizer: PreTrainedTokenizerBase, rendered: str, spans: Sequence[tuple[int, int]]) -> list[Piece]:
+    """A rendered template cut at control tokens, and at the bounds of what is learned."""
+    bounds = sorted({bound for span in spans for bound in span})
+    pieces = []
+    for start, text, is_control in cut_at(control_pattern(tokenizer), rendered):
+        inner = [bound - start for bound in bounds if start < bound < start + len(text)]
+        for first, last in zip([0, *inner], [*inner, len(text)], strict=True):
+            learned = any(left <= start + first and start + last <= right for left, right in spans)
+            pieces.append(Piece(text[first:last], is_control, learned))
+    return pieces
+
+
+def cut_at(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, str, bool]]:
+    """(place, text, whether it matches) of what matches a pattern and of what stands between, in order."""
+    place = 0
+    for found in pattern.finditer(text):
+        if place < found.start():
+            yield place, text[place : found.start()], False
+        yield found.start(), found[0], True
+        place = found.end()
+    if place < len(text):
+        yield place, text[place:], False
+
+
+def encode_pieces(
+    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], texts: Sequence[str]
+) -> tuple[list[int], list[bool]]:
+    """Token ids, and whether each is learned. Signs in the pieces become the texts that they stand for."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    run: list[Piece] = []  # text since the last control token
+
+    def flush() -> None:
+        for piece, new in zip(run, encode_run(tokenizer, [written(piece.text, texts) for piece in run]), strict=True):
+            ids.extend(new)
+            learned.extend([piece.learned] * len(new))
+        run.clear()
+
+    for piece in pieces:
+        if piece.is_control:
+            flush()
+            ids.append(cast(int, tokenizer.convert_tokens_to_ids(piece.text)))
+            learned.append(piece.learned)
+        else:
+            run.append(piece)
+    flush()
+    return ids, learned
+
+
+def encode_run(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts that stand side by side: those of the whole, unless tokens would reach across the bounds."""
+    parts: list[list[int]] = []
+    so_far: list[int] = []
+    whole = ""
+    for text in texts:
+        whole += text
+        ids = plain_ids(tokenizer, whole)
+        if ids[: len(so_far)] == so_far:
+            parts.append(ids[len(so_far) :])
+        else:
+            parts.append(plain_ids(tokenizer, text))
+        so_far = so_far + parts[-1]
+    return parts
+
+
+def written(piece: str, texts: Sequence[str]) -> str:
+    """A piece with the texts in place of their signs."""
+    return _CONTENT_PATTERN.sub(lambda found: texts[ord(found[0]) - _CONTENT], piece)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """Every token that a template may use as a control token."""
     named = (token for token in tokenizer.special_tokens_map.values() if isinstance(token, str))
     return {*named, *tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+
+
+def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """What matches a control token; those that are words, as ChatGLM3-6B's `sop` and `eop`, only between others."""
+    return _control_pattern(frozenset(control_tokens(tokenizer)))
+
+
+@lru_cache(maxsize=64)
+def _control_pattern(tokens: frozenset[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+    exact = [rf"(?<!\w){re.escape(token)}(?!\w)" if token.isalnum() else re.escape(token) for token in longest_first]
+    return re.compile("|".join(exact) or r"(?!)")
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -83,25 +294,28 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [token_id for ids in encoded for token_id in ids]
 
 
-def encode_example(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str | list[Message],
-    target: str,
-    max_length: int | None = None,
-    record: int = -1,
-) -> Encoding:
-    """A prompt with its target. Only the target and the end token are learned.
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The end token."""
+    return cast(int, tokenizer.eos_token_id)
 
-    Raises:
-        UserError: the example is longer than `max_length` tokens.
-    """
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    target_ids = [*plain_ids(tokenizer, target), tokenizer.eos_token_id]
-    length = len(prompt_ids) + len(target_ids)
-    if max_length is not None and length > max_length:
-        raise UserError(
-            f"An example has {length} tokens, more than data.max_length or the model's {max_length}: "
-            f"{str(prompt)[:60]!r}... Shorten it, or raise data.max_length if the model can take more."
-        )
-    labels = [IGNORED] * len(prompt_ids) + target_ids
-    return {"input_ids": prompt_ids + target_ids, "labels": labels, "record": record}
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer: the end token, and those that the template puts behind one, last or between turns."""
+    found = {end_id(tokenizer)}
+    if tokenizer.chat_template is not None:
+        messages, _ = with_stand_ins([{"role": role, key: "."} for role, key in ROLES])
+        found.add(cast(int, tokenizer.convert_tokens_to_ids(conversation(tokenizer, messages[:2])[-1].text)))
+        whole, spans = render(tokenizer, messages, for_answer=False)
+        for first, last in spans:
+            *_, ending = pieces_of(tokenizer, whole[first:last], [])
+            found |= {cast(int, tokenizer.convert_tokens_to_ids(ending.text))} if ending.is_control else set()
+    return sorted(found)
+
+
+def lead_in(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a template puts before an answer that the model writes itself, e.g. a line for metadata; no part of it."""
+    if tokenizer.chat_template is None:
+        return ""
+    messages, _ = with_stand_ins([{"role": role, key: "."} for role, key in ROLES[:2]])
+    learned = "".join(piece.text for piece in conversation(tokenizer, messages) if piece.learned)
+    return learned.partition(messages[1]["content"])[0]

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
 
 from glmtune.config import GenerationSettings
-from glmtune.data.encoding import Message, encode_prompt
+from glmtune.data.encoding import Message, encode_prompt, lead_in, stop_ids
 from glmtune.methods import Model
 from glmtune.models import max_length
 from glmtune.runtime import UserError
@@ -19,8 +19,10 @@ from glmtune.runtime import UserError
 Prompt = str | list[Message]
 
 
-def generation_config(tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings) -> GenerationConfig:
-    """transformers' form of the settings: stops at the end token, greedy unless asked to sample.
+def generation_config(
+    tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings, stops: Sequence[int]
+) -> GenerationConfig:
+    """transformers' form of the settings: stops at any of `stops`, greedy unless asked to sample.
 
     What is named here counts; a checkpoint's own `generation_config.json` fills in the rest, so its penalties and
     beams are switched off by name.
@@ -30,7 +32,7 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, settings: GenerationSe
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=list(stops),
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
         num_beams=1,
@@ -102,19 +104,26 @@ def complete_batch(
     pad = tokenizer.pad_token_id
     input_ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    stops = stops_of(model, tokenizer)
     sequences = model.generate(  # type: ignore[operator]
         input_ids=input_ids,
         attention_mask=mask,
-        generation_config=generation_config(tokenizer, settings),
+        generation_config=generation_config(tokenizer, settings, stops),
     )
-    return [text_of(tokenizer, row) for row in sequences[:, length:].tolist()]
+    return [text_of(tokenizer, row, stops) for row in sequences[:, length:].tolist()]
 
 
-def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """The text of an answer, up to its end token."""
-    if tokenizer.eos_token_id in ids:
-        ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
+def stops_of(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer: those of the tokenizer and its template, and those that the checkpoint names."""
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return sorted({*stop_ids(tokenizer), *(named if isinstance(named, list) else [] if named is None else [named])})
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: Sequence[int]) -> str:
+    """The text of an answer, up to the token that ends it, without what the template puts before answers."""
+    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
+    return "".join(without_lead_in(iter([text]), lead_in(tokenizer)))
 
 
 def stream(
@@ -137,7 +146,7 @@ def stream(
                 model.generate(  # type: ignore[operator]
                     input_ids=input_ids,
                     attention_mask=torch.ones_like(input_ids),
-                    generation_config=generation_config(tokenizer, settings),
+                    generation_config=generation_config(tokenizer, settings, stops_of(model, tokenizer)),
                     streamer=streamer,
                     stopping_criteria=[stop],
                 )
@@ -148,12 +157,25 @@ def stream(
     thread = Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield from streamer
+        yield from without_lead_in(streamer, lead_in(tokenizer))
     finally:
         stop.asked.set()
         thread.join()
     if failures:
         raise failures[0]
+
+
+def without_lead_in(pieces: Iterator[str], first: str) -> Iterator[str]:
+    """Pieces of an answer, without what the template puts before answers."""
+    held, passed = "", False
+    for piece in pieces:
+        if passed:
+            yield piece
+            continue
+        held += piece
+        if not first.startswith(held):
+            yield held.removeprefix(first) if held.startswith(first) else held.removeprefix(first.rstrip(" "))
+            passed = True
 
 
 class Stop(StoppingCriteria):

@@ -146,7 +146,9 @@ class Method(ABC):
 
     def save_weights(self, model: Model, folder: Path) -> None:
         """Write the weights that were trained."""
-        model.save_pretrained(str(folder))
+        # peft would guess from the base's config.json, in its own words, whether embeddings have grown. They have not.
+        options: dict[str, Any] = {"save_embedding_layers": False} if self.saves_adapter else {}
+        model.save_pretrained(str(folder), **options)
 
     @classmethod
     def holds(cls, folder: Path) -> bool:

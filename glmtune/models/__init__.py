@@ -6,8 +6,6 @@ from this package while they are themselves being imported (`glmtune.autoclasses
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 import textwrap
 from collections.abc import Iterator
@@ -18,15 +16,43 @@ from typing import TYPE_CHECKING, Any
 from glmtune import registry
 from glmtune.config import ModelSettings
 from glmtune.models.architecture import storage
+from glmtune.models.checkpoint import (
+    WEIGHT_PATTERNS,
+    check_checkpoint,
+    check_files,
+    fingerprint,
+    lazy_weights,
+    local_folder,
+    read_json,
+    weight_files,
+)
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = [
+    "EMBEDDED",
+    "check_bits",
+    "check_checkpoint",
+    "check_files",
+    "check_release",
+    "choose_dtype",
+    "default_device",
+    "fingerprint",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "locate",
+    "max_length",
+    "read_json",
+    "reading",
+    "stored_bits",
+    "weight_files",
+]
+
 EMBEDDED = {"nano": Path(__file__).parent / "nano"}
-LFS_MARK = b"version https://git-lfs"
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 # One of these files makes a folder something that can be loaded: a checkpoint, a run, an adapter.
 LOADABLE = ("config.json", "recipe.yaml", "adapter_config.json")
 
@@ -51,94 +77,6 @@ def locate(path: str) -> str:
     raise UserError(
         f"model.path: no such model directory: {path}.{registry.suggest(folder.name, [*EMBEDDED, *neighbours])}"
     )
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Look for what makes loading fail later and less clearly.
-
-    Raises:
-        UserError: no `config.json`, or a file that is damaged or missing.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model.path: {folder} has no config.json, so it is no checkpoint directory.")
-    check_files(folder)
-
-
-def check_files(folder: Path) -> None:
-    """Check the files of a checkpoint or an adapter, without reading weights.
-
-    Raises:
-        UserError: a Git-LFS pointer, a truncated safetensors file, or a missing shard.
-    """
-    for file in sorted(file for file in folder.iterdir() if file.is_file()):
-        with file.open("rb") as stream:
-            head = stream.read(len(LFS_MARK))
-        if head == LFS_MARK:
-            raise UserError(f"{file} is a Git-LFS pointer, not the file itself. Fetch it: cd {folder} && git lfs pull")
-        if file.suffix == ".safetensors":
-            check_safetensors(file)
-    for index in folder.glob("*.index.json"):
-        shards = set(read_json(index).get("weight_map", {}).values())
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if missing:
-            raise UserError(
-                f"{folder} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])} ... "
-                "Copy or download them."
-            )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint or an adapter.
-
-    Raises:
-        UserError: the file holds none.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}. Copy or download it again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} is damaged: not a JSON object. Copy or download it again.")
-    return value
-
-
-def check_safetensors(file: Path) -> None:
-    """Compare the size of a safetensors file with what its header promises.
-
-    Raises:
-        UserError: the file is shorter or longer, or has no header.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
-        try:
-            header = json.loads(stream.read(header_size)) if 0 < header_size < size else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise UserError(f"{file} is damaged: {size} bytes without a readable header. Copy or download it again.")
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    expected = 8 + header_size + max(ends, default=0)
-    if size != expected:
-        raise UserError(f"{file} is truncated: {size} of {expected} bytes. Copy or download it again.")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Weight files of a checkpoint."""
-    return sorted(file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern))
-
-
-def fingerprint(folder: Path | str) -> str:
-    """A short hash of a checkpoint's weights: name, size, first and last megabyte of each file."""
-    digest = hashlib.sha256()
-    for file in weight_files(Path(folder)):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(2**20))
-            stream.seek(max(0, size - 2**20))
-            digest.update(stream.read(2**20))
-    return digest.hexdigest()[:16]
 
 
 def default_device() -> torch.device:
@@ -192,6 +130,16 @@ def reading(what: str, path: str) -> Iterator[None]:
         ) from error
 
 
+def local(place: str, weights: bool) -> str:
+    """The directory of what `locate` gives; a hub repository is fetched first.
+
+    Raises:
+        UserError: the hub does not give it.
+    """
+    with reading("files", place):
+        return str(local_folder(place, weights))
+
+
 def load(
     settings: ModelSettings, device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -200,20 +148,26 @@ def load(
     Raises:
         UserError: no such model, or its files are missing or damaged.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     from glmtune.models.quantization import mend_library_layers, pack_embedding
 
     device = device or default_device()
-    folder = locate(settings.path)
-    if not settings.random_init and Path(folder).is_dir() and not weight_files(Path(folder)):
+    place = locate(settings.path)
+    folder = local(place, weights=not settings.random_init)
+    if not settings.random_init and not weight_files(Path(folder)):
         raise UserError(f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}).")
-    tokenizer, config = load_tokenizer(folder), load_config(folder)
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    check_release(settings.path, tokenizer, config)
     dtype = choose_dtype(settings.dtype, device)
-    options: dict[str, Any] = {"attn_implementation": settings.attention, "dtype": dtype}
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        raise UserError(f"model.path: {settings.path} is a {config.model_type} model, which is no causal language model.")
+    attention = settings.attention if kind._supports_sdpa else "eager"  # CodeGen has but one
+    options: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
     check_bits(settings, config)
     if settings.random_init:
-        return AutoModelForCausalLM.from_config(config, **options).to(device).eval(), tokenizer
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options).to(device).eval(), tokenizer
     # Names and shapes are compared here: the library only logs what is missing, and fills in random weights.
     options |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if device.type == "cuda":  # straight there, without a copy in the machine's memory
@@ -222,14 +176,44 @@ def load(
         if settings.bits != stored_bits(config) and settings.bits < 16:
             loaded = load_quantized(folder, settings.bits, device, options)
         else:
-            loaded = AutoModelForCausalLM.from_pretrained(folder, **options)
+            loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     model, found = loaded
     check_weights(settings.path, found)
-    model.name_or_path = model.config.name_or_path = folder  # where peft looks for the base of an adapter
+    model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter
     mend_library_layers(model)
     if settings.quantize_embedding:
         pack_embedding(model)
     return model.to(device).eval(), tokenizer
+
+
+def check_release(path: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """See whether tokenizer and weights are of the same release.
+
+    Raises:
+        UserError: control tokens have other ids in one than in the other, or there are tokens that the model lacks.
+    """
+    from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+    from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
+
+    if isinstance(config, ChatGLMConfig) and isinstance(tokenizer, ChatGLMTokenizer):
+        control = {
+            tokenizer.gmask_token: config.gmask_token_id,
+            tokenizer.bos_token: config.bos_token_id,
+            tokenizer.eos_token: config.eos_token_id,
+        }
+        for token, expected in control.items():
+            if (found := tokenizer.convert_tokens_to_ids(token)) != expected:
+                raise UserError(
+                    f"model.path: {path} mixes two releases: its tokenizer has {token} at {found}, its config.json at "
+                    f"{expected}. Copy ice_text.model, tokenizer_config.json and config.json from the release that "
+                    "the weights are of (v1.0 has 150528 tokens, v1.1 130528)."
+                )
+    size = config.get_text_config().vocab_size
+    if len(tokenizer) > size and (largest := max(tokenizer.get_vocab().values())) >= size:
+        raise UserError(
+            f"model.path: {path} mixes two releases: its tokenizer has ids up to {largest}, and its model has rows for "
+            f"{size} tokens. Copy the tokenizer's files from the release that the weights are of."
+        )
 
 
 def check_bits(settings: ModelSettings, config: PreTrainedConfig) -> None:
@@ -254,20 +238,17 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
     On a CPU the files are read piece by piece: mapped into memory, as the library does it, a whole checkpoint would
     end up there beside the quantized weights (16 instead of 6 GiB for ChatGLM-6B at 4 bits, benchmarks/results).
     """
-    from safetensors import safe_open
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+    from glmtune.models.glm.configuration_glm import OriginalGlmConfig
     from glmtune.models.quantization import bits_config
 
     options = {**options, "quantization_config": bits_config(bits, options["dtype"]), "device_map": {"": device}}
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if device.type == "cpu" and files:
-        readers = [safe_open(str(file), framework="pt", backend="pread") for file in files]
-        weights = {name: reader.get_slice(name) for reader in readers for name in reader.offset_keys()}
-        config = options["config"]
+    config = options["config"]
+    if device.type == "cpu" and not isinstance(config, OriginalGlmConfig):  # which does so in any case
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        return kind.from_pretrained(None, state_dict=weights, **options)
-    return AutoModelForCausalLM.from_pretrained(folder, **options)
+        return kind.from_pretrained(None, state_dict=lazy_weights(Path(folder)), **options)
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
 
 
 def stored_bits(config: PreTrainedConfig) -> int:
@@ -311,24 +292,55 @@ def load_config(folder: str) -> PreTrainedConfig:
     """
     from transformers import AutoConfig
 
-    with reading("config.json", folder):
-        return AutoConfig.from_pretrained(folder)
+    files = local(folder, weights=False)
+    check_family(files)
+    with reading("config.json", files):
+        return AutoConfig.from_pretrained(files, trust_remote_code=False)
+
+
+def check_family(folder: str) -> None:
+    """See whether a `config.json` is of a family that can be loaded without running code from its repository.
+
+    Raises:
+        UserError: it is not, or does not say.
+    """
+    from transformers import CONFIG_MAPPING
+
+    values = read_json(Path(folder) / "config.json")
+    family = values.get("model_type")
+    if not family:
+        raise UserError(
+            f"model.path: {folder}/config.json has no model_type, so that nobody can tell what it is. Take the file of "
+            "the release again, or add its model_type, e.g. chatglm."
+        )
+    if family not in CONFIG_MAPPING:
+        needs = "runs only with code from its repository" if "auto_map" in values else "is of an unknown family"
+        raise UserError(
+            f"model.path: {folder} (model_type '{family}') {needs}, which is never run here. What loads: ChatGLM-6B, "
+            "ChatGLM2-6B, ChatGLM3-6B, GLM-4 and all causal language models of transformers."
+            f"{registry.suggest(str(family), list(CONFIG_MAPPING)).partition(' Known')[0]}"
+        )
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, with a token to pad with.
+    """The tokenizer of a checkpoint, with a token to pad with and a template: its own, or the plain one.
 
     Raises:
         UserError: there is none, or it has no end token.
     """
     from transformers import AutoTokenizer
 
-    with reading("tokenizer", folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    from glmtune.models.templates import adopt
+
+    files = local(folder, weights=False)
+    with reading("tokenizer", files):
+        tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.path: the tokenizer of {folder} has no eos_token, so that no answer could end.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        adopt(tokenizer, "plain")
     return tokenizer
 
 

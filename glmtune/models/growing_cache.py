@@ -29,11 +29,12 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         past = self.get_seq_length()
         length = past + key_states.shape[-2]
-        filled = []
-        rows = self.rows or (self.keys, self.values)
-        for row, old, new in zip(rows, (self.keys, self.values), (key_states, value_states), strict=True):
-            filled.append(append(row, old, new, past, length))
-        self.rows = (filled[0], filled[1])
+        assert self.keys is not None and self.values is not None
+        keys, values = self.rows or (self.keys, self.values)
+        self.rows = (
+            append(keys, self.keys, key_states, past, length),
+            append(values, self.values, value_states, past, length),
+        )
         self.keys, self.values = (row[..., :length, :] for row in self.rows)
         return self.keys, self.values
 

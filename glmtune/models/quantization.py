@@ -201,6 +201,30 @@ def fill(layer: PackedLayer, weight: Tensor) -> None:
     layer.weight_scale = nn.Parameter(torch.cat(scales).float(), requires_grad=False)
 
 
+def unpack_layers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the packed layers of a model, also those with updates beside them, by ordinary ones of the same numbers.
+
+    Tied weights stay tied.
+    """
+    weights: dict[int, nn.Parameter] = {}
+    for module in list(model.modules()):
+        for name, layer in module.named_children():
+            if not isinstance(layer, PackedLayer):
+                continue
+            if id(layer.weight) not in weights:
+                numbers = dequantize(layer.weight, layer.weight_scale, layer.bits, dtype)
+                weights[id(layer.weight)] = nn.Parameter(numbers, requires_grad=False)
+            weight = weights[id(layer.weight)]
+            plain: nn.Module
+            if isinstance(layer, PackedLinear):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+                plain.register_parameter("bias", layer.bias)
+            else:
+                plain = nn.Embedding(*weight.shape, device="meta")
+            plain.register_parameter("weight", weight)
+            setattr(module, name, plain)
+
+
 def bits_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     """bitsandbytes' settings for 8 or 4 bits, computing in `dtype`.
 

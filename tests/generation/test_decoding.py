@@ -72,7 +72,7 @@ def test_longest_first_in_batches(tiny: Loaded, monkeypatch: pytest.MonkeyPatch)
 
     def echo(model: Any, tokenizer: Any, prompts: list[list[int]], settings: GenerationSettings) -> list[str]:
         sizes.append([len(prompt) for prompt in prompts])
-        return [text_of(tokenizer, prompt[:-2]) for prompt in prompts]
+        return [text_of(tokenizer, prompt[:-2], [tokenizer.eos_token_id]) for prompt in prompts]
 
     monkeypatch.setattr(decoding, "complete_batch", echo)
     assert answers(tiny, PROMPTS) == PROMPTS
@@ -98,8 +98,8 @@ def test_text_ends_at_the_end_token(tiny: Loaded) -> None:
     ids = tokenizer("42", add_special_tokens=False)["input_ids"]
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     for tail in ([], [eos], [eos, pad, pad], [eos, *ids], [eos, eos]):
-        assert text_of(tokenizer, [*ids, *tail]) == "42"
-    assert text_of(tokenizer, [eos, *ids]) == text_of(tokenizer, []) == ""
+        assert text_of(tokenizer, [*ids, *tail], [eos]) == "42"
+    assert text_of(tokenizer, [eos, *ids], [eos]) == text_of(tokenizer, [], [eos]) == ""
 
 
 def test_sampling_follows_the_seed(tiny: Loaded) -> None:
@@ -113,10 +113,10 @@ def test_sampling_follows_the_seed(tiny: Loaded) -> None:
 
 
 def test_settings_reach_the_library(tiny: Loaded) -> None:
-    sampled, greedy = (generation_config(tiny[1], settings) for settings in (SAMPLED, GREEDY))
+    sampled, greedy = (generation_config(tiny[1], settings, [tiny[1].eos_token_id]) for settings in (SAMPLED, GREEDY))
     assert (sampled.do_sample, sampled.temperature, sampled.top_p, sampled.top_k) == (True, 5.0, 1.0, 0)
     assert not greedy.do_sample
-    assert (greedy.max_new_tokens, greedy.eos_token_id) == (12, tiny[1].eos_token_id)
+    assert (greedy.max_new_tokens, greedy.eos_token_id) == (12, [tiny[1].eos_token_id])
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -77,8 +77,10 @@ def drop_a_weight(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json, so it is no checkpoint"),
-        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read.*config.json. is not a valid JSON"),
-        (edit_config(model_type="foo"), "config.json cannot be read.*model type `foo`"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged: .*Copy or download it again"),
+        (edit_config(model_type="foo"), "model_type 'foo'. is of an unknown family.*never run here.*ChatGLM3-6B"),
+        (edit_config(model_type="foo", auto_map={}), "model_type 'foo'. runs only with code from its repository"),
+        (edit_config(model_type=None), "config.json has no model_type.*Take the file of the release again"),
         (edit_config(hidden_size=33), "cannot be read.*hidden_size=33 must be a multiple"),
         (edit_config(vocab_size=600), r"do not fit its config.json: transformer.word_embeddings.weight is \[512, 32\]"),
         (edit_config(num_layers=3), "lacks 12 weights that its config.json asks for: transformer.layers.2"),
@@ -153,8 +155,8 @@ def test_a_hub_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, tmp
         raise OSError("We couldn't connect to the hub.\n\nAnd much advice.")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", no_answer)
-    with pytest.raises(UserError, match=r"no folder some/model here, and the hub gives no tokenizer.*connect") as error:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_answer)
+    with pytest.raises(UserError, match=r"no folder some/model here, and the hub gives no files.*connect") as error:
         load("some/model")
     assert "advice" not in str(error.value)
 

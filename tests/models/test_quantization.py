@@ -58,7 +58,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packs:
         config = json.loads((GLM1 / "config.json").read_text())
         config |= {"quantization_bit": bits, "quantization_embeddings": embedding}
         (folder / "config.json").write_text(json.dumps(config))
-        AutoTokenizer.from_pretrained(models.EMBEDDED["nano"]).save_pretrained(folder)
+        shutil.copy(GLM1.parent / "tokenizer/toy.model", folder / "ice_text.model")
         return folder
 
     return write

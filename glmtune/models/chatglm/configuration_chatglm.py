@@ -61,6 +61,15 @@ class ChatGLMConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 130005
     pad_token_id: int | None = 3
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A `ChatGLMConfig`, or that of `Glm` for the later generations, which say `chatglm` as well."""
+        if any(key in config_dict for key in LATER_GENERATION_KEYS):
+            from glmtune.models.glm.configuration_glm import OriginalGlmConfig, translate
+
+            return OriginalGlmConfig.from_dict(translate(config_dict), **kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         later = [key for key in LATER_GENERATION_KEYS if key in kwargs]
         if later:

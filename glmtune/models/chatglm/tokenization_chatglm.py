@@ -1,4 +1,8 @@
-"""Tokenizer of ChatGLM-6B v1.1: its `ice_text.model` (sentencepiece) without the original's remote code."""
+"""Tokenizer of ChatGLM-6B: its `ice_text.model` (sentencepiece) without the original's remote code.
+
+Release v1.1 dropped the 20,000 image tokens of v1.0, whose ids are higher by as many. The file of the first weeks holds
+text pieces alone; the others were added by the code, in the order in which later files have them.
+"""
 
 import os
 import re
@@ -10,30 +14,18 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.models.checkpoint import LFS_MARK, read_json
+from glmtune.models.templates import preset
 
 VOCAB_FILES_NAMES = {"vocab_file": "ice_text.model"}
 
-GIT_LFS_POINTER = b"version https://git-lfs"
+# After the text pieces, in the order of their ids.
+SPECIAL_PIECES = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"]
 REMEDY = "Get the file of ChatGLM-6B v1.1: `git lfs pull` in a git clone, or `hf download THUDM/chatglm-6b`."
-
-# The original's prompt: a single question stands bare, with history the rounds are numbered from 0. `[gMASK]<sop>`
-# are control tokens here, as `glmtune.data.encoding` reads templates.
-CHAT_TEMPLATE = """\
-{%- set turns = messages | rejectattr('role', 'equalto', 'system') | list -%}
-{%- for message in messages if message.role == 'system' -%}{{ message.content + '\\n' }}{%- endfor -%}
-{%- for message in turns -%}
-{%- if turns | length == 1 -%}{{ message.content }}
-{%- elif message.role == 'user' -%}
-{{ '[Round ' ~ (loop.index0 // 2) ~ ']\\n问：' ~ message.content ~ '\\n答：' }}
-{%- else -%}{{ message.content + '\\n' }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}[gMASK]<sop>{%- endif -%}
-"""
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
-    """The tokenizer of ChatGLM-6B v1.1: the original's ids, with the padding and masks usual in transformers.
+    """The tokenizer of ChatGLM-6B: the original's ids, with the padding and masks usual in transformers.
 
     The sentencepiece model does most of the work: nmt_nfkc (full-width punctuation becomes ASCII), a dummy
     prefix, byte fallback, digits one by one. Newlines, tabs and runs of blanks have pieces of their own
@@ -53,7 +45,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         vocab_file: path of `ice_text.model`.
         do_lower_case: lower-case the text first.
         remove_space: strip the text and shrink each run of white space to one blank first.
-        num_image_tokens: ids before the first text token; 0 in v1.1, which removed the image tokens.
+        num_image_tokens: ids before the first text token: 20,000 in v1.0; 0 in v1.1, which removed the image tokens.
+            `from_pretrained` takes it from the checkpoint.
         bos_token: starts the answer. eos_token: ends it. end_token: the sentencepiece model's own, unused.
         mask_token: the place of a short blank. gmask_token: the place of an open-ended answer.
         kwargs: as for every transformers tokenizer.
@@ -88,7 +81,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self._image_tokens = {f"<image_{index}>": index for index in range(num_image_tokens)}
         if vocab_file is None:  # `from_pretrained` found none
             vocab_file = Path(kwargs.get("name_or_path", ""), VOCAB_FILES_NAMES["vocab_file"])
-        self.sp_model = _load_sentencepiece(vocab_file, (str(gmask_token), str(bos_token), str(eos_token)))
+        required = (str(gmask_token), str(bos_token), str(eos_token))
+        self.sp_model = _load_sentencepiece(vocab_file, required, complete=num_image_tokens > 0)
 
         # The words that text is split on, with the blanks around them, which the base class would leave. A
         # token without a piece has the id of `unk_token`, so that one is last; the base class adds the other.
@@ -100,7 +94,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         }
         # It names the original's remote code, which a saved tokenizer neither holds nor needs.
         kwargs.pop("auto_map", None)
-        kwargs["chat_template"] = kwargs.get("chat_template") or CHAT_TEMPLATE
+        kwargs["chat_template"] = kwargs.get("chat_template") or preset("chatglm")
         super().__init__(
             do_lower_case=do_lower_case,
             remove_space=remove_space,
@@ -114,6 +108,20 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             unk_token=str(unk_token),
             **kwargs,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer of a checkpoint. ChatGLM2-6B and ChatGLM3-6B ask for this class, too, and get their own."""
+        folder = Path(pretrained_model_name_or_path)
+        file = folder / VOCAB_FILES_NAMES["vocab_file"]
+        if folder.is_dir() and not file.exists():
+            from glmtune.models.glm.tokenization_glm import VOCAB_FILE, original
+
+            if (folder / VOCAB_FILE).exists():
+                return original(str(folder))
+        if file.exists():
+            kwargs = {**settings_of_release(folder, file), **kwargs}
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @property
     def vocab_size(self) -> int:
@@ -186,17 +194,75 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return (str(vocab_file),)
 
 
-def _load_sentencepiece(vocab_file: str | os.PathLike[str], required_pieces: Iterable[str]) -> SentencePieceProcessor:
+def settings_of_release(folder: Path, file: Path) -> dict[str, Any]:
+    """What the files of v1.0 leave to the code: how many image tokens there are, and that `<eop>` ends an answer.
+
+    Args:
+        folder: of the checkpoint. Its `config.json` says which id `<sop>` has in the model.
+        file: `ice_text.model`.
+    """
+    declared, config = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "config.json")
+    )
+    settings: dict[str, Any] = {"eos_token": declared["eop_token"]} if "eop_token" in declared else {}
+    start = config.get("bos_token_id")
+    if "num_image_tokens" not in declared and isinstance(start, int):
+        sp_model = _load_sentencepiece(file, (), complete=False)
+        piece = sp_model.piece_to_id("<sop>")
+        added = sp_model.get_piece_size() + SPECIAL_PIECES.index("<sop>")  # in the file of the first weeks
+        settings["num_image_tokens"] = max(0, start - (piece if piece != sp_model.unk_id() else added))
+    return settings
+
+
+def parse_sentencepiece(content: bytes) -> Any:
+    """A sentencepiece model as protobuf's message.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = vars(sentencepiece_model_pb2)["ModelProto"]()  # made when imported, where no type checker looks
+    try:
+        proto.ParseFromString(content)
+    except DecodeError as error:
+        raise ValueError("not a sentencepiece model") from error
+    return proto
+
+
+def with_added_pieces(content: bytes) -> bytes:
+    """A sentencepiece model of text pieces alone with those that the code of the first weeks adds, in its order."""
+    proto = parse_sentencepiece(content)
+    kinds = proto.SentencePiece
+    whitespace = ["<|tab|>", *(f"<|blank_{length}|>" for length in range(2, 81))]
+    added = [
+        *((piece, kinds.CONTROL) for piece in SPECIAL_PIECES),
+        *((piece, kinds.USER_DEFINED) for piece in whitespace),
+        *((f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)),
+    ]
+    for piece, kind in added:
+        proto.pieces.add(piece=piece, score=0.0, type=kind)
+    proto.trainer_spec.byte_fallback = True
+    return bytes(proto.SerializeToString())
+
+
+def _load_sentencepiece(
+    vocab_file: str | os.PathLike[str], required_pieces: Iterable[str], complete: bool
+) -> SentencePieceProcessor:
     try:
         content = Path(vocab_file).read_bytes()
     except OSError as error:
         raise ValueError(f"The tokenizer cannot read {vocab_file}: {error.strerror}. {REMEDY}") from error
-    if content.startswith(GIT_LFS_POINTER):
+    if content.startswith(LFS_MARK):
         raise ValueError(f"{vocab_file} is a Git LFS pointer, not the file itself. {REMEDY}")
 
     sp_model = SentencePieceProcessor()
     try:
         sp_model.LoadFromSerializedProto(content)
+        if complete and sp_model.piece_to_id("<sop>") == sp_model.unk_id():
+            sp_model.LoadFromSerializedProto(with_added_pieces(content))
     except RuntimeError as error:
         raise ValueError(f"{vocab_file} is damaged or no sentencepiece model. {REMEDY}") from error
     missing = [piece for piece in required_pieces if sp_model.piece_to_id(piece) == sp_model.unk_id()]

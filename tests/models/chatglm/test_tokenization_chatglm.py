@@ -475,7 +475,9 @@ def test_tokenizer_of_another_model(tmp_path: Path) -> None:
     """E.g. `tokenizer.model` of ChatGLM2-6B, whose tokenizer class has the same name."""
     other = (GOLDEN / "toy.model").read_bytes().replace(b"[gMASK]", b"[xMASK]")
     make_checkpoint(tmp_path, GOLDEN / "toy.model")
-    (tmp_path / "ice_text.model").unlink()
-    (tmp_path / "tokenizer.model").write_bytes(other)
-    with pytest.raises(ValueError, match=r"tokenizer\.model lacks \[gMASK\]: it is of another model"):
+    (tmp_path / "ice_text.model").write_bytes(other)
+    with pytest.raises(ValueError, match=r"ice_text\.model lacks \[gMASK\]: it is of another model"):
+        AutoTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "ice_text.model").rename(tmp_path / "tokenizer.model")
+    with pytest.raises(ValueError, match=r"tokenizer\.model is no BPE: it is of another model than ChatGLM2-6B"):
         AutoTokenizer.from_pretrained(tmp_path)

@@ -1,0 +1,296 @@
+"""`glmtune export`: a run, an adapter or a checkpoint as an artefact for others, checked before it is there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from rich.console import Console
+
+from glmtune import methods, models, registry
+from glmtune.commands.evaluate import recipe_of
+from glmtune.config import Recipe, differing
+from glmtune.data import examples_of
+from glmtune.export import gguf, merged, original
+from glmtune.export.card import write_card
+from glmtune.export.verification import Answers, ask, compare
+from glmtune.generation.decoding import Prompt
+from glmtune.runtime import RunFolder, UserError, replacing, write_json
+
+Layout = Literal["merged", "original", "gguf"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+RECORD = "glmtune.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GGUF_PRECISION: dict[torch.dtype, gguf.Precision] = {
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+}
+# Files beside the weights, and what a disk should have left.
+SPARE_BYTES = 50 * 2**20
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is exported.
+
+    Attributes:
+        target: as the user named it.
+        base: checkpoint directory, hub name or embedded model.
+        adapter: folder of the adapter to put on it, if any.
+        recipe: of the run; the default one for a bare model.
+        trained: whether there is a run, with a recipe and a report.
+    """
+
+    target: str
+    base: str
+    adapter: Path | None
+    recipe: Recipe
+    trained: bool
+
+    @property
+    def problems(self) -> list[Prompt]:
+        """Held-out problems of the task that was learned."""
+        task = registry.find("glmtune.tasks", self.recipe.task.name)(self.recipe.task)
+        count = self.recipe.evaluation.num_examples_during
+        return [example.prompt for example in examples_of(task, "held_out", count, self.recipe.seed)[:count]]
+
+
+def run(
+    target: str,
+    to: Layout = "merged",
+    output: str | None = None,
+    overrides: list[str] | None = None,
+    precision: Precision = "auto",
+    overwrite: bool = False,
+    push: str | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Export a model, and publish it only if it is the one that was trained.
+
+    Args:
+        target: run folder, adapter, checkpoint directory, hub name or `nano`.
+        to: `merged`: transformers' layout; `original`: the release's, of ChatGLM-6B; `gguf`: a file for llama.cpp.
+        output: folder or, of gguf, file to write; default: in the run folder, under the name of the layout.
+        overrides: `section.setting=value` texts; `evaluation.num_examples_during` problems are asked.
+        precision: of the files; auto: that of the base.
+        overwrite: replace an output that is there already.
+        push: hub repository to upload to; never without.
+        console: where to print.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        UserError: it cannot be had in this form, the disk is full, or the exported model answers otherwise; then
+            nothing is written.
+    """
+    console = console or Console(stderr=True)
+    origin = origin_of(target, overrides)
+    config = models.load_config(models.locate(origin.base))
+    refuse(origin, config, to)
+    place = destination(target, to, output, overwrite)
+    dtype = dtype_of(config, precision)
+    check_disk(place, origin, config, dtype, copies=2 if to == "gguf" else 1)
+    problems = origin.problems
+
+    console.print(f"Loading {origin.base}{f' with {origin.adapter}' if origin.adapter else ''} ...")
+    model, tokenizer = methods.load(
+        origin.base, origin.adapter, origin.recipe.model.dtype, bits=16, quantize_embedding=False
+    )
+    console.print(f"It answers {len(problems)} held-out problems ...")
+    before = ask(model, tokenizer, problems, origin.recipe.generation)
+    whole = merged.whole(model, tokenizer, problems[0])
+    del model
+    with staged(place, to) as folder:
+        (original.save if to == "original" else merged.save)(whole, tokenizer, folder, dtype)
+        family = whole.config.model_type
+        del whole
+        console.print("The same problems, from the exported files ...")
+        verification = verify(folder, origin, before, problems, dtype)
+        describe(folder, place.name, origin, to, family, verification, problems[0])
+        if to == "gguf":
+            gguf.write(folder, place, GGUF_PRECISION[dtype])
+    if push is not None:
+        upload(place, push)
+    return place
+
+
+def origin_of(target: str, overrides: list[str] | None) -> Origin:
+    """What is to be exported.
+
+    Raises:
+        UserError: no such thing.
+    """
+    recipe = recipe_of(target, overrides)
+    base_is_named = "path" in recipe.model.model_fields_set and methods.is_adapter(Path(target))
+    base, adapter = methods.find(recipe.model.path, target) if base_is_named else methods.find(target)
+    return Origin(target, base, adapter, recipe, RunFolder.is_run(target))
+
+
+def refuse(origin: Origin, config: Any, to: Layout) -> None:
+    """Tell what cannot be had before anything is loaded.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if origin.adapter is not None and (origin.adapter / methods.ADAPTER_CONFIG).is_file():
+        kind = models.read_json(origin.adapter / methods.ADAPTER_CONFIG).get("peft_type")
+        if kind == "PREFIX_TUNING":
+            raise UserError(
+                f"{origin.adapter} is a prefix (P-Tuning v2): it is no change of weights, so that it cannot become "
+                "part of a whole model, and llama.cpp and vLLM have no place for it. Use it beside its "
+                "base with glmtune, or train with method.name=lora."
+            )
+    if (bits := models.stored_bits(config)) < 16 and config.model_type != "chatglm":
+        raise UserError(
+            f"{origin.base} is stored at {bits} bits; an update merged into it would be rounded away. Name the 16-bit "
+            "release of the same model: model.path=..."
+        )
+    if to == "original":
+        original.check(config)
+    if to == "gguf":
+        gguf.check(config.to_dict())
+
+
+def destination(target: str, to: Layout, output: str | None, overwrite: bool) -> Path:
+    """Where the export goes.
+
+    Raises:
+        UserError: there is something already, or no place was named.
+    """
+    if output is None and not RunFolder.is_run(target):
+        raise UserError(f"--output: name a {'file' if to == 'gguf' else 'folder'} to write; {target} is no run folder.")
+    name = f"{Path(target).resolve().name}.gguf" if to == "gguf" else to
+    place = Path(output) if output is not None else Path(target) / name
+    if place.exists() and not overwrite:
+        raise UserError(f"--output {place}: exists already. Choose another place, or add --overwrite.")
+    if place.exists() and (place.resolve() in Path(target).resolve().parents or place.samefile(target)):
+        raise UserError(f"--output {place}: is what is exported, or holds it. Choose another place.")
+    return place
+
+
+def dtype_of(config: Any, precision: Precision) -> torch.dtype:
+    """Precision of the exported files: as asked for, or that of the base's files."""
+    if precision != "auto":
+        return DTYPES[precision]
+    stored = config.dtype
+    return stored if isinstance(stored, torch.dtype) else DTYPES.get(str(stored), torch.float32)
+
+
+def check_disk(place: Path, origin: Origin, config: Any, dtype: torch.dtype, copies: int) -> None:
+    """See whether the export fits on its disk.
+
+    Raises:
+        UserError: it does not.
+    """
+    folder = Path(models.locate(origin.base))
+    stored = sum(file.stat().st_size for file in models.weight_files(folder)) if folder.is_dir() else 0
+    stored = stored * 16 // models.stored_bits(config)  # a packed release is unpacked
+    needed = copies * stored * dtype.itemsize // dtype_of(config, "auto").itemsize + SPARE_BYTES
+    parent = next(parent for parent in (place.parent, *place.parent.resolve().parents) if parent.is_dir())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise UserError(
+            f"--output {place}: the export takes about {needed / 1e9:.1f} GB, and this disk has {free / 1e9:.1f} GB "
+            "free. Free some, or name a place on another disk."
+        )
+
+
+@contextmanager
+def staged(place: Path, to: Layout) -> Iterator[Path]:
+    """A folder to write a checkpoint to; it becomes the export when the block ends well, or was a step towards it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if to == "gguf":
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
+            yield Path(folder)
+        return
+    with replacing(place) as folder_path:
+        folder_path.mkdir()
+        yield folder_path
+
+
+def verify(
+    folder: Path, origin: Origin, before: Answers, problems: Sequence[Prompt], dtype: torch.dtype
+) -> dict[str, Any]:
+    """Read the exported files as anyone would, and compare what they answer.
+
+    Raises:
+        UserError: something else.
+    """
+    model, tokenizer = methods.load(folder, None, origin.recipe.model.dtype)
+    return compare(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, dtype)
+
+
+def describe(
+    folder: Path, name: str, origin: Origin, to: Layout, family: str, verification: dict[str, Any], prompt: Prompt
+) -> None:
+    """Write down where an export comes from, and its model card."""
+    base = Path(models.locate(origin.base))
+    run_folder = RunFolder(origin.target)
+    record = {
+        "format": 1,
+        "layout": to,
+        "base": origin.base,
+        "base_fingerprint": models.fingerprint(base) if base.is_dir() else None,
+        "adapter": str(origin.adapter) if origin.adapter else None,
+        "adapter_fingerprint": adapter_fingerprint(origin.adapter),
+        "method": origin.recipe.method.name if origin.trained else None,
+        "verification": verification,
+        "versions": {package: metadata.version(package) for package in ("glmtune", "torch", "transformers", "peft")},
+    }
+    write_json(folder / RECORD, record)
+    report = models.read_json(run_folder.report) if origin.trained and run_folder.report.is_file() else None
+    recipe = short_recipe(origin.recipe) if origin.trained else ""
+    asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+    card = write_card(
+        Path(origin.target).resolve().name, name, to, family, record, recipe, origin.recipe.task.name, asked, report
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def short_recipe(recipe: Recipe) -> str:
+    """What a recipe changes, as YAML, without the place of the run."""
+    values = differing(recipe)
+    values.get("training", {}).pop("output_dir", None)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def adapter_fingerprint(folder: Path | None) -> str | None:
+    """A short hash of an adapter's weights."""
+    return models.fingerprint(folder) if folder is not None else None
+
+
+def upload(place: Path, repository: str) -> None:
+    """Upload an export to the hub, as a private repository if there is none of that name.
+
+    Raises:
+        UserError: the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub = HfApi()
+    try:
+        hub.create_repo(repository, private=True, exist_ok=True)
+        if place.is_dir():
+            hub.upload_folder(repo_id=repository, folder_path=str(place))
+        else:
+            hub.upload_file(repo_id=repository, path_or_fileobj=str(place), path_in_repo=place.name)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"--push-to-hub {repository}: the hub refuses: {error}. The export itself is in {place}; log in with "
+            "`hf auth login`, or upload it later with `hf upload`."
+        ) from error

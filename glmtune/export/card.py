@@ -1,0 +1,106 @@
+"""The model card of an export: what it is, how it was made, how good it is, what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DATA = "The recipe says which examples. Held-out examples were kept out of training by a hash of the problem."
+LIMITS = {
+    "arithmetic": "It was trained on one kind of problem and says little of use about others. Numbers longer than "
+    "those it was trained on, or operators that it did not see, get wrong answers that look like right ones.",
+}
+OTHERWISE = (
+    "It was trained for one task. What the base model knew beyond it may be worse than before: compare both on what "
+    "matters to you before you rely on it."
+)
+USE_MERGED = """\
+```python
+{imports}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({place!r})
+tokenizer = AutoTokenizer.from_pretrained({place!r})
+messages = [{{"role": "user", "content": {prompt!r}}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
+```"""
+USE_ORIGINAL = """\
+The weights and the configuration have the names that the release of ChatGLM-6B has, for tools that read these. Or:
+
+```python
+import glmtune
+
+model, tokenizer = glmtune.load({place!r})
+```"""
+
+
+def write_card(
+    title: str,
+    place: str,
+    layout: str,
+    family: str,
+    record: Mapping[str, Any],
+    recipe: str,
+    task: str,
+    prompt: str,
+    report: Mapping[str, Any] | None,
+) -> str:
+    """Markdown with the metadata that the hub reads.
+
+    Args:
+        title: name of the run or model.
+        place: name of the folder.
+        layout: `merged` or `original`.
+        family: `model_type`.
+        record: what the export noted of its origin and its verification.
+        recipe: what that of the run changes, as YAML; empty where there was none.
+        task: what was learned, by the name of the task.
+        prompt: an example of a question.
+        report: `report.json` of the run.
+    """
+    checked = record["verification"]
+    imports = "import glmtune  # knows ChatGLM-6B\n" if family == "chatglm" else ""
+    use = (USE_ORIGINAL if layout == "original" else USE_MERGED).format(place=place, prompt=prompt, imports=imports)
+    verified = (
+        "Read back from its files, the model gave the same greedy answers as the one that was trained to "
+        f"{checked['equal_answers']} of {checked['problems']} held-out problems; the logits differ by "
+        f"{checked['logits_difference']:.1e} of their size (files in {checked['dtype']})."
+    )
+    parts = [f"{metadata(record['base'])}\n\n# {title}", origin(record), f"## Use\n\n{use}"]
+    if report is not None:
+        parts.append(f"## Scores\n\n{scores(report)}")
+    parts.append(f"## Verified\n\n{verified}")
+    if recipe:
+        parts.append(f"## Data\n\nTask `{task}` of glmtune. {DATA}")
+    limits = LIMITS.get(task, OTHERWISE) if recipe else OTHERWISE
+    parts.append(f"## Limits\n\n{limits} The licence of the base model applies.")
+    if recipe:
+        parts.append(f"## Recipe\n\nWhat differs from the defaults:\n\n```yaml\n{recipe.strip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def metadata(base: str) -> str:
+    """What the hub reads; a base on somebody's disk is nothing to it."""
+    named = f"base_model: {base}\n" if not Path(base).is_dir() and "/" in base else ""
+    return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{named}tags:\n- glmtune\n---"
+
+
+def origin(record: Mapping[str, Any]) -> str:
+    """What it was made of."""
+    made = f"Made by glmtune {record['versions']['glmtune']} from the base `{record['base']}`"
+    made += f" (fingerprint `{record['base_fingerprint']}`)"
+    if record["adapter_fingerprint"]:
+        made += f" and an adapter trained with {record['method'] or 'peft'}"
+        made += f" (fingerprint `{record['adapter_fingerprint']}`)"
+    return f"{made}."
+
+
+def scores(report: Mapping[str, Any]) -> str:
+    """Held-out exact match before and after, with its interval."""
+    rows = ["| held-out | problems | exact match | 95 % interval |", "| --- | --- | --- | --- |"]
+    for name in ("before", "after"):
+        part = report[name]
+        low, high = part["exact_match_ci95"]
+        rows.append(f"| {name} training | {part['n']} | {part['exact_match']:.1%} | {low:.1%} to {high:.1%} |")
+    return "\n".join(rows)

@@ -1,0 +1,82 @@
+"""What an exported model must have in common with what it was made of: its answers, and its logits up to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from glmtune.config import GenerationSettings
+from glmtune.data.encoding import encode_prompt
+from glmtune.generation.decoding import Prompt, complete
+from glmtune.methods import Model
+from glmtune.methods.lora import MERGE_TOLERANCE
+from glmtune.runtime import UserError
+
+PROMPTS_WITH_LOGITS = 8
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says.
+
+    Attributes:
+        texts: greedy answers, one for each prompt.
+        logits: (N, V) fp32, of the first token of the first few answers.
+    """
+
+    texts: list[str]
+    logits: Tensor
+
+
+@torch.inference_mode()
+def ask(
+    model: Model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], settings: GenerationSettings
+) -> Answers:
+    """Answers of a model, greedy whatever the settings say."""
+    greedy = settings.model_copy(update={"do_sample": False})
+    texts = dict(complete(model, tokenizer, prompts, greedy))
+    rows = []
+    for prompt in prompts[:PROMPTS_WITH_LOGITS]:
+        input_ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
+        rows.append(model(input_ids=input_ids).logits[0, -1].float().cpu())
+    return Answers([texts[index] for index in range(len(prompts))], torch.stack(rows))
+
+
+def compare(before: Answers, after: Answers, prompts: Sequence[Prompt], dtype: torch.dtype) -> dict[str, Any]:
+    """See whether an exported model is the model that it was made of.
+
+    Args:
+        before, after: their answers.
+        prompts: what they were asked.
+        dtype: precision of the exported files; rounding to it explains some difference of the logits.
+
+    Returns:
+        What was checked, for the model card.
+
+    Raises:
+        UserError: they answer otherwise, or their logits differ by more than rounding explains.
+    """
+    name = str(dtype).removeprefix("torch.")
+    difference = ((after.logits - before.logits).norm() / before.logits.norm()).item()
+    tolerance = MERGE_TOLERANCE[name]
+    if not difference <= tolerance:  # nor if it is no number
+        raise UserError(
+            f"The exported model is not the one that was trained: its logits differ by {difference:.1e} of their "
+            f"size, {tolerance:.0e} is what rounding to {name} explains. Nothing was published. Look whether the "
+            "adapter holds very large weights."
+        )
+    others = [index for index, text in enumerate(after.texts) if text != before.texts[index]]
+    if others:
+        first = others[0]
+        remedy = " Files of higher precision round less: --dtype float32." if dtype != torch.float32 else ""
+        raise UserError(
+            f"The exported model answers {len(others)} of {len(prompts)} held-out problems otherwise than the one that "
+            f"was trained: {str(prompts[first])[:60]!r} gets {after.texts[first][:60]!r} instead of "
+            f"{before.texts[first][:60]!r}. Nothing was published.{remedy}"
+        )
+    return {"problems": len(prompts), "equal_answers": len(prompts), "logits_difference": difference, "dtype": name}

@@ -1,0 +1,148 @@
+"""The files of a checkpoint: where they are, whether they are whole, and weights that are read one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from glmtune.runtime import UserError
+
+LFS_MARK = b"version https://git-lfs"
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+# What is fetched of a hub repository: never code, and pickled weights only where there are no others.
+SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Look for what makes loading fail later and less clearly.
+
+    Raises:
+        UserError: no `config.json`, or a file that is damaged or missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path: {folder} has no config.json, so it is no checkpoint directory.")
+    check_files(folder)
+
+
+def check_files(folder: Path) -> None:
+    """Check the files of a checkpoint or an adapter, without reading weights.
+
+    Raises:
+        UserError: a Git-LFS pointer, a truncated safetensors file, or a missing shard.
+    """
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        with file.open("rb") as stream:
+            head = stream.read(len(LFS_MARK))
+        if head == LFS_MARK:
+            raise UserError(f"{file} is a Git-LFS pointer, not the file itself. Fetch it: cd {folder} && git lfs pull")
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+    files = {file.suffix for file in weight_files(folder)}  # an index of others, left over, does not matter
+    for index in folder.glob("*.index.json"):
+        if files and Path(index.name.removesuffix(".index.json")).suffix not in files:
+            continue
+        shards = set(read_json(index).get("weight_map", {}).values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise UserError(
+                f"{folder} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])} ... "
+                "Copy or download them."
+            )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint or an adapter.
+
+    Raises:
+        UserError: the file holds none.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}. Copy or download it again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is damaged: not a JSON object. Copy or download it again.")
+    return value
+
+
+def check_safetensors(file: Path) -> None:
+    """Compare the size of a safetensors file with what its header promises.
+
+    Raises:
+        UserError: the file is shorter or longer, or has no header.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(header_size)) if 0 < header_size < size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise UserError(f"{file} is damaged: {size} bytes without a readable header. Copy or download it again.")
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = 8 + header_size + max(ends, default=0)
+    if size != expected:
+        raise UserError(f"{file} is truncated: {size} of {expected} bytes. Copy or download it again.")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Weight files of a checkpoint: safetensors where there are any, else pickled ones."""
+    return next((files for pattern in WEIGHT_PATTERNS if (files := sorted(folder.glob(pattern)))), [])
+
+
+def fingerprint(folder: Path | str) -> str:
+    """A short hash of a checkpoint's weights: name, size, first and last megabyte of each file."""
+    digest = hashlib.sha256()
+    for file in weight_files(Path(folder)):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(2**20))
+            stream.seek(max(0, size - 2**20))
+            digest.update(stream.read(2**20))
+    return digest.hexdigest()[:16]
+
+
+def local_folder(path: str, weights: bool = True, revision: str | None = None) -> Path:
+    """The directory of a checkpoint; that of a hub repository is fetched first, or taken from the cache.
+
+    Downloads go on where they were cut off. The hub's mirror, its token and offline mode are huggingface_hub's own
+    settings (https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables).
+
+    Args:
+        path: a directory, or a hub name.
+        weights: fetch these, too.
+        revision: of the hub repository: a branch, a tag or a commit.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    wanted = [*SMALL_FILES, *WEIGHT_PATTERNS[: int(weights)]]
+    folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+    if weights and not weight_files(folder):
+        snapshot_download(path, revision=revision, allow_patterns=list(WEIGHT_PATTERNS))
+    return folder
+
+
+def lazy_weights(folder: Path) -> dict[str, Any]:
+    """Name -> weight of all files of a checkpoint: something that gives a tensor when it is indexed, not read before.
+
+    Safetensors are read piece by piece: mapped into memory, a whole checkpoint would stay there beside what is made of
+    it. Pickled weights are mapped, and can hold nothing but tensors.
+    """
+    import torch
+    from safetensors import safe_open
+
+    weights: dict[str, Any] = {}
+    for file in weight_files(folder):
+        if file.suffix == ".safetensors":
+            reader = safe_open(str(file), framework="pt", backend="pread")
+            weights |= {name: reader.get_slice(name) for name in reader.offset_keys()}
+        else:
+            weights |= torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    return weights

@@ -1,0 +1,95 @@
+"""The configuration of a ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B checkpoint, as transformers' `glm`.
+
+These say `model_type: chatglm` as the first generation does; their own keys tell them apart. What they compute is what
+`GlmForCausalLM` computes (checked against the original code in fp32, tests/golden/glm2_glm3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.models.glm.configuration_glm import GlmConfig
+
+from glmtune.models.architecture import as_glm
+from glmtune.models.chatglm.configuration_chatglm import LATER_GENERATION_KEYS
+
+ROPE_BASE = 10000.0
+# What the published checkpoints have; with other values they would be another architecture.
+EXPECTED = {
+    "rmsnorm": True,
+    "post_layer_norm": True,
+    "original_rope": True,
+    "apply_residual_connection_post_layernorm": False,
+    "add_bias_linear": False,
+}
+NEEDED = (
+    "hidden_size",
+    "num_layers",
+    "num_attention_heads",
+    "kv_channels",
+    "ffn_hidden_size",
+    "padded_vocab_size",
+    "layernorm_epsilon",
+)
+# The keys that llama.cpp's converter reads of such a model, whichever words its configuration uses otherwise.
+LEGACY_KEYS = ("rope_ratio", "layernorm_epsilon", "seq_length")
+
+
+@strict
+class OriginalGlmConfig(GlmConfig):
+    """A `GlmConfig` that knows that the weights beside it have their original names."""
+
+
+def translate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The original's `config.json` in the words of `GlmConfig`.
+
+    Raises:
+        ValueError: it describes something else than the published models, or packed weights.
+    """
+    for key, expected in EXPECTED.items():
+        if values.get(key, expected) != expected:
+            raise ValueError(
+                f"{key}={values[key]} in config.json: ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B have {expected}. A model "
+                "with another value is not known here."
+            )
+    if values.get("quantization_bit"):
+        raise ValueError(
+            f"quantization_bit={values['quantization_bit']} in config.json: packed checkpoints are read of ChatGLM-6B "
+            "only. Take the 16-bit release, with model.bits=8 or 4."
+        )
+    if values.get("vision_config"):
+        raise ValueError("vision_config in config.json: models that see, as GLM-4V-9B does, are not known here.")
+    if missing := [key for key in NEEDED if key not in values]:
+        raise ValueError(
+            f"This config.json says model_type 'chatglm' and is of ChatGLM2-6B or later (it has {present(values)}), "
+            f"but lacks {', '.join(missing)}. Copy or download it again."
+        )
+    kept = {"eos_token_id", "pad_token_id", "bos_token_id", "use_cache", "attention_dropout", "torch_dtype", "dtype"}
+    return {
+        **as_glm(values),
+        **{key: values[key] for key in kept if values.get(key) is not None},
+        "rms_norm_eps": values["layernorm_epsilon"],
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": ROPE_BASE * values.get("rope_ratio", 1),
+            "partial_rotary_factor": 0.5,
+        },
+        "architectures": ["GlmForCausalLM"],
+    }
+
+
+def present(values: Mapping[str, Any]) -> str:
+    """Which keys tell that a configuration is of a later generation."""
+    return ", ".join(key for key in LATER_GENERATION_KEYS if key in values)
+
+
+def legacy_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of `LEGACY_KEYS` for a `GlmConfig`, as a dictionary."""
+    rope = config.get("rope_parameters") or {}
+    return {
+        "rope_ratio": rope.get("rope_theta", ROPE_BASE) / ROPE_BASE,
+        "layernorm_epsilon": config["rms_norm_eps"],
+        "seq_length": config["max_position_embeddings"],
+    }

@@ -1,0 +1,108 @@
+"""Weights of ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B under their original names, read into transformers' `Glm`.
+
+Names are mapped and fused matrices split while they are read, one weight at a time; nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.models.glm.configuration_glm import GlmConfig
+from transformers.models.glm.modeling_glm import GlmForCausalLM
+
+from glmtune.models.checkpoint import lazy_weights, local_folder
+from glmtune.models.glm.configuration_glm import OriginalGlmConfig
+
+OUTSIDE = {
+    "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "transformer.encoder.final_layernorm.weight": "model.norm.weight",
+    "transformer.output_layer.weight": "lm_head.weight",
+}
+# Computed, not learned: the original writes its rotary frequencies, rounded, and never reads them.
+UNUSED = "transformer.rotary_pos_emb.inv_freq"
+LAYERS, OUR_LAYERS = "transformer.encoder.layers.", "model.layers."
+IN_LAYERS = {
+    "self_attention.dense.": "self_attn.o_proj.",
+    "mlp.dense_h_to_4h.": "mlp.gate_up_proj.",
+    "mlp.dense_4h_to_h.": "mlp.down_proj.",
+}
+FUSED = "self_attention.query_key_value."
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a weight that is not read yet, or not copied: what `weight[...]` gives is the caller's own."""
+
+    whole: Any
+    rows: slice
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """The rows; `index` is `...`, as transformers reads weights."""
+        part = self.whole[self.rows]
+        return part.clone() if isinstance(self.whole, Tensor) else part
+
+
+def translated(weights: Mapping[str, Any], config: GlmConfig) -> dict[str, Any]:
+    """Original weights, read or not, under the names of `GlmForCausalLM`; other names stay."""
+    return {ours: weight for name, whole in weights.items() for ours, weight in translate(name, whole, config)}
+
+
+def translate(name: str, weight: Any, config: GlmConfig) -> Iterator[tuple[str, Any]]:
+    """What an original weight is in `GlmForCausalLM`: one weight, three for a fused one, none for an unused one."""
+    if name == UNUSED:
+        return
+    if not name.startswith(LAYERS):
+        yield OUTSIDE.get(name, name), weight
+        return
+    ours = name.replace(LAYERS, OUR_LAYERS)
+    if FUSED not in ours:
+        for theirs, new in IN_LAYERS.items():
+            ours = ours.replace(theirs, new)
+        yield ours, weight
+        return
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    queries = config.num_attention_heads * head_dim
+    keys = (config.num_key_value_heads or config.num_attention_heads) * head_dim
+    bounds = {"q_proj": (0, queries), "k_proj": (queries, queries + keys), "v_proj": (queries + keys, None)}
+    for part, (first, last) in bounds.items():
+        yield ours.replace(FUSED, f"self_attn.{part}."), Rows(weight, slice(first, last))
+
+
+class OriginalGlmForCausalLM(GlmForCausalLM):
+    """The way from an original checkpoint to a plain `GlmForCausalLM`, which is what loading gives."""
+
+    config_class = OriginalGlmConfig
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str, *args: Any, config: OriginalGlmConfig, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint directory, or a hub name, of the original layout.
+
+        Raises:
+            ValueError: the files hold no weights.
+        """
+        folder = local_folder(str(pretrained_model_name_or_path), revision=kwargs.get("revision"))
+        weights = translated(lazy_weights(folder), config)
+        loaded = GlmForCausalLM.from_pretrained(None, *args, config=plain(config), state_dict=weights, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        return loaded
+
+    @classmethod
+    def _from_config(cls, config: OriginalGlmConfig, **kwargs: Any) -> Any:
+        """A fresh `GlmForCausalLM`."""
+        return GlmForCausalLM._from_config(plain(config), **kwargs)
+
+
+def plain(config: OriginalGlmConfig) -> GlmConfig:
+    """The same as transformers' own class."""
+    return GlmConfig.from_dict(config.to_dict())
+
+
+AutoModelForCausalLM.register(OriginalGlmConfig, OriginalGlmForCausalLM, exist_ok=True)

@@ -1,0 +1,225 @@
+"""What works with what: each family from its own checkpoint, each method, each storage, each export.
+
+`SUPPORT` is the table of the README. Every cell of it is tried here, those that say no as well.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers import GlmForCausalLM
+
+import glmtune
+from glmtune import models, registry
+from glmtune.commands import evaluate, export, train
+from glmtune.config import ModelSettings, load_recipe
+from glmtune.data.encoding import encode_example, encode_prompt
+from glmtune.runtime import UserError
+
+README = Path(__file__).parents[2] / "README.md"
+SETTINGS = {
+    "lora": "{name: lora, rank: 4}",
+    "ptuning_v2": "{name: ptuning_v2, num_virtual_tokens: 4, dropout: 0}",
+    "freeze": "{name: freeze, num_layers: 1}",
+    "full": "{name: full}",
+}
+HEAD = ["checkpoint", "loads as", "LoRA", "P-Tuning v2", "Freeze", "Full", "merged", "original", "GGUF"]
+PLAIN = {"lora": "16 8 4", "ptuning_v2": "16 8 4", "freeze": "16", "full": "16"}
+PACKED = {"lora": "as stored", "ptuning_v2": "as stored", "freeze": "no", "full": "no"}
+CHATGLM = {"class": "ChatGLMForCausalLM", "merged": "yes", "original": "yes", "gguf": "no"}
+GLM = {"class": "GlmForCausalLM", "merged": "yes", "original": "no", "gguf": "yes"}
+SUPPORT: dict[str, dict[str, str]] = {
+    "ChatGLM-6B v1.0": CHATGLM | PLAIN,
+    "ChatGLM-6B v1.1": CHATGLM | PLAIN,
+    "ChatGLM-6B-INT8": CHATGLM | PACKED,
+    "ChatGLM-6B-INT4": CHATGLM | PACKED,
+    "ChatGLM2-6B": GLM | PLAIN,
+    "ChatGLM3-6B": GLM | PLAIN,
+    "GLM-4-9B": GLM | PLAIN,
+    "GLM-4-0414": GLM | PLAIN | {"class": "Glm4ForCausalLM"},
+    "Llama": GLM | PLAIN | {"class": "LlamaForCausalLM"},
+    "CodeGen": GLM | PLAIN | {"class": "CodeGenForCausalLM", "gguf": "no"},
+}
+CELLS = [
+    (family, method, bits)
+    for family, cells in SUPPORT.items()
+    for method in SETTINGS
+    for bits in ((16, 8, 4) if cells["lora"] != "as stored" else (16,))
+]
+CONVERSATION = [
+    {"role": "user", "content": "1+2="},
+    {"role": "assistant", "content": "3"},
+    {"role": "user", "content": "4+5="},
+]
+
+Find = Callable[[str], Path]
+
+
+def support_table() -> str:
+    """The table of the README, in Markdown."""
+    rows = [HEAD, ["---"] * len(HEAD)]
+    for family, cells in SUPPORT.items():
+        rows.append([family, f"`{cells['class']}`", *(cells[key] for key in (*SETTINGS, "merged", "original", "gguf"))])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def test_the_readme_has_this_table() -> None:
+    assert support_table() in README.read_text(encoding="utf-8")
+
+
+def logits(model: Any, tokenizer: Any) -> Tensor:
+    ids = torch.tensor([encode_prompt(tokenizer, CONVERSATION)])
+    with torch.no_grad():
+        return model(input_ids=ids).logits.float()
+
+
+def load(folder: Path, **settings: Any) -> tuple[Any, Any]:
+    return models.load(ModelSettings(path=str(folder), **settings), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("family", SUPPORT)
+def test_loads_without_its_code(family: str, checkpoint_of: Find) -> None:
+    folder = checkpoint_of(family)
+    before = sorted(folder.rglob("*"))
+    model, tokenizer = glmtune.load(folder)
+    assert type(model).__name__ == SUPPORT[family]["class"]
+    assert type(model).__module__.partition(".")[0] == ("glmtune" if "ChatGLM-6B" in family else "transformers")
+    assert type(model) is not type(GlmForCausalLM) and sorted(folder.rglob("*")) == before
+    ids = encode_prompt(tokenizer, CONVERSATION)
+    assert max(ids) < model.config.vocab_size and tokenizer.unk_token_id not in ids
+    assert logits(model, tokenizer).isfinite().all()
+
+
+@pytest.mark.parametrize(("family", "method", "bits"), CELLS)
+def test_every_method_at_every_storage(
+    family: str, method: str, bits: int, checkpoint_of: Find, tmp_path: Path
+) -> None:
+    """A step with it changes the model, and what is saved gives the same model again."""
+    cell = SUPPORT[family][method]
+    recipe = load_recipe(
+        None, [f"model.path={checkpoint_of(family)}", f"model.bits={bits}", f"method={SETTINGS[method]}"]
+    )
+    learns = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
+    if cell == "no" or (cell != "as stored" and str(bits) not in cell.split()):
+        with pytest.raises(UserError, match="changes the weights of the model itself"):
+            learns.check_storage(recipe.model, models.stored_bits(models.load_config(recipe.model.path)))
+        return
+    learns.check_storage(recipe.model, models.stored_bits(models.load_config(recipe.model.path)))
+    base, tokenizer = load(checkpoint_of(family), bits=bits)
+    before = logits(base, tokenizer)
+    torch.manual_seed(0)
+    model = learns.apply(base).train()
+    example = encode_example(tokenizer, CONVERSATION, "9")
+    batch = {key: torch.tensor([example[key]]) for key in ("input_ids", "labels")}
+    groups = [{"params": group["params"]} for group in learns.parameter_groups(model)]
+    optimizer = torch.optim.SGD(groups, lr=0.5)
+    for _ in range(2):  # LoRA's first step moves one of its two matrices alone
+        model(**batch, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = learns.finish(model).eval()
+    after = logits(trained, tokenizer)
+    assert not torch.allclose(after, before, atol=1e-3)
+    learns.save(trained, tokenizer, tmp_path, recipe.model)
+    again = glmtune.load(tmp_path, bits=16 if method == "full" else bits)
+    torch.testing.assert_close(logits(*again), after, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def run_of(
+    checkpoint_of: Find, tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], train.Run]:
+    """`run_of("Llama")`: a few steps of LoRA on a family."""
+    done: dict[str, train.Run] = {}
+
+    def run(family: str) -> train.Run:
+        if family not in done:
+            folder = tmp_path_factory.mktemp("runs") / "run"
+            settings = [*tiny_settings, f"model.path={checkpoint_of(family)}", f"training.output_dir={folder}"]
+            done[family] = train.run(None, settings, None, Console(file=io.StringIO()))
+        return done[family]
+
+    return run
+
+
+@pytest.mark.parametrize("family", SUPPORT)
+def test_equal_at_every_station(family: str, run_of: Any, tmp_path: Path) -> None:
+    """Trained, loaded again, merged: the same answers and the same logits."""
+    done = run_of(family)
+    folder = done.folder.path
+    evaluation, _ = evaluate.run(str(folder))
+    assert evaluation.completions == done.after.completions
+    adapter, tokenizer = glmtune.load(folder)
+    expected = logits(adapter, tokenizer)
+    assert not torch.allclose(
+        expected, logits(*glmtune.load(models.read_json(folder / "adapter/base.json")["base"])), atol=1e-3
+    )
+    for layout in ("merged", "original"):
+        place = tmp_path / layout
+        if SUPPORT[family][layout] == "no":
+            with pytest.raises(UserError, match="--to original: the original layout is that of ChatGLM-6B"):
+                export.run(str(folder), "original", str(place))
+            continue
+        export.run(str(folder), layout, str(place), precision="float32", console=Console(file=io.StringIO()))
+        model, saved = glmtune.load(place)
+        assert saved.chat_template == tokenizer.chat_template
+        torch.testing.assert_close(logits(model, saved), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", SUPPORT)
+def test_gguf(family: str, run_of: Any, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the extra glmtune[gguf] is not installed")
+    arguments = (str(run_of(family).folder.path), "gguf", str(tmp_path / "model.gguf"))
+    if SUPPORT[family]["gguf"] == "no":
+        with pytest.raises(UserError, match=r"llama\.cpp"):
+            export.run(*arguments)
+        assert not list(tmp_path.iterdir())
+        return
+    assert export.run(*arguments, console=Console(file=io.StringIO())).stat().st_size > 10_000
+    assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
+
+
+OPENED_ALONE = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+for folder, messages in json.load(sys.stdin):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1]
+    print(json.dumps([type(model).__name__, ids, logits.tolist()]))
+assert "glmtune" not in sys.modules
+"""
+
+
+def test_transformers_alone_opens_merged_models(run_of: Any, tmp_path: Path) -> None:
+    """In a Python that never imports this package: the same class, the same ids, the same logits."""
+    families = [family for family, cells in SUPPORT.items() if cells["class"] != "ChatGLMForCausalLM"]
+    expected = []
+    for family in families:
+        run = str(run_of(family).folder.path)
+        export.run(run, "merged", str(tmp_path / family), precision="float32", console=Console(file=io.StringIO()))
+        model, tokenizer = glmtune.load(run)
+        ids = encode_prompt(tokenizer, CONVERSATION)
+        with torch.no_grad():
+            expected.append([SUPPORT[family]["class"], ids, model(torch.tensor([ids])).logits[0, -1].tolist()])
+    told = json.dumps([[str(tmp_path / family), CONVERSATION] for family in families])
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", OPENED_ALONE], input=told, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    for line, (name, ids, numbers) in zip(done.stdout.splitlines(), expected, strict=True):
+        found_name, found_ids, found_numbers = json.loads(line)
+        assert (found_name, found_ids) == (name, ids)
+        torch.testing.assert_close(torch.tensor(found_numbers), torch.tensor(numbers), rtol=1e-4, atol=1e-4)
