@@ -146,3 +146,20 @@ def lazy_weights(folder: Path) -> dict[str, Any]:
         else:
             weights |= torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     return weights
+
+
+def parse_sentencepiece(content: bytes) -> Any:
+    """A sentencepiece model as protobuf's message.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = vars(sentencepiece_model_pb2)["ModelProto"]()  # made when imported, where no type checker looks
+    try:
+        proto.ParseFromString(content)
+    except DecodeError as error:
+        raise ValueError("not a sentencepiece model") from error
+    return proto

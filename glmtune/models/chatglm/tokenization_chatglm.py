@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.models.checkpoint import LFS_MARK, read_json
+from glmtune.models.checkpoint import LFS_MARK, parse_sentencepiece, read_json
 from glmtune.models.templates import preset
 
 VOCAB_FILES_NAMES = {"vocab_file": "ice_text.model"}
@@ -213,23 +213,6 @@ def settings_of_release(folder: Path, file: Path) -> dict[str, Any]:
         added = sp_model.get_piece_size() + SPECIAL_PIECES.index("<sop>")  # in the file of the first weeks
         settings["num_image_tokens"] = max(0, start - (piece if piece != sp_model.unk_id() else added))
     return settings
-
-
-def parse_sentencepiece(content: bytes) -> Any:
-    """A sentencepiece model as protobuf's message.
-
-    Raises:
-        ValueError: it is none.
-    """
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto: Any = vars(sentencepiece_model_pb2)["ModelProto"]()  # made when imported, where no type checker looks
-    try:
-        proto.ParseFromString(content)
-    except DecodeError as error:
-        raise ValueError("not a sentencepiece model") from error
-    return proto
 
 
 def with_added_pieces(content: bytes) -> bytes:

@@ -18,8 +18,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from glmtune.models.chatglm.tokenization_chatglm import parse_sentencepiece
-from glmtune.models.checkpoint import LFS_MARK, local_folder, read_json
+from glmtune.models.checkpoint import LFS_MARK, local_folder, parse_sentencepiece, read_json
 from glmtune.models.glm.configuration_glm import OriginalGlmConfig
 from glmtune.models.templates import preset
 
