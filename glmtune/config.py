@@ -62,6 +62,11 @@ class DataSettings(Settings):
         "default: the template of the model's tokenizer. What a run learned with travels with it",
     )
 
+    packing: bool = Field(
+        False,
+        description="put several examples in a row, without one seeing another: no padding where lengths differ, and "
+        "the same loss",
+    )
     max_length: int | None = Field(
         None, ge=8, description="longest example in tokens; longer ones are refused. Default: what the model can take"
     )

@@ -59,11 +59,12 @@ class EncodedDataset(Dataset):
 class LengthGroupedSampler(Sampler[int]):
     """A random order in which neighbours have similar lengths, so that batches carry little padding.
 
-    The order depends on the seed and the epoch alone, which makes a resumed run see what it would have seen.
+    The order depends on the seed and the epoch alone, which makes a resumed run see what it would have seen. It is
+    simply random where nothing is to be `grouped`.
     """
 
-    def __init__(self, dataset: EncodedDataset, batch_size: int, seed: int):
-        self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, 0
+    def __init__(self, dataset: EncodedDataset, batch_size: int, seed: int, grouped: bool = True):
+        self.dataset, self.batch_size, self.seed, self.grouped, self.epoch = dataset, batch_size, seed, grouped, 0
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -76,6 +77,9 @@ class LengthGroupedSampler(Sampler[int]):
         rng = random.Random(f"{self.seed} {self.epoch}")
         order = list(range(len(self.dataset)))
         rng.shuffle(order)
+        if not self.grouped:
+            yield from order
+            return
         pool_size = self.batch_size * BATCHES_PER_POOL
         for start in range(0, len(order), pool_size):
             pool = sorted(order[start : start + pool_size], key=lambda i: len(self.dataset[i]["input_ids"]))

@@ -162,7 +162,7 @@ def load(
     dtype = choose_dtype(settings.dtype, device)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None:
-        raise UserError(f"model.path: {settings.path} is a {config.model_type} model, which is no causal language model.")
+        raise UserError(f"model.path: {settings.path} is a {config.model_type} model, no causal language model.")
     attention = settings.attention if kind._supports_sdpa else "eager"  # CodeGen has but one
     options: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
     check_bits(settings, config)

@@ -31,6 +31,8 @@ from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressB
 from glmtune.training.loss import target_loss
 
 METRIC = "exact_match"
+PACKED_IN_CHECK = 4
+PACKING_TOLERANCE = 2e-2  # of a loss computed in 16 bits; a hundredth of it in fp32
 WEIGHTS = "trainable.safetensors"
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -74,8 +76,10 @@ class Trainer(TransformersTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         dataset = train_dataset or self.train_dataset
-        assert isinstance(dataset, EncodedDataset)
-        return LengthGroupedSampler(dataset, step, self.args.data_seed or self.args.seed)
+        assert isinstance(dataset, EncodedDataset) and isinstance(self.data_collator, Collator)
+        # What is packed has no padding; batches of all lengths are the better sample then.
+        grouped = not self.data_collator.packed
+        return LengthGroupedSampler(dataset, step, self.args.data_seed or self.args.seed, grouped)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The method's groups of parameters; biases and norms do not decay."""
@@ -360,6 +364,8 @@ def fit(
     interrupt, bar = InterruptCallback(), ProgressBar()
     for callback in (LogCallback(log_path), bar, interrupt):
         trainer.add_callback(callback)
+    if recipe.data.packing:
+        check_packing(trainer, dataset)
     start = last_checkpoint(checkpoints) if resume else None
     state = TrainerState.load_from_json(str(start / TRAINER_STATE_NAME)) if start else None
     model.config.use_cache = False
@@ -397,12 +403,41 @@ def make_trainer(
         args=training_arguments(recipe, steps, checkpoints, model),
         train_dataset=dataset,
         eval_dataset=dataset,  # unused: `evaluate` asks the judge; the Trainer wants one all the same
-        data_collator=Collator(tokenizer.pad_token_id),
+        data_collator=Collator(tokenizer.pad_token_id, recipe.data.packing),
         processing_class=tokenizer,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+@torch.no_grad()
+def check_packing(trainer: Trainer, dataset: EncodedDataset) -> None:
+    """See on the first examples that packing changes no loss: some models and methods let neighbours see each other.
+
+    Raises:
+        UserError: it does.
+    """
+    encodings = [dataset[index] for index in range(min(PACKED_IN_CHECK, len(dataset)))]
+    model, pad = trainer.model, trainer.data_collator.pad_token_id
+    assert isinstance(model, torch.nn.Module)
+    model.eval()
+    losses = []
+    for collate in (Collator(pad), Collator(pad, packed=True, room=sum(len(e["input_ids"]) for e in encodings))):
+        batch = {name: tensor.to(trainer.args.device) for name, tensor in collate(encodings).items()}
+        try:
+            losses.append(trainer.compute_loss(model, batch).item())
+        except (ValueError, TypeError):  # of position_ids, which it does not take in this way
+            losses.append(float("nan"))
+    model.train()
+    alone, packed = losses
+    tolerance = PACKING_TOLERANCE if trainer.args.bf16 or trainer.args.fp16 else PACKING_TOLERANCE / 100
+    if not abs(packed - alone) <= tolerance * abs(alone):
+        raise UserError(
+            f"data.packing=true: with this model and method, packed examples see one another (loss {packed:.4f} instead "
+            f"of {alone:.4f} on the first {len(encodings)}). Set data.packing=false; batches hold examples of "
+            "similar length in any case."
+        )
 
 
 def rescue(trainer: Trainer, error: DivergenceError) -> DivergenceError:

@@ -50,6 +50,8 @@ LAYOUT_ATTRIBUTE = "chatglm_prompt_layout"
 class PromptLayout:
     """Where the prompt of each row ends: all that positions and masks depend on.
 
+    In packed rows, which hold several sequences, each token has the layout of its own: (B, T) in place of (B, 1).
+
     Attributes:
         mask_position: (B, 1) row-0 position of `[gMASK]`, or of `[MASK]` where the row has no `[gMASK]`.
         bos_position: (B, 1) row-0 position that `<sop>` would have if positions went on counting.
@@ -93,6 +95,38 @@ class PromptLayout:
             )
         return cls(torch.where(has_gmask, gmask_position, mask_position), bos_position, has_gmask, prefix_length)
 
+    @classmethod
+    def find_packed(cls, input_ids: Tensor, places: Tensor, config: ChatGLMConfig) -> PromptLayout:
+        """Read the layouts off packed rows.
+
+        Args:
+            input_ids: (B, T). What is padding has no layout, and needs none.
+            places: (B, T) index of each token in its own sequence.
+            config: for the special token ids.
+
+        Raises:
+            ValueError: a sequence lacks `<sop>`, or both `[gMASK]` and `[MASK]` (quirk 5).
+        """
+        sequences, nowhere = sequences_of(places), places.shape[1]
+
+        def first(hits: Tensor) -> Tensor:
+            start = places.new_full(places.shape, nowhere)
+            return start.scatter_reduce(1, sequences, places.masked_fill(~hits, nowhere), "amin").gather(1, sequences)
+
+        bos, gmask, mask = (
+            first(input_ids.eq(token_id))
+            for token_id in (config.bos_token_id, config.gmask_token_id, config.mask_token_id)  # type: ignore[arg-type]
+        )
+        whole = (bos < nowhere) & (torch.minimum(gmask, mask) < nowhere)
+        is_padding = first(input_ids.ne(config.pad_token_id)) == nowhere  # type: ignore[arg-type]
+        if not (whole | is_padding).all():
+            row, column = (~(whole | is_padding)).nonzero()[0].tolist()
+            raise ValueError(
+                f"Row {row} of input_ids holds a sequence around token {column} that is not a ChatGLM-6B prompt: it "
+                f"needs [gMASK] (id {config.gmask_token_id}), then <sop> (id {config.bos_token_id})."
+            )
+        return cls(torch.where(gmask < nowhere, gmask, mask), bos, gmask < nowhere, 0)
+
     def positions(self, places: Tensor, two_rows: bool) -> Tensor:
         """Position ids of tokens at `places` (B, T): (B, 2, T), or (B, T) without the second row."""
         in_answer = places >= self.bos_position
@@ -103,6 +137,11 @@ class PromptLayout:
         # One row: positions stay at [MASK], but go on counting after [gMASK]. The original forgets the latter when it
         # decodes with a cache (quirk 9).
         return torch.where(in_answer & ~self.uses_gmask, self.mask_position, places).clamp(min=0)
+
+
+def sequences_of(places: Tensor) -> Tensor:
+    """(B, T) number of the sequence that each token of packed rows belongs to; a sequence begins at place 0."""
+    return places.eq(0).cumsum(-1) - 1
 
 
 def linear(config: ChatGLMConfig, inputs: int, outputs: int) -> nn.Linear:
@@ -312,9 +351,18 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
         context: Tensor | None,
+        sequences: Tensor | None = None,
     ) -> Any:
-        """Mask for the attention implementation at hand: causal, or bidirectional within `context` (B, S)."""
-        overlay = None
+        """Mask for the attention implementation at hand: causal, or bidirectional within `context` (B, S).
+
+        Nothing is seen of another of the `sequences` (B, T) of packed rows.
+        """
+        overlay = separate = None
+        if sequences is not None:
+
+            def separate(batch_idx: Tensor, head_idx: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+                return sequences[batch_idx, q_idx] == sequences[batch_idx, kv_idx]
+
         if context is not None:
             kv_length = context.shape[1]
             if past_key_values is not None:
@@ -330,6 +378,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             or_mask_function=overlay,
+            and_mask_function=separate,
         )
 
     @merge_with_config_defaults
@@ -350,7 +399,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             input_ids: (B, T). Needed even beside `inputs_embeds`, for masks and positions, unless `position_ids` and a
                 4-D mask are given.
             attention_mask: (B, S) with 1 for real tokens; or a ready-made (B, 1, T, S) mask, True where one may look.
-            position_ids: leave it out. If given, (B, 2, T), or (B, T) in one-row models.
+            position_ids: leave it out. If given, (B, 2, T), or (B, T) in one-row models. In two-row models (B, T)
+                without an `attention_mask` and a cache is packing: places of the tokens in their own sequences, each of
+                which begins at 0 and sees nothing of the others.
             past_key_values: a `Cache`; made here if `use_cache`.
             inputs_embeds: (B, T, C) instead of the embeddings of `input_ids`.
             use_cache: return a cache, so that the next call needs only the next token.
@@ -369,12 +420,19 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
         mask_is_ready = attention_mask is not None and attention_mask.dim() == 4
         context = None
+        places = None
+        is_alone = input_ids is not None and attention_mask is None and past_key_values is None
+        if is_alone and position_ids is not None and position_ids.dim() == 2 and self.config.position_encoding_2d:
+            places, position_ids = position_ids, None
         if position_ids is not None and position_ids.dim() != (3 if self.config.position_encoding_2d else 2):
             raise ValueError(
                 f"position_ids of shape {tuple(position_ids.shape)} do not fit: ChatGLM-6B has two rows of positions, "
                 "(B, 2, T). Leave position_ids out; they are derived from input_ids."
             )
-        if input_ids is not None and not (mask_is_ready and position_ids is not None):
+        if places is not None:
+            layout = PromptLayout.find_packed(cast(Tensor, input_ids), places, self.config)
+            position_ids, context = layout.positions(places, two_rows=True), places < layout.bos_position
+        elif input_ids is not None and not (mask_is_ready and position_ids is not None):
             padding_mask = None if mask_is_ready else attention_mask
             derived, context = self.forward_layout(input_ids, padding_mask, past_key_values)
             position_ids = derived if position_ids is None else position_ids
@@ -383,7 +441,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 "ChatGLM-6B derives positions and masks from the special tokens in input_ids, and inputs_embeds have "
                 "none. Pass input_ids beside inputs_embeds (prompt tuning by peft cannot; use LoRA or prefix tuning)."
             )
-        mask = self.forward_mask(inputs_embeds, attention_mask, past_key_values, context)
+        sequences = None if places is None else sequences_of(places)
+        mask = self.forward_mask(inputs_embeds, attention_mask, past_key_values, context, sequences)
 
         hidden_states = inputs_embeds
         position_embeddings = rotary_tables(position_ids, self.config.head_dim, hidden_states.dtype)
