@@ -220,7 +220,8 @@ def unpack_layers(model: nn.Module, dtype: torch.dtype) -> None:
                 plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
                 plain.register_parameter("bias", layer.bias)
             else:
-                plain = nn.Embedding(*weight.shape, device="meta")
+                assert isinstance(layer, PackedEmbedding)
+                plain = nn.Embedding(layer.num_embeddings, layer.embedding_dim, device="meta")
             plain.register_parameter("weight", weight)
             setattr(module, name, plain)
 

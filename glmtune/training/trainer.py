@@ -419,11 +419,13 @@ def check_packing(trainer: Trainer, dataset: EncodedDataset) -> None:
         UserError: it does.
     """
     encodings = [dataset[index] for index in range(min(PACKED_IN_CHECK, len(dataset)))]
-    model, pad = trainer.model, trainer.data_collator.pad_token_id
-    assert isinstance(model, torch.nn.Module)
+    model, collator = trainer.model, trainer.data_collator
+    assert isinstance(model, torch.nn.Module) and isinstance(collator, Collator)
+    alone_in_rows = Collator(collator.pad_token_id)
+    in_one_row = Collator(collator.pad_token_id, packed=True, room=sum(len(one["input_ids"]) for one in encodings))
     model.eval()
     losses = []
-    for collate in (Collator(pad), Collator(pad, packed=True, room=sum(len(e["input_ids"]) for e in encodings))):
+    for collate in (alone_in_rows, in_one_row):
         batch = {name: tensor.to(trainer.args.device) for name, tensor in collate(encodings).items()}
         try:
             losses.append(trainer.compute_loss(model, batch).item())
@@ -434,8 +436,8 @@ def check_packing(trainer: Trainer, dataset: EncodedDataset) -> None:
     tolerance = PACKING_TOLERANCE if trainer.args.bf16 or trainer.args.fp16 else PACKING_TOLERANCE / 100
     if not abs(packed - alone) <= tolerance * abs(alone):
         raise UserError(
-            f"data.packing=true: with this model and method, packed examples see one another (loss {packed:.4f} instead "
-            f"of {alone:.4f} on the first {len(encodings)}). Set data.packing=false; batches hold examples of "
+            f"data.packing=true: with this model and method, packed examples see one another (loss {packed:.4f} "
+            f"instead of {alone:.4f} on the first {len(encodings)}). Set data.packing=false; batches hold examples of "
             "similar length in any case."
         )
 

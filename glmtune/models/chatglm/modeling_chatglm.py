@@ -113,12 +113,11 @@ class PromptLayout:
             start = places.new_full(places.shape, nowhere)
             return start.scatter_reduce(1, sequences, places.masked_fill(~hits, nowhere), "amin").gather(1, sequences)
 
-        bos, gmask, mask = (
-            first(input_ids.eq(token_id))
-            for token_id in (config.bos_token_id, config.gmask_token_id, config.mask_token_id)  # type: ignore[arg-type]
-        )
+        ids: list[Any] = [config.bos_token_id, config.gmask_token_id, config.mask_token_id]
+        bos, gmask, mask = (first(input_ids.eq(token_id)) for token_id in ids)
         whole = (bos < nowhere) & (torch.minimum(gmask, mask) < nowhere)
-        is_padding = first(input_ids.ne(config.pad_token_id)) == nowhere  # type: ignore[arg-type]
+        pad: Any = config.pad_token_id
+        is_padding = first(input_ids.ne(pad)) == nowhere
         if not (whole | is_padding).all():
             row, column = (~(whole | is_padding)).nonzero()[0].tolist()
             raise ValueError(
