@@ -101,6 +101,13 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--input", required=True, metavar="FILE.jsonl", help="records with prompt, one a line")
     predict.add_argument("--output", required=True, metavar="OUT.jsonl", help="the records again, with completion")
     predict.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    predict.add_argument("--resume", action="store_true", help="go on with an output that was cut off")
+    predict.add_argument(
+        "--on-error",
+        choices=("stop", "record"),
+        default="stop",
+        help="at a record that cannot be answered: stop before any is (default), or give it an `error`",
+    )
     predict.add_argument("settings", nargs="*", metavar="SETTING", help=SETTINGS_HELP)
 
     chat = verb("chat", "talk to a model in the terminal")
@@ -309,7 +316,15 @@ def predict(options: argparse.Namespace) -> None:
     quiet_libraries()
     from glmtune.commands.predict import run
 
-    count = run(options.target, options.input, options.output, options.settings, options.overwrite)
+    count = run(
+        options.target,
+        options.input,
+        options.output,
+        options.settings,
+        options.overwrite,
+        options.resume,
+        options.on_error,
+    )
     print(f"{count} records written to {options.output}")
 
 

@@ -132,3 +132,48 @@ def test_a_bare_checkpoint_answers_too(tiny_checkpoint: Path, write_records: Any
     checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
     file, output = write_records({"prompt": "1"}), tmp_path / "out.jsonl"
     assert predict.run(str(checkpoint), str(file), str(output), ["generation.max_new_tokens=3"]) == 1
+
+
+def test_goes_on_where_it_was_cut_off(run: str, write_records: Any, tmp_path: Path) -> None:
+    """Wherever the output ends, in the middle of a line too, the whole is what it would have been."""
+    file, whole, cut = write_records(*({"prompt": text} for text in PROMPTS)), tmp_path / "whole", tmp_path / "cut"
+    predict.run(run, str(file), str(whole))
+    content = whole.read_bytes()
+    for length in (0, 1, len(content) // 2, content.rfind(b"\n", 0, -1) + 1, len(content)):
+        cut.write_bytes(content[:length])
+        assert predict.run(run, str(file), str(cut), resume=True) == len(PROMPTS)
+        assert cut.read_bytes() == content
+    cut.unlink()
+    predict.run(run, str(file), str(cut), resume=True)
+    assert cut.read_bytes() == content
+
+
+def test_what_was_answered_must_be_of_this_input(run: str, write_records: Any, tmp_path: Path) -> None:
+    file, output = write_records({"prompt": "1+2="}), tmp_path / "out"
+    for others, message in (
+        ([{"prompt": "2+1="}], "line 1 of .* is not that of the input"),
+        (
+            [{"prompt": "1+2="}] * 2,
+            "more records than the input",
+        ),
+    ):
+        content = "".join(json.dumps({**record, "completion": "3"}) + "\n" for record in others)
+        output.write_text(content)
+        with pytest.raises(UserError, match=message):
+            predict.run(run, str(file), str(output), resume=True)
+        assert output.read_text() == content
+
+
+def test_failures_are_recorded(run: str, write_records: Any, tmp_path: Path) -> None:
+    """Each in its place; the others are answered as if it were not there."""
+    good = [{"prompt": "1+2="}, {"prompt": "5*5"}]
+    bad: list[dict[str, Any]] = [{"question": "1"}, {"prompt": "1+" * 200}, {"prompt": 3}]
+    file, output = write_records(bad[0], good[0], bad[1], bad[2], good[1]), tmp_path / "out"
+    assert predict.run(run, str(file), str(output), on_error="record") == 5
+    written = read(output)
+    assert [one["completion"] is None for one in written] == [True, False, True, True, False]
+    assert ["error" in one for one in written] == [True, False, True, True, False]
+    assert "must be a text" in written[0]["error"] and "tokens" in written[2]["error"]
+    alone = tmp_path / "alone"
+    predict.run(run, str(write_records(*good)), str(alone))
+    assert [one for one in written if "error" not in one] == read(alone)
