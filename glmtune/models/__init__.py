@@ -247,7 +247,7 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
     config = options["config"]
     if device.type == "cpu" and not isinstance(config, OriginalGlmConfig):  # which does so in any case
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        return kind.from_pretrained(None, state_dict=lazy_weights(Path(folder)), **options)
+        return kind.from_pretrained(None, state_dict=lazy_weights(Path(folder), mapped=False), **options)
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
 
 

@@ -129,11 +129,14 @@ def local_folder(path: str, weights: bool = True, revision: str | None = None) -
     return folder
 
 
-def lazy_weights(folder: Path) -> dict[str, Any]:
+def lazy_weights(folder: Path, mapped: bool = True) -> dict[str, Any]:
     """Name -> weight of all files of a checkpoint: something that gives a tensor when it is indexed, not read before.
 
-    Safetensors are read piece by piece: mapped into memory, a whole checkpoint would stay there beside what is made of
-    it. Pickled weights are mapped, and can hold nothing but tensors.
+    Args:
+        folder: of the checkpoint.
+        mapped: weights are the mapped files themselves, as transformers loads them: nothing is copied. Where others are
+            made of them, safetensors should be read piece by piece instead, or the whole checkpoint stays in memory
+            beside what is made of it. Pickled weights are always mapped; they can hold nothing but tensors.
     """
     import torch
     from safetensors import safe_open
@@ -141,7 +144,7 @@ def lazy_weights(folder: Path) -> dict[str, Any]:
     weights: dict[str, Any] = {}
     for file in weight_files(folder):
         if file.suffix == ".safetensors":
-            reader = safe_open(str(file), framework="pt", backend="pread")
+            reader = safe_open(str(file), framework="pt", backend="mmap" if mapped else "pread")
             weights |= {name: reader.get_slice(name) for name in reader.offset_keys()}
         else:
             weights |= torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))

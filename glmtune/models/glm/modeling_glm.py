@@ -35,15 +35,15 @@ FUSED = "self_attention.query_key_value."
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a weight that is not read yet, or not copied: what `weight[...]` gives is the caller's own."""
+    """Some rows of a weight that is yet to be read."""
 
     whole: Any
     rows: slice
 
     def __getitem__(self, index: Any) -> Tensor:
         """The rows; `index` is `...`, as transformers reads weights."""
-        part = self.whole[self.rows]
-        return part.clone() if isinstance(self.whole, Tensor) else part
+        part: Tensor = self.whole[self.rows]
+        return part
 
 
 def translated(weights: Mapping[str, Any], config: GlmConfig) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class OriginalGlmForCausalLM(GlmForCausalLM):
             ValueError: the files hold no weights.
         """
         folder = local_folder(str(pretrained_model_name_or_path), revision=kwargs.get("revision"))
-        weights = translated(lazy_weights(folder), config)
+        weights = translated(lazy_weights(folder, mapped="quantization_config" not in kwargs), config)
         loaded = GlmForCausalLM.from_pretrained(None, *args, config=plain(config), state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if (folder / "generation_config.json").is_file():
