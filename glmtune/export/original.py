@@ -73,6 +73,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     save_shards(original_names(model, dtype), folder)
     values = model.config.to_dict()
     config = {key: values[key] for key in CONFIG_KEYS}
+    if not model.config.tie_word_embeddings:  # of which releases say nothing
+        config["tie_word_embeddings"] = False
     code = {"AutoConfig": "configuration_chatglm.ChatGLMConfig", "AutoModel": MODEL_CODE}
     config |= {"model_type": "chatglm", "architectures": ["ChatGLMModel"], "auto_map": code}
     write(folder / "config.json", config | {"torch_dtype": str(dtype).removeprefix("torch.")})

@@ -77,7 +77,10 @@ def drop_a_weight(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json, so it is no checkpoint"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged: .*Copy or download it again"),
+        (
+            lambda folder: (folder / "config.json").write_text("{"),
+            "config.json is damaged: .*Copy or download it again",
+        ),
         (edit_config(model_type="foo"), "model_type 'foo'. is of an unknown family.*never run here.*ChatGLM3-6B"),
         (edit_config(model_type="foo", auto_map={}), "model_type 'foo'. runs only with code from its repository"),
         (edit_config(model_type=None), "config.json has no model_type.*Take the file of the release again"),

@@ -32,7 +32,10 @@ NEEDED = (
     "ffn_hidden_size",
     "padded_vocab_size",
     "layernorm_epsilon",
+    "seq_length",
 )
+# What ChatGLM2-6B and ChatGLM3-6B end and pad with, where their files do not say; those of transformers are GLM-4's.
+END, PAD = 2, 0
 # The keys that llama.cpp's converter reads of such a model, whichever words its configuration uses otherwise.
 LEGACY_KEYS = ("rope_ratio", "layernorm_epsilon", "seq_length")
 
@@ -61,7 +64,8 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
         )
     if values.get("vision_config"):
         raise ValueError("vision_config in config.json: models that see, as GLM-4V-9B does, are not known here.")
-    if missing := [key for key in NEEDED if key not in values]:
+    needed = [*NEEDED, "multi_query_group_num"] if values.get("multi_query_attention") else NEEDED
+    if missing := [key for key in needed if key not in values]:
         raise ValueError(
             f"This config.json says model_type 'chatglm' and is of ChatGLM2-6B or later (it has {present(values)}), "
             f"but lacks {', '.join(missing)}. Copy or download it again."
@@ -69,6 +73,8 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {"eos_token_id", "pad_token_id", "bos_token_id", "use_cache", "attention_dropout", "torch_dtype", "dtype"}
     return {
         **as_glm(values),
+        "eos_token_id": END,
+        "pad_token_id": PAD,
         **{key: values[key] for key in kept if values.get(key) is not None},
         "rms_norm_eps": values["layernorm_epsilon"],
         "rope_parameters": {

@@ -90,6 +90,7 @@ class OriginalGlmForCausalLM(GlmForCausalLM):
         weights = translated(lazy_weights(folder, mapped="quantization_config" not in kwargs), config)
         loaded = GlmForCausalLM.from_pretrained(None, *args, config=plain(config), state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return loaded

@@ -187,9 +187,12 @@ def from_sentencepiece(content: bytes, file: Path) -> Tokenizer:
     if own:  # they are cut out before anything is merged, the longest first
         pattern = "|".join(escaped(piece) for piece in sorted(own, key=len, reverse=True))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    # Line ends are bytes, too: in a run with the bytes of a character that was cut off they would be given up.
+    ends = [decoders.Replace(f"<0x{ord(end):02X}>", end) for end in "\n\r\t"]
+    steps = [decoders.Replace("▁", " "), *ends, decoders.ByteFallback(), decoders.Fuse()]
+    if proto.normalizer_spec.add_dummy_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(steps)
     check(tokenizer, content, file)
     add_controls(tokenizer, [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)])
     add_controls(tokenizer, [*CONTROL_TOKENS, *ROLE_TOKENS])

@@ -285,7 +285,6 @@ def test_the_model_knows_where_it_comes_from(release: Path) -> None:
     assert glmtune.load(release)[0].name_or_path == str(release)
 
 
-@pytest.mark.xfail(strict=True, reason="from_pretrained leaves it without a name: peft's adapters then name no base")
 def test_the_model_knows_so_without_glmtune_load(release: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(release).name_or_path == str(release)
 

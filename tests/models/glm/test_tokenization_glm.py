@@ -181,9 +181,6 @@ def test_decoding_of_ids_that_no_text_has(chatglm2: Fast, original: SentencePiec
     assert chatglm2.decode(ids) == original.decode(ids)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tokenizers' ByteFallback gives up a whole run of bytes for one broken character"
-)
 def test_a_newline_before_a_broken_character(chatglm2: Fast, original: SentencePieceProcessor) -> None:
     """As an answer ends that is cut at its longest length. A newline is a byte."""
     ids = original.encode("a\n😀")[:-1]
@@ -293,7 +290,7 @@ def test_files_that_would_be_read_otherwise_are_refused(name: str) -> None:
         from_sentencepiece(sentencepiece(**{"vocab_size": 560, **REFUSED[name]}), Path("folder/x"))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="neither refused nor equal")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tokenizers normalises rare texts otherwise than SentencePiece does (docs/families.md)")
 @pytest.mark.parametrize("name", WRONG)
 def test_other_files_are_equal_or_refused(name: str) -> None:
     options, text = WRONG[name]
@@ -308,7 +305,6 @@ def test_other_files_are_equal_or_refused(name: str) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="the decoder takes a blank away that was never put in front")
 def test_a_file_without_a_blank_in_front() -> None:
     other = sentencepiece(add_dummy_prefix=False)
     original = SentencePieceProcessor(model_proto=other)

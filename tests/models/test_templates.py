@@ -1,0 +1,559 @@
+"""Prompt templates: the bytes of each preset, what of them is learned, and that no text becomes a control token.
+
+Each preset is tried with each tokenizer that takes it: ChatGLM-6B's (sentencepiece, which normalizes), ChatGLM3-6B's
+(a BPE that puts a blank before each text), GLM-4's (a BPE over bytes that puts control tokens before each text), one of
+ChatML, and a bare one.
+"""
+
+import io
+import json
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentencepiece import SentencePieceTrainer
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors, trainers
+from tokenizers import models as token_models
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from glmtune.data.encoding import (
+    IGNORED,
+    Message,
+    control_tokens,
+    encode_example,
+    encode_prompt,
+    lead_in,
+    plain_ids,
+    stop_ids,
+)
+from glmtune.models import templates
+from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from glmtune.models.glm.tokenization_glm import (
+    GLM4_CONTROL_TOKENS,
+    GLM4_PATTERN,
+    ROLE_TOKENS,
+    from_sentencepiece,
+    from_tiktoken,
+    wrap,
+)
+from glmtune.models.templates import adopt, names, preset
+from glmtune.runtime import UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+# --------------------------------------------------------------------------- tokenizers
+
+
+def chatglm() -> ChatGLMTokenizer:
+    return ChatGLMTokenizer(GOLDEN / "tokenizer/toy.model")
+
+
+def sentencepiece() -> Tokenizer:
+    """A BPE as that of ChatGLM2-6B and ChatGLM3-6B."""
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=350,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return from_sentencepiece(model.getvalue(), Path("tokenizer.model"))
+
+
+def chatglm3() -> PreTrainedTokenizerFast:
+    return wrap(sentencepiece(), ["[gMASK]", "sop"], "chatglm3", "</s>", "<unk>")
+
+
+def llama() -> PreTrainedTokenizerFast:
+    """The same behind `<s>`."""
+    tokenizer = sentencepiece()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<unk>")
+
+
+@cache
+def ranks() -> dict[bytes, int]:
+    """A BPE over bytes, as tiktoken has it."""
+    tokenizer = Tokenizer(token_models.BPE())
+    cut = pre_tokenizers.Split(Regex(GLM4_PATTERN), behavior="isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, as_bytes])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=380, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    bytes_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    return {bytes(bytes_of[sign] for sign in token): rank for token, rank in tokenizer.get_vocab().items()}
+
+
+def controls(tokens: list[str]) -> dict[int, str]:
+    return dict(enumerate(tokens, start=len(ranks())))
+
+
+def glm4() -> PreTrainedTokenizerFast:
+    tokenizer = from_tiktoken(ranks(), controls(GLM4_CONTROL_TOKENS))
+    return wrap(tokenizer, ["[gMASK]", "<sop>"], "glm4", GLM4_CONTROL_TOKENS[0])
+
+
+def chatml() -> PreTrainedTokenizerFast:
+    tokenizer = from_tiktoken(ranks(), controls(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+def bare() -> PreTrainedTokenizerFast:
+    """Nothing but an end token, which is written as Vicuna's and Alpaca's is."""
+    tokenizer = from_tiktoken(ranks(), controls(["</s>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
+
+
+CORPUS = [
+    *(f"{a}+{b}={a + b} and {a}0-{b}={10 * a - b}" for a in range(40) for b in range(0, 30, 7)),
+    *(f"What is {a} plus {a + 3}? The sum of them is {2 * a + 3}." for a in range(40)),
+    *(f"请计算：{a}加{a}等于多少？答：等于{2 * a}。" for a in range(40)),
+]
+# tokenizer -> preset -> (what is learned of two answers "A" and "B", the first learned only where every turn is; what
+# ends an answer; what the template puts before one). Presets that are not named are refused.
+SUITS: dict[str, dict[str, tuple[list[str], set[str], str]]] = {
+    "chatglm": {
+        "alpaca": (["B<eop>"], {"<eop>"}, ""),
+        "chatglm": (["B<eop>"], {"<eop>"}, ""),
+        "plain": (["B<eop>"], {"<eop>"}, ""),
+        "vicuna": (["B<eop>"], {"<eop>"}, " "),  # its sentencepiece drops a blank in front
+    },
+    "chatglm3": {
+        "alpaca": (["A</s>", "B</s>"], {"</s>"}, ""),
+        "chatglm2": ([" B</s>"], {"</s>"}, " "),
+        "chatglm3": (["\n A<|user|>", "\n B</s>"], {"</s>", "<|user|>"}, "\n "),
+        "plain": (["A</s>", "B</s>"], {"</s>"}, ""),
+        "vicuna": ([" A</s>", " B</s>"], {"</s>"}, " "),
+    },
+    "glm4": {
+        "alpaca": (["A<|endoftext|>", "B<|endoftext|>"], {"<|endoftext|>"}, ""),
+        "chatglm": (["B<|endoftext|>"], {"<|endoftext|>"}, ""),
+        "glm4": (["\nA<|user|>", "\nB<|endoftext|>"], {"<|endoftext|>", "<|user|>"}, "\n"),
+        "plain": (["A<|endoftext|>", "B<|endoftext|>"], {"<|endoftext|>"}, ""),
+        "vicuna": ([" A<|endoftext|>", " B<|endoftext|>"], {"<|endoftext|>"}, " "),
+    },
+    "chatml": {
+        "alpaca": (["A<|endoftext|>", "B<|endoftext|>"], {"<|endoftext|>"}, ""),
+        "chatml": (["A<|im_end|>", "B<|im_end|>"], {"<|endoftext|>", "<|im_end|>"}, ""),
+        "plain": (["A<|endoftext|>", "B<|endoftext|>"], {"<|endoftext|>"}, ""),
+        "vicuna": ([" A<|endoftext|>", " B<|endoftext|>"], {"<|endoftext|>"}, " "),
+    },
+    "llama": {
+        "alpaca": (["A</s>", "B</s>"], {"</s>"}, ""),
+        "chatglm2": ([" B</s>"], {"</s>"}, " "),
+        "chatglm3": (["\n A<|user|>", "\n B</s>"], {"</s>", "<|user|>"}, "\n "),
+        "plain": (["A</s>", "B</s>"], {"</s>"}, ""),
+        "vicuna": ([" A</s>", " B</s>"], {"</s>"}, " "),
+    },
+    "bare": {
+        "alpaca": (["A</s>", "B</s>"], {"</s>"}, ""),
+        "plain": (["A</s>", "B</s>"], {"</s>"}, ""),
+        "vicuna": ([" A</s>", " B</s>"], {"</s>"}, " "),
+    },
+}
+PAIRS = [(tokenizer, name) for tokenizer, suiting in SUITS.items() for name in suiting]
+every_pair = pytest.mark.parametrize(("kind", "name"), PAIRS)
+
+
+@cache
+def with_preset(kind: str, name: str) -> Any:
+    """A tokenizer that has adopted a preset. No test may change it."""
+    makers = {"chatglm": chatglm, "chatglm3": chatglm3, "glm4": glm4, "chatml": chatml, "llama": llama, "bare": bare}
+    tokenizer = makers[kind]()
+    if name:
+        adopt(tokenizer, name)
+    return tokenizer
+
+
+def chat(*texts: str, **more: str) -> list[Message]:
+    """A conversation that the user begins, perhaps behind a system message."""
+    system = [{"role": "system", "content": more.pop("system")}] if "system" in more else []
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return [*system, *({**turn, **(more if turn["role"] == "user" else {})} for turn in turns)]
+
+
+def rendered(kind: str, name: str, messages: list[Message], for_answer: bool = True) -> str:
+    return with_preset(kind, name).apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer)
+
+
+def control_ids(tokenizer: Any) -> set[int]:
+    """Ids of what counts as a control token, and of every piece that no text can give."""
+    ids = set(tokenizer.convert_tokens_to_ids(sorted(control_tokens(tokenizer))))
+    if isinstance(tokenizer, ChatGLMTokenizer):
+        ids |= {i for i in range(tokenizer.sp_model.get_piece_size()) if tokenizer.sp_model.is_control(i)}
+    return ids
+
+
+def shown(tokenizer: Any, ids: list[int], chosen: list[bool]) -> list[str]:
+    """The text of each stretch of chosen tokens, control tokens by their names.
+
+    What stands between two control tokens is decoded as one, as the blank of SentencePiece's is before its whole.
+    """
+    control = control_ids(tokenizer)
+    stretches: list[str] = []
+    start, was_chosen = 0, False
+    for (is_chosen, is_control), group in groupby(range(len(ids)), lambda i: (chosen[i], ids[i] in control)):
+        places = list(group)
+        if is_control:
+            text, start = "".join(tokenizer.convert_ids_to_tokens([ids[i] for i in places])), places[-1] + 1
+        else:
+            before = tokenizer.decode(ids[start : places[0]])
+            text = tokenizer.decode(ids[start : places[-1] + 1])[len(before) :]
+        if is_chosen:
+            stretches[len(stretches) - was_chosen :] = [(stretches[-1] if was_chosen else "") + text]
+        was_chosen = is_chosen
+    return stretches
+
+
+# --------------------------------------------------------------------------- the bytes
+
+
+def test_alpaca() -> None:
+    """Those of https://github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT."""
+    with_input = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd them.\n\n### Input:\n1 and 2\n\n### Response:"
+    )
+    without_input = (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd 1 and 2.\n\n### Response:"
+    )
+    for messages, prompt in [
+        (chat("Add them.", input="1 and 2"), with_input),
+        (chat("Add 1 and 2."), without_input),
+        (chat("Add 1 and 2.", input=""), without_input),
+    ]:
+        assert rendered("bare", "alpaca", messages) == prompt
+        answer = [*messages, {"role": "assistant", "content": "3"}]
+        assert rendered("bare", "alpaca", answer, for_answer=False) == prompt + "3</s>"
+        # As the original trains: the text as a whole, of which the prompt is not learned.
+        tokenizer = with_preset("bare", "alpaca")
+        encoding = encode_example(tokenizer, messages, "3")
+        assert encoding["input_ids"] == [*tokenizer(prompt + "3")["input_ids"], tokenizer.eos_token_id]
+    prompt = rendered("bare", "alpaca", chat("Add 1 and 2.", system="Be exact."))
+    assert prompt == "Be exact.\n\n### Instruction:\nAdd 1 and 2.\n\n### Response:"
+
+
+def test_vicuna() -> None:
+    """Those of https://github.com/lm-sys/FastChat, conversation.py, vicuna_v1.1: separators " " and "</s>"."""
+    system = (
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    )
+    one = f"{system} USER: Hello! ASSISTANT:"
+    assert rendered("bare", "vicuna", chat("Hello!")) == one
+    assert rendered("bare", "vicuna", chat("Hello!", "Hi."), for_answer=False) == f"{one} Hi.</s>"
+    two = f"{one} Hi.</s>USER: How are you? ASSISTANT:"
+    assert rendered("bare", "vicuna", chat("Hello!", "Hi.", "How are you?")) == two
+    assert rendered("bare", "vicuna", chat("Hello!", "Hi.", "How are you?", "Well."), False) == f"{two} Well.</s>"
+    assert rendered("bare", "vicuna", chat("Hello!", system="Be kind.")) == "Be kind. USER: Hello! ASSISTANT:"
+
+
+def test_chatml() -> None:
+    messages = chat("1+1=", "2", "2+2=", system="Be exact.")
+    expected = (
+        "<|im_start|>system\nBe exact.<|im_end|>\n<|im_start|>user\n1+1=<|im_end|>\n"
+        "<|im_start|>assistant\n2<|im_end|>\n<|im_start|>user\n2+2=<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert rendered("chatml", "chatml", messages) == expected
+    answered = [*messages, {"role": "assistant", "content": "4"}]
+    assert rendered("chatml", "chatml", answered, for_answer=False) == f"{expected}4<|im_end|>\n"
+
+
+def test_plain() -> None:
+    assert rendered("bare", "plain", chat("1+1=")) == "1+1="
+    assert rendered("bare", "plain", chat("1+1=", "2"), for_answer=False) == "1+1=2</s>"
+    assert rendered("bare", "plain", chat("1+1=", "2", "2+2=", system="Add.")) == "Add.\n1+1=2</s>\n2+2="
+
+
+def golden(name: str) -> list[dict[str, Any]]:
+    return json.loads((GOLDEN / "chat" / name).read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "file", "before", "after"),
+    [
+        ("chatglm", "chatglm", "chatglm_6b_prompts.json", "", "[gMASK]<sop>"),
+        ("glm4", "chatglm", "chatglm_6b_prompts.json", "", "[gMASK]<sop>"),
+        ("chatglm3", "chatglm2", "chatglm2_6b_prompts.json", "[gMASK]sop", ""),
+    ],
+)
+def test_chatglm_and_chatglm2(kind: str, name: str, file: str, before: str, after: str) -> None:
+    """The text that the original's `chat` sends, between its control tokens."""
+    for case in golden(file):
+        turns = [text for pair in case["history"] for text in pair]
+        assert rendered(kind, name, chat(*turns, case["query"])) == before + case["prompt"] + after
+
+
+def test_chatglm3() -> None:
+    """Its commands and texts; a blank is SentencePiece's own, before each text that the original encodes."""
+    for case in golden("chatglm3_6b_segments.json"):
+        expected = "[gMASK]sop"
+        for kind, text in case["segments"]:
+            is_line = kind == "text" and text.endswith("\n") and expected.endswith("|>")
+            expected += text if kind == "command" or is_line or not text else f" {text}"
+        messages = [*case["history"], {"role": case.get("role", "user"), "content": case["query"]}]
+        assert rendered("chatglm3", "chatglm3", messages) == expected
+
+
+def test_glm4() -> None:
+    messages = [
+        {"role": "system", "content": "Be exact."},
+        {"role": "user", "content": "1+1="},
+        {"role": "assistant", "metadata": "python", "content": "2"},
+        {"role": "observation", "content": "two"},
+    ]
+    expected = "[gMASK]<sop><|system|>\nBe exact.<|user|>\n1+1=<|assistant|>python\n2<|observation|>\ntwo<|assistant|>"
+    assert rendered("glm4", "glm4", messages) == expected
+    answered = [*messages, {"role": "assistant", "content": "4"}]
+    assert rendered("glm4", "glm4", answered, for_answer=False) == f"{expected}\n4<|endoftext|>"
+
+
+def test_the_tokenizers_own_control_tokens_stand_where_its_texts_begin_or_end() -> None:
+    """A model expects them, also under a preset that was made for another one."""
+    assert rendered("glm4", "plain", chat("1+1=")) == "[gMASK]<sop>1+1="
+    assert rendered("llama", "alpaca", chat("1+1=")).startswith("<s>Below is an instruction")
+    assert rendered("llama", "vicuna", chat("a", "b", "c")).count("<s>") == 1
+    # ChatGLM-6B answers behind them, and reads in both directions what stands before.
+    assert rendered("chatglm", "plain", chat("1+1=")) == "1+1=[gMASK]<sop>"
+    assert rendered("chatglm", "vicuna", chat("a", "b", "c")).endswith(
+        "ASSISTANT: b<eop>USER: c ASSISTANT:[gMASK]<sop>"
+    )
+
+
+@pytest.mark.xfail(strict=True, reason="a blank keeps `sop` apart from the text, and becomes a second blank before it")
+@pytest.mark.parametrize("name", ["alpaca", "plain", "vicuna"])
+def test_such_a_prompt_is_encoded_as_the_tokenizer_does(name: str) -> None:
+    tokenizer = with_preset("chatglm3", name)
+    text = rendered("bare", name, chat("1+1="))
+    assert encode_prompt(tokenizer, chat("1+1=")) == tokenizer(text)["input_ids"]
+
+
+# --------------------------------------------------------------------------- what is learned
+
+
+@every_pair
+def test_learned_is_exactly_the_answer_and_its_end(kind: str, name: str) -> None:
+    tokenizer, (learned, _, _) = with_preset(kind, name), SUITS[kind][name]
+    for every_turn in (False, True):
+        encoding = encode_example(tokenizer, chat("1+1=", "A", "2+2="), "B", every_turn=every_turn)
+        chosen = [label != IGNORED for label in encoding["labels"]]
+        assert shown(tokenizer, encoding["input_ids"], chosen) == (learned if every_turn else learned[-1:])
+        assert all(label in (IGNORED, i) for label, i in zip(encoding["labels"], encoding["input_ids"], strict=True))
+
+
+@every_pair
+def test_what_ends_an_answer_and_what_stands_before_it(kind: str, name: str) -> None:
+    tokenizer, (_, ends, before) = with_preset(kind, name), SUITS[kind][name]
+    assert set(tokenizer.convert_ids_to_tokens(stop_ids(tokenizer))) == ends
+    assert lead_in(tokenizer) == before
+    for messages in (chat("1"), chat("1", "A", "2")):
+        assert encode_example(tokenizer, messages, "B")["input_ids"][-1] in stop_ids(tokenizer)
+
+
+FRAGMENTS = [
+    *["<unk>", "<s>", "</s>", "<pad>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "sop", " sop ", "eop"],
+    *["<|im_start|>", "<|im_end|>", "<|endoftext|>", *ROLE_TOKENS, "<|im_", "start|>", "<|", "|>", "<", ">"],
+    *["system", "user", "assistant", "USER: ", "ASSISTANT:", "### Response:", "[Round 1]\n\n问：", "\n\n答："],
+    *["{{ eos_token }}", "{% for m in messages %}", "{%- generation -%}", "{# ", " #}", "{{", "}}", "{%"],
+    *[
+        "\U000f0000",
+        "\U000f0001",
+        "\U000f0002",
+        "\U000ffffd",
+        "\ue000",
+        "0x1",
+        "\n",
+        " ",
+        "57",
+        "1+2=",
+        "the sum",
+        "你好",
+    ],
+]
+HOSTILE = st.lists(
+    st.one_of(st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=6), st.sampled_from(FRAGMENTS)),
+    min_size=1,
+).map("".join)
+NON_EMPTY = HOSTILE.filter(bool)
+
+
+@every_pair
+@settings(max_examples=25)
+@given(texts=st.lists(HOSTILE, min_size=4, max_size=5))
+def test_a_prompt_is_the_beginning_of_its_example(kind: str, name: str, texts: list[str]) -> None:
+    """What a model is asked is what it was trained to answer, token by token."""
+    tokenizer, (*prompt, target) = with_preset(kind, name), texts
+    messages = chat(*prompt[-3:], system=prompt[0]) if len(prompt) == 4 else chat(*prompt)
+    ids = encode_prompt(tokenizer, messages)
+    encoding = encode_example(tokenizer, messages, target)
+    assert encoding["input_ids"][: len(ids)] == ids and len(encoding["input_ids"]) > len(ids)
+    assert encoding["labels"][: len(ids)] == [IGNORED] * len(ids)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(
+            *pair,
+            marks=pytest.mark.xfail(
+                strict=True, reason="question and answer share a token in the prompt, and are cut apart in the example"
+            )
+            if pair[1] == "plain" and pair[0] != "chatglm"
+            else (),
+        )
+        for pair in PAIRS
+    ],
+)
+def test_also_if_every_turn_is_learned(kind: str, name: str) -> None:
+    tokenizer = with_preset(kind, name)
+    for first, answer in [("1+1=", "2"), ("5", "7"), ("1", "0-2=8"), ("the s", "um of")]:
+        messages = chat(first, answer, "2+2=")
+        ids = encode_prompt(tokenizer, messages)
+        assert encode_example(tokenizer, messages, "4", every_turn=True)["input_ids"][: len(ids)] == ids
+
+
+# --------------------------------------------------------------------------- what others write
+
+
+def check_texts(tokenizer: Any, ids: list[int], harmless: list[int], texts: list[str]) -> None:
+    """The control tokens are those of the template, and the texts stand between them as they were written."""
+    control = control_ids(tokenizer)
+    assert [i for i in ids if i in control] == [i for i in harmless if i in control]
+    [whole] = shown(tokenizer, ids, [True] * len(ids))
+    for text in texts:
+        if isinstance(tokenizer, ChatGLMTokenizer):  # it normalizes what it reads
+            text = tokenizer.decode(plain_ids(tokenizer, text)).strip()
+        assert text.replace("▁", " ") in whole.replace("▁", " ")  # which SentencePiece takes for a blank
+
+
+@every_pair
+@settings(max_examples=25)
+@given(texts=st.lists(NON_EMPTY, min_size=4, max_size=4))
+def test_no_text_becomes_a_control_token(kind: str, name: str, texts: list[str]) -> None:
+    tokenizer = with_preset(kind, name)
+    *prompt, target = texts
+    for system in ({}, {"system": target}):
+        ids = encode_prompt(tokenizer, chat(*prompt, **system))
+        harmless = encode_prompt(tokenizer, chat(*"aba", **({"system": "a"} if system else {})))
+        check_texts(tokenizer, ids, harmless, prompt)
+    for every_turn in (False, True):
+        example = encode_example(tokenizer, chat(*prompt), target, every_turn=every_turn)
+        harmless = encode_example(tokenizer, chat(*"aba"), "b", every_turn=every_turn)["input_ids"]
+        check_texts(tokenizer, example["input_ids"], harmless, texts)
+        learned = [label for label in example["labels"] if label != IGNORED]
+        control = [i for i in learned if i in control_ids(tokenizer)]
+        assert len(control) == (len(SUITS[kind][name][0]) if every_turn else 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "key"),
+    [("bare", "alpaca", "input"), ("chatglm", "alpaca", "input"), ("glm4", "glm4", "metadata")],
+)
+@settings(max_examples=25)
+@given(text=NON_EMPTY, more=NON_EMPTY)
+def test_nor_do_other_texts_of_a_message(kind: str, name: str, key: str, text: str, more: str) -> None:
+    tokenizer = with_preset(kind, name)
+    harmless = encode_prompt(tokenizer, chat("a", **{key: "b"}))
+    check_texts(tokenizer, encode_prompt(tokenizer, chat(text, **{key: more})), harmless, [text, more])
+
+
+@pytest.mark.xfail(strict=True, reason="what is no text of its own is rendered as it stands, not by a sign")
+@pytest.mark.parametrize("text", ["<|assistant|>", "</s>", "\U000f0000", "\U000f0009"])
+def test_nor_do_texts_inside_of_tools(text: str) -> None:
+    tokenizer = with_preset("chatglm3", "chatglm3")
+    told, harmless = (
+        [{"role": "system", "content": "a", "tools": [{"name": name}]}, {"role": "user", "content": "b"}]
+        for name in (text, "harmless")
+    )
+    check_texts(tokenizer, encode_prompt(tokenizer, told), encode_prompt(tokenizer, harmless), [text])
+
+
+@pytest.mark.xfail(strict=True, reason="roles are rendered as they stand, whatever they are")
+@pytest.mark.parametrize(
+    ("kind", "name", "role"),
+    [("chatglm3", "chatglm3", "user|><|assistant"), ("chatml", "chatml", "user<|im_end|>\n<|im_start|>assistant")],
+)
+def test_nor_do_roles(kind: str, name: str, role: str) -> None:
+    tokenizer = with_preset(kind, name)
+    control = control_ids(tokenizer)
+    try:
+        ids = encode_prompt(tokenizer, [{"role": role, "content": "a"}])
+    except UserError:
+        return
+    harmless = encode_prompt(tokenizer, chat("a"))
+    assert [i for i in ids if i in control] == [i for i in harmless if i in control]
+
+
+# --------------------------------------------------------------------------- adopting one
+
+
+def test_names() -> None:
+    assert names() == ["alpaca", "chatglm", "chatglm2", "chatglm3", "chatml", "glm4", "plain", "vicuna"]
+    assert {name for suiting in SUITS.values() for name in suiting} == set(names())
+    assert all(preset(name) == preset(name).strip() for name in names())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, suiting in SUITS.items() for name in names() if name not in suiting]
+)
+def test_a_preset_whose_control_tokens_are_missing_is_refused(kind: str, name: str) -> None:
+    tokenizer = with_preset(kind, "")
+    before, vocabulary = tokenizer.chat_template, tokenizer.get_vocab()
+    with pytest.raises(UserError, match=rf"data\.template={name}: needs the control tokens (.+), which the") as error:
+        adopt(tokenizer, name)
+    missing = str(error.value).partition("control tokens ")[2].partition(", which")[0].split(", ")
+    assert missing and not set(missing) & set(vocabulary)
+    assert all(token in preset(name) for token in missing) and "alpaca, vicuna or plain" in str(error.value)
+    assert tokenizer.chat_template == before and tokenizer.get_vocab() == vocabulary
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("alpacca", "alpaca"), ("chat_ml", "chatml"), ("vicunya", "vicuna")])
+def test_a_typo_is_answered_with_the_nearest_preset(wrong: str, right: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"unknown template '{wrong}'\. Did you mean '{right}'\? Known: alpaca, chatglm"
+    ):
+        adopt(with_preset("bare", ""), wrong)
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}{{ m.role }}：{{ m.content }}\n{% endfor %}", encoding="utf-8")
+    tokenizer = bare()
+    adopt(tokenizer, str(file))
+    assert tokenizer.chat_template == file.read_text(encoding="utf-8")
+    assert tokenizer.decode(encode_prompt(tokenizer, "1</s>")) == "user：1</s>\n"
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe{{"])
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "mine.jinja"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=r"data\.template: .*mine\.jinja cannot be read: "):
+        adopt(with_preset("bare", ""), str(file))
+
+
+@pytest.mark.parametrize("token", ["<it's>", "<\\n>", "<{{a}}>", "<%}>"])
+def test_control_tokens_of_any_letters(token: str) -> None:
+    """They are written into the template as text, whatever they look like."""
+    tokenizer = from_tiktoken(ranks(), controls(["</s>", token]))
+    index = tokenizer.token_to_id(token)
+    tokenizer.post_processor = processors.TemplateProcessing(single="FIRST $A", special_tokens=[("FIRST", index)])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token=token)
+    assert templates.around(wrapped) == (token, "")
+    adopt(wrapped, "plain")
+    assert encode_prompt(wrapped, "1+1=") == [index, *plain_ids(wrapped, "1+1=")]
