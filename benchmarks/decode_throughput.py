@@ -45,7 +45,7 @@ def main() -> None:
             ids = torch.tensor([encode_prompt(tokenizer, prompt)])
             stops = stops_of(model, tokenizer)
             out = model.generate(ids, generation_config=generation_config(tokenizer, settings, stops))
-            answers.append(text_of(tokenizer, out[0, ids.shape[1] :].tolist()))
+            answers.append(text_of(tokenizer, out[0, ids.shape[1] :].tolist(), stops))
         return answers
 
     def batched(size: int) -> Callable[[], list[str]]:

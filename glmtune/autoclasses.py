@@ -1,8 +1,10 @@
 """Registers the model families with transformers' Auto classes without importing transformers.
 
 `import glmtune` must be fast, and `AutoModelForCausalLM.from_pretrained` must know `model_type: chatglm` afterwards.
-The modules of a family register their classes when they are imported; so whenever one of transformers' own auto
-modules has been imported, the family's counterpart is imported too.
+The modules of a family register
+their classes when they are imported; so whenever one of transformers' own auto modules for configurations or tokenizers
+has been imported, the family's counterpart is imported too. Model classes need much of transformers, which may be half
+imported then: a configuration imports them when one is made.
 """
 
 from __future__ import annotations
@@ -16,14 +18,7 @@ from types import ModuleType
 
 COUNTERPARTS = {
     "transformers.models.auto.configuration_auto": ["glmtune.models.chatglm.configuration_chatglm"],
-    "transformers.models.auto.modeling_auto": [
-        "glmtune.models.chatglm.modeling_chatglm",
-        "glmtune.models.glm.modeling_glm",
-    ],
-    "transformers.models.auto.tokenization_auto": [
-        "glmtune.models.chatglm.tokenization_chatglm",
-        "glmtune.models.glm.tokenization_glm",
-    ],
+    "transformers.models.auto.tokenization_auto": ["glmtune.models.chatglm.tokenization_chatglm"],
 }
 
 

@@ -120,12 +120,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     chat.add_argument("settings", nargs="*", metavar="SETTING", help=SETTINGS_HELP)
 
-    data = verb("data", "write examples of a task to a JSONL file")
-    data.add_argument("task", metavar="TASK", help="a task that `glmtune ls` shows, or a path to your own .py file")
+    data = verb("data", "write examples of a task to a JSONL file; or inspect files of records: data inspect FILE")
+    data.add_argument(
+        "task", metavar="TASK", help="a task that `glmtune ls` shows, a path to your own .py file, or `inspect`"
+    )
     data.add_argument("--n", type=int, default=1000, help="number of examples (default: 1000)")
-    data.add_argument("--output", required=True, metavar="OUT.jsonl", help="file to write")
+    data.add_argument("--output", metavar="OUT", help="file to write: JSONL; of inspect, the report as JSON")
     data.add_argument("--split", choices=("train", "held_out"), default="train", help="default: train")
-    data.add_argument("settings", nargs="*", metavar="SETTING", help="e.g. task.digits=5 seed=1")
+    data.add_argument("--model", help="inspect: whose tokens and template count (default: nano)")
+    data.add_argument("--html", metavar="PAGE.html", help="inspect: write the report as a page, too")
+    data.add_argument(
+        "settings",
+        nargs="*",
+        metavar="FILE_OR_SETTING",
+        help="e.g. task.digits=5 seed=1; of inspect, files, folders or OWNER/NAME of the hub, and settings such as "
+        "task.columns.prompt=FIELD task.held_out_file=FILE task.deduplicate=near data.max_length=512",
+    )
 
     verb("ls", "list tasks, methods, models, recipes and runs")
     return parser
@@ -135,11 +145,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The arguments; settings may stand anywhere, also after flags, where argparse itself does not look for them."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    settings = [text for text in rest if "=" in text and not text.startswith("-")]
+    inspects = options.verb == "data" and options.task == "inspect"
+    settings = [text for text in rest if ("=" in text or inspects) and not text.startswith("-")]
     if len(settings) < len(rest) or (rest and "settings" not in options):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if settings:
         options.settings = [*options.settings, *settings]
+    if options.verb == "data" and not inspects:
+        if options.output is None:
+            parser.error("the following arguments are required: --output")
+        if options.model or options.html:
+            parser.error("--model and --html belong to glmtune data inspect FILE")
     if options.verb is None and not options.version:
         parser.print_help()
     return options
@@ -337,11 +353,33 @@ def chat(options: argparse.Namespace) -> None:
 
 
 def data(options: argparse.Namespace) -> None:
-    """Write examples."""
+    """Write examples, or inspect files."""
+    if options.task == "inspect":
+        inspect(options)
+        return
     from glmtune.commands.data import run
 
     count = run(options.task, options.n, options.output, options.split, options.settings)
     print(f"{count} examples written to {options.output}")
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Print what is in files of records; exit code 2 if something is wrong with them."""
+    quiet_libraries()
+    from rich.console import Console
+
+    from glmtune.commands.inspect import run, show
+
+    settings = [text for text in options.settings if "=" in text and not os.path.exists(text)]
+    files = [text for text in options.settings if text not in settings]
+    report = run(files, options.output, options.html, options.model, settings)
+    console = Console()
+    show(report, console)
+    for place in filter(None, (options.output, options.html)):
+        console.print(f"Written: {place}", highlight=False, soft_wrap=True)
+    sys.stdout.flush()
+    if report["faults"]:
+        sys.exit(2)
 
 
 def ls(options: argparse.Namespace) -> None:

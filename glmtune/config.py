@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from glmtune import registry
 from glmtune.runtime import UserError
@@ -71,6 +71,12 @@ class DataSettings(Settings):
         None, ge=8, description="longest example in tokens; longer ones are refused. Default: what the model can take"
     )
 
+    @field_validator("template")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        """The recipe of a run names a file so that it is found from any folder."""
+        return str(Path(value).resolve()) if value and Path(value).is_file() else value
+
 
 class TrainingSettings(Settings):
     """How long and how fast to learn. A step is one update of the weights."""
@@ -114,6 +120,10 @@ class EvaluationSettings(Settings):
     num_examples: int = Field(500, ge=1, description="held-out examples before and after training")
     num_examples_during: int = Field(200, ge=1, description="held-out examples at each evaluation during training")
     text_metrics: bool = Field(True, description="report rouge and BLEU-4 as the official ChatGLM evaluation does")
+    forgetting: bool = Field(False, description="ask general questions before and after, too: what did it forget?")
+    general_file: str | None = Field(
+        None, description="general questions, a file as `task.file` of instructions; default: 60 built-in ones"
+    )
 
 
 class GenerationSettings(Settings):

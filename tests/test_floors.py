@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "glmtune"
 
 # From the bottom. A module imports what stands on lower floors; within a package its modules import each other.
 FLOORS = [
-    {"runtime", "registry", "autoclasses"},
+    {"runtime", "registry", "autoclasses", "answers"},
     {"config"},
+    {"records"},
     {"tasks", "models"},
     {"data", "methods"},
     {"generation", "training"},

@@ -47,8 +47,7 @@ def load(
     """
     base_is_named = "path" in recipe.model.model_fields_set and methods.is_adapter(Path(target))
     base, folder = methods.find(recipe.model.path, target) if base_is_named else methods.find(target)
-    # A run answers with the template that it learned with, which its tokenizer holds.
-    template = None if RunFolder.is_run(target) else recipe.data.template
+    template = template_for(target, recipe)
     if prompts:
         limit = models.max_length(models.load_config(models.locate(base)))
         tokenizer = with_template(methods.tokenizer_of(base, folder), template)
@@ -58,6 +57,22 @@ def load(
     quantize_embedding = model.quantize_embedding if "quantize_embedding" in model.model_fields_set else None
     loaded, tokenizer = methods.load(base, folder, model.dtype, None, model.attention, bits, quantize_embedding)
     return loaded, with_template(tokenizer, template)
+
+
+def template_for(target: str, recipe: Recipe) -> str | None:
+    """The template that a bare model is to be asked with; a run's own is in its tokenizer.
+
+    Raises:
+        UserError: another one is asked for than a run learned with.
+    """
+    if not RunFolder.is_run(target):
+        return recipe.data.template
+    if recipe.data.template != load_recipe(RunFolder(target).recipe).data.template:
+        raise UserError(
+            f"data.template={recipe.data.template}: {target} answers with the template that it learned with. Leave the "
+            "setting out."
+        )
+    return None
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> PreTrainedTokenizerBase:

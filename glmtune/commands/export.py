@@ -17,18 +17,20 @@ from rich.console import Console
 
 from glmtune import methods, models, registry
 from glmtune.commands.evaluate import recipe_of
-from glmtune.config import Recipe, differing
+from glmtune.config import Dtype, Recipe, differing
 from glmtune.data import examples_of
 from glmtune.export import gguf, merged, original
 from glmtune.export.card import write_card
 from glmtune.export.verification import Answers, ask, compare
 from glmtune.generation.decoding import Prompt
+from glmtune.methods.ptuning_v2 import PTuningV2
 from glmtune.runtime import RunFolder, UserError, replacing, write_json
 
 Layout = Literal["merged", "original", "gguf"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 RECORD = "glmtune.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NAMES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 GGUF_PRECISION: dict[torch.dtype, gguf.Precision] = {
     torch.float32: "f32",
     torch.bfloat16: "bf16",
@@ -97,15 +99,15 @@ def run(
     origin = origin_of(target, overrides)
     config = models.load_config(models.locate(origin.base))
     refuse(origin, config, to)
-    place = destination(target, to, output, overwrite)
+    place = destination(origin, to, output, overwrite)
     dtype = dtype_of(config, precision)
     check_disk(place, origin, config, dtype, copies=2 if to == "gguf" else 1)
     problems = origin.problems
 
     console.print(f"Loading {origin.base}{f' with {origin.adapter}' if origin.adapter else ''} ...")
-    model, tokenizer = methods.load(
-        origin.base, origin.adapter, origin.recipe.model.dtype, bits=16, quantize_embedding=False
-    )
+    # Neither the base nor what is written is rounded on the way, whatever the recipe computed in.
+    working = NAMES[torch.promote_types(dtype_of(config, "auto"), dtype)]
+    model, tokenizer = methods.load(origin.base, origin.adapter, working, bits=16, quantize_embedding=False)
     console.print(f"It answers {len(problems)} held-out problems ...")
     before = ask(model, tokenizer, problems, origin.recipe.generation)
     whole = merged.whole(model, tokenizer, problems[0])
@@ -115,10 +117,11 @@ def run(
         family = whole.config.model_type
         del whole
         console.print("The same problems, from the exported files ...")
-        verification = verify(folder, origin, before, problems, dtype)
+        verification = verify(folder, origin, working, before, problems, dtype)
         describe(folder, place.name, origin, to, family, verification, problems[0])
         if to == "gguf":
             gguf.write(folder, place, GGUF_PRECISION[dtype])
+            shutil.copy(folder / RECORD, place.with_name(f"{place.name}.json"))
     if push is not None:
         upload(place, push)
     return place
@@ -142,9 +145,10 @@ def refuse(origin: Origin, config: Any, to: Layout) -> None:
     Raises:
         UserError: it cannot.
     """
-    if origin.adapter is not None and (origin.adapter / methods.ADAPTER_CONFIG).is_file():
-        kind = models.read_json(origin.adapter / methods.ADAPTER_CONFIG).get("peft_type")
-        if kind == "PREFIX_TUNING":
+    if origin.adapter is not None:
+        by_peft = origin.adapter / methods.ADAPTER_CONFIG
+        kind = models.read_json(by_peft).get("peft_type") if by_peft.is_file() else None
+        if kind == "PREFIX_TUNING" or PTuningV2.holds(origin.adapter):
             raise UserError(
                 f"{origin.adapter} is a prefix (P-Tuning v2): it is no change of weights, so that it cannot become "
                 "part of a whole model, and llama.cpp and vLLM have no place for it. Use it beside its "
@@ -159,22 +163,31 @@ def refuse(origin: Origin, config: Any, to: Layout) -> None:
         original.check(config)
     if to == "gguf":
         gguf.check(config.to_dict())
+        gguf.library()
 
 
-def destination(target: str, to: Layout, output: str | None, overwrite: bool) -> Path:
+def destination(origin: Origin, to: Layout, output: str | None, overwrite: bool) -> Path:
     """Where the export goes.
 
     Raises:
-        UserError: there is something already, or no place was named.
+        UserError: there is something already, above all what is exported, or no place was named.
     """
+    target = origin.target
     if output is None and not RunFolder.is_run(target):
         raise UserError(f"--output: name a {'file' if to == 'gguf' else 'folder'} to write; {target} is no run folder.")
     name = f"{Path(target).resolve().name}.gguf" if to == "gguf" else to
     place = Path(output) if output is not None else Path(target) / name
     if place.exists() and not overwrite:
         raise UserError(f"--output {place}: exists already. Choose another place, or add --overwrite.")
-    if place.exists() and (place.resolve() in Path(target).resolve().parents or place.samefile(target)):
-        raise UserError(f"--output {place}: is what is exported, or holds it. Choose another place.")
+    for source in (Path(target), origin.adapter, Path(models.locate(origin.base))):
+        if source is not None and place.resolve() in (source.resolve(), *source.resolve().parents):
+            raise UserError(f"--output {place}: is what is exported, or holds it. Choose another place.")
+    is_export = place.suffix == ".gguf" and place.is_file() if to == "gguf" else (place / RECORD).is_file()
+    if place.exists() and not is_export and not (place.is_dir() and not any(place.iterdir())):
+        raise UserError(
+            f"--output {place}: is no earlier export (of which {RECORD} tells), so that it is not replaced. Choose "
+            "another place."
+        )
     return place
 
 
@@ -192,8 +205,8 @@ def check_disk(place: Path, origin: Origin, config: Any, dtype: torch.dtype, cop
     Raises:
         UserError: it does not.
     """
-    folder = Path(models.locate(origin.base))
-    stored = sum(file.stat().st_size for file in models.weight_files(folder)) if folder.is_dir() else 0
+    folder = Path(models.local(models.locate(origin.base), weights=True))
+    stored = sum(file.stat().st_size for file in models.weight_files(folder))
     stored = stored * 16 // models.stored_bits(config)  # a packed release is unpacked
     needed = copies * stored * dtype.itemsize // dtype_of(config, "auto").itemsize + SPARE_BYTES
     parent = next(parent for parent in (place.parent, *place.parent.resolve().parents) if parent.is_dir())
@@ -223,14 +236,19 @@ def staged(place: Path, to: Layout) -> Iterator[Path]:
 
 
 def verify(
-    folder: Path, origin: Origin, before: Answers, problems: Sequence[Prompt], dtype: torch.dtype
+    folder: Path,
+    origin: Origin,
+    working: Dtype,
+    before: Answers,
+    problems: Sequence[Prompt],
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
     """Read the exported files as anyone would, and compare what they answer.
 
     Raises:
         UserError: something else.
     """
-    model, tokenizer = methods.load(folder, None, origin.recipe.model.dtype)
+    model, tokenizer = methods.load(folder, None, working)
     return compare(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, dtype)
 
 
@@ -238,13 +256,13 @@ def describe(
     folder: Path, name: str, origin: Origin, to: Layout, family: str, verification: dict[str, Any], prompt: Prompt
 ) -> None:
     """Write down where an export comes from, and its model card."""
-    base = Path(models.locate(origin.base))
+    base = Path(models.local(models.locate(origin.base), weights=True))
     run_folder = RunFolder(origin.target)
     record = {
         "format": 1,
         "layout": to,
         "base": origin.base,
-        "base_fingerprint": models.fingerprint(base) if base.is_dir() else None,
+        "base_fingerprint": models.fingerprint(base),
         "adapter": str(origin.adapter) if origin.adapter else None,
         "adapter_fingerprint": adapter_fingerprint(origin.adapter),
         "method": origin.recipe.method.name if origin.trained else None,
@@ -280,7 +298,6 @@ def upload(place: Path, repository: str) -> None:
         UserError: the hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     hub = HfApi()
     try:
@@ -289,7 +306,7 @@ def upload(place: Path, repository: str) -> None:
             hub.upload_folder(repo_id=repository, folder_path=str(place))
         else:
             hub.upload_file(repo_id=repository, path_or_fileobj=str(place), path_in_repo=place.name)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # of the hub, of the network, of the disk
         raise UserError(
             f"--push-to-hub {repository}: the hub refuses: {error}. The export itself is in {place}; log in with "
             "`hf auth login`, or upload it later with `hf upload`."

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +21,9 @@ from glmtune.commands.estimate import architecture_of, at_hand, estimate, readab
 from glmtune.config import ENDLESS_STEPS, Recipe, load_recipe, to_yaml
 from glmtune.data import DrawnExamples, EncodedDataset, examples_of
 from glmtune.data.encoding import IGNORED, plain_ids
+from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation, evaluate
+from glmtune.evaluation.forgetting import Probe, compare_probes, probe, read_general
 from glmtune.generation.decoding import encode_prompts
 from glmtune.methods import Method, Model
 from glmtune.models.quantization import count_parameters
@@ -108,6 +112,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     count = recipe.evaluation.num_examples
     held_out = examples_of(task, "held_out", count, recipe.seed)[:count]
+    general = read_general(recipe.evaluation.general_file) if recipe.evaluation.forgetting else []
 
     location = models.locate(recipe.model.path)
     if Path(recipe.model.path).is_dir():  # the run folder is to be usable from anywhere
@@ -135,6 +140,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     started = folder.log.exists()
     console.print(f"Before: {recipe.model.path} answers {len(held_out)} held-out problems ...")
     before = evaluate(base, tokenizer, task, held_out, recipe.generation)
+    known = [probe(base, tokenizer, general, recipe.generation)] if general else []
     if not started:
         start_log(folder.log, before.report(text_metrics=False))
     seed_everything(recipe.seed)  # what a method draws must not depend on how the questions were answered
@@ -150,7 +156,8 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
         save(method, model, tokenizer, folder, recipe)
         console.print("After: the same problems again ...")
         after = evaluate(model, tokenizer, task, held_out, recipe.generation)
-        return finish(folder, task, recipe, before, after)
+        known += [probe(model, tokenizer, general, recipe.generation)] if general else []
+        return finish(folder, task, recipe, before, after, known)
     except DivergenceError as error:
         if not error.rescued:
             raise
@@ -283,8 +290,16 @@ def save(method: Method, model: Model, tokenizer: PreTrainedTokenizerBase, folde
             raise OSError(str(error)) from error
 
 
-def finish(folder: RunFolder, task: Task, recipe: Recipe, before: Evaluation, after: Evaluation) -> Run:
-    """Write the report and the plots."""
+def finish(
+    folder: RunFolder,
+    task: Task,
+    recipe: Recipe,
+    before: Evaluation,
+    after: Evaluation,
+    known: Sequence[Probe] = (),
+) -> Run:
+    """Write the report, its page and the plots. `known` holds the probes of general knowledge before and after."""
+    from glmtune.evaluation.page import write_page
     from glmtune.evaluation.plots import plot_accuracy, plot_breakdown, plot_loss
 
     log = [record for _, record in read_json_lines(folder.log)]
@@ -292,11 +307,26 @@ def finish(folder: RunFolder, task: Task, recipe: Recipe, before: Evaluation, af
         "format": 1,
         "before": before.report(recipe.evaluation.text_metrics),
         "after": after.report(recipe.evaluation.text_metrics),
+        **compare(task, before, after),
+        **({"forgetting": compare_probes(*known)} if len(known) == 2 else {}),
         "training_seconds": max((record["seconds"] for record in log), default=0),
+        "peak_memory": peak_memory(),
         "machine": machine(),
     }
     write_json(folder.report, report)
+    write_page(report, log, to_yaml(recipe), folder.path)
     plot_loss(log, folder.path / "loss.png")
     plot_accuracy(log, folder.path / "accuracy.png")
     plot_breakdown(report["before"], report["after"], folder.path / "breakdown.png")
     return Run(folder, task, before, after, report)
+
+
+def peak_memory() -> int | None:
+    """Most bytes that this process held so far: of the GPU where there is one, else resident; None where unknown."""
+    if models.default_device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

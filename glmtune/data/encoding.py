@@ -7,12 +7,14 @@ depends on the roles alone, so that each sequence of roles is rendered once.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict, cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -26,8 +28,10 @@ IGNORED = -100  # label of a token that is not learned
 # are for private use, so that no template writes them and no tokenizer has tokens for them.
 _CONTENT = 0xF0000
 _CONTENT_PATTERN = re.compile("[\U000f0000-\U000ffffd]")
+_NAME = re.compile(r"[\w.$-]+")
+# Where a template does more with a content than to write it.
+_LOOKS = re.compile(r"\|\s*trim|\bstrip\(|\.(split|replace|startswith|endswith)\(|\bin\s+\w+(\.content|\[.content.\])")
 _MARK = re.compile(r"{%-?\s*generation\s*-?%}")
-ROLES = [("user", "content"), ("assistant", "content"), ("user", "content")]
 
 
 class Encoding(TypedDict):
@@ -67,8 +71,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mes
         text = "\n".join(message["content"] for message in messages)
         return cast(list[int], tokenizer(text, split_special_tokens=True)["input_ids"])
     stand_ins, texts = with_stand_ins(messages)
-    rendered, _ = render(tokenizer, stand_ins, for_answer=True)
-    ids, _ = encode_pieces(tokenizer, pieces_of(tokenizer, rendered, []), texts)
+    rendered, spans = render(tokenizer, stand_ins, for_answer=True)
+    texts = as_rendered(tokenizer, messages, rendered, texts)
+    ids, _ = encode_pieces(tokenizer, pieces_of(tokenizer, rendered, spans, []), texts)
     return ids
 
 
@@ -100,6 +105,9 @@ def encode_example(
         ids, labels = prompt_ids + target_ids, [IGNORED] * len(prompt_ids) + target_ids
     else:
         stand_ins, texts = with_stand_ins([*messages, {"role": "assistant", "content": target}])
+        asked, before = with_stand_ins(messages)
+        rendered, _ = render(tokenizer, asked, for_answer=True)
+        texts = [*as_rendered(tokenizer, messages, rendered, before), *texts[len(before) :]]
         pieces = conversation(tokenizer, stand_ins, every_turn)
         ids, learned = encode_pieces(tokenizer, pieces, texts)
         labels = [token if is_learned else IGNORED for token, is_learned in zip(ids, learned, strict=True)]
@@ -111,22 +119,73 @@ def encode_example(
     return {"input_ids": ids, "labels": labels, "record": record}
 
 
+def as_rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], rendered: str, texts: list[str]
+) -> list[str]:
+    """The texts as the template itself writes them: as they are, or stripped of the blanks around them.
+
+    Args:
+        tokenizer: with a template.
+        messages: as they were given.
+        rendered: the template's text for them, with signs.
+        texts: what the signs stand for.
+
+    Raises:
+        UserError: the template looks at what is in the texts, e.g. for a word that ends reasoning.
+    """
+    if _LOOKS.search(tokenizer.get_chat_template()) is None:
+        return texts
+    named = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    whole, _ = _render(tokenizer.get_chat_template(), messages, True, named)
+    for candidate in (texts, [text.strip() for text in texts]):
+        if written(rendered, candidate) == whole:
+            return candidate
+    raise UserError(
+        "The model's chat template treats messages by what is in them (it takes reasoning out of earlier answers, for "
+        "instance), which is not supported. Take that out of the messages, or choose another data.template."
+    )
+
+
 def with_stand_ins(messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-    """Messages with a sign in place of each text but the roles, and the texts; an empty text stays empty."""
+    """Messages with a sign in place of each text but the roles, and the texts; an empty text stays empty.
+
+    Texts within tools and the like, which templates write as JSON, are written as JSON writes them.
+
+    Raises:
+        UserError: a role or the name of a field is no name.
+    """
     texts: list[str] = []
 
-    def sign(text: str) -> str:
-        texts.append(text)
+    def sign(value: Any, nested: bool = False) -> Any:
+        if isinstance(value, Mapping):
+            return {name(key): sign(inner, True) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [sign(inner, True) for inner in value]
+        if not isinstance(value, str) or not value:
+            return value
+        texts.append(json.dumps(value, ensure_ascii=False)[1:-1] if nested else value)
         return chr(_CONTENT + len(texts) - 1)
 
-    stand_ins = [
-        {
-            key: sign(value) if key != "role" and isinstance(value, str) and value else value
-            for key, value in message.items()
-        }
+    for message in messages:
+        if message.get("content") is None:
+            raise UserError(f"{str(message)[:80]}: a message needs a 'role' and a 'content', which may be empty.")
+    return [
+        {name(key): name(value) if key == "role" else sign(value) for key, value in message.items()}
         for message in messages
-    ]
-    return stand_ins, texts
+    ], texts
+
+
+def name(text: Any) -> str:
+    """The text, if it is a name: templates write these as they are.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(text, str) or not _NAME.fullmatch(text):
+        raise UserError(
+            f"{text!r}: roles and fields of messages are names, of letters, digits and any of _ - . $ only."
+        )
+    return text
 
 
 def render(
@@ -183,24 +242,47 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message], ev
         if not whole.startswith(asked) or (content and content not in whole[len(asked) :]):
             whole = asked + content
         last = whole.rindex(content) + len(content) if content else len(asked)
-        following = next(iter(pieces_of(tokenizer, whole[last:], [])), None)
+        following = next(iter(pieces_of(tokenizer, whole[last:], [], [])), None)
         last += len(following.text) if following is not None and following.is_control else 0
         whole, spans = whole[:last], [(len(asked), last)]
-    spans = spans if every_turn else spans[-1:]
-    pieces = pieces_of(tokenizer, whole[: spans[-1][1]], spans)
+    spans = [with_end(tokenizer, whole, span) for span in spans]
+    learned = spans if every_turn else spans[-1:]
+    pieces = pieces_of(tokenizer, whole[: spans[-1][1]], spans, learned)
     if not pieces or not pieces[-1].is_control:
         pieces.append(Piece(str(tokenizer.eos_token), is_control=True, learned=True))
     return pieces
 
 
-def pieces_of(tokenizer: PreTrainedTokenizerBase, rendered: str, spans: Sequence[tuple[int, int]]) -> list[Piece]:
-    """A rendered template cut at control tokens, and at the bounds of what is learned."""
+def with_end(tokenizer: PreTrainedTokenizerBase, rendered: str, span: tuple[int, int]) -> tuple[int, int]:
+    """What is learned of an answer, with the control token that ends it where that stands outside of the marks."""
+    first, last = span
+    inside, behind = (pieces_of(tokenizer, text, [], []) for text in (rendered[first:last], rendered[last:]))
+    has_end = bool(inside) and inside[-1].is_control
+    if not has_end and behind and (following := behind[0]).is_control:
+        return first, last + len(following.text)
+    return span
+
+
+def pieces_of(
+    tokenizer: PreTrainedTokenizerBase,
+    rendered: str,
+    spans: Sequence[tuple[int, int]],
+    chosen: Sequence[tuple[int, int]],
+) -> list[Piece]:
+    """A rendered template cut at control tokens, and at the bounds of all answers, so that each has tokens of its own.
+
+    Args:
+        tokenizer: knows control tokens.
+        rendered: a template's text.
+        spans: answers in it.
+        chosen: those of them that are learned.
+    """
     bounds = sorted({bound for span in spans for bound in span})
     pieces = []
     for start, text, is_control in cut_at(control_pattern(tokenizer), rendered):
         inner = [bound - start for bound in bounds if start < bound < start + len(text)]
         for first, last in zip([0, *inner], [*inner, len(text)], strict=True):
-            learned = any(left <= start + first and start + last <= right for left, right in spans)
+            learned = any(left <= start + first and start + last <= right for left, right in chosen)
             pieces.append(Piece(text[first:last], is_control, learned))
     return pieces
 
@@ -270,15 +352,14 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """What matches a control token; those that are words, as ChatGLM3-6B's `sop` and `eop`, only between others."""
+    """What matches a control token, the longest first."""
     return _control_pattern(frozenset(control_tokens(tokenizer)))
 
 
 @lru_cache(maxsize=64)
 def _control_pattern(tokens: frozenset[str]) -> re.Pattern[str]:
     longest_first = sorted(tokens, key=lambda token: (-len(token), token))
-    exact = [rf"(?<!\w){re.escape(token)}(?!\w)" if token.isalnum() else re.escape(token) for token in longest_first]
-    return re.compile("|".join(exact) or r"(?!)")
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -287,7 +368,9 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     `split_special_tokens` covers the special ones. Checkpoints also mark control words, such as those around tool
     calls, as added but not special; these are cut after their first character.
     """
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    added = [
+        str(token) for token in tokenizer.added_tokens_decoder.values() if not token.special and str(token).strip()
+    ]
     cuts = "|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in added if len(token) > 1)
     pieces = re.split(cuts, text) if cuts else [text]
     encoded = [tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"] for piece in pieces]
@@ -301,21 +384,30 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end an answer: the end token, and those that the template puts behind one, last or between turns."""
-    found = {end_id(tokenizer)}
-    if tokenizer.chat_template is not None:
-        messages, _ = with_stand_ins([{"role": role, key: "."} for role, key in ROLES])
-        found.add(cast(int, tokenizer.convert_tokens_to_ids(conversation(tokenizer, messages[:2])[-1].text)))
-        whole, spans = render(tokenizer, messages, for_answer=False)
-        for first, last in spans:
-            *_, ending = pieces_of(tokenizer, whole[first:last], [])
-            found |= {cast(int, tokenizer.convert_tokens_to_ids(ending.text))} if ending.is_control else set()
-    return sorted(found)
+    if tokenizer.chat_template is None:
+        return [end_id(tokenizer)]
+    endings = set()
+    for following in ([], ["user"], ["observation"]):
+        turns = ["user", "assistant", *following]
+        messages, _ = with_stand_ins([{"role": role, "content": "."} for role in turns])
+        try:
+            if not following:
+                endings.add(conversation(tokenizer, messages)[-1].text)
+                continue
+            whole, spans = render(tokenizer, messages, for_answer=False)
+        except TemplateError:  # a template for one turn, or without such a role
+            continue
+        for span in spans:
+            first, last = with_end(tokenizer, whole, span)
+            *_, ending = pieces_of(tokenizer, whole[first:last], [], [])
+            endings |= {ending.text} if ending.is_control else set()
+    return sorted({end_id(tokenizer), *(cast(int, tokenizer.convert_tokens_to_ids(token)) for token in endings)})
 
 
 def lead_in(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a template puts before an answer that the model writes itself, e.g. a line for metadata; no part of it."""
     if tokenizer.chat_template is None:
         return ""
-    messages, _ = with_stand_ins([{"role": role, key: "."} for role, key in ROLES[:2]])
+    messages, _ = with_stand_ins([{"role": role, "content": "."} for role in ("user", "assistant")])
     learned = "".join(piece.text for piece in conversation(tokenizer, messages) if piece.learned)
     return learned.partition(messages[1]["content"])[0]

@@ -1,4 +1,4 @@
-"""Figures about answers: the interval of a share, and the text metrics of the official ChatGLM evaluation.
+"""Figures about answers: the interval of a share, verdicts by name, and the official ChatGLM evaluation's text metrics.
 
 rouge and BLEU-4 follow `compute_metrics` of https://github.com/THUDM/ChatGLM-6B/blob/main/ptuning/main.py, rounding
 included, so that figures compare with published ones. They tell how alike two texts look, not whether an answer is
@@ -10,10 +10,14 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist, fmean
 
+from glmtune import answers
+from glmtune.tasks import Score
+
 ROUGE_NAMES = ("rouge-1", "rouge-2", "rouge-l")
+ALIKE = 70.0  # ROUGE-L from which Self-Instruct (https://arxiv.org/abs/2212.10560) takes two texts for one
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -91,6 +95,46 @@ def bleu4(predictions: Sequence[str], references: Sequence[str]) -> float:
             value = sentence_bleu([list(reference)], list(hypothesis), smoothing_function=smoothing)
         values.append(round(value * 100, 4))
     return fmean(values) if values else 0.0
+
+
+def exact(target: str, completion: str) -> Score:
+    """The same text, or the same but for runs of blanks."""
+    return Score(*answers.exact(target, completion))
+
+
+def numeric(target: str, completion: str) -> Score:
+    """The same final number, as an exact value: `#### 18` and `She makes $18.00.`"""
+    return Score(*answers.numeric(target, completion))
+
+
+def equation(target: str, completion: str) -> Score:
+    """Equations `x=...` of the same value, as exact fractions: `x=(18*6)/3-18=18` and `x=18*6/3-18`."""
+    return Score(*answers.equation(target, completion))
+
+
+def rouge_alike(target: str, completion: str) -> Score:
+    """`equal` from a ROUGE-L of `ALIKE`: alike in words, whether right or not."""
+    return _alike(target, completion, rouge([completion], [target])["rouge-l"])
+
+
+def bleu_alike(target: str, completion: str) -> Score:
+    """`equal` from a BLEU-4 of `ALIKE`: alike in characters, whether right or not."""
+    return _alike(target, completion, bleu4([completion], [target]))
+
+
+Metric = Callable[[str, str], Score]  # target, completion -> what to think of it
+METRICS: dict[str, Metric] = {
+    "exact": exact,
+    "numeric": numeric,
+    "equation": equation,
+    "rouge": rouge_alike,
+    "bleu": bleu_alike,
+}
+
+
+def _alike(target: str, completion: str, likeness: float) -> Score:
+    score = exact(target, completion)
+    return Score("equal", score.answer) if score.verdict == "wrong" and likeness >= ALIKE else score
 
 
 def _words(texts: Sequence[str]) -> list[str]:

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from glmtune.evaluation.metrics import bleu4, rouge, wilson_interval
+from glmtune.records import Prompt
+from glmtune.records.cleaning import plain_text
 from glmtune.tasks import Example, Score, Verdict
 
 SHOWN = 20  # samples and failures in a report
@@ -131,7 +133,7 @@ def sample_table(
         table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=32)
     for index in representative(examples, rows):
         prompt, target = examples[index].prompt, examples[index].target
-        cells = [Text(_one_line(prompt)), Text(_short(target if right is None else right[index], prompt))]
+        cells = [Text(_one_line(plain_text(prompt))), Text(_short(target if right is None else right[index], prompt))]
         if before is not None and before_scores is not None:
             cells.append(_marked(before[index], before_scores[index], prompt))
         table.add_row(*cells, _marked(after[index], after_scores[index], prompt))
@@ -214,14 +216,14 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text.strip()) or "(nothing)"
 
 
-def _short(text: str, prompt: str) -> str:
+def _short(text: str, prompt: Prompt) -> str:
     """A text on one line, without the problem that it repeats: `1+2=3` -> `3`."""
-    text, problem = text.strip(), prompt.strip().rstrip("=")
+    text, problem = text.strip(), plain_text(prompt).strip().rstrip("=")
     rest = text.removeprefix(problem).lstrip("= ") if problem and text.startswith(problem) else text
     return _one_line(rest or text)
 
 
-def _marked(completion: str, score: Score, prompt: str) -> Text:
+def _marked(completion: str, score: Score, prompt: Prompt) -> Text:
     """✓ or ✗ and the answer; the whole text where no answer could be read."""
     style, mark = ("green", "✓") if score.correct else ("red", "✗")
     return Text.assemble((f"{mark} ", style), _short(completion if score.answer is None else score.answer, prompt))

@@ -17,12 +17,20 @@ OTHERWISE = (
 )
 USE_MERGED = """\
 ```python
-{imports}from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({place!r})
 tokenizer = AutoTokenizer.from_pretrained({place!r})
 messages = [{{"role": "user", "content": {prompt!r}}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
+```"""
+USE_CHATGLM = """\
+```python
+import glmtune
+
+model, tokenizer = glmtune.load({place!r})
+inputs = tokenizer({prompt!r}, return_tensors="pt")  # the tokenizer itself adds [gMASK] <sop>
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 ```"""
 USE_ORIGINAL = """\
@@ -60,8 +68,8 @@ def write_card(
         report: `report.json` of the run.
     """
     checked = record["verification"]
-    imports = "import glmtune  # knows ChatGLM-6B\n" if family == "chatglm" else ""
-    use = (USE_ORIGINAL if layout == "original" else USE_MERGED).format(place=place, prompt=prompt, imports=imports)
+    how = USE_ORIGINAL if layout == "original" else USE_CHATGLM if family == "chatglm" else USE_MERGED
+    use = how.format(place=place, prompt=prompt)
     verified = (
         "Read back from its files, the model gave the same greedy answers as the one that was trained to "
         f"{checked['equal_answers']} of {checked['problems']} held-out problems; the logits differ by "

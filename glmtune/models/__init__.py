@@ -26,7 +26,7 @@ from glmtune.models.checkpoint import (
     read_json,
     weight_files,
 )
-from glmtune.runtime import UserError
+from glmtune.runtime import UserError, release_memory
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ __all__ = [
     "load",
     "load_config",
     "load_tokenizer",
+    "local",
     "locate",
     "max_length",
     "read_json",
@@ -148,7 +149,7 @@ def load(
     Raises:
         UserError: no such model, or its files are missing or damaged.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
 
     from glmtune.models.quantization import mend_library_layers, pack_embedding
 
@@ -178,11 +179,16 @@ def load(
         else:
             loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     model, found = loaded
+    if (Path(folder) / "generation_config.json").is_file() and model.generation_config is not None:
+        with reading("generation_config.json", folder):
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     check_weights(settings.path, found)
     model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter
     mend_library_layers(model)
     if settings.quantize_embedding:
         pack_embedding(model)
+    if settings.bits < 16 and device.type == "cpu":
+        release_memory()
     return model.to(device).eval(), tokenizer
 
 
@@ -194,6 +200,7 @@ def check_release(path: str, tokenizer: PreTrainedTokenizerBase, config: PreTrai
     """
     from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
     from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from glmtune.models.glm.configuration_glm import OriginalGlmConfig
 
     if isinstance(config, ChatGLMConfig) and isinstance(tokenizer, ChatGLMTokenizer):
         control = {
@@ -208,6 +215,14 @@ def check_release(path: str, tokenizer: PreTrainedTokenizerBase, config: PreTrai
                     f"{expected}. Copy ice_text.model, tokenizer_config.json and config.json from the release that "
                     "the weights are of (v1.0 has 150528 tokens, v1.1 130528)."
                 )
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    is_mixed = isinstance(config, ChatGLMConfig) and not isinstance(tokenizer, ChatGLMTokenizer)
+    if is_mixed or (isinstance(config, OriginalGlmConfig) and tokenizer.eos_token_id not in ends):
+        raise UserError(
+            f"model.path: {path} mixes two releases: answers end with {ends} by its config.json, with "
+            f"{tokenizer.eos_token_id} ({tokenizer.eos_token}) by its tokenizer. Copy the tokenizer's files from the "
+            "release that the weights are of."
+        )
     size = config.get_text_config().vocab_size
     if len(tokenizer) > size and (largest := max(tokenizer.get_vocab().values())) >= size:
         raise UserError(

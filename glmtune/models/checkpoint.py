@@ -11,9 +11,10 @@ from typing import Any
 from glmtune.runtime import UserError
 
 LFS_MARK = b"version https://git-lfs"
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
-# What is fetched of a hub repository: never code, and pickled weights only where there are no others.
-SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
+# What is fetched of a hub repository: no code but one file that names the roles, which is read as a text; and pickled
+# weights only where there are no others.
+SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken", "tokenization_chatglm.py")
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -44,7 +45,10 @@ def check_files(folder: Path) -> None:
     for index in folder.glob("*.index.json"):
         if files and Path(index.name.removesuffix(".index.json")).suffix not in files:
             continue
-        shards = set(read_json(index).get("weight_map", {}).values())
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict):
+            raise UserError(f"{index} is damaged: it has no weight_map. Copy or download it again.")
+        shards = set(named.values())
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise UserError(
@@ -81,17 +85,38 @@ def check_safetensors(file: Path) -> None:
             header = json.loads(stream.read(header_size)) if 0 < header_size < size else None
         except ValueError:
             header = None
-    if not isinstance(header, dict):
+    entries = header.items() if isinstance(header, dict) else ()
+    if not entries or not all(name == "__metadata__" or is_entry(entry) for name, entry in entries):
         raise UserError(f"{file} is damaged: {size} bytes without a readable header. Copy or download it again.")
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    ends = [entry["data_offsets"][1] for name, entry in entries if name != "__metadata__"]
     expected = 8 + header_size + max(ends, default=0)
     if size != expected:
         raise UserError(f"{file} is truncated: {size} of {expected} bytes. Copy or download it again.")
 
 
+def is_entry(entry: Any) -> bool:
+    """Whether something is what a safetensors header says of a weight."""
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    return isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(offset, int) for offset in offsets)
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """Weight files of a checkpoint: safetensors where there are any, else pickled ones."""
-    return next((files for pattern in WEIGHT_PATTERNS if (files := sorted(folder.glob(pattern)))), [])
+    """Weight files of a checkpoint or an adapter: safetensors where there are any, else pickled ones.
+
+    What an index names, or the file of the usual name, where there is one: others may lie beside it.
+    """
+    for pattern in WEIGHT_PATTERNS:
+        files = sorted(folder.glob(pattern))
+        usual = folder / pattern.replace("*", "" if pattern.startswith("pytorch") else "model")
+        indexes = [folder / f"{usual.name}.index.json"] if (folder / f"{usual.name}.index.json").is_file() else []
+        if usual in files:
+            return [usual]
+        if files and indexes:
+            named = read_json(indexes[0]).get("weight_map", {})
+            return sorted({folder / name for name in named.values()} & set(files)) if isinstance(named, dict) else files
+        if files:
+            return files
+    return []
 
 
 def fingerprint(folder: Path | str) -> str:

@@ -49,7 +49,14 @@ def append(row: Tensor, old: Tensor, new: Tensor, past: int, length: int) -> Ten
 
     `old` need not be a part of `row` any more: rows may have been selected, repeated or cut since.
     """
-    whole = past and row.data_ptr() == old.data_ptr() and row.shape[:2] == old.shape[:2] and row.shape[-2] >= length
+    frozen = row.is_inference() and not torch.is_inference_mode_enabled()
+    whole = (
+        past
+        and not frozen
+        and row.data_ptr() == old.data_ptr()
+        and row.shape[:2] == old.shape[:2]
+        and row.shape[-2] >= length
+    )
     if not whole:
         row = new.new_empty((*new.shape[:2], length + max(16, length // GROWTH), new.shape[-1]))
         if past:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from glmtune.config import NamedSettings
+from glmtune.records import Prompt
 
 Split = Literal["train", "held_out"]
 Verdict = Literal["exact", "equal", "wrong", "unparseable"]
@@ -25,7 +26,7 @@ class Example:
         facts: what is known of the example (operator, digits, ...); evaluation breaks its scores down by them.
     """
 
-    prompt: str
+    prompt: Prompt
     target: str
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -73,7 +74,7 @@ class Task(ABC):
     def score(self, example: Example, completion: str) -> Score:
         """Compare a model's text with the example's target. The text is data: it is parsed, never run."""
 
-    def describe(self, prompt: str, target: str) -> dict[str, Any]:
+    def describe(self, prompt: Prompt, target: str) -> dict[str, Any]:
         """Facts about a record that this task did not draw; empty where the task can tell nothing."""
         return {}
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, field_validator
 
 from glmtune.config import NamedSettings
+from glmtune.records import Prompt
 from glmtune.runtime import UserError
 from glmtune.tasks import Example, Score, Split, Task, split_of
 
@@ -294,9 +295,9 @@ class Arithmetic(Task):
         same = UNDEFINED not in (answer, target) and Decimal(answer) == Decimal(target)
         return Score("equal" if same else "wrong", answer)
 
-    def describe(self, prompt: str, target: str) -> dict[str, Any]:
+    def describe(self, prompt: Prompt, target: str) -> dict[str, Any]:
         """Facts about the problem found in the prompt of a foreign record."""
-        problem = Problem.parse(prompt)
+        problem = Problem.parse(prompt) if isinstance(prompt, str) else None
         return problem.facts() if problem else {}
 
 

@@ -47,6 +47,6 @@ class Wording(Arithmetic):
         """As in `arithmetic`; a copy must be the same text."""
         if example.facts.get("operator") == "copy":
             return Score("exact" if completion.strip() == example.target else "wrong", completion)
-        said = example.prompt  # its numbers are no answers
+        said = str(example.prompt)  # its numbers are no answers
         bare = replace(example, target=example.target.removeprefix(said))
         return super().score(bare, completion.strip().removeprefix(said))

@@ -103,7 +103,7 @@ def test_what_is_healthy(
 
 
 def test_a_recipe_is_healthy(write_records: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    records = write_records(*({"prompt": f"{i}+1=", "target": str(i + 1)} for i in range(40)))
+    records = write_records(*({"prompt": f"{i}+1=", "target": str(i + 1)} for i in range(100)))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {{path: {tiny_checkpoint}}}\ntask: {{name: instructions, file: {records}}}\n")
     checks = run(str(recipe))
@@ -114,8 +114,8 @@ def test_a_recipe_is_healthy(write_records: Any, tiny_checkpoint: Path, tmp_path
 
 
 def test_records_are_healthy(write_records: Any, tiny_checkpoint: Path) -> None:
-    records = str(write_records(*({"prompt": f"{i}+1=", "target": str(i + 1)} for i in range(40))))
-    assert named(run(records), "data").finding == f"{records}: 40 records"
+    records = str(write_records(*({"prompt": f"{i}+1=", "target": str(i + 1)} for i in range(100))))
+    assert named(run(records), "data").finding == f"{records}: 100 records"
     checks = run(records, [f"model.path={tiny_checkpoint}"])
     assert not failures(checks) and "tokens at most" in named(checks, "lengths").finding
 

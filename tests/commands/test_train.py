@@ -46,7 +46,10 @@ def names(folder: Path) -> set[str]:
 def test_the_run_folder(tiny_run: Run) -> None:
     folder = tiny_run.folder
     plots = {"loss.png", "accuracy.png", "breakdown.png"}
-    assert names(folder.path) == {"recipe.yaml", "log.jsonl", "adapter", "checkpoints", "report.json"} | plots
+    assert (
+        names(folder.path)
+        == {"recipe.yaml", "log.jsonl", "adapter", "checkpoints", "report.json", "report.html"} | plots
+    )
     assert all((folder.path / name).read_bytes().startswith(b"\x89PNG") for name in plots)
     assert {"adapter_config.json", "adapter_model.safetensors", "base.json", "tokenizer_config.json"} <= names(
         folder.adapter

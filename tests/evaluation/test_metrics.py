@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtune.evaluation.metrics import bleu4, rouge, wilson_interval
+from glmtune.evaluation.metrics import METRICS, bleu4, rouge, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,21 @@ def test_importing_is_cheap_and_jieba_is_silent():
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "jieba" not in done.stderr.lower() and "dict" not in done.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "completion", "verdict"),
+    [
+        ("exact", "a b", "a  b", "equal"),
+        ("numeric", "#### 18", "She makes $18.", "equal"),
+        ("equation", "x=6/4=1.5", "x=3/2", "equal"),
+        ("rouge", "这件上衣的材质很柔软", "这件上衣的材质很 柔软", "equal"),
+        ("rouge", "这件上衣的材质很柔软", "无关的话", "wrong"),
+        ("bleu", "57.84+13.64=71.48", "57.84+13.64=71.49", "equal"),
+        ("bleu", "57.84+13.64=71.48", "no", "wrong"),
+        ("bleu", "a", "", "unparseable"),
+    ],
+)
+def test_metrics_by_name(name, target, completion, verdict):
+    assert METRICS[name](target, completion).verdict == verdict
+    assert METRICS[name](target, target).correct

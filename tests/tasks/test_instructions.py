@@ -10,7 +10,7 @@ import pytest
 from glmtune.config import RecipeError, load_recipe
 from glmtune.runtime import UserError
 from glmtune.tasks import Example, split_of
-from glmtune.tasks.instructions import Instructions, InstructionsSettings, example_of, read_examples
+from glmtune.tasks.instructions import Instructions, InstructionsSettings, example_of, problem_of, read_examples
 
 
 def write(path: Path, *records: Any) -> str:
@@ -50,7 +50,7 @@ def test_records(record: dict[str, Any], example: Example) -> None:
     [
         ({}, "'prompt' is missing.*has nothing"),
         ({"prompt": "a"}, "'target' is missing.*has prompt"),
-        ({"question": "a", "answer": "b"}, "'prompt' is missing.*has question, answer"),
+        ({"ask": "a", "reply": "b"}, "'prompt' is missing.*has ask, reply"),
         ({"prompt": "a", "target": "  "}, "'target' is missing, empty"),
         ({"prompt": "a", "target": 5}, "'target'.*not a text"),
         ({"prompt": ["a"], "target": "b"}, "'prompt'.*not a text"),
@@ -83,7 +83,7 @@ def test_splits_are_told_by_the_prompt(poems: str) -> None:
     assert len(records["train"]) + len(records["held_out"]) == 400
     assert len(records["held_out"]) == pytest.approx(80, abs=30)
     for split, examples in records.items():
-        assert {split_of(example.prompt, 0.2) for example in examples} == {split}
+        assert {split_of(problem_of(example.prompt), 0.2) for example in examples} == {split}
         numbers = [int(example.prompt.split()[1]) for example in examples]
         assert numbers == sorted(numbers)  # the file's order
 
@@ -141,3 +141,56 @@ def test_settings() -> None:
         load_recipe(None, ["task.name=instructions"])
     recipe = load_recipe(None, ["task.name=instructions", "task.file=a.jsonl", "task.held_out=0.5"])
     assert isinstance(recipe.task, InstructionsSettings) and recipe.task.held_out == 0.5
+
+
+def test_every_format_is_read(tmp_path: Path) -> None:
+    turns = [
+        {"from": role, "value": text} for role, text in [("human", "q"), ("gpt", "a"), ("human", "q2"), ("gpt", "b")]
+    ]
+    file = write(tmp_path / "mixed.jsonl", {"conversations": turns}, {"question": "q", "answer": "a"})
+    history = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    last = Example([*history, {"role": "user", "content": "q2"}], "b")  # type: ignore[arg-type]
+    assert read_examples(file) == [last, Example("q", "a")]
+    assert read_examples(file, turns="each") == [Example("q", "a"), last, Example("q", "a")]
+
+
+def test_columns_and_skipped_records(tmp_path: Path) -> None:
+    records = [{"问": f"q{i}", "答": f"a{i}"} for i in range(60)]
+    file = write(tmp_path / "own.jsonl", *records, {"问": "q"}, "{")
+    settings = {"columns": {"prompt": "问", "target": "答"}, "held_out": 0.3}
+    with pytest.raises(
+        UserError, match=r"2 faults:\n.*line 61: task\.columns\.target: no field '答'.*\n.*line 62: not"
+    ):
+        task(file, **settings).records("train")
+    made = task(file, **settings, on_error="skip")
+    assert len(made.records("train")) + len(made.records("held_out")) == 60
+    assert len((tmp_path / "own.jsonl.skipped.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(RecipeError, match=r"task\.columns: no such name: 'answer'"):
+        load_recipe(None, ["task.name=instructions", f"task.file={file}", "task.columns.answer=答"])
+
+
+def test_deduplicate(tmp_path: Path) -> None:
+    pairs = [
+        ("写一首关于春天的诗", "春眠不觉晓"),
+        ("写一首关于 春天的诗。", "春眠不觉晓"),
+        ("写一首关于秋天的诗", "春眠不觉晓"),
+    ]
+    file = write(tmp_path / "again.jsonl", *({"prompt": prompt, "target": target} for prompt, target in pairs))
+    counts = [len(read_examples(file, deduplicate=rule)) for rule in ("none", "exact", "near")]  # type: ignore[arg-type]
+    assert counts == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "equal"),
+    [
+        ("57.84+13.64=", "计算：13.64 + 57.840 = ？", True),
+        ("What is 3 * 5?", "5×3", True),
+        ("3-5=", "5-3=", False),
+        ("1+2*3=", "1+2=", False),
+        ("(1+2)*3=", "1+2=", False),
+        ("小明有3-1个苹果，一共几个？", "小红有3-1个梨，一共几个？", False),
+        ("你好，世界", "你好,世界", True),
+    ],
+)
+def test_one_problem_in_two_spellings(first: str, second: str, equal: bool) -> None:
+    assert (problem_of(first) == problem_of(second)) == equal

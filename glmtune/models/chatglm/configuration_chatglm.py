@@ -65,6 +65,8 @@ class ChatGLMConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """A `ChatGLMConfig`, or that of `Glm` for the later generations, which say `chatglm` as well."""
         if any(key in config_dict for key in LATER_GENERATION_KEYS):
+            # Not before they are asked for: transformers' glm imports the auto modules while it is itself imported.
+            from glmtune.models.glm import modeling_glm, tokenization_glm  # noqa: F401  they register
             from glmtune.models.glm.configuration_glm import OriginalGlmConfig, translate
 
             return OriginalGlmConfig.from_dict(translate(config_dict), **kwargs)
@@ -87,6 +89,8 @@ class ChatGLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"quantization_bit={self.quantization_bit}: packed checkpoints have 8 or 4 bits (0: none)."
             )
+        from glmtune.models.chatglm import modeling_chatglm  # noqa: F401  it registers, now that someone may ask for it
+
         super().__post_init__(**kwargs)
 
     @property

@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.models.checkpoint import LFS_MARK, parse_sentencepiece, read_json
+from glmtune.models.checkpoint import LFS_MARK, local_folder, parse_sentencepiece, read_json
 from glmtune.models.templates import preset
 
 VOCAB_FILES_NAMES = {"vocab_file": "ice_text.model"}
@@ -113,6 +113,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """The tokenizer of a checkpoint. ChatGLM2-6B and ChatGLM3-6B ask for this class, too, and get their own."""
         folder = Path(pretrained_model_name_or_path)
+        if not folder.exists():
+            folder = local_folder(str(pretrained_model_name_or_path), False, kwargs.pop("revision", None))
+            pretrained_model_name_or_path = str(folder)
         file = folder / VOCAB_FILES_NAMES["vocab_file"]
         if folder.is_dir() and not file.exists():
             from glmtune.models.glm.tokenization_glm import VOCAB_FILE, original

@@ -79,7 +79,7 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
         "rms_norm_eps": values["layernorm_epsilon"],
         "rope_parameters": {
             "rope_type": "default",
-            "rope_theta": ROPE_BASE * values.get("rope_ratio", 1),
+            "rope_theta": ROPE_BASE * (values.get("rope_ratio") or 1),
             "partial_rotary_factor": 0.5,
         },
         "architectures": ["GlmForCausalLM"],

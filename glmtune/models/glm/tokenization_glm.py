@@ -24,8 +24,9 @@ from glmtune.models.templates import preset
 
 VOCAB_FILE = "tokenizer.model"
 REMEDY = "Get the file of the release that the weights are of: `git lfs pull` in a git clone, or `hf download`."
-# In the order of their ids, after the last piece. ChatGLM2-6B has the first five, and rows for the others as well.
-CONTROL_TOKENS = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
+# In the order of their ids, after the last piece. ChatGLM2-6B has the first five, and rows for the others as well. The
+# original calls two of them `sop` and `eop`, which stand in words such as "people"; GLM-4 has these names.
+CONTROL_TOKENS = ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"]
 ROLE_TOKENS = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
 GLM4_CONTROL_TOKENS = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", *ROLE_TOKENS]
 # How GLM-4's text is cut before its bytes are merged (also that of tiktoken's cl100k_base).
@@ -42,7 +43,7 @@ PROBES = (
     "  a\n\n\tb ",
     "你好，世界！\n答：４２",
     "naïve 😀 ½ \u00a0x",
-    "</s><unk>[gMASK]sop",
+    "</s><unk>[gMASK]sop<sop>",
     "",
 )
 
@@ -66,7 +67,14 @@ def load(folder: Path) -> PreTrainedTokenizerFast:
         return wrap(from_tiktoken(ranks, controls), ["[gMASK]", "<sop>"], "glm4", GLM4_CONTROL_TOKENS[0])
     tokenizer = from_sentencepiece(content, folder / VOCAB_FILE)
     template = "chatglm3" if has_roles(folder, declared) else "chatglm2"
-    return wrap(tokenizer, ["[gMASK]", "sop"], template, "</s>", "<unk>")
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if template == "chatglm2" and (config.get("rope_ratio") or 1) != 1:
+        raise ValueError(
+            f"{folder}: rope_ratio={config['rope_ratio']}: ChatGLM2-6B-32K divides its positions by it, which is not "
+            "known here. If this is ChatGLM3-6B-32K, copy its tokenizer_config.json and tokenization_chatglm.py here, "
+            "by which it is told (they are read, not run)."
+        )
+    return wrap(tokenizer, ["[gMASK]", "<sop>"], template, "</s>", "<unk>")
 
 
 def wrap(
@@ -96,6 +104,14 @@ def wrap(
         clean_up_tokenization_spaces=False,
         chat_template=preset(template),
     )
+
+
+def own_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer with the template that lies in the folder as a file of its own, if one does."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    return tokenizer
 
 
 def read(file: Path) -> bytes:
@@ -223,13 +239,8 @@ def normalizer(spec: Any) -> normalizers.Normalizer:
 
 
 def add_controls(tokenizer: Tokenizer, tokens: list[str]) -> None:
-    """Make control tokens known; those without an id get the next ones.
-
-    `sop` and `eop` are words: they count only where they stand alone.
-    """
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False, single_word=token.isalnum()) for token in tokens]
-    )
+    """Make control tokens known; those without an id get the next ones."""
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
 
 
 def check(tokenizer: Tokenizer, content: bytes, file: Path) -> None:
@@ -260,7 +271,8 @@ class ChatGLM4Tokenizer(PreTrainedTokenizerFast):
 
 def original(path: str) -> PreTrainedTokenizerFast:
     """The tokenizer of an original checkpoint by its directory or hub name; it remembers that."""
-    tokenizer = load(local_folder(path, weights=False))
+    folder = local_folder(path, weights=False)
+    tokenizer = own_template(folder, load(folder))
     tokenizer.name_or_path = path
     return tokenizer
 

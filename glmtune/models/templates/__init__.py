@@ -84,9 +84,7 @@ def around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     whole: Any = tokenizer("0")["input_ids"]
     start = next(i for i in range(len(whole) + 1) if whole[i : i + len(mark)] == mark)
     before, after = whole[:start], [index for index in whole[start + len(mark) :] if index != tokenizer.eos_token_id]
-    first, last = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in (before, after))
-    # `sop`, which ChatGLM3-6B's texts begin with, is a control token only where no letters follow.
-    return first + " " * first[-1:].isalnum(), last
+    return "".join(tokenizer.convert_ids_to_tokens(before)), "".join(tokenizer.convert_ids_to_tokens(after))
 
 
 def quoted(text: str) -> str:

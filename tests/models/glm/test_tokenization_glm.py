@@ -235,10 +235,10 @@ def test_texts_begin_as_the_original_begins_them(chatglm2: Fast, original: Sente
 
 
 def test_control_words_in_a_text(chatglm2: Fast) -> None:
-    """Asked for, they are control tokens; `sop` and `eop` are words, and count only where they stand alone."""
+    """Asked for, they are control tokens. The original's names of two are words, and count for nothing."""
     sop, eop = SIZE + 3, SIZE + 4
-    assert chatglm2("[gMASK]sop<|user|>", add_special_tokens=False)["input_ids"] == [SIZE + 1, sop, SIZE + 6]
-    for text, count in [("soph", 0), ("isop", 0), ("a sop b", 1), ("sop", 1), ("你sop", 0), ("eop.", 1)]:
+    assert chatglm2("[gMASK]<sop><|user|>", add_special_tokens=False)["input_ids"] == [SIZE + 1, sop, SIZE + 6]
+    for text, count in [("soph", 0), ("people", 0), ("a sop b", 0), ("a<sop>b", 1), ("<eop>.", 1)]:
         assert sum(index in (sop, eop) for index in chatglm2(text, add_special_tokens=False)["input_ids"]) == count
 
 
@@ -268,7 +268,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_files_with_other_settings_are_read_as_well(name: str) -> None:
     other = sentencepiece(**{"vocab_size": 560, **EQUAL[name]})
     original = SentencePieceProcessor(model_proto=other)
-    tokenizer = wrap(from_sentencepiece(other, Path("x")), ["[gMASK]", "sop"], "chatglm2", "</s>", "<unk>")
+    tokenizer = wrap(from_sentencepiece(other, Path("x")), ["[gMASK]", "<sop>"], "chatglm2", "</s>", "<unk>")
     assert tokenizer.get_vocab()["[MASK]"] == original.get_piece_size()
 
     @settings(max_examples=60)
@@ -290,7 +290,11 @@ def test_files_that_would_be_read_otherwise_are_refused(name: str) -> None:
         from_sentencepiece(sentencepiece(**{"vocab_size": 560, **REFUSED[name]}), Path("folder/x"))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tokenizers normalises rare texts otherwise than SentencePiece does (docs/families.md)")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="tokenizers normalises rare texts otherwise than SentencePiece does (docs/families.md)",
+)
 @pytest.mark.parametrize("name", WRONG)
 def test_other_files_are_equal_or_refused(name: str) -> None:
     options, text = WRONG[name]
@@ -308,7 +312,7 @@ def test_other_files_are_equal_or_refused(name: str) -> None:
 def test_a_file_without_a_blank_in_front() -> None:
     other = sentencepiece(add_dummy_prefix=False)
     original = SentencePieceProcessor(model_proto=other)
-    tokenizer = wrap(from_sentencepiece(other, Path("x")), ["[gMASK]", "sop"], "chatglm2", "</s>", "<unk>")
+    tokenizer = wrap(from_sentencepiece(other, Path("x")), ["[gMASK]", "<sop>"], "chatglm2", "</s>", "<unk>")
     assert tokenizer.decode(original.encode(" a")) == original.decode(original.encode(" a"))
 
 

@@ -1,0 +1,205 @@
+"""What a model still knows of everything else: a small general set, asked before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from glmtune.answers import numeric
+from glmtune.config import GenerationSettings
+from glmtune.data.collation import Collator
+from glmtune.data.encoding import IGNORED, encode_example, plain_ids
+from glmtune.evaluation.intervals import Difference, paired_difference
+from glmtune.evaluation.metrics import wilson_interval
+from glmtune.generation.decoding import complete
+from glmtune.methods import Model
+from glmtune.models import max_length
+from glmtune.runtime import read_json_lines
+from glmtune.tasks import Example
+from glmtune.tasks.instructions import read_examples
+
+GENERAL = Path(__file__).with_name("general.jsonl")  # written for this project: half English, half Chinese
+
+FORGOT = 0.10  # share of the answers
+SLIGHTLY = 0.03
+LIKELIHOOD = 0.1  # nats a token: the right answers' tokens became a tenth less probable
+MEASURABLE = 6  # right answers before: that many must be lost before a loss can be told from chance
+RULE = (
+    f"forgot: the general questions answered rightly fell by {FORGOT:.0%} of all or more, by more than chance; "
+    f"slightly worse: they fell by {SLIGHTLY:.0%} or more, or the mean log-likelihood of the right answers fell by "
+    f"more than {LIKELIHOOD} nats a token; kept: neither; unknown: the base model answers fewer than {MEASURABLE} "
+    "rightly"
+)
+LOST = 10  # samples in a report
+_BATCH = 8  # sequences whose logits are held at once
+_PUNCTUATION = " \n\t.。!！?？,，;；:：\"'“”‘’「」`*"
+
+Level = Literal["kept", "slightly worse", "forgot", "unknown"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model made of the general set.
+
+    Attributes:
+        examples, completions, right: the questions, its answers, and whether these are right.
+        log_likelihood: mean over the tokens of all right answers, their end included, in nats.
+        tokens: how many these are.
+    """
+
+    examples: list[Example]
+    completions: list[str]
+    right: list[bool]
+    log_likelihood: float
+    tokens: int
+
+    @property
+    def exact_match(self) -> float:
+        """Share of the questions answered rightly."""
+        return sum(self.right) / len(self.right) if self.right else 0.0
+
+    def report(self) -> dict[str, Any]:
+        """As `report.json` holds it, with the share of each group."""
+        groups: dict[str, list[bool]] = {}
+        for example, right in zip(self.examples, self.right, strict=True):
+            groups.setdefault(str(example.facts.get("group", "all")), []).append(right)
+        return {
+            "n": len(self.right),
+            "exact_match": self.exact_match,
+            "exact_match_ci95": list(wilson_interval(sum(self.right), len(self.right))),
+            "log_likelihood": self.log_likelihood,
+            "tokens": self.tokens,
+            "by": {name: {"n": len(group), "exact_match": sum(group) / len(group)} for name, group in groups.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Two probes compared, with the verdict of `RULE` and one plain sentence."""
+
+    level: Level
+    statement: str
+    difference: Difference
+
+
+def read_general(file: str | None = None) -> list[Example]:
+    """The general questions: the user's own file, or the built-in ones.
+
+    Raises:
+        UserError: no such file, or a faulty record, with file and line number.
+    """
+    if file is not None:
+        return read_examples(file)
+    return [
+        Example(record["prompt"], record["target"], {"group": record["group"], "language": record["language"]})
+        for _, record in read_json_lines(GENERAL)
+    ]
+
+
+def probe(
+    model: Model, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], settings: GenerationSettings
+) -> Probe:
+    """Ask a model the general questions, greedily, and measure how likely it finds the right answers.
+
+    Args:
+        model: in evaluation mode.
+        examples: of `read_general`.
+        settings: batch size; answers may be as long as the longest right one, and a little more.
+
+    Raises:
+        UserError: a question is too long for the model.
+    """
+    examples = list(examples)
+    longest = max((len(plain_ids(tokenizer, example.target)) for example in examples), default=0)
+    greedy = settings.model_copy(update={"do_sample": False, "max_new_tokens": longest + 8})
+    log_likelihood, tokens = likelihood(model, tokenizer, examples)
+    completions = [""] * len(examples)
+    for index, text in complete(model, tokenizer, [example.prompt for example in examples], greedy):
+        completions[index] = text
+    right = [is_right(example.target, text) for example, text in zip(examples, completions, strict=True)]
+    return Probe(examples, completions, right, log_likelihood, tokens)
+
+
+@torch.inference_mode()
+def likelihood(model: Model, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> tuple[float, int]:
+    """Mean log-likelihood in nats of the targets' tokens, and how many these are."""
+    limit = max_length(model.config)
+    encodings = [encode_example(tokenizer, example.prompt, example.target, limit) for example in examples]
+    encodings.sort(key=lambda encoding: len(encoding["input_ids"]))
+    collate = Collator(tokenizer.pad_token_id)
+    total, tokens = 0.0, 0
+    for start in range(0, len(encodings), _BATCH):
+        batch = {key: value.to(model.device) for key, value in collate(encodings[start : start + _BATCH]).items()}
+        columns, labels = batch["columns"], batch["labels"][:, batch["columns"] + 1]
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[
+            :, columns
+        ]  # (B, K, V)
+        picked = logits.float().log_softmax(dim=-1).gather(2, labels.clamp(min=0)[..., None]).squeeze(2)
+        learned = labels != IGNORED
+        total += picked[learned].sum(dtype=torch.float64).item()
+        tokens += int(learned.sum())
+    return (total / tokens if tokens else 0.0), tokens
+
+
+def is_right(target: str, completion: str) -> bool:
+    """The same text but for case and the punctuation around it, or the same number where the target is one.
+
+    A target in capitals asks for them.
+    """
+    if target.strip().isdecimal():
+        return numeric(target, completion)[0] in ("exact", "equal")
+    wanted, given = (" ".join(text.split()).strip(_PUNCTUATION) for text in (target, completion))
+    return wanted == given or (not wanted.isupper() and wanted.casefold() == given.casefold())
+
+
+def verdict(before: Probe, after: Probe) -> Forgetting:
+    """Whether general knowledge survived, by `RULE`.
+
+    Raises:
+        ValueError: the probes are not of the same questions.
+    """
+    difference = paired_difference(before.right, after.right)
+    fell = before.log_likelihood - after.log_likelihood
+    level: Level = "kept"
+    if sum(before.right) < MEASURABLE:
+        level = "unknown"
+    elif difference.change == "worse" and difference.mean <= -FORGOT:
+        level = "forgot"
+    elif difference.mean <= -SLIGHTLY or fell > LIKELIHOOD:
+        level = "slightly worse"
+    figures = (
+        f"it answers {sum(after.right)} of {len(after.right)} general questions, {sum(before.right)} before; the right "
+        f"answers' log-likelihood is {after.log_likelihood:.2f} a token, {before.log_likelihood:.2f} before"
+    )
+    opening = {
+        "kept": "General knowledge was kept",
+        "slightly worse": "General knowledge got slightly worse",
+        "forgot": "The model forgot general knowledge",
+        "unknown": "Whether the model forgot cannot be told, as it knew too little before",
+    }[level]
+    return Forgetting(level, f"{opening}: {figures}.", difference)
+
+
+def compare_probes(before: Probe, after: Probe) -> dict[str, Any]:
+    """Both probes, the verdict and what got lost, as `report.json` holds them."""
+    found = verdict(before, after)
+    pairs = zip(before.examples, before.completions, before.right, after.completions, after.right, strict=True)
+    lost = [
+        {"prompt": example.prompt, "target": example.target, "before": said_before, "after": said_after}
+        for example, said_before, was_right, said_after, is_right_now in pairs
+        if was_right and not is_right_now
+    ]
+    return {
+        "level": found.level,
+        "statement": found.statement,
+        "rule": RULE,
+        "difference": found.difference.report(),
+        "before": before.report(),
+        "after": after.report(),
+        "lost": lost[:LOST],
+    }

@@ -1,0 +1,101 @@
+"""Whether a change is more than chance: both models answered the same examples, so these are compared one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+RESAMPLES = 2000
+CHANCE = 0.05  # a change that chance makes more often than this is not certain
+
+Change = Literal["better", "worse", "uncertain"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The share of right answers after less that before, of the same examples.
+
+    Attributes:
+        n: examples.
+        mean: -1 to 1.
+        ci95: its 95% interval.
+        better, worse: examples that only the model after, or only the one before, answers rightly.
+        chance: how probable it is that examples which changed at all change so one-sidedly by chance.
+    """
+
+    n: int
+    mean: float
+    ci95: tuple[float, float]
+    better: int
+    worse: int
+    chance: float
+
+    @property
+    def change(self) -> Change:
+        """`better` or `worse` only where interval and sign test agree that it is more than chance."""
+        low, high = self.ci95
+        if self.chance > CHANCE or low <= 0 <= high:
+            return "uncertain"
+        return "better" if self.mean > 0 else "worse"
+
+    @property
+    def statement(self) -> str:
+        """The difference in one plain sentence."""
+        low, high = self.ci95
+        if not self.better and not self.worse:
+            return f"None of the {self.n} examples changed between right and wrong."
+        counts = f"{self.better} of {self.n} examples got better and {self.worse} got worse"
+        points = f"{100 * self.mean:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}"
+        certain = "" if self.change != "uncertain" else "; this may be chance"
+        return f"{counts} ({points}){certain}."
+
+    def report(self) -> dict[str, Any]:
+        """As `report.json` holds it."""
+        return {
+            "n": self.n,
+            "mean": self.mean,
+            "ci95": list(self.ci95),
+            "better": self.better,
+            "worse": self.worse,
+            "chance": self.chance,
+            "change": self.change,
+            "statement": self.statement,
+        }
+
+
+def paired_difference(before: Sequence[bool], after: Sequence[bool], seed: int = 0) -> Difference:
+    """Compare right and wrong answers to the same examples.
+
+    The interval is the percentile bootstrap of `RESAMPLES` resamples of the examples (B. Efron, R. J. Tibshirani, "An
+    Introduction to the Bootstrap", 1993, chapter 13). It has no width where all examples changed alike, be they three
+    or three thousand; `chance`, of the exact sign test of the examples that changed, tells these apart.
+
+    Args:
+        before, after: whether each example was answered rightly.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: the lists differ in length.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} answers before, {len(after)} after: not of the same examples")
+    n = len(before)
+    if n == 0:
+        return Difference(0, 0.0, (-1.0, 1.0), 0, 0, 1.0)
+    better = sum(bool(now) and not then for then, now in zip(before, after, strict=True))
+    worse = sum(bool(then) and not now for then, now in zip(before, after, strict=True))
+    # A resample of n examples with replacement is a draw of how many of each kind are in it.
+    shares = [better / n, worse / n, (n - better - worse) / n]
+    counts = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
+    return Difference(n, (better - worse) / n, (float(low), float(high)), better, worse, sign_test(better, worse))
+
+
+def sign_test(better: int, worse: int) -> float:
+    """How probable it is that fair coins fall at least as one-sidedly, either way; McNemar's test, exact."""
+    n, few = better + worse, min(better, worse)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n)

@@ -1,0 +1,168 @@
+"""What is wrong with records that can each be read: said twice, learned and judged by, cut off, too long."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+
+from glmtune.records.formats import Prompt
+from glmtune.runtime import UserError
+
+THRESHOLD = 0.7  # ROUGE-L F of two near duplicates, as in Self-Instruct (https://arxiv.org/abs/2212.10560), Alpaca
+FEW = 1000  # texts that are compared each with each
+MOST_CANDIDATES = 50  # that a text is compared with, where there are many
+SHORTEST_CUT = 20  # characters or tokens; answers of a few always have the same length
+FEWEST_CUT = 3
+
+_FULL_WIDTH = {ord("！") + offset: ord("!") + offset for offset in range(94)} | {ord("\u3000"): " "}
+_BLANKS = re.compile(r"\s+")
+_LOOSE_BLANK = re.compile(r"(?<!\w) | (?!\w)|(?<=[\u2e80-\u9fff]) | (?=[\u2e80-\u9fff])")
+_WORD = re.compile(r"[a-z0-9]+|[^\W_]|[^\s\w]", re.IGNORECASE)
+_CLAUSE = re.compile(r"[。！？；，]|[,.;!?]\s")
+_OPEN_END = re.compile(r"[\w,，、；;:：(（\[【《“‘\-–—]\Z")
+
+
+def plain_text(prompt: Prompt) -> str:
+    """A prompt as one text: messages with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def normal_text(prompt: Prompt) -> str:
+    """A form in which two ways of writing a prompt are equal: widths, case, blanks and what ends it."""
+    text = unicodedata.normalize("NFC", plain_text(prompt)).translate(_FULL_WIDTH).casefold()
+    text = _LOOSE_BLANK.sub("", _BLANKS.sub(" ", text).strip())
+    return text.rstrip("=?.。 ") or text
+
+
+def duplicates(keys: Iterable[Hashable]) -> list[tuple[int, int]]:
+    """(place, place of the first) of all that were there before. Only digests of texts are kept."""
+    seen: dict[Hashable, int] = {}
+    found = []
+    for place, key in enumerate(keys):
+        digest = hashlib.blake2b(repr(key).encode("utf-8", "replace"), digest_size=16).digest()
+        first = seen.setdefault(digest, place)
+        if first != place:
+            found.append((place, first))
+    return found
+
+
+def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
+    """ROUGE-L F (https://aclanthology.org/W04-1013) of two texts in words; Chinese counts by character."""
+    if not first or not second:
+        return 0.0
+    return 2 * common_subsequence(first, second) / (len(first) + len(second))
+
+
+def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence, by bits of one number (Hyyrö 2004, row by row)."""
+    places: dict[str, int] = {}
+    for place, word in enumerate(first):
+        places[word] = places.get(word, 0) | 1 << place
+    everything = (1 << len(first)) - 1
+    row = everything
+    for word in second:
+        matches = row & places.get(word, 0)
+        row = (row + matches | row - matches) & everything
+    return len(first) - row.bit_count()
+
+
+def words_of(text: str) -> list[str]:
+    """Words and numbers; characters where there are no blanks between words."""
+    return _WORD.findall(text.casefold())
+
+
+def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[tuple[int, int]]:
+    """(place, an earlier place) of texts that say nearly the same: ROUGE-L F of at least `threshold`.
+
+    Few texts are compared each with each; of many, those that MinHash takes for similar.
+
+    Raises:
+        UserError: there are many, and the library that finds candidates is missing.
+    """
+    words = [words_of(text) for text in texts]
+    candidates = every_pair(words, threshold) if len(words) <= FEW else similar(words)
+    found: dict[int, int] = {}
+    for place, earlier in candidates:
+        if place not in found and earlier not in found and rouge_l(words[place], words[earlier]) >= threshold:
+            found[place] = earlier
+    return sorted(found.items())
+
+
+def every_pair(words: Sequence[list[str]], threshold: float) -> Iterator[tuple[int, int]]:
+    """Pairs that have enough words in common, in whatever order."""
+    counts = [Counter(text) for text in words]
+    for place, own in enumerate(words):
+        for earlier in range(place):
+            both = len(own) + len(words[earlier])
+            if 2 * min(len(own), len(words[earlier])) < threshold * both:
+                continue
+            if 2 * (counts[place] & counts[earlier]).total() >= threshold * both:
+                yield place, earlier
+
+
+def similar(words: Sequence[list[str]]) -> Iterator[tuple[int, int]]:
+    """Pairs that MinHash takes for similar: those with many neighbouring words in common."""
+    try:
+        from datasketch import MinHash, MinHashLSH
+    except ImportError:
+        raise UserError(
+            f"task.deduplicate=near: {len(words):,} records are compared by datasketch: pip install 'glmtune[data]'. "
+            f"Up to {FEW} need no library; task.deduplicate=exact never does."
+        ) from None
+    index = MinHashLSH(threshold=0.4, num_perm=64)
+    for place, text in enumerate(words):
+        grams = {" ".join(text[start : start + 2]).encode() for start in range(max(1, len(text) - 1))}
+        sketch = MinHash(num_perm=64, seed=1)
+        sketch.update_batch(sorted(grams))
+        for earlier in sorted(index.query(sketch))[:MOST_CANDIDATES]:
+            yield place, int(earlier)
+        index.insert(place, sketch)
+
+
+def leaks(learned: Iterable[str], judged: Iterable[str]) -> list[tuple[int, int]]:
+    """(place in `judged`, place in `learned`) of problems that are in both.
+
+    Args:
+        learned, judged: problems in their normal form.
+    """
+    known: dict[str, int] = {}
+    for place, problem in enumerate(learned):
+        known.setdefault(problem, place)
+    return [(place, known[problem]) for place, problem in enumerate(judged) if problem in known]
+
+
+def cut_ends(targets: Sequence[str], length: Callable[[int], int] | None = None) -> list[int]:
+    """Places of targets that a limit of length has cut off.
+
+    Those are several of exactly the greatest length that do not end as a sentence does, while others do, or while they
+    are made of clauses. A model that learns them never learns to stop.
+
+    Args:
+        targets: the answers.
+        length: of the target at a place; default: characters.
+    """
+    lengths = [length(place) if length else len(target) for place, target in enumerate(targets)]
+    longest = max(lengths, default=0)
+    at_limit = [place for place, count in enumerate(lengths) if count == longest]
+    cut = [place for place in at_limit if is_open(targets[place])]
+    if longest < SHORTEST_CUT or len(cut) < FEWEST_CUT or len({targets[place] for place in cut}) < FEWEST_CUT:
+        return []
+    shorter = [target for target, count in zip(targets, lengths, strict=True) if count < longest]
+    others_end = 2 * sum(not is_open(target) for target in shorter) > len(shorter)
+    clauses = 2 * sum(_CLAUSE.search(targets[place]) is not None for place in cut) > len(cut)
+    return cut if 2 * len(cut) > len(at_limit) and (others_end or clauses) else []
+
+
+def is_open(target: str) -> bool:
+    """Whether a text ends as if it went on."""
+    return _OPEN_END.search(target.rstrip()) is not None
+
+
+def unclosed(target: str) -> bool:
+    """Whether a block of code begins and does not end."""
+    return len(re.findall(r"^\s*```", target, re.MULTILINE)) % 2 == 1

@@ -1,0 +1,238 @@
+"""Every format by small examples and, where they are, by real files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glmtune.records import Fault, Record, read
+from glmtune.records.formats import FORMATS, FieldError, each_answer, format_of, mapped, recognise, records_of
+
+SHARED = Path("/work/shared/data")
+
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 1}'}}]}
+RESULT = {"role": "tool", "content": "2"}
+
+# format -> row, prompt, target
+EXAMPLES: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "messages": ({"messages": [SYSTEM, USER, ANSWER]}, [SYSTEM, USER], "a"),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        "q",
+        "a",
+    ),
+    "belle_seed": ({"instruction": "do", "instances": [{"input": "x", "output": "y"}]}, "do\nx", "y"),
+    "alpaca": ({"instruction": "do", "input": "", "output": "y"}, "do", "y"),
+    "math23k": ({"original_text": "5/5=?", "equation": "x=5/5", "ans": "1"}, "5/5=?", "x=5/5=1"),
+    "prompt_target": ({"prompt": "q", "target": "a"}, "q", "a"),
+    "chatglm_history": (
+        {"prompt": "q2", "response": "a2", "history": [["q", "a"]]},
+        [USER, ANSWER, {"role": "user", "content": "q2"}],
+        "a2",
+    ),
+    "prompt_response": ({"prompt": "q", "response": "a"}, "q", "a"),
+    "prompt_completion": ({"prompt": "q", "completion": "a"}, "q", "a"),
+    "adgen": ({"content": "类型#裙", "summary": "一条裙子"}, "类型#裙", "一条裙子"),
+    "gsm8k": ({"question": "q", "answer": "1+1=<<1+1=2>>2\n#### 2"}, "q", "1+1=<<1+1=2>>2\n#### 2"),
+    "ape210k": ({"question": "q", "answer": "x=(5+1)/-5=1"}, "q", "x=(5+1)/-5=1"),
+    "question_answer": ({"question": "q", "answer": "a"}, "q", "a"),
+    "belle_eval": ({"question": "q", "std_answer": "a", "class": "math"}, "q", "a"),
+    "query_response": ({"query": "q", "response": "a"}, "q", "a"),
+    "context_target": ({"context": "q", "target": "a"}, "q", "a"),
+    "input_output": ({"input": "q", "output": "a"}, "q", "a"),
+}
+
+
+def fault_of(row: dict[str, Any], own: Any = None) -> FieldError:
+    with pytest.raises(FieldError) as told:
+        records_of(row, own)
+    return told.value
+
+
+def test_every_format_has_an_example() -> None:
+    assert [known.name for known in FORMATS] == list(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_formats(name: str) -> None:
+    row, prompt, target = EXAMPLES[name]
+    (record,) = records_of(row)
+    assert (record.format, record.prompt, record.target) == (name, prompt, target)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_from_file_to_record(name: str, tmp_path: Path) -> None:
+    row, prompt, target = EXAMPLES[name]
+    (tmp_path / "one.json").write_text(json.dumps([row] * 3, ensure_ascii=False))
+    found = list(read(str(tmp_path / "one.json")))
+    assert [(r.format, r.prompt, r.target) for r in found if isinstance(r, Record)] == [(name, prompt, target)] * 3
+
+
+def test_facts() -> None:
+    def facts(name: str) -> dict[str, Any]:
+        return records_of(EXAMPLES[name][0])[0].facts
+
+    assert facts("gsm8k") == {"steps": 1}
+    assert facts("ape210k") == {"operations": 2}
+    assert facts("math23k") == {"operations": 1}
+    assert facts("belle_eval") == {"class": "math"}
+    assert records_of({"prompt": "q", "response": "a", "facts": {"kind": "x"}})[0].facts == {"kind": "x"}
+
+
+def test_most_of_the_first_rows_decide() -> None:
+    plain, solved = EXAMPLES["question_answer"][0], EXAMPLES["gsm8k"][0]
+    own = recognise([solved, plain, solved])
+    assert own is not None and own.name == "gsm8k"
+    assert "no '#### RESULT'" in str(fault_of(plain, own))
+    other = recognise([plain, plain, solved])
+    assert other is not None and records_of(solved, other)[0].format == "question_answer"
+    assert recognise([{"a": 1}]) is None and recognise([]) is None
+    assert format_of(EXAMPLES["alpaca"][0], own).name == "alpaca"
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "message"),
+    [
+        ({"instruction": "a", "ouput": "b"}, "output", "Did you mean 'ouput'.*Rename it"),
+        ({"foo": 1, "bar": 2}, "prompt", r"has foo, bar\. No known format.*task\.columns\.prompt=FIELD"),
+        ({"instruction": "a", "input": 5, "output": "b"}, "input", "'input' is a number, not a text"),
+        ({"prompt": "a", "response": None}, "response", "'response' is missing"),
+        ({"prompt": "a", "response": ["b"]}, "response", "not a text but a list"),
+        ({"prompt": "a\0", "target": "b"}, "prompt", "NUL"),
+        ({"prompt": "a", "target": "\ud800"}, "target", "half of a character"),
+        ({"prompt": "a" * 2_000_001, "target": "b"}, "prompt", "2,000,001 characters"),
+        ({"prompt": "q", "response": "a", "history": "[1"}, "history", "not JSON of a list"),
+        ({"prompt": "q", "response": "a", "history": {"a": 1}}, "history", "an object, not a list"),
+        ({"prompt": "q", "response": "a", "history": [["a"]]}, "history", r"round 1: must be \[question, answer\]"),
+        ({"original_text": "q", "equation": "5+5", "ans": "10"}, "equation", "must begin with x="),
+        ({"original_text": "q", "equation": "x=5", "ans": " "}, "ans", "'ans' is empty"),
+        ({"instruction": "a", "instances": []}, "instances", "no entries"),
+        ({"instruction": "a", "instances": [{"input": ""}]}, "output", "'output' is missing"),
+        ({"messages": []}, "messages", "no turns"),
+        ({"messages": ["hi"]}, "messages", "turn 1: a text, not a message"),
+        ({"messages": [{"role": "usr", "content": "q"}, ANSWER]}, "messages", "unknown role 'usr'.*mean 'user'"),
+        ({"messages": [USER, USER, ANSWER]}, "messages", "turn 2: wrong order of roles: user follows user"),
+        ({"messages": [ANSWER, USER]}, "messages", "turn 1: wrong order of roles: assistant comes first"),
+        ({"messages": [USER, SYSTEM, ANSWER]}, "messages", "turn 2: wrong order of roles: system follows user"),
+        ({"messages": [USER, ANSWER, USER]}, "messages", "ends with user: it has no answer"),
+        ({"messages": [USER, CALL]}, "messages", "ends with call: it has no answer"),
+        ({"messages": [USER, CALL, ANSWER]}, "messages", "assistant follows call, not observation"),
+        ({"messages": [{"role": "user", "content": ""}, ANSWER]}, "messages", "the user's text is empty"),
+        ({"messages": [{"role": "user"}, ANSWER]}, "messages", "content is missing"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]},
+            "messages",
+            "parts that are no text",
+        ),
+        ({"conversations": [{"from": "human", "value": "q"}] * 2}, "conversations", "user follows user"),
+    ],
+)
+def test_faults_name_the_field(row: dict[str, Any], field: str, message: str) -> None:
+    fault = fault_of(row)
+    assert fault.field == field and re.search(message, str(fault)), fault
+
+
+def test_tools_become_glm_turns() -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    (record,) = records_of({"messages": [USER, CALL, RESULT, ANSWER], "tools": tools})
+    system, *turns = record.prompt
+    assert system["role"] == "system" and system["tools"] == tools
+    assert turns == [
+        USER,
+        {"role": "assistant", "metadata": "add", "content": '{"a": 1}'},
+        {"role": "observation", "content": "2"},
+    ]
+    shared = [("human", "q"), ("function_call", '{"name": "add", "arguments": {"a": 1}}'), ("observation", "2")]
+    turns = [{"from": role, "value": text} for role, text in [*shared, ("gpt", "a")]]
+    assert records_of({"conversations": turns})[0].prompt == record.prompt[1:]
+
+
+def test_odd_starts_and_ends_are_left_out_and_told() -> None:
+    turns = [("gpt", "hello"), ("human", "q"), ("gpt", "a"), ("human", "thanks")]
+    (record,) = records_of({"conversations": [{"from": role, "value": text} for role, text in turns]})
+    assert (record.prompt, record.target) == ("q", "a")
+    assert record.notes == (
+        "began with a turn of the assistant, which is left out",
+        "ended with a turn of the user, which is left out",
+    )
+
+
+def test_alpaca_with_system_and_history() -> None:
+    row = {"instruction": "q2", "input": "i", "output": "a2", "system": "s", "history": [["q", "a"]]}
+    (record,) = records_of(row)
+    assert record.prompt == [SYSTEM, USER, ANSWER, {"role": "user", "content": "q2\ni"}]
+    assert records_of({**row, "system": "", "history": '[["q", "a"]]'})[0].prompt == record.prompt[1:]
+
+
+def test_several_instances() -> None:
+    row = {"instruction": "do", "instances": [{"input": "1", "output": "a"}, {"input": "", "output": "b"}]}
+    assert [(record.prompt, record.target) for record in records_of(row)] == [("do\n1", "a"), ("do", "b")]
+
+
+def test_columns() -> None:
+    known = mapped({"prompt": "问题", "target": "答案"})
+    assert records_of({"问题": "q", "答案": "a", "other": 1}, known)[0].prompt == "q"
+    fault = fault_of({"问题": "q", "答": "a"}, known)
+    assert fault.field == "答案" and "task.columns.target: no field '答案'; the record has 问题, 答" in str(fault)
+    with_system = mapped({"prompt": "q", "target": "a", "system": "s", "history": "h"})
+    row = {"q": "q2", "a": "a2", "s": "s", "h": [["q", "a"]]}
+    assert len(records_of(row, with_system)[0].prompt) == 4
+
+
+def test_each_answer() -> None:
+    (record,) = records_of({"messages": [SYSTEM, USER, ANSWER, USER, ANSWER]})
+    assert [(one.prompt, one.target) for one in each_answer(record)] == [
+        ([SYSTEM, USER], "a"),
+        ([SYSTEM, USER, ANSWER, USER], "a"),
+    ]
+    (plain,) = records_of({"messages": [USER, CALL, RESULT, ANSWER, USER, ANSWER]})
+    assert each_answer(plain)[0].prompt == plain.prompt[:3]
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30).filter(str.strip)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), st.none() | TEXT)
+def test_conversations_come_back(rounds: list[tuple[str, str]], system: str | None) -> None:
+    texts = [text for entry in rounds for text in entry]
+    roles = ["user", "assistant"] * len(rounds)
+    first = [] if system is None else [{"role": "system", "content": system}]
+    messages = [*first, *({"role": role, "content": text} for role, text in zip(roles, texts, strict=True))]
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    shared = [{"from": names[message["role"]], "value": message["content"]} for message in messages]
+    history = {"prompt": rounds[-1][0], "response": rounds[-1][1], "history": rounds[:-1]}
+    expected: Any = messages[:-1] if len(messages) > 2 else messages[0]["content"]
+    for row in ({"messages": messages}, {"conversations": shared}, {**history, "system": system}):
+        (record,) = records_of(json.loads(json.dumps(row)))
+        assert (record.prompt, record.target, record.notes) == (expected, rounds[-1][1], ())
+        for one in each_answer(record):
+            assert one.target in texts
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real files are not here: {SHARED}")
+@pytest.mark.parametrize(
+    ("file", "known", "records", "faults"),
+    [
+        ("alpaca_zh.json", "alpaca", 3996, 4),  # four empty outputs
+        ("ape210k_mwp.jsonl", "ape210k", 1997, 3),  # three equations without x=
+        ("belle_eval.jsonl", "belle_eval", 295, 205),  # open questions have no answer
+        ("belle_seed_tasks.jsonl", "belle_seed", 175, 0),
+        ("gsm8k.jsonl", "gsm8k", 600, 0),
+        ("math23k_trainset.sample.json", "math23k", 37, 0),
+    ],
+)
+def test_real_files(file: str, known: str, records: int, faults: int) -> None:
+    entries = list(read(str(SHARED / file)))
+    found = [entry for entry in entries if isinstance(entry, Record)]
+    told = [entry for entry in entries if isinstance(entry, Fault)]
+    assert (len(found), len(told)) == (records, faults)
+    assert {record.format for record in found} == {known}
+    assert all(fault.line and fault.field in ("output", "answer", "std_answer") for fault in told)

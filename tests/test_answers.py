@@ -1,0 +1,287 @@
+"""Numbers and equations are read exactly, in bounded time, whatever a model wrote."""
+
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glmtune.answers import (
+    MOST_EXPONENT,
+    MOST_NESTING,
+    equation,
+    equation_value,
+    equivalent,
+    exact,
+    final_number,
+    numbers_in,
+    numeric,
+    written,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("16 eggs, 3 for breakfast and 4.5", "16 3 9/2"),
+        ("1,234 and 1,234,567.5 but 1, 2,3", "1234 2469135/2 1 2 3"),
+        ("１２．５，３；－４", "25/2 3 -4"),
+        ("负3, －３, −3; -3 a -3", "-3 -3 -3 -3 -3"),
+        ("5-3, 5 - 3, (2)-1, x-5", "5 3 5 3 2 1 5"),
+        ("is -5, =-6, (-7), 是-8，-$9", "-5 -6 -7 -8 -9"),
+        ("- 5 apples\n- 6 pears", "5 6"),
+        ("3/4, 1 3/4, 1(3/4), 4又1/2, 2½, \\frac{3}{4}, 2\\dfrac{3}{4}", "3/4 7/4 7/4 9/2 5/2 3/4 11/4"),
+        ("5 7/2", "5 7/2"),
+        ("20%, 20 percent, 百分之20, ２０％", "1/5 1/5 1/5 1/5"),
+        ("2.5万 3亿", "25000 300000000"),
+        ("H2O, 1e5, 1.2.3, 5/0, 7kg, $8, ￥9, 10元", "7 8 9 10"),
+        ("a 5。3 b 5。", "53/10 5"),
+        ("nothing", ""),
+    ],
+)
+def test_numbers(text, wanted):
+    assert numbers_in(text) == [Fraction(one) for one in wanted.split()]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\nShe makes 9 * 2 = $<<9*2=18>>18 every day\n#### 18", "18"),
+        ("#### 5\nno: #### 2,125 dollars\nchecked 3 times", "2125"),
+        ("####-10", "-10"),
+        ("so \\boxed{42}, not 43", "42"),
+        ("\\boxed{\\frac{1}{2}}", "1/2"),
+        ("$\\boxed{x = 3\\text{ cm}}$ or 4", "3"),
+        ("\\boxed{1{,}234\\%}", "1234/100"),
+        ("The answer is 13+75=88, which is 90.", "88"),
+        ("The final answer is: $1,200. That is 3 times more", "1200"),
+        ("the answer is 5, since 12-5=7", "5"),
+        ("12-5=7. The answer is that, in all, 5 remain.", "5"),
+        ("答案是５个。共有9个", "5"),
+        ("一共3个，答：还剩－２℃。", "-2"),
+        ("答案为3又1/2小时", "7/2"),
+        ("25.31+86.35=111.66", "5583/50"),
+        ("57÷3＝１９（本）", "19"),
+        ("x=(482500-250000)/(250000*6.2%)=15", "15"),
+        ("x=3(1/5)*3(1/5)/1(3/5)=6(2/5)", "32/5"),
+        ("x=5/8=(5/8)", "5/8"),
+        ("= about 7 m", "7"),
+        ("he has 3 apples and 4 pears, so 7 pieces", "7"),
+        ("25%", "1/4"),
+        ("5=", "5"),
+    ],
+)
+def test_final_number(text, wanted):
+    assert final_number(text) == Fraction(wanted)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no idea", "x=2*3", "2+3", "the answer is 6/0", "3/4/5", "x=2*(3+4)", "1e5", "3:4"]
+)
+def test_what_is_no_final_number(text):
+    assert final_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("x=(482500-250000)/(250000*6.2%)=15", "15"),
+        ("x=3.14*(10/2)**2=78.5", "157/2"),
+        ("x=3.14*(10/2)^2", "157/2"),
+        ("x=1/[(1-((12+15)/(30)))/(24-15)]", "90"),
+        ("x=3(1/5)*3(1/5)/1(3/5)=6(2/5)", "32/5"),
+        ("Ｘ＝｛１＋【２×（３－４）】｝÷２", "-1/2"),
+        ("解：设需要x天，x = 10：4 = 2.5", "5/2"),
+        ("(12/(1/2000))/100=240", "240"),
+        ("x=5+3元", "8"),
+        ("x=3\nx=-2^2", "-4"),
+        ("x=2**3**2", "512"),
+        ("x=2^-2*--3", "3/4"),
+        ("x=50%%", "1/200"),
+        ("x=.5", "1/2"),
+    ],
+)
+def test_equation_value(text, wanted):
+    assert equation_value(text) == Fraction(wanted)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x=",
+        "x=1/0",
+        "x=1/(2-2)=3",
+        "x=0^-1",
+        "x=2^0.5",
+        "x=(1+2",
+        "x=1+2)",
+        "x=(1+2]",
+        "x=1+",
+        "x=2(3+4)",
+        "x=5%3",
+        "x=3+4y",
+        "no equation",
+        "x=__import__('os')",
+        f"x=2^{MOST_EXPONENT + 1}",
+        "x=9^99^99^99",
+        "x=" + "^".join("1" * 100),
+        "x=" + "(" * (MOST_NESTING + 1) + "1" + ")" * (MOST_NESTING + 1),
+        "x=" + "(" * 100_000,
+        "x=" + "1+" * 100_000 + "1",
+        "x=" + "(2^100)^100" + "*(2^100)^100" * 50,
+        "x=" + "1" * 999,
+    ],
+)
+def test_what_has_no_value(text):
+    assert equation_value(text) is None
+
+
+def test_equivalent():
+    assert equivalent("x=1/3+1/6", "x=0.5=0.5") and equivalent("x=6/4", "the answer is 1.5")
+    assert not equivalent("x=1/3", "x=0.33") and not equivalent("x=1/0", "x=1/0") and not equivalent("a", "a")
+
+
+@pytest.mark.parametrize(
+    ("judge", "target", "completion", "verdict", "answer"),
+    [
+        (exact, "a b", " a b\n", "exact", "a b"),
+        (exact, "a b", "a  b", "equal", "a  b"),
+        (exact, "a", "b", "wrong", "b"),
+        (exact, "a", " ", "unparseable", ""),
+        (numeric, "#### 18", "#### 18", "exact", "18"),
+        (numeric, "#### 18", "She makes $18.00.", "equal", "18"),
+        (numeric, "#### 18", "She makes 19", "wrong", "19"),
+        (numeric, "18", "2*9", "unparseable", None),
+        (numeric, "25", "25%", "equal", "0.25"),
+        (numeric, "25%", "25", "equal", "25"),
+        (numeric, "25%", "1/4", "equal", "0.25"),
+        (numeric, "1/3", "0.33", "wrong", "0.33"),
+        (numeric, "red", "red", "exact", "red"),
+        (equation, "x=5/5=1", "x=5/5=1", "exact", "1"),
+        (equation, "x=(18*6)/3-18=18", "x=18*6/3-18", "equal", "18"),
+        (equation, "x=(18*6)/3-18=18", "x=18*6/3+18=18", "wrong", "54"),
+        (equation, "x=1/3=0.33", "答案是0.33", "equal", "1/3"),
+        (equation, "x=1/3=0.33", "1/3", "equal", "1/3"),
+        (equation, "x=1/3=0.33", "x=0.33", "wrong", "0.33"),
+        (equation, "x=1/3", "?", "unparseable", None),
+        (equation, "#### 18", "18", "equal", "18"),
+    ],
+)
+def test_verdicts(judge, target, completion, verdict, answer):
+    assert judge(target, completion) == (verdict, answer)
+
+
+FRACTIONS = st.fractions(max_denominator=10**6).filter(lambda value: abs(value) < 10**12)
+DECIMALS = st.integers(-(10**12), 10**12).map(lambda units: Fraction(units, 10**4))
+AROUND = st.sampled_from(["", " 元", "个。", " dollars.", "\n", " kg, I think"])
+
+
+def thousands(value):
+    """A decimal with separators, in full width or not."""
+    sign, text = ("-" if value < 0 else ""), written(abs(value))
+    whole, point, rest = text.partition(".")
+    return sign + f"{int(whole):,}" + point + rest
+
+
+@given(FRACTIONS, AROUND)
+def test_written_numbers_are_read_back(value, around):
+    assert Fraction(written(value)) == value
+    for text in (
+        f"#### {written(value)}",
+        f"the answer is {written(value)}{around}",
+        f"答案是{written(value)}{around}",
+    ):
+        assert final_number(text) == value
+    assert numbers_in(f"a {written(value)}{around}") == [value]
+
+
+@given(DECIMALS, AROUND)
+def test_decimals_in_every_dress(value, around):
+    wide = str.maketrans("0123456789.,-", "０１２３４５６７８９．，－")
+    for text in (thousands(value), thousands(value).translate(wide), written(value).translate(wide)):
+        assert final_number(f"所以={text}{around}") == value
+        assert numbers_in(f"{text}{around}") == [value]
+    assert final_number(f"\\boxed{{{thousands(value * 100)}\\%}}") == value
+
+
+@given(st.integers(0, 10**6), st.integers(1, 999), st.integers(2, 1000))
+def test_mixed_numbers(whole, above, below):
+    above %= below
+    value = Fraction(whole) + Fraction(above, below)
+    for text in ("{}({}/{})", "{} {}/{}", "{}又{}/{}", "{}\\frac{{{}}}{{{}}}"):
+        assert numbers_in(text.format(whole, above, below)) == [value], text
+        assert final_number("x=" + text.format(whole, above, below)) == value
+    assert equation_value(f"x={whole}({above}/{below})") == value
+
+
+def expressions():
+    """(text, value or None where it divides by zero), by combining smaller ones."""
+    leaves = st.integers(0, 999).map(lambda n: (str(n), Fraction(n))) | st.integers(0, 9999).map(
+        lambda n: (f"{n // 100}.{n % 100:02}", Fraction(n, 100))
+    )
+
+    def combine(parts):
+        def join(left, right, operator, brackets):
+            values = left[1], right[1]
+            text = f"{brackets[0]}{left[0]}{operator}{right[0]}{brackets[1]}"
+            if None in values or (operator == "/" and values[1] == 0):
+                return text, None
+            results = {"+": sum(values), "-": values[0] - values[1], "*": values[0] * values[1]}
+            return text, results[operator] if operator in results else values[0] / values[1]
+
+        joined = st.builds(join, parts, parts, st.sampled_from("+-*/"), st.sampled_from(["()", "[]", "{}"]))
+        percent = parts.map(lambda part: (f"({part[0]})%", None if part[1] is None else part[1] / 100))
+        squared = parts.map(lambda part: (f"({part[0]})**2", None if part[1] is None else part[1] ** 2))
+        return joined | percent | squared
+
+    return st.recursive(leaves, combine, max_leaves=12)
+
+
+@given(expressions())
+def test_expressions_have_their_exact_value(expression):
+    text, value = expression
+    assert equation_value(f"x={text}") == value
+    spaced = text.replace("+", " ＋ ").replace("*", "×").replace("××", "^").replace("/", "÷").replace("(", "（")
+    assert equation_value(f"解:X = {spaced}=1") == value
+
+
+@given(st.text(st.sampled_from("0123456789.,+-*/^%()[]{}=x# $是答案answer i\\boxed\\frac\n:万负"), max_size=80))
+def test_nothing_fails(text):
+    numbers_in(text)
+    assert final_number(text) is None or final_number(text) in numbers_in(text)
+    value = equation_value(text)
+    assert value is None or isinstance(value, Fraction)
+    for judge in (exact, numeric, equation):
+        assert judge(text, text)[0] in ("exact", "unparseable")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "1",
+        "1,",
+        "111,",
+        "1.",
+        "-",
+        "1-",
+        "(",
+        "x=",
+        "=",
+        "####",
+        "\\boxed{",
+        "答案是",
+        "\\frac{",
+        "1/",
+        "<<",
+        " ",
+        "1 1/",
+    ],
+)
+def test_long_texts_take_no_time(piece):
+    text = piece * (200_000 // len(piece))
+    started = time.perf_counter()
+    for read in (numbers_in, final_number, equation_value):
+        read(text)
+    assert time.perf_counter() - started < 5
