@@ -366,7 +366,7 @@ def test_a_sentencepiece_like_tokenizer(make: Makes, tmp_path: Path, family: str
 
 def test_a_control_word_gets_brackets(make: Makes, tmp_path: Path) -> None:
     """llama.cpp would find `eop` in `people`."""
-    folder, file = make("glm", sentencepiece, preset("chatglm3")), tmp_path / "tiny.gguf"
+    folder, file = make("glm", sentencepiece, preset("chatglm3").replace("<sop>", "sop")), tmp_path / "tiny.gguf"
     with pytest.warns(UserWarning):
         export.write(folder, file)
     values, tokenizer = fields(file), AutoTokenizer.from_pretrained(folder)

@@ -186,7 +186,7 @@ def test_gguf(family: str, run_of: Any, tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
         return
     assert export.run(*arguments, console=Console(file=io.StringIO())).stat().st_size > 10_000
-    assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.gguf", "model.gguf.json"]
 
 
 OPENED_ALONE = """

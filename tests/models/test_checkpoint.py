@@ -256,6 +256,8 @@ def test_a_model_of_the_hub(hub: Hub) -> None:
         shutil.copy(GLM2 / name, hub.repository)
     for name in ("tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "pytorch_model.bin"):
         (hub.repository / name).unlink()
+    config = json.loads((hub.repository / "config.json").read_text()) | {"eos_token_id": 256}
+    (hub.repository / "config.json").write_text(json.dumps(config))
     (hub.repository / "tokenizer.model").write_bytes(
         b"".join(b"%s %d\n" % (base64.b64encode(bytes([i])), i) for i in range(256))
     )

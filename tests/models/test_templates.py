@@ -132,14 +132,14 @@ SUITS: dict[str, dict[str, tuple[list[str], set[str], str]]] = {
     "chatglm3": {
         "alpaca": (["A</s>", "B</s>"], {"</s>"}, ""),
         "chatglm2": ([" B</s>"], {"</s>"}, " "),
-        "chatglm3": (["\n A<|user|>", "\n B</s>"], {"</s>", "<|user|>"}, "\n "),
+        "chatglm3": (["\n A<|user|>", "\n B</s>"], {"</s>", "<|user|>", "<|observation|>"}, "\n "),
         "plain": (["A</s>", "B</s>"], {"</s>"}, ""),
         "vicuna": ([" A</s>", " B</s>"], {"</s>"}, " "),
     },
     "glm4": {
         "alpaca": (["A<|endoftext|>", "B<|endoftext|>"], {"<|endoftext|>"}, ""),
         "chatglm": (["B<|endoftext|>"], {"<|endoftext|>"}, ""),
-        "glm4": (["\nA<|user|>", "\nB<|endoftext|>"], {"<|endoftext|>", "<|user|>"}, "\n"),
+        "glm4": (["\nA<|user|>", "\nB<|endoftext|>"], {"<|endoftext|>", "<|user|>", "<|observation|>"}, "\n"),
         "plain": (["A<|endoftext|>", "B<|endoftext|>"], {"<|endoftext|>"}, ""),
         "vicuna": ([" A<|endoftext|>", " B<|endoftext|>"], {"<|endoftext|>"}, " "),
     },
@@ -152,7 +152,7 @@ SUITS: dict[str, dict[str, tuple[list[str], set[str], str]]] = {
     "llama": {
         "alpaca": (["A</s>", "B</s>"], {"</s>"}, ""),
         "chatglm2": ([" B</s>"], {"</s>"}, " "),
-        "chatglm3": (["\n A<|user|>", "\n B</s>"], {"</s>", "<|user|>"}, "\n "),
+        "chatglm3": (["\n A<|user|>", "\n B</s>"], {"</s>", "<|user|>", "<|observation|>"}, "\n "),
         "plain": (["A</s>", "B</s>"], {"</s>"}, ""),
         "vicuna": ([" A</s>", " B</s>"], {"</s>"}, " "),
     },
@@ -403,20 +403,7 @@ def test_a_prompt_is_the_beginning_of_its_example(kind: str, name: str, texts: l
     assert encoding["labels"][: len(ids)] == [IGNORED] * len(ids)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        pytest.param(
-            *pair,
-            marks=pytest.mark.xfail(
-                strict=True, reason="question and answer share a token in the prompt, and are cut apart in the example"
-            )
-            if pair[1] == "plain" and pair[0] != "chatglm"
-            else (),
-        )
-        for pair in PAIRS
-    ],
-)
+@every_pair
 def test_also_if_every_turn_is_learned(kind: str, name: str) -> None:
     tokenizer = with_preset(kind, name)
     for first, answer in [("1+1=", "2"), ("5", "7"), ("1", "0-2=8"), ("the s", "um of")]:
@@ -505,7 +492,7 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind, suiting in SUITS.items() for name in names() if name not in suiting]
+    ("kind", "name"), [("bare", "chatglm"), ("bare", "chatglm3"), ("chatml", "glm4"), ("chatglm", "chatglm3")]
 )
 def test_a_preset_whose_control_tokens_are_missing_is_refused(kind: str, name: str) -> None:
     tokenizer = with_preset(kind, "")
