@@ -71,8 +71,7 @@ JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", 
 RELEASED = {
     "ice_text.model": (2_706_249, "5e974d9a69c242ce014c88c2b26089270f6198f3c0b700a887666cd3e816f17e", 130_528),
 }
-UNREADABLE = (".csv", ".tsv", ".parquet", ".arrow", ".xlsx")
-DATA_SUFFIXES = (".jsonl", ".json", *UNREADABLE)
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 CHECKED = 200  # examples of each split that are encoded and scored
 COPY = "Copy or download it again."
@@ -160,7 +159,9 @@ def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Check]
     if target is None and not overrides:
         return checks
     if target is not None and is_data(target) and not overrides:
-        return checks + list(examine([Examination("data", partial(records, target), "Write one JSON object a line.")]))
+        return checks + list(
+            examine([Examination("data", partial(records, target), "See what `glmtune data inspect` says of it.")])
+        )
     try:
         patient = admit(target, overrides)
     except RecipeError as error:
@@ -648,8 +649,7 @@ def release(patient: Patient) -> Finding:
         "higher than v1.1. Delete older copies of these files."
     )
     known, rows = patient.tokenizer, patient.config.get_text_config().vocab_size
-    if (largest := max(known.get_vocab().values())) >= rows:
-        return "failure", f"the tokenizer has ids up to {largest}, config.json says vocab_size={rows}", remedy
+    models.check_release(patient.base, known, patient.config)
     names = {name: token for name, token in known.special_tokens_map.items() if isinstance(token, str)}
     ids = {f"{name}_id": int(known.convert_tokens_to_ids(token)) for name, token in names.items()}  # type: ignore[arg-type]
     if known.pad_token == known.eos_token:  # where a tokenizer has no padding
@@ -751,10 +751,6 @@ def numbers(patient: Patient) -> Finding:
 
 def records(file: str) -> Finding:
     """A file of records."""
-    suffix = Path(file).suffix
-    if suffix in UNREADABLE:
-        remedy = 'Convert it to JSONL, one {"prompt": ..., "target": ...} a line.'
-        return "failure", f"{file}: {suffix} files are not read", remedy
     return "ok", f"{file}: {len(read_examples(file)):,} records", ""
 
 

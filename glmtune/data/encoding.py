@@ -72,7 +72,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mes
         return cast(list[int], tokenizer(text, split_special_tokens=True)["input_ids"])
     stand_ins, texts = with_stand_ins(messages)
     rendered, spans = render(tokenizer, stand_ins, for_answer=True)
-    texts = as_rendered(tokenizer, messages, rendered, texts)
+    texts = as_rendered(tokenizer, messages, stand_ins, texts)
     ids, _ = encode_pieces(tokenizer, pieces_of(tokenizer, rendered, spans, []), texts)
     return ids
 
@@ -105,9 +105,8 @@ def encode_example(
         ids, labels = prompt_ids + target_ids, [IGNORED] * len(prompt_ids) + target_ids
     else:
         stand_ins, texts = with_stand_ins([*messages, {"role": "assistant", "content": target}])
-        asked, before = with_stand_ins(messages)
-        rendered, _ = render(tokenizer, asked, for_answer=True)
-        texts = [*as_rendered(tokenizer, messages, rendered, before), *texts[len(before) :]]
+        before = texts[:-1] if target else texts
+        texts = [*as_rendered(tokenizer, messages, stand_ins[:-1], before), *texts[len(before) :]]
         pieces = conversation(tokenizer, stand_ins, every_turn)
         ids, learned = encode_pieces(tokenizer, pieces, texts)
         labels = [token if is_learned else IGNORED for token, is_learned in zip(ids, learned, strict=True)]
@@ -120,23 +119,24 @@ def encode_example(
 
 
 def as_rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], rendered: str, texts: list[str]
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], stand_ins: list[Message], texts: list[str]
 ) -> list[str]:
     """The texts as the template itself writes them: as they are, or stripped of the blanks around them.
 
     Args:
         tokenizer: with a template.
         messages: as they were given.
-        rendered: the template's text for them, with signs.
+        stand_ins: the same with signs.
         texts: what the signs stand for.
 
     Raises:
         UserError: the template looks at what is in the texts, e.g. for a word that ends reasoning.
     """
-    if _LOOKS.search(tokenizer.get_chat_template()) is None:
+    template = tokenizer.get_chat_template()
+    if _LOOKS.search(template) is None:
         return texts
-    named = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    whole, _ = _render(tokenizer.get_chat_template(), messages, True, named)
+    rendered, _ = render(tokenizer, stand_ins, for_answer=True)
+    whole, _ = _render(template, messages, True, named_tokens(tokenizer))
     for candidate in (texts, [text.strip() for text in texts]):
         if written(rendered, candidate) == whole:
             return candidate
@@ -198,7 +198,7 @@ def render(
         messages: with signs for contents.
         for_answer: let the assistant's answer follow (`add_generation_prompt`).
     """
-    named = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    named = named_tokens(tokenizer)
     shape = tuple(tuple(message.items()) for message in messages)
     template = tokenizer.get_chat_template()
     if any(not isinstance(value, str) for message in messages for value in message.values()):  # tools
@@ -345,10 +345,14 @@ def written(piece: str, texts: Sequence[str]) -> str:
     return _CONTENT_PATTERN.sub(lambda found: texts[ord(found[0]) - _CONTENT], piece)
 
 
+def named_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The special tokens that have names, such as `eos_token`; templates know them by these."""
+    return {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+
+
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """Every token that a template may use as a control token."""
-    named = (token for token in tokenizer.special_tokens_map.values() if isinstance(token, str))
-    return {*named, *tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    return {*named_tokens(tokenizer).values(), *tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

@@ -110,7 +110,8 @@ def complete_batch(
         attention_mask=mask,
         generation_config=generation_config(tokenizer, settings, stops),
     )
-    return [text_of(tokenizer, row, stops) for row in sequences[:, length:].tolist()]
+    before = lead_in(tokenizer)
+    return [text_of(tokenizer, row, stops, before) for row in sequences[:, length:].tolist()]
 
 
 def stops_of(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -119,11 +120,11 @@ def stops_of(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted({*stop_ids(tokenizer), *(named if isinstance(named, list) else [] if named is None else [named])})
 
 
-def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: Sequence[int]) -> str:
-    """The text of an answer, up to the token that ends it, without what the template puts before answers."""
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: Sequence[int], before: str = "") -> str:
+    """The text of an answer, up to the token that ends it, without what the template puts `before` answers."""
     end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
     text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
-    return "".join(without_lead_in(iter([text]), lead_in(tokenizer)))
+    return "".join(without_lead_in(iter([text]), before))
 
 
 def stream(

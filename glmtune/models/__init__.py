@@ -149,7 +149,7 @@ def load(
     Raises:
         UserError: no such model, or its files are missing or damaged.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     from glmtune.models.quantization import mend_library_layers, pack_embedding
 
@@ -179,9 +179,6 @@ def load(
         else:
             loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     model, found = loaded
-    if (Path(folder) / "generation_config.json").is_file() and model.generation_config is not None:
-        with reading("generation_config.json", folder):
-            model.generation_config = GenerationConfig.from_pretrained(folder)
     check_weights(settings.path, found)
     model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter
     mend_library_layers(model)
@@ -253,7 +250,7 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
     On a CPU the files are read piece by piece: mapped into memory, as the library does it, a whole checkpoint would
     end up there beside the quantized weights (16 instead of 6 GiB for ChatGLM-6B at 4 bits, benchmarks/results).
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
 
     from glmtune.models.glm.configuration_glm import OriginalGlmConfig
     from glmtune.models.quantization import bits_config
@@ -262,7 +259,10 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
     config = options["config"]
     if device.type == "cpu" and not isinstance(config, OriginalGlmConfig):  # which does so in any case
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        return kind.from_pretrained(None, state_dict=lazy_weights(Path(folder), mapped=False), **options)
+        loaded = kind.from_pretrained(None, state_dict=lazy_weights(Path(folder), mapped=False), **options)
+        if (Path(folder) / "generation_config.json").is_file():  # which the library looks for beside weights only
+            loaded[0].generation_config = GenerationConfig.from_pretrained(folder)
+        return loaded
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
 
 

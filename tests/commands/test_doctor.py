@@ -209,11 +209,11 @@ FAULTS: dict[str, tuple[Damage, str, str, str]] = {
     "no tokenizer": (without_tokenizer, "tokenizer", "tokenizer", "download the tokenizer's files again"),
     "tokenizer of v1.0": (
         edit("tokenizer_config.json", num_image_tokens=20_000, added_tokens_decoder={}),
-        *("release", "ids up to 20504, config.json says vocab_size=512", "of one release"),
+        *("release", "its tokenizer has [gMASK] at 20005, its config.json at 5", "weights are of"),
     ),
     "config of v1.0": (
         edit("config.json", gmask_token_id=45, bos_token_id=48),
-        *("release", "bos_token_id is 48 in config.json, 8 by the tokenizer", "of one release"),
+        *("release", "its tokenizer has [gMASK] at 5, its config.json at 45", "weights are of"),
     ),
     "nothing asked": (
         lambda folder: (folder / "chat_template.jinja").write_text("[gMASK]<sop>"),
@@ -512,12 +512,17 @@ def test_a_task_that_calls_its_own_targets_wrong(tmp_path: Path) -> None:
         ("bad.jsonl", ['{"prompt": "1", "target": "1"}', '{"prompt": 1'], "line 2: not JSON"),
         ("empty.jsonl", [], "no records"),
         ("lacking.jsonl", ['{"question": "1"}'], "line 1: 'prompt' is missing"),
-        ("table.csv", ["prompt,target", "1,2"], ".csv files are not read"),
+        ("table.csv", ["question,x", "1,2"], "'prompt' is missing"),
     ],
 )
 def test_data_that_cannot_be_read(write_records: Any, name: str, lines: list[str], finding: str) -> None:
     check = the_failure(run(str(write_records(*lines, name=name))))
     assert check.name == "data" and finding in check.finding and name in check.finding
+
+
+def test_a_table_is_read_as_in_training(write_records: Any) -> None:
+    file = str(write_records("prompt,target", "1+1=,2", name="table.csv"))
+    assert named(run(file), "data").finding == f"{file}: 1 records"
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
