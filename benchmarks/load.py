@@ -72,8 +72,8 @@ CHATGLM3: dict[str, Any] = {
     "seq_length": 8192,
     "tie_word_embeddings": False,
     "torch_dtype": "float16",
-    "eos_token_id": 2,
-    "pad_token_id": 0,
+    "eos_token_id": 256,  # of the stand-in: the first after its bytes
+    "pad_token_id": 256,
 }
 
 

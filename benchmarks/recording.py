@@ -37,9 +37,9 @@ def record(name: str, settings: dict[str, Any], rows: Sequence[dict[str, Any]], 
     write_json(RESULTS / f"{name}.json", {"settings": settings, "rows": list(rows), **summary, "machine": where})
 
 
-def options(description: str | None, **defaults: int) -> argparse.Namespace:
-    """Integer options of a benchmark with their defaults."""
+def options(description: str | None, **defaults: int | str) -> argparse.Namespace:
+    """Options of a benchmark with their defaults: numbers, or texts."""
     parser = argparse.ArgumentParser(description=description)
     for name, default in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
     return parser.parse_args()

@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from glmtune import models, registry
 from glmtune.config import Recipe, load_recipe
-from glmtune.data import EncodedDataset, examples_of
+from glmtune.data import EncodedDraws, examples_of
+from glmtune.data.encoding import Encoder
 from glmtune.methods import Method
 from glmtune.tasks import Task
 from glmtune.training.trainer import fit
@@ -30,7 +31,7 @@ def train_ours(recipe: Recipe, task: Task, folder: Path) -> float:
     model, tokenizer = models.load(recipe.model)
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     steps, batch_size = recipe.training.steps or 1, recipe.training.batch_size
-    dataset = EncodedDataset(examples_of(task, "train", steps * batch_size, recipe.seed), tokenizer)
+    dataset = EncodedDraws(examples_of(task, "train", steps * batch_size, recipe.seed), Encoder(tokenizer))
     model = method.apply(model)
     start = time.perf_counter()
     fit(model, tokenizer, dataset, recipe, steps, no_judge, folder / "log.jsonl", folder / "checkpoints")
@@ -78,12 +79,14 @@ def main() -> None:
     chosen = options(__doc__, steps=150, batch_size=32, repeats=3)
     overrides = [f"training.steps={chosen.steps}", f"training.batch_size={chosen.batch_size}"]
     recipe = load_recipe(None, [*overrides, "training.logging_steps=1000000"])
-    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task)
+    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     config = models.load_config(models.locate(recipe.model.path))
     recipe.training.learning_rate = method.learning_rate(config.hidden_size)
     tokenizer = models.load_tokenizer(models.locate(recipe.model.path))
-    dataset = EncodedDataset(examples_of(task, "train", chosen.steps * chosen.batch_size, recipe.seed), tokenizer)
+    dataset = EncodedDraws(
+        examples_of(task, "train", chosen.steps * chosen.batch_size, recipe.seed), Encoder(tokenizer)
+    )
     encoded = [dataset[i] for i in range(len(dataset))]
     tokens = sum(len(row["input_ids"]) for row in encoded)
     rows = []

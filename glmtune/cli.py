@@ -73,9 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--output", metavar="PLACE", help="folder or file to write (default: in the run folder)")
     export.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=("auto", "float32", "bfloat16", "float16", "q8_0"),
         default="auto",
-        help="precision of the files (default: that of the base)",
+        help="precision of the files (default: that of the base); q8_0, of gguf alone: 8.5 bits a number",
     )
     export.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     export.add_argument("--push-to-hub", metavar="NAME/REPOSITORY", help="upload it; nothing is uploaded without this")
@@ -134,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="FILE_OR_SETTING",
         help="e.g. task.digits=5 seed=1; of inspect, files, folders or OWNER/NAME of the hub, and settings such as "
-        "task.columns.prompt=FIELD task.held_out_file=FILE task.deduplicate=near data.max_length=512",
+        "data.columns.prompt=FIELD task.held_out_file=FILE data.deduplicate=near data.max_length=512",
     )
 
     verb("ls", "list tasks, methods, models, recipes and runs")
@@ -237,7 +237,7 @@ def train(options: argparse.Namespace) -> None:
     console.print(
         sample_table(after.examples, before.completions, after.completions, before.scores, after.scores, right)
     )
-    console.print(f"Run folder: [bold]{folder}[/] with loss.png, accuracy.png, breakdown.png", soft_wrap=True)
+    console.print(f"Run folder: [bold]{folder}[/]; report.html tells what was learned, as a page", soft_wrap=True)
     console.print("Next:")
     program = sys.argv[0]  # .venv/bin/glmtune where no venv is active
     if shutil.which("glmtune"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from glmtune import registry
 from glmtune.runtime import UserError
@@ -20,6 +21,11 @@ OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods"}
 ENDLESS_STEPS = 2500
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def findable(path: str) -> str:
+    """A path as any folder finds it, for the recipe of a run; names of the hub, and of what is not there, stay."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 class Settings(BaseModel):
@@ -53,29 +59,106 @@ class ModelSettings(Settings):
     random_init: bool = Field(False, description="start from fresh weights; `path` needs a config and a tokenizer only")
 
 
-class DataSettings(Settings):
-    """How examples become batches."""
+FIELDS = ("prompt", "target", "history", "system")  # of a record, as its file may call them otherwise
 
+
+def _check_columns(value: dict[str, str]) -> dict[str, str]:
+    for name in value:
+        if name not in FIELDS:
+            raise ValueError(f"no such name: '{name}'.{registry.suggest(name, list(FIELDS))} Write it as OURS: YOURS")
+    return value
+
+
+Columns = Annotated[dict[str, str], AfterValidator(_check_columns)]
+
+
+class Source(Settings):
+    """More records, mixed into what is learned."""
+
+    file: str = Field(description="file, folder or data set of the hub, as `task.file` of instructions")
+    share: float = Field(gt=0, lt=1, description="share of all examples that are learned")
+    columns: Columns | None = Field(None, description="as `data.columns`")
+
+    @field_validator("file")
+    @classmethod
+    def _from_anywhere(cls, value: str) -> str:
+        return findable(value)
+
+
+class DataSettings(Settings):
+    """How records are read, and how examples become batches."""
+
+    columns: Columns | None = Field(
+        None,
+        description="what prompt, target, history and system are called in files of records; default: a known format",
+    )
+    encoding: str = Field("utf-8", description="of text files, e.g. gb18030 for GBK")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="at faulty records: stop and tell all of them, or skip them into FILE.skipped.jsonl"
+    )
+    deduplicate: Literal["none", "exact", "near"] = Field(
+        "none",
+        description="leave out records that were there before: exact (but for blanks and case), or near (ROUGE-L of "
+        "prompt and target at least 0.7; more than 1000 records need datasketch)",
+    )
+    turns: Literal["all", "last", "each"] = Field(
+        "all",
+        description="of a conversation, learn all answers in one pass, as far as the template can (those of ChatGLM-6B "
+        "and ChatGLM2-6B: the last alone); the last; or each, as an example of its own",
+    )
+    mixture: list[Source] = Field(
+        [],
+        description="more to learn, e.g. [{file: general.jsonl, share: 0.2}]: general data is the remedy for "
+        "forgetting",
+    )
     template: str | None = Field(
         None,
         description="chatglm, chatglm2, chatglm3, glm4, alpaca, vicuna, chatml, plain, or a path to a .jinja file; "
         "default: the template of the model's tokenizer. What a run learned with travels with it",
     )
-
     packing: bool = Field(
         False,
         description="put several examples in a row, without one seeing another: no padding where lengths differ, and "
         "the same loss",
     )
     max_length: int | None = Field(
-        None, ge=8, description="longest example in tokens; longer ones are refused. Default: what the model can take"
+        None, ge=8, description="longest example in tokens. Default: what the model can take"
+    )
+    too_long: Literal["stop", "drop", "cut"] = Field(
+        "stop",
+        description="at records longer than that: stop and tell all of them; drop them; or cut them: first the oldest "
+        "rounds, then the beginning of the prompt, never the answer",
+    )
+    learn_start: bool = Field(
+        False,
+        description="the control token before an answer is learned, too, as in the official script of ChatGLM-6B "
+        "(`<sop>`)",
+    )
+    cache: bool = Field(
+        True,
+        description="keep the tokens of 1000 records and more in HF_HOME/glmtune for the next run; needs pyarrow",
     )
 
     @field_validator("template")
     @classmethod
     def _from_anywhere(cls, value: str | None) -> str | None:
         """The recipe of a run names a file so that it is found from any folder."""
-        return str(Path(value).resolve()) if value and Path(value).is_file() else value
+        return findable(value) if value else value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            return codecs.lookup(value).name
+        except LookupError:
+            raise ValueError("no such encoding; try utf-8, gb18030, big5 or utf-16") from None
+
+    @field_validator("mixture")
+    @classmethod
+    def _leaves_some(cls, value: list[Source]) -> list[Source]:
+        if sum(source.share for source in value) >= 1:
+            raise ValueError("the shares leave nothing of the task itself; their sum must be below 1")
+        return value
 
 
 class TrainingSettings(Settings):
@@ -124,6 +207,11 @@ class EvaluationSettings(Settings):
     general_file: str | None = Field(
         None, description="general questions, a file as `task.file` of instructions; default: 60 built-in ones"
     )
+
+    @field_validator("general_file")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        return findable(value) if value else value
 
 
 class GenerationSettings(Settings):

@@ -204,7 +204,7 @@ def test_a_day_with_it(glmtune: Runs, tiny_settings: list[str], monkeypatch: pyt
     assert code == 0 and "Traceback" not in err and "Warning" not in err
     assert "Right answers" in out and "Some of the answers" in out
     run = "runs/arithmetic-lora-1"
-    assert f"Run folder: {run} with loss.png" in out and f"glmtune chat {run}\n" in out
+    assert f"Run folder: {run}; report.html tells" in out and f"glmtune chat {run}\n" in out
     code, out, _ = glmtune("evaluate", run, "--data", "sums.jsonl", "--output", "out.json", "generation.batch_size=2")
     assert code == 0 and "Written: out.json" in out
     assert json.loads(Path("out.json").read_text())["n"] == 5

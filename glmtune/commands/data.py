@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 from tqdm import tqdm
 
@@ -33,10 +32,12 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
     if n < 1:
         raise UserError(f"--n {n}: must be at least 1")
     recipe = make_recipe(with_overrides({"task": {"name": task_name}}, overrides or []))
-    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task)
+    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     examples = examples_of(task, split, n, recipe.seed)
     written = min(n, len(examples))
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         for index in tqdm(range(written), desc="drawing", unit="example"):
-            file.write(json.dumps(asdict(examples[index]), ensure_ascii=False) + "\n")
+            example = examples[index]
+            record = {"prompt": example.prompt, "target": example.target, "facts": example.facts}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return written

@@ -382,7 +382,7 @@ class Patient:
     @cached_property
     def task(self) -> Task:
         """The recipe's task."""
-        return registry.find("glmtune.tasks", self.recipe.task.name)(self.recipe.task)
+        return registry.find("glmtune.tasks", self.recipe.task.name)(self.recipe.task, self.recipe.data)
 
     @cached_property
     def method(self) -> Method:
@@ -392,15 +392,19 @@ class Patient:
     @cached_property
     def lengths(self) -> tuple[int, int]:
         """Tokens of the longest example, and of the longest target, among the first examples of the task."""
-        from glmtune.commands.train import check_lengths
-        from glmtune.data import EncodedDataset, examples_of
+        from glmtune.commands.train import askable, longest_of
+        from glmtune.data import examples_of
+        from glmtune.data.encoding import Encoder
+        from glmtune.data.mixture import encoded
 
         limit = models.max_length(self.config)
         if limit is not None:
             limit -= self.method.places(self.config.model_type)
         train, held_out = (examples_of(self.task, split, CHECKED, self.recipe.seed)[:CHECKED] for split in SPLITS)
-        dataset = EncodedDataset(train, self.tokenizer, self.recipe.data.max_length or limit)
-        return check_lengths(self.recipe, self.tokenizer, limit, held_out, dataset)
+        askable(self.recipe, self.tokenizer, limit, held_out)
+        data = self.recipe.data
+        encoder = Encoder(self.tokenizer, data.max_length or limit, data.learn_start)
+        return longest_of(encoded(train, encoder, data.model_copy(update={"cache": False}), "The examples"))
 
     @property
     def examinations(self) -> list[Examination]:
@@ -710,19 +714,18 @@ def template(patient: Patient) -> Finding:
     """Whether the template says what is asked and answered, and ends what the assistant says."""
     from jinja2 import TemplateError
 
-    from glmtune.data.encoding import encode_prompt, stop_ids
+    from glmtune.data.encoding import check_template, encode_prompt, stop_ids
 
     known = patient.tokenizer
     if known.chat_template is None:
         return "ok", "none: prompts stand bare, with the tokenizer's own special tokens", ""
+    check_template(known)
     remedy = "Mend chat_template.jinja, or take that of the model's release."
 
     def chat(asked: str, answered: str) -> list[int]:
         roles = (("user", asked), ("assistant", answered), ("user", "3+3="))
         return encode_prompt(known, [{"role": role, "content": content} for role, content in roles])
 
-    if encode_prompt(known, "1+1=") == encode_prompt(known, "2*3="):
-        return "failure", "the template leaves out what is asked", remedy
     end = f"decoding stops at {', '.join(known.convert_ids_to_tokens(stop_ids(known)))}"
     try:
         if chat("1+1=", "2") in (chat("1+1=", "7"), chat("2*3=", "2")):

@@ -104,14 +104,14 @@ def check_output(output: str) -> None:
 
 
 def examples_from(task: Task, file: str) -> list[Example]:
-    """Records of a file; facts that they lack are the task's to find.
+    """Records of a file, read as the recipe's `data` says; facts that they lack are the task's to find.
 
     Raises:
         UserError: with file and line number.
     """
     return [
         replace(example, facts={**task.describe(example.prompt, example.target), **example.facts})
-        for example in read_examples(file)
+        for example in read_examples(file, task.data)
     ]
 
 
@@ -136,7 +136,7 @@ def run(
         UserError: no such model or file, or a malformed record.
     """
     recipe = recipe_of(target, overrides)
-    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task)
+    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     count = recipe.evaluation.num_examples
     examples = examples_from(task, data) if data else examples_of(task, "held_out", count, recipe.seed)[:count]
     if output:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +26,12 @@ from glmtune.export.verification import Answers, ask, compare
 from glmtune.generation.decoding import Prompt
 from glmtune.methods.ptuning_v2 import PTuningV2
 from glmtune.runtime import RunFolder, UserError, replacing, write_json
+from glmtune.tasks import Task
 
 Layout = Literal["merged", "original", "gguf"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "q8_0"]
 RECORD = "glmtune.json"
+CARD = "README.md"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 GGUF_PRECISION: dict[torch.dtype, gguf.Precision] = {
@@ -58,12 +61,27 @@ class Origin:
     recipe: Recipe
     trained: bool
 
+    @cached_property
+    def task(self) -> Task:
+        """What was learned."""
+        task: Task = registry.find("glmtune.tasks", self.recipe.task.name)(self.recipe.task, self.recipe.data)
+        return task
+
     @property
     def problems(self) -> list[Prompt]:
-        """Held-out problems of the task that was learned."""
-        task = registry.find("glmtune.tasks", self.recipe.task.name)(self.recipe.task)
+        """Held-out problems of the task."""
         count = self.recipe.evaluation.num_examples_during
-        return [example.prompt for example in examples_of(task, "held_out", count, self.recipe.seed)[:count]]
+        return [example.prompt for example in examples_of(self.task, "held_out", count, self.recipe.seed)[:count]]
+
+    @property
+    def data(self) -> str:
+        """What was learned from, in a sentence."""
+        learned, held_out = self.task.records("train"), self.task.records("held_out")
+        if learned is not None and held_out is not None:
+            return f"{len(learned):,} records were there to learn from, {len(held_out):,} were held out."
+        training = self.recipe.training
+        per_step = training.batch_size * training.gradient_accumulation_steps
+        return f"Examples are drawn without end; it saw {(training.steps or 0) * per_step:,} of them."
 
 
 def run(
@@ -98,7 +116,7 @@ def run(
     console = console or Console(stderr=True)
     origin = origin_of(target, overrides)
     config = models.load_config(models.locate(origin.base))
-    refuse(origin, config, to)
+    refuse(origin, config, to, precision)
     place = destination(origin, to, output, overwrite)
     dtype = dtype_of(config, precision)
     check_disk(place, origin, config, dtype, copies=2 if to == "gguf" else 1)
@@ -120,8 +138,9 @@ def run(
         verification = verify(folder, origin, working, before, problems, dtype)
         describe(folder, place.name, origin, to, family, verification, problems[0])
         if to == "gguf":
-            gguf.write(folder, place, GGUF_PRECISION[dtype])
+            gguf.write(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
             shutil.copy(folder / RECORD, place.with_name(f"{place.name}.json"))
+            shutil.copy(folder / CARD, place.with_name(f"{place.name}.md"))
     if push is not None:
         upload(place, push)
     return place
@@ -139,7 +158,7 @@ def origin_of(target: str, overrides: list[str] | None) -> Origin:
     return Origin(target, base, adapter, recipe, RunFolder.is_run(target))
 
 
-def refuse(origin: Origin, config: Any, to: Layout) -> None:
+def refuse(origin: Origin, config: Any, to: Layout, precision: Precision) -> None:
     """Tell what cannot be had before anything is loaded.
 
     Raises:
@@ -159,6 +178,8 @@ def refuse(origin: Origin, config: Any, to: Layout) -> None:
             f"{origin.base} is stored at {bits} bits; an update merged into it would be rounded away. Name the 16-bit "
             "release of the same model: model.path=..."
         )
+    if precision == "q8_0" and to != "gguf":
+        raise UserError(f"--dtype q8_0: is a form of numbers in GGUF files, not of --to {to}. Try bfloat16.")
     if to == "original":
         original.check(config)
     if to == "gguf":
@@ -192,8 +213,8 @@ def destination(origin: Origin, to: Layout, output: str | None, overwrite: bool)
 
 
 def dtype_of(config: Any, precision: Precision) -> torch.dtype:
-    """Precision of the exported files: as asked for, or that of the base's files."""
-    if precision != "auto":
+    """Precision of the exported weights: as asked for, or that of the base's files, from which q8_0 is made."""
+    if precision in DTYPES:
         return DTYPES[precision]
     stored = config.dtype
     return stored if isinstance(stored, torch.dtype) else DTYPES.get(str(stored), torch.float32)
@@ -261,9 +282,8 @@ def describe(
     record = {
         "format": 1,
         "layout": to,
-        "base": origin.base,
+        "base": name_of(origin.base),
         "base_fingerprint": models.fingerprint(base),
-        "adapter": str(origin.adapter) if origin.adapter else None,
         "adapter_fingerprint": adapter_fingerprint(origin.adapter),
         "method": origin.recipe.method.name if origin.trained else None,
         "verification": verification,
@@ -274,15 +294,32 @@ def describe(
     recipe = short_recipe(origin.recipe) if origin.trained else ""
     asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
     card = write_card(
-        Path(origin.target).resolve().name, name, to, family, record, recipe, origin.recipe.task.name, asked, report
+        Path(origin.target).resolve().name,
+        name,
+        to,
+        family,
+        record,
+        recipe,
+        Path(origin.recipe.task.name).stem,
+        origin.data if origin.trained else "",
+        asked,
+        report,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def name_of(place: str) -> str:
+    """What others may know a model or a file by: the paths of this machine are nothing to them."""
+    return Path(place).name if Path(place).is_absolute() or Path(place).exists() else place
 
 
 def short_recipe(recipe: Recipe) -> str:
-    """What a recipe changes, as YAML, without the place of the run."""
+    """What a recipe changes, as YAML, without the places of the run and of what it was made from."""
     values = differing(recipe)
     values.get("training", {}).pop("output_dir", None)
+    for group in values.values():
+        if isinstance(group, dict):
+            group |= {key: name_of(value) for key, value in group.items() if isinstance(value, str)}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

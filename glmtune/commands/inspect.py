@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich import box
 from rich.console import Console
@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune import methods, models
 from glmtune.commands.evaluate import check_output, with_template
-from glmtune.config import Recipe, make_recipe, with_overrides
-from glmtune.data.encoding import IGNORED, Encoding, control_tokens, encode_example
+from glmtune.config import DataSettings, Recipe, make_recipe, with_overrides
+from glmtune.data.encoding import IGNORED, Encoder, Encoding, control_tokens, learns_every_turn
 from glmtune.records import SHOWN, Fault, Record, read
 from glmtune.records.cleaning import cut_ends, leaks, unclosed
 from glmtune.runtime import UserError, replacing, write_json
 from glmtune.tasks import split_of
-from glmtune.tasks.instructions import InstructionsSettings, problem_of, repeated
+from glmtune.tasks.instructions import InstructionsSettings, example_from, problem_of, repeated
 
 RENDERED = 3  # records that are shown with their tokens
 MOST_TOKENS = 400  # of each that are shown
@@ -46,7 +46,7 @@ def run(
         output: JSON file for the report.
         page: HTML file for the report.
         model: whose tokenizer and template count: anything that can be loaded; default: `model.path`, which is nano.
-        overrides: `task.columns.prompt=...`, `task.held_out_file=...`, `data.max_length=...` and so on.
+        overrides: `data.columns.prompt=...`, `task.held_out_file=...`, `data.max_length=...` and so on.
 
     Returns:
         `format, records, faults, duplicates, tokens`, and what else is known. It is whole if `faults` is empty.
@@ -64,9 +64,9 @@ def run(
     if output:
         check_output(output)
     tokenizer, limit = reader_of(recipe)
-    records, faults = gather(files, task)
-    held_out, more = gather([task.held_out_file] if task.held_out_file else [], task)
-    report = examine(records, held_out, task, tokenizer, limit)
+    records, faults = gather(files, recipe.data)
+    held_out, more = gather([task.held_out_file] if task.held_out_file else [], recipe.data)
+    report = examine(records, held_out, recipe, tokenizer, limit)
     report["faults"] = [fault.as_dict() for fault in [*faults, *more]] + report["faults"]
     report = {"files": list(files), "model": recipe.model.path, **report}
     if output:
@@ -84,12 +84,12 @@ def reader_of(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, int | None]:
     return tokenizer, recipe.data.max_length or models.max_length(models.load_config(models.locate(base)))
 
 
-def gather(files: Iterable[str], settings: InstructionsSettings) -> tuple[list[Record], list[Fault]]:
+def gather(files: Iterable[str], settings: DataSettings) -> tuple[list[Record], list[Fault]]:
     """What files hold: records, and faults."""
     records: list[Record] = []
     faults: list[Fault] = []
     for file in files:
-        for entry in read(file, settings.columns, settings.encoding, settings.turns):
+        for entry in read(file, settings.columns, settings.encoding, "each" if settings.turns == "each" else "last"):
             if isinstance(entry, Fault):
                 faults.append(entry)
             else:
@@ -103,7 +103,7 @@ def gather(files: Iterable[str], settings: InstructionsSettings) -> tuple[list[R
 def examine(
     records: Sequence[Record],
     held_out: Sequence[Record],
-    settings: InstructionsSettings,
+    recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     limit: int | None,
 ) -> dict[str, Any]:
@@ -112,16 +112,18 @@ def examine(
     Args:
         records: to learn.
         held_out: to judge by, from a file of their own.
-        settings: of the task.
+        recipe: with the settings of task and data.
         tokenizer: with its template.
         limit: in tokens.
     """
-    encodings = Lengths(tokenizer, records)
+    task, data = cast(InstructionsSettings, recipe.task), recipe.data
+    encoder = Encoder(tokenizer, limit, data.learn_start)
+    encodings = Lengths(encoder, records, data.turns == "all")
     formats = Counter(record.format for record in records)
     double = repeated(records, "exact")
-    near = repeated(records, "near") if settings.deduplicate == "near" else None
+    near = repeated(records, "near") if data.deduplicate == "near" else None
     leaked = list(leak_faults(records, held_out))
-    splits = splits_of(records, held_out, settings)
+    splits = splits_of(records, held_out, task)
     return {
         "format": formats.most_common(1)[0][0] if formats else None,
         "formats": dict(formats.most_common()),
@@ -134,8 +136,8 @@ def examine(
         "leaks": len(leaked),
         "splits": splits,
         "tokens": encodings.figures(records, limit),
-        "notes": list(notes_on(records, settings, splits)),
-        "examples": [rendered(tokenizer, records[place]) for place in shown(len(records))],
+        "notes": list(notes_on(records, data, splits, learns_every_turn(tokenizer))),
+        "examples": [rendered(encoder, records[place], data.turns == "all") for place in shown(len(records))],
     }
 
 
@@ -146,11 +148,11 @@ class Lengths:
         whole, learned: of each record.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]):
+    def __init__(self, encoder: Encoder, records: Sequence[Record], every_turn: bool):
         self.whole: list[int] = []
         self.learned: list[int] = []
         for record in tqdm(records, desc="counting tokens", unit="record", disable=len(records) < FEW):
-            encoding = encode_example(tokenizer, record.prompt, record.target)
+            encoding = encoder(example_from(record, every_turn))
             self.whole.append(len(encoding["input_ids"]))
             self.learned.append(sum(label != IGNORED for label in encoding["labels"]))
 
@@ -236,7 +238,9 @@ def cut_faults(records: Sequence[Record], learned: Sequence[int]) -> Iterator[Fa
         told.update(places)
 
 
-def notes_on(records: Sequence[Record], settings: InstructionsSettings, splits: dict[str, int]) -> Iterator[str]:
+def notes_on(
+    records: Sequence[Record], settings: DataSettings, splits: dict[str, int], learns_all: bool
+) -> Iterator[str]:
     """What is no fault, but good to know."""
     found: dict[str, list[Record]] = {}
     for record in records:
@@ -246,8 +250,10 @@ def notes_on(records: Sequence[Record], settings: InstructionsSettings, splits: 
             found.setdefault("a block of code in the target is not closed: is it cut off?", []).append(record)
     for note, those in found.items():
         yield f"{len(those):,} records, the first {those[0].file}, line {those[0].line}: {note}"
-    if records and settings.turns == "last" and any(isinstance(record.prompt, list) for record in records):
-        yield "Of conversations, the last answer is learned; task.turns=each learns every one."
+    last_alone = settings.turns == "last" or (settings.turns == "all" and not learns_all)
+    if last_alone and any(example_from(record, True).every_turn for record in records):
+        other = "all" if learns_all else "each"
+        yield f"Of conversations, the last answer is learned; data.turns={other} learns every one."
     for split, count in splits.items():
         if records and not count:
             yield (
@@ -264,10 +270,10 @@ def shown(count: int) -> list[int]:
     return sorted({0, count // 2, count - 1})[-min(RENDERED, count) :] if count else []
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, record: Record) -> dict[str, Any]:
+def rendered(encoder: Encoder, record: Record, every_turn: bool) -> dict[str, Any]:
     """A record as the model reads it: `[text, learned, control]` of each token, the middle left out of long ones."""
-    encoding = encode_example(tokenizer, record.prompt, record.target)
-    tokens = [list(token) for token in tokens_of(tokenizer, encoding)]
+    encoding = encoder(example_from(record, every_turn))
+    tokens = [list(token) for token in tokens_of(encoder.tokenizer, encoding)]
     left_out = len(tokens) - MOST_TOKENS
     if left_out > 0:
         half = MOST_TOKENS // 2
@@ -342,7 +348,7 @@ def figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("faults", f"{len(report['faults']):,}"),
         ("to learn / held out", f"{splits['train']:,} / {splits['held_out']:,}"),
         ("duplicates", f"{report['duplicates']:,}"),
-        ("near duplicates", "not looked for (task.deduplicate=near)" if near is None else f"{near:,}"),
+        ("near duplicates", "not looked for (data.deduplicate=near)" if near is None else f"{near:,}"),
         ("tokens by", report["model"]),
         ("longer than the model takes", f"{tokens['too_long']:,}{limit}"),
     ]
@@ -356,7 +362,7 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
         pairs = report[f"{kind}_places"]
         title = kind.replace("_", " ").capitalize() + "s"
         yield from first_of(title, [f"{where(p)} repeats {p['first_file']}, line {p['first_line']}" for p in pairs])
-    yield from first_of("Too long; training stops at these", [where(p) for p in report["tokens"]["too_long_places"]])
+    yield from first_of("Too long, see data.too_long", [where(p) for p in report["tokens"]["too_long_places"]])
     yield from first_of("Notes", report["notes"])
 
 

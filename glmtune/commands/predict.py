@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -12,16 +14,39 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.commands.evaluate import check_output, load, recipe_of
-from glmtune.config import Recipe
+from glmtune.config import DataSettings, Recipe
 from glmtune.data.encoding import plain_ids
 from glmtune.generation.decoding import Prompt, complete, encode_prompts
 from glmtune.methods import Model
 from glmtune.models import max_length
-from glmtune.runtime import UserError, read_json_lines, seed_everything
+from glmtune.records import Fault, Row, explain, read_questions
+from glmtune.runtime import UserError, read_json_lines, replacing, seed_everything
 
 OnError = Literal["stop", "record"]
 # Batches that are sorted by length together. Records are written in order, a window at a time.
 BATCHES_PER_WINDOW = 4
+TABLES = (".csv", ".parquet")
+PARTIAL = ".partial.jsonl"  # a table is written from it when all answers are there
+
+
+@dataclass
+class Question:
+    """A record of the input.
+
+    Attributes:
+        row: what is written again; the fields of a record, or the text that is none.
+        prompt: what is asked.
+        fault: why it cannot be; None if it can.
+    """
+
+    row: Row
+    prompt: Prompt = ""
+    fault: str | None = None
+
+    def with_answer(self, completion: str | None) -> Row:
+        """The record as the output has it."""
+        told = {"error": self.fault} if self.fault else {}
+        return {**self.row, "completion": completion, **told}
 
 
 def run(
@@ -37,51 +62,76 @@ def run(
 
     Args:
         target: run folder, adapter, checkpoint directory, hub name or `nano`.
-        input: JSONL file of records with `prompt`, a text or a list of messages.
-        output: JSONL file to write.
-        overrides: `section.setting=value` texts.
+        input: records in any known format, with or without answers: JSONL, JSON, CSV, Parquet, a folder of these, or a
+            data set of the hub.
+        output: `.csv` or `.parquet`, written at the end from a JSONL file beside it; anything else is JSONL.
+        overrides: `section.setting=value` texts; `data.columns` and `data.encoding` say how the input is read.
         overwrite: replace an output that is there already.
         resume: go on after the records that an output cut off earlier holds.
-        on_error: `stop` at a record that cannot be answered, before any is; or `record` it: it gets an `error` in place
-            of a completion.
+        on_error: `stop` at records that cannot be answered, before any is; or `record` them: they get an `error` in
+            place of a completion.
 
     Returns:
         The number of records.
 
     Raises:
-        UserError: a malformed record, a prompt too long (told before any is answered), or an output that exists or is
+        UserError: malformed records, a prompt too long (told before any is answered), or an output that exists or is
             of another input.
     """
     recipe = recipe_of(target, overrides)
-    records = [record for _, record in read_json_lines(input)]
-    if not records:
-        raise UserError(f"{input}: no records")
-    faults = [fault(record, f"{input}, line {number}") for number, record in enumerate(records, start=1)]
-    if on_error == "stop" and (told := next(filter(None, faults), None)):
-        raise UserError(told)
+    questions = questions_of(input, recipe.data, on_error)
     destination = Path(output)
     check_destination(destination, input, overwrite or resume)
-    done = finished(destination, records) if resume else 0
-    prompts = [record["prompt"] for record, told in zip(records, faults, strict=True) if told is None]
-    model, tokenizer = load(target, recipe, prompts if on_error == "stop" else [], f"{input}, line")
+    is_table = destination.suffix.lower() in TABLES
+    working = destination.with_name(destination.name + PARTIAL) if is_table else destination
+    if resume and is_table and destination.exists() and not working.exists():
+        raise UserError(f"--resume: {output} is whole already. To answer again, add --overwrite instead.")
+    done = finished(working, questions) if resume else 0
+    prompts = [question.prompt for question in questions] if on_error == "stop" else []
+    model, tokenizer = load(target, recipe, prompts, f"{input}, line")
     if on_error == "record":
         limit = max_length(model.config)
-        for index, record in enumerate(records):
-            faults[index] = faults[index] or unanswerable(tokenizer, record["prompt"], limit, recipe)
+        for question in questions:
+            question.fault = question.fault or unanswerable(tokenizer, question.prompt, limit, recipe)
     seed_everything(recipe.seed)
     try:
-        with destination.open("a" if resume else "w", encoding="utf-8") as file:
-            answer(model, tokenizer, records, faults, done, recipe, file)
+        with working.open("a" if resume else "w", encoding="utf-8") as file:
+            answer(model, tokenizer, questions, done, recipe, file)
+        if is_table:
+            with replacing(destination) as temporary:
+                write_table([row for _, row in read_json_lines(working)], temporary, destination.suffix.lower())
+            working.unlink()
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}. What is in it stays.") from error
-    return len(records)
+    return len(questions)
+
+
+def questions_of(input: str, settings: DataSettings, on_error: OnError) -> list[Question]:
+    """The records of the input.
+
+    Raises:
+        UserError: faulty ones, all told together; of `record`, those of whole files; or there are none.
+    """
+    questions: list[Question] = []
+    faults: list[Fault] = []
+    for entry in read_questions(input, settings.columns, settings.encoding):
+        if not isinstance(entry, Fault):
+            row, prompt = entry
+            questions.append(Question(json.loads(json.dumps(row, default=str)), prompt))
+            continue
+        if on_error == "stop" or entry.line is None:
+            faults.append(entry)
+        own = entry.record if isinstance(entry.record, dict) else {"record": entry.record}
+        questions.append(Question(json.loads(json.dumps(own, default=str)), fault=str(entry)))
+    if faults:
+        raise UserError(explain(faults, "Mend them, or answer the others with --on-error record."))
+    return questions
 
 
 def answer(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[dict[str, Any]],
-    faults: Sequence[str | None],
+    questions: Sequence[Question],
     done: int,
     recipe: Recipe,
     file: TextIO,
@@ -89,18 +139,16 @@ def answer(
     """Append the records from number `done` on, as their answers come, with how fast they do and how long it takes."""
     window = recipe.generation.batch_size * BATCHES_PER_WINDOW
     tokens, start = 0, time.perf_counter()
-    with tqdm(total=len(records), initial=done, desc="answering", unit="record") as bar:
-        for first in range(done, len(records), window):
-            numbers = range(first, min(first + window, len(records)))
-            waiting: dict[int, dict[str, Any]] = {  # answered, or never to be, but not all before it
-                number: {**records[number], "completion": None, "error": faults[number]}
-                for number in numbers
-                if faults[number]
-            }
-            asked = [number for number in numbers if not faults[number]]
+    with tqdm(total=len(questions), initial=done, desc="answering", unit="record") as bar:
+        for first in range(done, len(questions), window):
+            numbers = range(first, min(first + window, len(questions)))
+            # Answered, or never to be, but not all before it.
+            waiting = {number: questions[number].with_answer(None) for number in numbers if questions[number].fault}
+            asked = [number for number in numbers if not questions[number].fault]
             following = write_ready(file, waiting, first)
-            for index, text in complete(model, tokenizer, [records[n]["prompt"] for n in asked], recipe.generation):
-                waiting[asked[index]] = {**records[asked[index]], "completion": text}
+            prompts = [questions[number].prompt for number in asked]
+            for index, text in complete(model, tokenizer, prompts, recipe.generation):
+                waiting[asked[index]] = questions[asked[index]].with_answer(text)
                 tokens += len(plain_ids(tokenizer, text))
                 following = write_ready(file, waiting, following)
                 bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
@@ -108,13 +156,60 @@ def answer(
             bar.update(len(numbers) - len(asked))
 
 
-def write_ready(file: TextIO, waiting: dict[int, dict[str, Any]], following: int) -> int:
+def write_ready(file: TextIO, waiting: dict[int, Row], following: int) -> int:
     """Write the records that are next in order; the number of the first that is yet to come."""
     while following in waiting:
         file.write(json.dumps(waiting.pop(following), ensure_ascii=False) + "\n")
         following += 1
     file.flush()
     return following
+
+
+def write_table(rows: Sequence[Row], file: Path, suffix: str) -> None:
+    """Records as CSV or Parquet. Columns are all fields in the order in which they come; in CSV, lists are JSON.
+
+    Raises:
+        UserError: the library for Parquet is missing.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if suffix == ".parquet":
+        pyarrow, parquet = arrow()
+        parquet.write_table(pyarrow.table({name: column(pyarrow, rows, name) for name in names}), file)
+        return
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(names)
+        writer.writerows([as_cell(row.get(name)) for name in names] for row in rows)
+
+
+def column(pyarrow: Any, rows: Sequence[Row], name: str) -> Any:
+    """One column of a Parquet file; as JSON where its values are of several kinds."""
+    values = [row.get(name) for row in rows]
+    try:
+        return pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError):
+        return pyarrow.array([None if value is None else as_cell(value) for value in values])
+
+
+def as_cell(value: Any) -> str:
+    """A value as a text."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def arrow() -> tuple[Any, Any]:
+    """pyarrow, and its part for Parquet.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError("--output: Parquet is written by pyarrow: pip install 'glmtune[data]'") from None
+    return pyarrow, parquet
 
 
 def check_destination(destination: Path, input: str, may_exist: bool) -> None:
@@ -124,38 +219,43 @@ def check_destination(destination: Path, input: str, may_exist: bool) -> None:
         UserError: it cannot, or something is there.
     """
     check_output(str(destination))
-    if destination.exists() and destination.samefile(input):
+    if destination.suffix.lower() == ".parquet":
+        arrow()
+    if destination.exists() and Path(input).exists() and destination.samefile(input):
         raise UserError(f"--output {destination}: is the input, too. Choose another name.")
-    if destination.is_file() and destination.stat().st_size and not may_exist:
-        raise UserError(
-            f"--output {destination}: exists already. Choose another name, go on with it (--resume), or add "
-            "--overwrite."
-        )
+    partial = destination.with_name(destination.name + PARTIAL)
+    for place in (destination, partial):
+        if place.is_file() and place.stat().st_size and not may_exist:
+            raise UserError(
+                f"--output {destination}: {'exists' if place == destination else 'was begun'} already. Choose another "
+                "name, go on with it (--resume), or add --overwrite."
+            )
 
 
-def finished(destination: Path, records: Sequence[dict[str, Any]]) -> int:
+def finished(working: Path, questions: Sequence[Question]) -> int:
     """How many records an output holds; a last line that was cut off is taken away.
 
     Raises:
         UserError: it was made of another input.
     """
-    if not destination.is_file():
+    if not working.is_file():
         return 0
-    content = destination.read_bytes()
+    content = working.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        with destination.open("r+b") as file:
+        with working.open("r+b") as file:
             file.truncate(len(whole))
     count = 0
-    for (number, written), record in zip(read_json_lines(destination), records, strict=False):
-        if {**record, "completion": None, "error": None} != {**written, "completion": None, "error": None}:
+    added = {"completion": None, "error": None}
+    for (number, written), question in zip(read_json_lines(working), questions, strict=False):
+        if {**question.row, **added} != {**written, **added}:
             raise UserError(
-                f"--resume: line {number} of {destination} is not that of the input. Was it made of another file? "
+                f"--resume: line {number} of {working} is not that of the input. Was it made of another file? "
                 "Choose another name."
             )
         count = number
-    if len(whole.splitlines()) > len(records):
-        raise UserError(f"--resume: {destination} has more records than the input. Choose another name.")
+    if len(whole.splitlines()) > len(questions):
+        raise UserError(f"--resume: {working} has more records than the input. Choose another name.")
     return count
 
 
@@ -166,18 +266,3 @@ def unanswerable(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, limit: int 
     except UserError as error:
         return str(error)
     return None
-
-
-def fault(record: dict[str, Any], where: str) -> str | None:
-    """What is wrong with a record: where it stands and what; None if it has a usable prompt."""
-    prompt = record.get("prompt")
-    messages = isinstance(prompt, list) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-        for message in prompt
-    )
-    if prompt and (isinstance(prompt, str) or messages):
-        return None
-    return (
-        f'{where}: \'prompt\' must be a text, or a list of {{"role", "content"}} messages; '
-        f"the record has {', '.join(record) or 'nothing'}"
-    )

@@ -19,11 +19,13 @@ from transformers import PreTrainedTokenizerBase
 from glmtune import models, registry
 from glmtune.commands.estimate import architecture_of, at_hand, estimate, readable
 from glmtune.config import ENDLESS_STEPS, Recipe, load_recipe, to_yaml
-from glmtune.data import DrawnExamples, EncodedDataset, examples_of
-from glmtune.data.encoding import IGNORED, plain_ids
+from glmtune.data import EncodedDataset, EncodedDraws, examples_of
+from glmtune.data.encoding import IGNORED, Encoder, check_template, encode_prompt, plain_ids
+from glmtune.data.mixture import Mixture, training_set
 from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.evaluation.forgetting import Probe, compare_probes, probe, read_general
+from glmtune.evaluation.metrics import wilson_interval
 from glmtune.generation.decoding import encode_prompts
 from glmtune.methods import Method, Model
 from glmtune.models.quantization import count_parameters
@@ -35,6 +37,7 @@ from glmtune.training.trainer import DivergenceError, Judge, check_precision, fi
 
 # Examples whose lengths are checked before training, where a task draws without end.
 CHECKED_DRAWS = 1000
+FEW_HELD_OUT = 30
 
 
 @dataclass
@@ -108,7 +111,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
         UserError: faults in the model's files or the data.
         KeyboardInterrupt: after Ctrl-C; says how to go on.
     """
-    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task)
+    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     count = recipe.evaluation.num_examples
     held_out = examples_of(task, "held_out", count, recipe.seed)[:count]
@@ -121,18 +124,22 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     models.check_release(recipe.model.path, tokenizer, config)
     if recipe.data.template is not None:
         adopt(tokenizer, recipe.data.template)
+    check_template(tokenizer)
     limit = models.max_length(config)
     if limit is not None:
         limit -= method.places(config.model_type)
     steps = recipe.training.steps = count_steps(recipe, task)
     size = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
-    dataset = EncodedDataset(examples_of(task, "train", size, recipe.seed), tokenizer, recipe.data.max_length or limit)
-    lengths = check_lengths(recipe, tokenizer, limit, held_out, dataset)
-
+    held_out = askable(recipe, tokenizer, limit, held_out, console)
     check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
     method.check_storage(recipe.model, models.stored_bits(config))
     models.check_bits(recipe.model, config)
-    announce_memory(console, recipe, *lengths)
+    encoder = Encoder(tokenizer, recipe.data.max_length or limit, recipe.data.learn_start)
+    judged = [*(task.records("held_out") or held_out), *general]
+    dataset = training_set(recipe, task, encoder, size, judged)
+    for remark in [*dataset.remarks, *too_few(held_out)]:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
+    announce_memory(console, recipe, *longest_of(dataset))
     seed_everything(recipe.seed)
     base, _ = models.load(recipe.model)
     if recipe.training.learning_rate is None:
@@ -149,7 +156,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
         temporary.write_text(to_yaml(recipe), encoding="utf-8")
     announce(console, recipe, model, folder, steps)
 
-    judge, groups = make_judge(recipe, task, tokenizer), method.parameter_groups(model)
+    judge, groups = make_judge(recipe, task, tokenizer, limit), method.parameter_groups(model)
     try:
         fit(model, tokenizer, dataset, recipe, steps, judge, folder.log, folder.checkpoints, True, groups)
         model = method.finish(model)
@@ -169,33 +176,67 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
         raise KeyboardInterrupt(f"Go on with: glmtune train --resume {folder.path}") from None
 
 
-def check_lengths(
+def askable(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     limit: int | None,
     held_out: Sequence[Example],
-    dataset: EncodedDataset,
-) -> tuple[int, int]:
-    """Look for examples that are too long: at all of them, or at the first to be learned where they have no end.
-
-    Returns:
-        Tokens of the longest example to be learned, and of the longest target.
+    console: Console | None = None,
+) -> Sequence[Example]:
+    """The held-out examples that the model can be asked, with room for their answers: all, or by `data.too_long`.
 
     Raises:
-        UserError: says which one and how long it is.
+        UserError: says which one is too long, and how long it is; or none is left.
     """
     room = recipe.generation.max_new_tokens
-    longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in held_out), default=0)
-    if longest > room:
+    if recipe.data.too_long == "stop":
+        longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in held_out), default=0)
+        if longest > room:
+            raise UserError(
+                f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} "
+                f"tokens. Set generation.max_new_tokens={longest} or more, or data.too_long=drop."
+            )
+        encode_prompts(tokenizer, [example.prompt for example in held_out], limit, room, "Held-out problem")
+        return held_out
+    kept = [
+        example
+        for example in held_out
+        if len(plain_ids(tokenizer, example.target)) < room
+        and (limit is None or len(encode_prompt(tokenizer, example.prompt)) + room <= limit)
+    ]
+    if not kept:
         raise UserError(
-            f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} tokens. "
-            f"Set generation.max_new_tokens={longest} or more."
+            f"No held-out example can be asked: with generation.max_new_tokens={room} all {len(held_out)} are too long "
+            f"for the {limit} tokens that the model takes. Set generation.max_new_tokens to what answers need."
         )
-    prompts = [example.prompt for example in held_out]
-    encode_prompts(tokenizer, prompts, limit, room, "Held-out problem")
-    drawn = isinstance(dataset.examples, DrawnExamples)
+    if console is not None and len(kept) < len(held_out):
+        console.print(
+            f"Of {len(held_out):,} held-out examples, too long to be asked: {len(held_out) - len(kept):,} left out."
+        )
+    return kept
+
+
+def too_few(held_out: Sequence[Example]) -> Iterator[str]:
+    """What is said where so few examples are held out that a score of them says little."""
+    if len(held_out) < FEW_HELD_OUT:
+        low, high = wilson_interval(len(held_out) // 2, len(held_out))
+        yield (
+            f"Only {len(held_out)} examples are held out: half of them right would mean anything from {low:.0%} to "
+            f"{high:.0%}. Hold out more (task.held_out=0.2), or add records."
+        )
+
+
+def longest_of(dataset: EncodedDataset) -> tuple[int, int]:
+    """Tokens of the longest example to be learned, and of the longest target; of draws, the first are looked at.
+
+    Raises:
+        UserError: one is too long.
+    """
+    if isinstance(dataset, Mixture):
+        lengths, target_lengths = zip(*map(longest_of, dataset.sources), strict=True)
+        return max(lengths), max(target_lengths)
     length = target_length = 1
-    for index in range(min(len(dataset), CHECKED_DRAWS) if drawn else len(dataset)):
+    for index in range(min(len(dataset), CHECKED_DRAWS) if isinstance(dataset, EncodedDraws) else len(dataset)):
         labels = dataset[index]["labels"]
         length = max(length, len(labels))
         target_length = max(target_length, len(labels) - labels.count(IGNORED))
@@ -223,7 +264,8 @@ def count_steps(recipe: Recipe, task: Task) -> int:
     if records is None:
         return ENDLESS_STEPS
     per_step = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
-    return max(1, math.ceil(recipe.training.epochs * len(records) / per_step))
+    own_share = 1 - sum(source.share for source in recipe.data.mixture)
+    return max(1, math.ceil(recipe.training.epochs * len(records) / own_share / per_step))
 
 
 def run_name(recipe: Recipe) -> str:
@@ -231,14 +273,14 @@ def run_name(recipe: Recipe) -> str:
     return f"{Path(recipe.task.name).stem}-{Path(recipe.method.name).stem}"
 
 
-def make_judge(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) -> Judge:
+def make_judge(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Judge:
     """Scores a model by greedy decoding on the held-out examples that are asked during training.
 
     They are others than those asked before and after, unless a task has too few records for both.
     """
     count = recipe.evaluation.num_examples_during
     examples = examples_of(task, "held_out", count, recipe.seed + 1)
-    asked = examples[-count:]
+    asked = askable(recipe, tokenizer, limit, examples[-count:])
     greedy = recipe.generation.model_copy(update={"do_sample": False})
 
     def judge(model: Model) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedTokenizerBase
 
-from glmtune.data.encoding import Encoding, encode_example
+from glmtune.config import DataSettings
+from glmtune.data.encoding import Encoder, Encoding
+from glmtune.runtime import UserError
 from glmtune.tasks import Example, Split, Task
 
 # Examples that are sorted by length together: enough for batches of equal length, few enough to stay random.
@@ -38,11 +40,31 @@ def examples_of(task: Task, split: Split, size: int, seed: int) -> Sequence[Exam
     return DrawnExamples(task, size, seed, split) if records is None else records
 
 
-class EncodedDataset(Dataset):
-    """Examples as `input_ids`, `labels` and the number of the `record`, encoded when they are asked for."""
+class EncodedDataset(Dataset[Encoding]):
+    """Examples as `input_ids`, `labels` and the number of the `record`.
 
-    def __init__(self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
-        self.examples, self.tokenizer, self.max_length = examples, tokenizer, max_length
+    Attributes:
+        remarks: what its user should know of it.
+    """
+
+    remarks: Sequence[str] = ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Encoding: ...
+
+    def length(self, index: int) -> int:
+        """Tokens of an example."""
+        return len(self[index]["input_ids"])
+
+
+class EncodedDraws(EncodedDataset):
+    """Examples that are encoded when they are asked for."""
+
+    def __init__(self, examples: Sequence[Example], encoder: Encoder, too_long: str = DataSettings().too_long):
+        self.examples, self.encoder, self.too_long = examples, encoder, too_long
         self.encode = lru_cache(maxsize=20_000)(self._encode)  # the sampler asks for lengths just before the loader
 
     def __len__(self) -> int:
@@ -53,7 +75,17 @@ class EncodedDataset(Dataset):
 
     def _encode(self, index: int) -> Encoding:
         example = self.examples[index]
-        return encode_example(self.tokenizer, example.prompt, example.target, self.max_length, index)
+        encoding = self.encoder(example, index)
+        if self.encoder.fits(encoding):
+            return encoding
+        shortened = self.encoder.cut(example, index) if self.too_long == "cut" else None
+        if shortened is None:
+            raise UserError(
+                f"An example has {len(encoding['input_ids'])} tokens, more than data.max_length or the model's "
+                f"{self.encoder.max_length}: {str(example.prompt)[:60]!r}... Raise data.max_length if the model can "
+                "take more, let the task draw shorter ones, or cut them with data.too_long=cut."
+            )
+        return shortened
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -82,7 +114,7 @@ class LengthGroupedSampler(Sampler[int]):
             return
         pool_size = self.batch_size * BATCHES_PER_POOL
         for start in range(0, len(order), pool_size):
-            pool = sorted(order[start : start + pool_size], key=lambda i: len(self.dataset[i]["input_ids"]))
+            pool = sorted(order[start : start + pool_size], key=self.dataset.length)
             batches = [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
             # A last batch that is short stays last: elsewhere it would shift the bounds of all that follow.
             rest = batches.pop() if len(batches[-1]) < self.batch_size else []

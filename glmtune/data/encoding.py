@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypedDict, cast
 
@@ -18,7 +18,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from glmtune.models.templates import around
 from glmtune.runtime import UserError
+from glmtune.tasks import Example
 
 # {"role": "user" | "assistant" | "system" | ..., "content": text}, and what else a template knows, such as "metadata".
 Message = dict[str, Any]
@@ -84,6 +86,7 @@ def encode_example(
     max_length: int | None = None,
     record: int = -1,
     every_turn: bool = False,
+    learn_start: bool = False,
 ) -> Encoding:
     """A prompt with its target. Learned are the target, with what the template puts around it, and the end token.
 
@@ -94,6 +97,7 @@ def encode_example(
         max_length: in tokens.
         record: index of the example in its data set.
         every_turn: the assistant's turns in the prompt are learned, too, as far as the template marks them.
+        learn_start: the control token right before an answer is learned, too.
 
     Raises:
         UserError: the example is longer than `max_length` tokens.
@@ -108,6 +112,7 @@ def encode_example(
         before = texts[:-1] if target else texts
         texts = [*as_rendered(tokenizer, messages, stand_ins[:-1], before), *texts[len(before) :]]
         pieces = conversation(tokenizer, stand_ins, every_turn)
+        pieces = with_starts(pieces) if learn_start else pieces
         ids, learned = encode_pieces(tokenizer, pieces, texts)
         labels = [token if is_learned else IGNORED for token, is_learned in zip(ids, learned, strict=True)]
     if max_length is not None and len(ids) > max_length:
@@ -116,6 +121,75 @@ def encode_example(
             f"{str(prompt)[:60]!r}... Shorten it, or raise data.max_length if the model can take more."
         )
     return {"input_ids": ids, "labels": labels, "record": record}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Examples to encodings, as a recipe says.
+
+    Attributes:
+        tokenizer: with the template of the model.
+        max_length: of an encoding, in tokens; None where there is no limit.
+        learn_start: see `encode_example`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None = None
+    learn_start: bool = False
+
+    def __call__(self, example: Example, record: int = -1) -> Encoding:
+        """The whole of an example, however long it is."""
+        return encode_example(
+            self.tokenizer, example.prompt, example.target, None, record, example.every_turn, self.learn_start
+        )
+
+    def fits(self, encoding: Encoding) -> bool:
+        """Whether it has at most `max_length` tokens."""
+        return self.max_length is None or len(encoding["input_ids"]) <= self.max_length
+
+    def cut(self, example: Example, record: int = -1) -> Encoding | None:
+        """An example that is made to fit; None if its answer alone is too long.
+
+        The oldest rounds go first, then the beginning of what the first question says. The answer stays whole, and so
+        does what the template says.
+        """
+        messages = as_messages(example.prompt)
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        turns = messages[len(system) :]
+        questions = [place for place, message in enumerate(turns) if message["role"] == "user"]
+
+        def encoded(rest: list[Message]) -> Encoding:
+            return self(replace(example, prompt=[*system, *rest]), record)
+
+        for place in questions:
+            if self.fits(encoding := encoded(turns[place:])):
+                return encoding
+        first, *others = turns[questions[-1] :] if questions else turns
+        text = str(first["content"])
+
+        def from_character(place: int) -> Encoding:
+            return encoded([{"role": first["role"], "content": text[place:]}, *others])
+
+        low, high = 0, len(text)  # too long from `low` on; from `high` on it fits, if it does at all
+        if not text or not self.fits(shortest := from_character(high - 1)):
+            return None
+        high -= 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.fits(encoding := from_character(middle)):
+                high, shortest = middle, encoding
+            else:
+                low = middle
+        return shortest
+
+
+def with_starts(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces, and learned with each answer the control token before it."""
+    following = [piece.learned for piece in pieces[1:]] + [False]
+    return [
+        replace(piece, learned=True) if piece.is_control and is_followed else piece
+        for piece, is_followed in zip(pieces, following, strict=True)
+    ]
 
 
 def as_rendered(
@@ -406,6 +480,46 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
             *_, ending = pieces_of(tokenizer, whole[first:last], [], [])
             endings |= {ending.text} if ending.is_control else set()
     return sorted({end_id(tokenizer), *(cast(int, tokenizer.convert_tokens_to_ids(token)) for token in endings)})
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """See whether a model can learn by its template: it must see what is asked, and where an answer begins and ends.
+
+    Raises:
+        UserError: something is left out.
+    """
+    if tokenizer.chat_template is None:
+        return
+    remedy = "Mend chat_template.jinja, or choose another data.template."
+    try:
+        asked, other = (encode_prompt(tokenizer, prompt) for prompt in ("1+1=", "2*3="))
+        learned = [label for label in encode_example(tokenizer, "1+1=", "7")["labels"] if label != IGNORED]
+    except TemplateError as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        raise UserError(f"The chat template has no form for a question and its answer: {reason}. {remedy}") from None
+    if asked == other:
+        raise UserError(f"The chat template leaves out what is asked. {remedy}")
+    _, after = around(tokenizer)
+    missing = [token for token in after if tokenizer.convert_tokens_to_ids(token) not in asked]
+    if missing:
+        controls = "".join(after)
+        raise UserError(f"The chat template leaves out {controls}, which must stand before an answer. {remedy}")
+    if not learned or learned[-1] not in stop_ids(tokenizer) or not set(plain_ids(tokenizer, "7")) & set(learned):
+        tokens = tokenizer.convert_ids_to_tokens(learned)
+        raise UserError(f"By the chat template, of the answer '7' is learned {tokens}: no answer and its end. {remedy}")
+
+
+def learns_every_turn(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template can learn all answers of a conversation in one pass, and not the last alone."""
+    if tokenizer.chat_template is None:
+        return False
+    roles = ("user", "assistant", "user", "assistant")
+    messages, _ = with_stand_ins([{"role": role, "content": "."} for role in roles])
+    try:
+        pieces = conversation(tokenizer, messages, every_turn=True)
+    except TemplateError:  # single questions only
+        return False
+    return any(piece.learned and messages[1]["content"] in piece.text for piece in pieces)
 
 
 def lead_in(tokenizer: PreTrainedTokenizerBase) -> str:

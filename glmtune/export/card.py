@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 DATA = "The recipe says which examples. Held-out examples were kept out of training by a hash of the problem."
@@ -42,6 +41,13 @@ import glmtune
 model, tokenizer = glmtune.load({place!r})
 ```"""
 
+USE_GGUF = """\
+For llama.cpp and what is built on it; the chat template is in the file:
+
+```sh
+llama-cli -m {place} --jinja
+```"""
+
 
 def write_card(
     title: str,
@@ -51,6 +57,7 @@ def write_card(
     record: Mapping[str, Any],
     recipe: str,
     task: str,
+    data: str,
     prompt: str,
     report: Mapping[str, Any] | None,
 ) -> str:
@@ -59,28 +66,32 @@ def write_card(
     Args:
         title: name of the run or model.
         place: name of the folder.
-        layout: `merged` or `original`.
+        layout: `merged`, `original` or `gguf`.
         family: `model_type`.
         record: what the export noted of its origin and its verification.
         recipe: what that of the run changes, as YAML; empty where there was none.
         task: what was learned, by the name of the task.
+        data: what was learned from, a sentence.
         prompt: an example of a question.
         report: `report.json` of the run.
     """
     checked = record["verification"]
-    how = USE_ORIGINAL if layout == "original" else USE_CHATGLM if family == "chatglm" else USE_MERGED
+    by_layout = {"original": USE_ORIGINAL, "gguf": USE_GGUF}
+    how = by_layout.get(layout, USE_CHATGLM if family == "chatglm" else USE_MERGED)
     use = how.format(place=place, prompt=prompt)
     verified = (
         "Read back from its files, the model gave the same greedy answers as the one that was trained to "
         f"{checked['equal_answers']} of {checked['problems']} held-out problems; the logits differ by "
         f"{checked['logits_difference']:.1e} of their size (files in {checked['dtype']})."
     )
-    parts = [f"{metadata(record['base'])}\n\n# {title}", origin(record), f"## Use\n\n{use}"]
+    if layout == "gguf":
+        verified += " These became the GGUF file, which was read back and compared with them, number by number."
+    parts = [f"{metadata(record['base'], layout)}\n\n# {title}", origin(record), f"## Use\n\n{use}"]
     if report is not None:
         parts.append(f"## Scores\n\n{scores(report)}")
     parts.append(f"## Verified\n\n{verified}")
     if recipe:
-        parts.append(f"## Data\n\nTask `{task}` of glmtune. {DATA}")
+        parts.append(f"## Data\n\nTask `{task}`. {data} {DATA}")
     limits = LIMITS.get(task, OTHERWISE) if recipe else OTHERWISE
     parts.append(f"## Limits\n\n{limits} The licence of the base model applies.")
     if recipe:
@@ -88,10 +99,11 @@ def write_card(
     return "\n\n".join(parts) + "\n"
 
 
-def metadata(base: str) -> str:
-    """What the hub reads; a base on somebody's disk is nothing to it."""
-    named = f"base_model: {base}\n" if not Path(base).is_dir() and "/" in base else ""
-    return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{named}tags:\n- glmtune\n---"
+def metadata(base: str, layout: str) -> str:
+    """What the hub reads; a base on somebody's disk, which has no owner in its name, is nothing to it."""
+    named = f"base_model: {base}\n" if "/" in base else ""
+    library = "gguf" if layout == "gguf" else "transformers"
+    return f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{named}tags:\n- glmtune\n---"
 
 
 def origin(record: Mapping[str, Any]) -> str:

@@ -152,7 +152,7 @@ def check(config: Mapping[str, Any]) -> None:
         if config.get(key):
             raise UserError(
                 f"config.json: {key}={config[key]}: GGUF is written from weights of 16 or 32 bits. Export from the "
-                "model of 16 bits; precision q8_0 makes the file small."
+                "model of 16 bits; --dtype q8_0 makes the file small."
             )
     check_numbers(config, family)
 

@@ -21,14 +21,16 @@ from glmtune.records.formats import (
     Message,
     Prompt,
     Record,
+    Row,
     each_answer,
     mapped,
+    question_of,
     recognise,
     records_of,
 )
 from glmtune.runtime import UserError, replacing
 
-__all__ = ["Fault", "Message", "Prompt", "Record", "Turns", "explain", "read", "read_all"]
+__all__ = ["Fault", "Message", "Prompt", "Record", "Row", "Turns", "explain", "read", "read_all", "read_questions"]
 
 OnError = Literal["stop", "skip"]
 Turns = Literal["last", "each"]
@@ -97,8 +99,29 @@ def read_all(
     return records
 
 
-def explain(faults: Sequence[Fault]) -> str:
-    """Faults as a message: the first of them and how many there are."""
+def read_questions(
+    source: str, columns: Mapping[str, str] | None = None, encoding: str = "utf-8"
+) -> Iterator[tuple[Row, Prompt] | Fault]:
+    """The rows of a file, a folder or a data set of the hub, with what each asks; answers are not needed.
+
+    Args:
+        source, columns, encoding: as `read` takes them.
+
+    Raises:
+        UserError: there is nothing to read, or a library is missing.
+    """
+    for entry in rows(source, encoding):
+        if isinstance(entry, Fault):
+            yield entry
+            continue
+        try:
+            yield entry.row, question_of(entry.row, columns)
+        except FieldError as error:
+            yield Fault(entry.file, entry.line, error.field, str(error), entry.row)
+
+
+def explain(faults: Sequence[Fault], remedy: str = "Mend them, or leave them out with data.on_error=skip.") -> str:
+    """Faults as a message: the first of them, how many there are, and what to do about several."""
     if len(faults) == 1:
         return str(faults[0])
     files = len({fault.file for fault in faults})
@@ -106,7 +129,7 @@ def explain(faults: Sequence[Fault]) -> str:
     lines = [f"{place}: {len(faults)} faults:", *(f"  {fault}" for fault in faults[:SHOWN])]
     if len(faults) > SHOWN:
         lines.append(f"  ... and {len(faults) - SHOWN} more. `glmtune data inspect` writes all of them to a report.")
-    lines.append("Mend them, or leave them out with task.on_error=skip.")
+    lines.append(remedy)
     return "\n".join(lines)
 
 

@@ -26,9 +26,11 @@ _OPEN_END = re.compile(r"[\w,，、；;:：(（\[【《“‘\-–—]\Z")
 
 
 def plain_text(prompt: Prompt) -> str:
-    """A prompt as one text: messages with their roles."""
+    """A prompt as one text: several messages with their roles."""
     if isinstance(prompt, str):
         return prompt
+    if len(prompt) == 1 and prompt[0]["role"] == "user":
+        return str(prompt[0]["content"])
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
@@ -111,8 +113,8 @@ def similar(words: Sequence[list[str]]) -> Iterator[tuple[int, int]]:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
         raise UserError(
-            f"task.deduplicate=near: {len(words):,} records are compared by datasketch: pip install 'glmtune[data]'. "
-            f"Up to {FEW} need no library; task.deduplicate=exact never does."
+            f"data.deduplicate=near: {len(words):,} records are compared by datasketch: pip install 'glmtune[data]'. "
+            f"Up to {FEW} need no library; data.deduplicate=exact never does."
         ) from None
     index = MinHashLSH(threshold=0.4, num_perm=64)
     for place, text in enumerate(words):

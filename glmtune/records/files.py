@@ -179,7 +179,7 @@ def opened(path: Path, encoding: str, newline: str = "\n") -> Iterator[TextIO]:
         try:
             yield file
         except UnicodeDecodeError as error:
-            raise Unreadable(f"not {encoding} text: {error}. Set task.encoding to what it is.") from None
+            raise Unreadable(f"not {encoding} text: {error}. Set data.encoding to what it is.") from None
 
 
 def check_head(head: bytes, encoding: str = "utf-8") -> None:
@@ -192,7 +192,7 @@ def check_head(head: bytes, encoding: str = "utf-8") -> None:
         if head.startswith(sign):
             raise Unreadable(what)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and "16" not in encoding:
-        raise Unreadable("UTF-16 text. Set task.encoding=utf-16, or convert it: iconv -f UTF-16 -t UTF-8")
+        raise Unreadable("UTF-16 text. Set data.encoding=utf-16, or convert it: iconv -f UTF-16 -t UTF-8")
 
 
 def check_text(text: str, line: int, encoding: str) -> None:
@@ -213,12 +213,12 @@ def check_text(text: str, line: int, encoding: str) -> None:
         if sample:
             raise Unreadable(
                 f"not UTF-8 text, but GBK would read it: {sample.strip()[:60]!r}. If that is right, set "
-                "task.encoding=gb18030, or convert it: iconv -f GB18030 -t UTF-8",
+                "data.encoding=gb18030, or convert it: iconv -f GB18030 -t UTF-8",
                 line,
             )
         called = "UTF-8 text, nor GBK"
     byte = ord(found[0]) - 0xDC00
-    raise Unreadable(f"not {called}: byte 0x{byte:02x}. Set task.encoding to what it is, or convert it.", line)
+    raise Unreadable(f"not {called}: byte 0x{byte:02x}. Set data.encoding to what it is, or convert it.", line)
 
 
 def as_gbk(raw: bytes) -> str:

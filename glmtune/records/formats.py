@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, TypeAlias
 
+from glmtune.config import FIELDS
+
 Row: TypeAlias = dict[str, Any]
 Message: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = str | list[Message]
 
 MOST_CHARACTERS = 2_000_000  # of one record; the longest contexts of today hold about a million tokens
 LOOKED_AT = 50  # rows by which a file's format is told
-OUR_NAMES = ("prompt", "target", "history", "system")
 
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -137,7 +138,7 @@ def fail(row: Row, name: str, message: str) -> str:
     message += f"; the record has {', '.join(map(str, row)) or 'nothing'}"
     close = [] if name in row else get_close_matches(name, [str(key) for key in row], n=1, cutoff=0.6)
     if close:
-        message += f". Did you mean '{close[0]}'? Rename it to '{name}', or map it with task.columns"
+        message += f". Did you mean '{close[0]}'? Rename it to '{name}', or map it with data.columns"
     raise FieldError(name, message)
 
 
@@ -340,8 +341,20 @@ def conversation(name: str, odd: bool) -> Callable[[Row], list[Record]]:
     return read
 
 
-def with_history(row: Row, prompt: str, target: str, history: str = "history", system: str = "system") -> Record:
+def with_history(
+    row: Row,
+    prompt: str,
+    target: str,
+    history: str = "history",
+    system: str = "system",
+    parts: Mapping[str, str] | None = None,
+) -> Record:
     """A question with the rounds before it: `[[question, answer], ...]`, or messages.
+
+    Args:
+        row, prompt, target: what is learned.
+        history, system: names of the fields.
+        parts: of the prompt, for templates that write them by themselves.
 
     Raises:
         FieldError: rounds that are neither.
@@ -356,7 +369,7 @@ def with_history(row: Row, prompt: str, target: str, history: str = "history", s
             turns += [{"role": role, "content": sound(history, text)} for role, text in pair]
         else:
             raise FieldError(history, f"'{history}', round {number}: must be [question, answer], two texts")
-    turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": target}]
+    turns += [{"role": "user", "content": prompt, **(parts or {})}, {"role": "assistant", "content": target}]
     return record_of(row, turns, history)
 
 
@@ -384,9 +397,14 @@ def prompt_target(row: Row) -> list[Record]:
 
 
 def alpaca(row: Row) -> list[Record]:
-    """Alpaca, BELLE, school_math: the input follows the instruction on a line of its own."""
-    prompt, given = text_of(row, "instruction"), optional_text(row, "input")
-    return [with_history(row, f"{prompt}\n{given}" if given else prompt, text_of(row, "output"))]
+    """Alpaca, BELLE, school_math: the input follows the instruction on a line of its own.
+
+    The message has both by themselves, too, for Alpaca's own template.
+    """
+    instruction, given = text_of(row, "instruction"), optional_text(row, "input")
+    parts = {"instruction": instruction, "input": given} if given else {}
+    prompt = f"{instruction}\n{given}" if given else instruction
+    return [with_history(row, prompt, text_of(row, "output"), parts=parts)]
 
 
 def belle_seed(row: Row) -> list[Record]:
@@ -447,7 +465,7 @@ def mapped(columns: Mapping[str, str]) -> Format:
     Args:
         columns: of `prompt`, `target`, `history` and `system`; those that are not named are called so in the file, too.
     """
-    names = {name: columns.get(name, name) for name in OUR_NAMES}
+    names = {name: columns.get(name, name) for name in FIELDS}
 
     def read(row: Row) -> list[Record]:
         for name, column in columns.items():
@@ -455,7 +473,7 @@ def mapped(columns: Mapping[str, str]) -> Format:
                 close = get_close_matches(column, [str(key) for key in row], n=1, cutoff=0.4)
                 hint = f" Did you mean '{close[0]}'?" if close else ""
                 fields = ", ".join(map(str, row)) or "nothing"
-                raise FieldError(column, f"task.columns.{name}: no field '{column}'; the record has {fields}.{hint}")
+                raise FieldError(column, f"data.columns.{name}: no field '{column}'; the record has {fields}.{hint}")
         prompt, target = text_of(row, names["prompt"]), text_of(row, names["target"])
         return [with_history(row, prompt, target, names["history"], names["system"])]
 
@@ -486,6 +504,11 @@ FORMATS = [
     Format("context_target", ("context", "target"), pair("context", "target"), sign="context"),
     Format("input_output", ("input", "output"), pair("input", "output")),
 ]
+# What answers are called in these.
+_ANSWERS = {
+    **dict.fromkeys(("output", "target", "response", "completion", "summary", "answer", "std_answer"), "."),
+    "equation": "x=1",
+}
 _PLAIN = next(known for known in FORMATS if known.name == "prompt_target")
 
 
@@ -525,10 +548,47 @@ def records_of(row: Row, own: Format | None = None) -> list[Record]:
         found = known.read(row)
     except FieldError as error:
         if known is _PLAIN and own is None and not any(name in row for name in _PLAIN.needs):
-            remedy = "No known format has these fields. Map yours: task.columns.prompt=FIELD task.columns.target=FIELD"
+            remedy = "No known format has these fields. Map yours: data.columns.prompt=FIELD data.columns.target=FIELD"
             raise FieldError(error.field, f"{error}. {remedy}") from None
         raise
     return [replace(record, format=known.name) for record in found]
+
+
+def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
+    """What a row asks, with or without an answer.
+
+    Args:
+        row: of a file of questions; a `prompt` that is a list of messages is taken as it is.
+        columns: as in `mapped`; default: told by the fields.
+
+    Raises:
+        FieldError: no question in it, or several.
+    """
+    own, prompt = mapped(columns) if columns else None, row.get("prompt")
+    if own is None and isinstance(prompt, list) and prompt:
+        for number, turn in enumerate(prompt, start=1):
+            texts = [turn.get("role"), turn.get("content")] if isinstance(turn, dict) else [None]
+            if not all(isinstance(text, str) for text in texts):
+                raise FieldError("prompt", f"'prompt', turn {number}: must be {{role, content}}, both texts")
+        return prompt
+    fillers = {columns.get("target", "target"): "."} if columns else _ANSWERS
+    answered = {**fillers, **{name: value for name, value in row.items() if value or value == 0}}
+    for name in ("messages", "conversations"):
+        turns = row.get(name)
+        last = turns[-1] if isinstance(turns, list) and turns else None
+        said = last.get("from", last.get("role")) if isinstance(last, dict) else None
+        if _ROLES.get(str(said).lower()) in ("user", "observation"):
+            answered[name] = [*turns, {"role": "assistant", "content": "."}]  # type: ignore[misc]
+    try:
+        if own is None and matching(answered) is None:
+            raise FieldError("prompt", "'prompt' is missing, empty or not a text, and no known format is here")
+        found = records_of(answered, own)
+    except FieldError as error:
+        reason = str(error).partition("; the record has ")[0]
+        raise FieldError(error.field, f"{reason}; the record has {', '.join(map(str, row)) or 'nothing'}") from None
+    if len(found) != 1:
+        raise FieldError("instances", f"{len(found)} questions in one record; write one in each")
+    return found[0].prompt
 
 
 def each_answer(record: Record) -> list[Record]:

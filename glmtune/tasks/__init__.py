@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from glmtune.config import NamedSettings
+from glmtune.config import DataSettings, NamedSettings
 from glmtune.records import Prompt
 
 Split = Literal["train", "held_out"]
@@ -24,11 +24,13 @@ class Example:
         prompt: what the model is asked.
         target: what it should answer.
         facts: what is known of the example (operator, digits, ...); evaluation breaks its scores down by them.
+        every_turn: the assistant's turns in the prompt are to be learned, too.
     """
 
     prompt: Prompt
     target: str
     facts: dict[str, Any] = field(default_factory=dict)
+    every_turn: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Task(ABC):
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
 
-    def __init__(self, settings: NamedSettings):
-        self.settings = settings
+    def __init__(self, settings: NamedSettings, data: DataSettings | None = None):
+        """A task by its settings, and by those that say how files of records are read."""
+        self.settings, self.data = settings, data or DataSettings()
 
     @abstractmethod
     def sample(self, rng: random.Random, split: Split = "train") -> Example:

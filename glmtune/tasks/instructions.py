@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import codecs
 import random
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from glmtune.answers import equation, exact, numeric
-from glmtune.config import NamedSettings
-from glmtune.records import OnError, Prompt, Record, Turns, read_all
+from glmtune.config import DataSettings, NamedSettings, findable
+from glmtune.records import Prompt, Record, read_all
 from glmtune.records.cleaning import duplicates, near_duplicates, normal_text, plain_text
-from glmtune.records.formats import OUR_NAMES, records_of
-from glmtune.registry import suggest
 from glmtune.runtime import UserError
 from glmtune.tasks import Example, Score, Split, Task, split_of
 from glmtune.tasks.arithmetic import Problem, plain
-
-Deduplicate = Literal["none", "exact", "near"]
 
 # What may stand around an expression that is a problem by itself.
 _AROUND = re.compile(
@@ -33,6 +28,8 @@ _AROUND = re.compile(
 )
 
 
+_EQUATION = re.compile(r"\s*x\s*=\s*[-+(\d]", re.IGNORECASE)
+_RESULT = re.compile(r"####\s*\S+\s*\Z")
 JUDGES = {"exact": exact, "numeric": numeric, "equation": equation}
 
 
@@ -44,49 +41,18 @@ class InstructionsSettings(NamedSettings):
         "the format is told by the fields: prompt and target, instruction, input and output, messages, ..."
     )
     held_out_file: str | None = Field(None, description="records to judge by; default: a share of `file`")
-    metric: Literal["exact", "numeric", "equation"] = Field(
-        "exact",
-        description="an answer is right if it is the same text, ends with the same number, or is an equation x=... of "
-        "the same value",
+    metric: Literal["auto", "exact", "numeric", "equation"] = Field(
+        "auto",
+        description="an answer is right if it is the same text (exact), ends with the same number (numeric), or is an "
+        "equation x=... of the same value (equation); auto: by the target, numeric after #### and equation after x=",
     )
     held_out: float = Field(0.05, gt=0, lt=1, description="share of `file` kept out of training, chosen by hash")
-    columns: dict[str, str] | None = Field(
-        None, description="what prompt, target, history and system are called in the file; default: a known format"
-    )
-    on_error: OnError = Field(
-        "stop", description="at faulty records: stop and tell all of them, or skip them into FILE.skipped.jsonl"
-    )
-    deduplicate: Deduplicate = Field(
-        "none",
-        description="leave out records that were there before: exact (but for blanks and case), or near (ROUGE-L of "
-        "prompt and target at least 0.7; more than 1000 records need datasketch)",
-    )
-    turns: Turns = Field(
-        "last", description="of a conversation, learn the last answer, or each, as an example of its own"
-    )
-    encoding: str = Field("utf-8", description="of text files, e.g. gb18030 for GBK")
 
     @field_validator("file", "held_out_file")
     @classmethod
     def _from_anywhere(cls, value: str | None) -> str | None:
         """The recipe of a run names the file so that it is found from any folder."""
-        return str(Path(value).resolve()) if value and Path(value).exists() else value
-
-    @field_validator("columns")
-    @classmethod
-    def _ours(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        for name in value or {}:
-            if name not in OUR_NAMES:
-                raise ValueError(f"no such name: '{name}'.{suggest(name, list(OUR_NAMES))} Write it as OURS: YOURS")
-        return value
-
-    @field_validator("encoding")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        try:
-            return codecs.lookup(value).name
-        except LookupError:
-            raise ValueError("no such encoding; try utf-8, gb18030, big5 or utf-16") from None
+        return findable(value) if value else value
 
 
 class Instructions(Task):
@@ -102,13 +68,19 @@ class Instructions(Task):
         Raises:
             UserError: an unreadable file, a record without the fields, or a split without records.
         """
-        examples = self.read(self.settings.file)
+        examples = read_examples(self.settings.file, self.data)
         if self.settings.held_out_file:
-            splits: dict[Split, list[Example]] = {"train": examples, "held_out": self.read(self.settings.held_out_file)}
+            held_out = read_examples(self.settings.held_out_file, self.data)
+            splits: dict[Split, list[Example]] = {"train": without(examples, held_out), "held_out": held_out}
         else:
             splits = {"train": [], "held_out": []}
             for example in examples:
                 splits[split_of(problem_of(example.prompt), self.settings.held_out)].append(example)
+        if self.settings.held_out_file and examples and not splits["train"]:
+            raise UserError(
+                f"task.held_out_file: {self.settings.held_out_file} asks all that {self.settings.file} has; nothing is "
+                "left to learn. Leave it out, and a share of the file is held out."
+            )
         for split, found in splits.items():
             if not found:
                 raise UserError(
@@ -116,11 +88,6 @@ class Instructions(Task):
                     "Add records, try task.held_out=0.3, or name a task.held_out_file."
                 )
         return splits
-
-    def read(self, file: str) -> list[Example]:
-        """The records of a file, as the settings say."""
-        own = self.settings
-        return read_examples(file, own.columns, own.encoding, own.turns, own.on_error, own.deduplicate)
 
     def records(self, split: Split) -> Sequence[Example]:
         """The records of a split, in the file's order."""
@@ -132,32 +99,48 @@ class Instructions(Task):
 
     def score(self, example: Example, completion: str) -> Score:
         """By `task.metric`; of texts: `equal` but for runs of blanks, and `unparseable` if there is none."""
-        return Score(*JUDGES[self.settings.metric](example.target, completion))
+        metric = self.settings.metric
+        return Score(*JUDGES[metric_of(example.target) if metric == "auto" else metric](example.target, completion))
 
 
-def read_examples(
-    file: str,
-    columns: Mapping[str, str] | None = None,
-    encoding: str = "utf-8",
-    turns: Turns = "last",
-    on_error: OnError = "stop",
-    deduplicate: Deduplicate = "none",
-) -> list[Example]:
+def metric_of(target: str) -> str:
+    """How answers to a target like this are judged, if nobody says: those of GSM8K end with `#### 72`, those of
+    Ape210K and Math23K are `x=5/5=1`; of all others the text counts."""
+    if _EQUATION.match(target):
+        return "equation"
+    return "numeric" if _RESULT.search(target) else "exact"
+
+
+def read_examples(file: str, data: DataSettings | None = None) -> list[Example]:
     """Records of a file as examples; a group of `facts` in a record is kept, other fields are not.
 
     Args:
-        file, columns, encoding, turns, on_error: as `glmtune.records.read_all` takes them.
-        deduplicate: leave out records that were there before.
+        file: path, or name of the hub.
+        data: how it is read: `columns`, `encoding`, `turns`, `on_error`, `deduplicate`.
 
     Raises:
         UserError: with file and line number.
     """
-    records = read_all(file, columns, encoding, turns, on_error)
-    again = {place for place, _ in repeated(records, deduplicate)}
-    return [example_from(record) for place, record in enumerate(records) if place not in again]
+    own = data or DataSettings()
+    records = read_all(file, own.columns, own.encoding, "each" if own.turns == "each" else "last", own.on_error)
+    again = {place for place, _ in repeated(records, own.deduplicate)}
+    return [example_from(record, own.turns == "all") for place, record in enumerate(records) if place not in again]
 
 
-def repeated(records: Sequence[Record], deduplicate: Deduplicate) -> list[tuple[int, int]]:
+def without(examples: Sequence[Example], held_out: Sequence[Example]) -> list[Example]:
+    """What may be learned of some examples: not the problems that the model is judged by. Says what is left out."""
+    judged_by = {problem_of(example.prompt) for example in held_out}
+    kept = [example for example in examples if problem_of(example.prompt) not in judged_by]
+    if len(kept) < len(examples):
+        warnings.warn(
+            f"{len(examples) - len(kept)} of {len(examples)} records are left out of training: the model is judged by "
+            "the same problems.",
+            stacklevel=2,
+        )
+    return kept
+
+
+def repeated(records: Sequence[Record], deduplicate: Literal["none", "exact", "near"]) -> list[tuple[int, int]]:
     """(place, an earlier place) of records that say the same, or nearly so."""
     if deduplicate == "none":
         return []
@@ -171,8 +154,9 @@ def problem_of(prompt: Prompt) -> str:
 
     A prompt that is an arithmetic expression, and no more than a few words around it, is told by its normal form.
     """
-    if isinstance(prompt, str) and len(prompt) < 200:
-        text = plain(prompt)
+    asked = plain_text(prompt)
+    if len(asked) < 200:
+        text = plain(asked)
         problem = Problem.parse(text)
         if problem is not None:
             found = re.search(r"[\s,]*".join(map(re.escape, problem.text)), text)
@@ -182,15 +166,7 @@ def problem_of(prompt: Prompt) -> str:
     return normal_text(prompt)
 
 
-def example_from(record: Record) -> Example:
+def example_from(record: Record, every_turn: bool = False) -> Example:
     """A record as an example; conversations are prompts of several messages."""
-    return Example(record.prompt, record.target, record.facts)
-
-
-def example_of(record: dict[str, Any]) -> Example:
-    """One record as an example.
-
-    Raises:
-        ValueError: fields are missing or not texts.
-    """
-    return example_from(records_of(record)[0])
+    several = not isinstance(record.prompt, str) and len(record.prompt) > 1
+    return Example(record.prompt, record.target, record.facts, every_turn and several)

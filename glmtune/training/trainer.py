@@ -125,9 +125,10 @@ class Trainer(TransformersTrainer):
         if self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         if not loss.isfinite():
-            numbers = ", ".join(str(index + 1) for index in sorted(records.tolist()))
+            numbers = ", ".join(str(index + 1) for index in sorted(records.tolist()) if index >= 0)
             raise DivergenceError(
-                f"The loss of step {self.state.global_step + 1} is {loss.item()} (records {numbers})."
+                f"The loss of step {self.state.global_step + 1} is {loss.item()} "
+                f"({f'records {numbers}' if numbers else 'records of data.mixture'})."
             )
         return loss
 

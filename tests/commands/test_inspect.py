@@ -86,7 +86,7 @@ def test_planted_duplicates(tmp_path: Path) -> None:
     report = run([file])
     assert report["duplicates"] == 1 and report["faults"] == [] and report["near_duplicates"] is None
     assert report["duplicate_places"] == [{"file": file, "line": 41, "first_file": file, "first_line": 4}]
-    near = run([file], overrides=["task.deduplicate=near"])
+    near = run([file], overrides=["data.deduplicate=near"])
     assert near["near_duplicates"] > 30
 
 
@@ -114,7 +114,7 @@ def test_notes(tmp_path: Path) -> None:
     report = run([write(tmp_path / "a.jsonl", [odd, {"prompt": "q", "target": "```python\nprint("}])])
     assert report["faults"] == [] and report["formats"] == {"sharegpt": 1, "prompt_target": 1}
     notes = "\n".join(report["notes"])
-    for part in ("began with a turn of the assistant", "code in the target", "task.turns=each", "No record falls into"):
+    for part in ("began with a turn of the assistant", "code in the target", "data.turns=each", "No record falls into"):
         assert part in notes
 
 
@@ -127,17 +127,17 @@ def test_too_long(tmp_path: Path) -> None:
 
 def test_model_template_and_columns(tmp_path: Path, tiny_checkpoint: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"问": "q", "答": "a"}])
-    overrides = ["task.columns.prompt=问", "task.columns.target=答"]
+    overrides = ["data.columns.prompt=问", "data.columns.target=答"]
     report = run([file], model=str(tiny_checkpoint), overrides=overrides)
     assert (report["format"], report["model"], report["tokens"]["limit"]) == ("columns", str(tiny_checkpoint), 128)
     alpaca = run([file], overrides=[*overrides, "data.template=alpaca"])
     assert alpaca["tokens"]["prompt"]["max"] > report["tokens"]["prompt"]["max"] + 20
     with pytest.raises(UserError, match="no such model directory"):
         run([file], model="nowhere/at/all")
-    with pytest.raises(RecipeError, match=r"task\.columns: no such name: 'promt'\. Did you mean 'prompt'"):
-        run([file], overrides=["task.columns.promt=问"])
-    with pytest.raises(RecipeError, match=r"task\.encoding: no such encoding"):
-        run([file], overrides=["task.encoding=utf-99"])
+    with pytest.raises(RecipeError, match=r"data\.columns: no such name: 'promt'\. Did you mean 'prompt'"):
+        run([file], overrides=["data.columns.promt=问"])
+    with pytest.raises(RecipeError, match=r"data\.encoding: no such encoding"):
+        run([file], overrides=["data.encoding=utf-99"])
     with pytest.raises(UserError, match="Name a file"):
         run([])
     with pytest.raises(UserError, match=r"task\.name=arithmetic: files are inspected"):

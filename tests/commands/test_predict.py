@@ -90,15 +90,14 @@ def test_the_input_is_not_overwritten(run: str, write_records: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"question": "1"}, "line 2: 'prompt' must be a text.*the record has question"),
-        ({"prompt": ""}, "line 2: 'prompt' must be a text"),
-        ({"prompt": 3}, "line 2: 'prompt' must be a text"),
-        ({"prompt": []}, "line 2: 'prompt' must be a text"),
-        ({"prompt": [{"role": "user"}]}, "line 2: 'prompt' must be a text"),
+        ({"frage": "1"}, "line 2: 'prompt' is missing.*the record has frage"),
+        ({"prompt": ""}, "line 2: 'prompt' is missing, empty"),
+        ({"prompt": 3}, "line 2: 'prompt' is .*not a text but a number"),
+        ({"prompt": []}, "line 2: 'prompt' is missing, empty"),
+        ({"prompt": [{"role": "user"}]}, "line 2: 'prompt', turn 1: must be {role, content}"),
         ({}, "the record has nothing"),
         ("[1]", "line 2: a list, not a JSON object"),
         ('{"prompt": ', "line 2: not JSON"),
-        ("", "line 2: empty"),
         ({"prompt": "1" * 200}, r"line 2 has 203 tokens.*generation\.max_new_tokens=6.*128"),
     ],
 )
@@ -167,13 +166,13 @@ def test_what_was_answered_must_be_of_this_input(run: str, write_records: Any, t
 def test_failures_are_recorded(run: str, write_records: Any, tmp_path: Path) -> None:
     """Each in its place; the others are answered as if it were not there."""
     good = [{"prompt": "1+2="}, {"prompt": "5*5"}]
-    bad: list[dict[str, Any]] = [{"question": "1"}, {"prompt": "1+" * 200}, {"prompt": 3}]
+    bad: list[dict[str, Any]] = [{"frage": "1"}, {"prompt": "1+" * 200}, {"prompt": 3}]
     file, output = write_records(bad[0], good[0], bad[1], bad[2], good[1]), tmp_path / "out"
     assert predict.run(run, str(file), str(output), on_error="record") == 5
     written = read(output)
     assert [one["completion"] is None for one in written] == [True, False, True, True, False]
     assert ["error" in one for one in written] == [True, False, True, True, False]
-    assert "must be a text" in written[0]["error"] and "tokens" in written[2]["error"]
+    assert "not a text" in written[0]["error"] and "tokens" in written[2]["error"]
     alone = tmp_path / "alone"
     predict.run(run, str(write_records(*good)), str(alone))
     assert [one for one in written if "error" not in one] == read(alone)

@@ -109,8 +109,9 @@ def test_every_record_is_checked(train_tiny: Trains, tmp_path: Path, write_recor
     """Also the last of more than are checked where a task draws without end."""
     short = [{"prompt": f"{i}", "target": "1"} for i in range(1100)]
     file = write_records(*short, {"prompt": "the long one", "target": "1" * 200})
-    with pytest.raises(UserError, match=r"An example has \d+ tokens.*128: 'the long one'"):
-        train_tiny(tmp_path / "new", f"task={{name: instructions, file: {file}, held_out_file: {file}}}")
+    (judged := tmp_path / "judged.jsonl").write_text('{"prompt": "q", "target": "1"}')
+    with pytest.raises(UserError, match=r"1 records have .*128:\n  record 1101 has \d+ tokens: 'the long"):
+        train_tiny(tmp_path / "new", f"task={{name: instructions, file: {file}, held_out_file: {judged}}}")
 
 
 @pytest.mark.parametrize("existed", [True, False])
@@ -218,9 +219,10 @@ def test_ctrl_c_and_resume(tmp_path: Path, tiny_settings: list[str]) -> None:
     ("settings", "expected"),
     [({"steps": 7}, 7), ({"epochs": 3}, 8), ({"epochs": 0.1}, 1), ({"epochs": 3, "gradient_accumulation_steps": 2}, 4)],
 )
-def test_steps_from_epochs(write_records: Any, settings: dict[str, Any], expected: int) -> None:
+def test_steps_from_epochs(write_records: Any, settings: dict[str, Any], expected: int, tmp_path: Path) -> None:
     file = write_records(*({"prompt": f"{i}", "target": "1"} for i in range(10)))
-    task = Instructions(InstructionsSettings(name="instructions", file=str(file), held_out_file=str(file)))
+    (judged := tmp_path / "judged.jsonl").write_text('{"prompt": "q", "target": "1"}')
+    task = Instructions(InstructionsSettings(name="instructions", file=str(file), held_out_file=str(judged)))
     overrides = [f"training.{name}={value}" for name, value in settings.items()]
     assert count_steps(load_recipe(None, [*overrides, "training.batch_size=4"]), task) == expected
 

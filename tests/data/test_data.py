@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from glmtune.data import DrawnExamples, EncodedDataset, LengthGroupedSampler, examples_of
-from glmtune.data.encoding import encode_example
+from glmtune.data import DrawnExamples, EncodedDraws, LengthGroupedSampler, examples_of
+from glmtune.data.encoding import Encoder, encode_example
 from glmtune.runtime import UserError
 from glmtune.tasks import Example, Score, Split, Task
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
@@ -39,8 +39,8 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return {"input_ids": [0] * self.lengths[index]}
+    def length(self, index: int) -> int:
+        return self.lengths[index]
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
@@ -90,13 +90,13 @@ def test_examples_of_a_task() -> None:
 
 def test_encoded_dataset(chatglm: Any) -> None:
     examples = DrawnExamples(arithmetic(), 6, 1)
-    dataset = EncodedDataset(examples, chatglm)
+    dataset = EncodedDraws(examples, Encoder(chatglm))
     assert len(dataset) == 6
     for i, example in enumerate(examples):
         assert dataset[i] == encode_example(chatglm, example.prompt, example.target, record=i)
     assert dataset[2] is dataset[2]  # encoded once
     with pytest.raises(UserError, match=r"data\.max_length"):
-        EncodedDataset(examples, chatglm, 8)[0]
+        EncodedDraws(examples, Encoder(chatglm, 8))[0]
 
 
 def order(lengths: list[int], batch_size: int = 4, seed: int = 1, epoch: int = 0) -> list[int]:

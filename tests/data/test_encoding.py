@@ -9,7 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmtune.data.encoding import IGNORED, Message, control_tokens, encode_example, encode_prompt, plain_ids
+from glmtune.data.encoding import (
+    IGNORED,
+    Message,
+    check_template,
+    control_tokens,
+    encode_example,
+    encode_prompt,
+    plain_ids,
+)
 from glmtune.runtime import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "chat" / "chatglm_6b_prompts.json"
@@ -164,3 +172,49 @@ def test_encoding_leaves_the_tokenizer_as_it_was(chatml: Any) -> None:
     before = chatml("<|im_end|>")["input_ids"]
     encode_prompt(chatml, MESSAGES)
     assert chatml("<|im_end|>")["input_ids"] == before == [256, chatml.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (
+            "[gMASK]<sop>{% if not add_generation_prompt %}{{ messages[-1].content }}{% endif %}",
+            "leaves out what is asked",
+        ),
+        (
+            "{% for message in messages %}{{ message.content }}{% endfor %}",
+            r"leaves out \[gMASK\]<sop>, which must stand",
+        ),
+        ("{{ messages[0].content }}[gMASK]<sop>{% generation %}{{ eos_token }}{% endgeneration %}", "'7' is learned"),
+        ("{% for %}", "no form for a question and its answer: TemplateSyntaxError: "),
+        ("{{ raise_exception('two turns only') }}", "no form for a question and its answer: .*two turns only"),
+    ],
+)
+def test_templates_by_which_nothing_can_be_learned(template: str, told: str, chatglm: Any) -> None:
+    check_template(chatglm)
+    tokenizer = copy.deepcopy(chatglm)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=f"chat template.*{told}"):
+        check_template(tokenizer)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_transformers_encodes_chatglm_templates_alike(count: int, chatglm: Any) -> None:
+    """trl and others ask `apply_chat_template`; in text, `[gMASK]` is no special token (quirk 14)."""
+    messages = [{"role": "user", "content": "1 + 1 = [gMASK]\n"}, {"role": "assistant", "content": "2 [gMASK]"}] * count
+    prompt = chatglm.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"]
+    assert prompt == encode_prompt(chatglm, messages[:-1])
+    whole = chatglm.apply_chat_template([messages, messages], return_tensors="pt")["input_ids"]
+    assert whole.tolist() == [encode_example(chatglm, messages[:-1], "2 [gMASK]")["input_ids"]] * 2
+    text = chatglm.apply_chat_template(messages, tokenize=False)
+    assert text.endswith("[gMASK]\n[gMASK]<sop>2 [gMASK]<eop>") or count > 1
+    assert "\U00100000" not in text
+
+
+def test_the_token_before_an_answer_is_learned_if_asked(chatglm: Any) -> None:
+    """As in the official script of ChatGLM-6B, whose labels begin with `<sop>`."""
+    without, with_start = (encode_example(chatglm, "1+1=", "2", learn_start=start) for start in (False, True))
+    assert without["input_ids"] == with_start["input_ids"]
+    place = without["input_ids"].index(chatglm.bos_token_id)
+    assert with_start["labels"][place] == chatglm.bos_token_id and without["labels"][place] == IGNORED
+    assert with_start["labels"][place + 1 :] == without["labels"][place + 1 :]

@@ -233,6 +233,7 @@ def test_alpaca() -> None:
     )
     for messages, prompt in [
         (chat("Add them.", input="1 and 2"), with_input),
+        (chat("Add them.\n1 and 2", instruction="Add them.", input="1 and 2"), with_input),
         (chat("Add 1 and 2."), without_input),
         (chat("Add 1 and 2.", input=""), without_input),
     ]:
@@ -538,6 +539,6 @@ def test_control_tokens_of_any_letters(token: str) -> None:
     index = tokenizer.token_to_id(token)
     tokenizer.post_processor = processors.TemplateProcessing(single="FIRST $A", special_tokens=[("FIRST", index)])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token=token)
-    assert templates.around(wrapped) == (token, "")
+    assert templates.around(wrapped) == ([token], [])
     adopt(wrapped, "plain")
     assert encode_prompt(wrapped, "1+1=") == [index, *plain_ids(wrapped, "1+1=")]

@@ -46,8 +46,9 @@ def test_what_stays_different(first: str, second: str) -> None:
 
 
 def test_messages_have_a_normal_text() -> None:
-    messages = [{"role": "user", "content": "Q "}]
-    assert normal_text(messages) == "user:q" and normal_text(messages) != normal_text("q")
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q "}]
+    assert normal_text(messages) == "system:s user:q" and normal_text(messages) != normal_text("q")
+    assert normal_text(messages[1:]) == normal_text("q")
 
 
 @given(st.text())
@@ -93,7 +94,7 @@ def test_near_duplicates_among_many() -> None:
 
 def test_many_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(UserError, match=r"task\.deduplicate=near: 1,001 records.*pip install 'glmtune\[data\]'"):
+    with pytest.raises(UserError, match=r"data\.deduplicate=near: 1,001 records.*pip install 'glmtune\[data\]'"):
         near_duplicates(["a"] * (FEW + 1))
 
 

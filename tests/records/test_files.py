@@ -166,10 +166,10 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("a.csv", "a,b\n1,2\n1,2,3\n", 3, r"3 cells for 2 columns \(a, b\)"),
         ("a.csv", 'a,b\n1,"2\n', 2, "not CSV: .* quotation mark"),
         ("a.csv", "a,a\n1,2\n", 1, "the same name"),
-        ("a.jsonl", lines(ROWS[0]).encode("utf-16"), None, r"UTF-16 text\. Set task\.encoding=utf-16"),
+        ("a.jsonl", lines(ROWS[0]).encode("utf-16"), None, r"UTF-16 text\. Set data\.encoding=utf-16"),
         ("a.jsonl", b"PK\x03\x04 rest", None, "Excel"),
         ("a.jsonl", b"\x1f\x8b rest", None, "gunzip"),
-        ("a.jsonl", lines(*ROWS).encode("gb18030"), 1, "GBK would read it: .*问 0.*task.encoding=gb18030.*iconv"),
+        ("a.jsonl", lines(*ROWS).encode("gb18030"), 1, "GBK would read it: .*问 0.*data.encoding=gb18030.*iconv"),
         ("a.json", json.dumps(ROWS, ensure_ascii=False).encode("gb18030"), 1, "GBK would read it"),
         ("a.csv", as_csv(ROWS).encode("gb18030"), 2, "GBK would read it"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff\xff"}\n', 2, "not UTF-8 text, nor GBK: byte 0xff"),
@@ -192,7 +192,7 @@ def test_other_encodings(tmp_path: Path) -> None:
         for name, content in files.items():
             assert rows_in(write(tmp_path / name, content.replace("问", "文").encode(encoding)), encoding)
     source = write(tmp_path / "b.jsonl", lines(*ROWS).encode())
-    assert "not" in faults_of(source, "ascii")[0][1] and "task.encoding" in faults_of(source, "ascii")[0][1]
+    assert "not" in faults_of(source, "ascii")[0][1] and "data.encoding" in faults_of(source, "ascii")[0][1]
 
 
 def test_huge_records(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_faults_are_told_together(tmp_path: Path) -> None:
     message = str(told.value).splitlines()
     assert message[0] == f"{source}: 30 faults:"
     assert message[1].startswith(f"  {source}, line 6: 'target' is missing") and "Did you mean 'taget'" in message[1]
-    assert len(message) == SHOWN + 3 and "and 10 more" in message[-2] and "task.on_error=skip" in message[-1]
+    assert len(message) == SHOWN + 3 and "and 10 more" in message[-2] and "data.on_error=skip" in message[-1]
 
 
 def test_skipped_records_are_written(tmp_path: Path) -> None:

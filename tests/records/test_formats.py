@@ -21,6 +21,12 @@ SYSTEM = {"role": "system", "content": "s"}
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 1}'}}]}
 RESULT = {"role": "tool", "content": "2"}
 
+
+def with_input(instruction: str, given: str) -> list[dict[str, str]]:
+    """A question as one text, and as Alpaca's own template writes it."""
+    return [{"role": "user", "content": f"{instruction}\n{given}", "instruction": instruction, "input": given}]
+
+
 # format -> row, prompt, target
 EXAMPLES: dict[str, tuple[dict[str, Any], Any, str]] = {
     "messages": ({"messages": [SYSTEM, USER, ANSWER]}, [SYSTEM, USER], "a"),
@@ -29,7 +35,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Any, str]] = {
         "q",
         "a",
     ),
-    "belle_seed": ({"instruction": "do", "instances": [{"input": "x", "output": "y"}]}, "do\nx", "y"),
+    "belle_seed": ({"instruction": "do", "instances": [{"input": "x", "output": "y"}]}, with_input("do", "x"), "y"),
     "alpaca": ({"instruction": "do", "input": "", "output": "y"}, "do", "y"),
     "math23k": ({"original_text": "5/5=?", "equation": "x=5/5", "ans": "1"}, "5/5=?", "x=5/5=1"),
     "prompt_target": ({"prompt": "q", "target": "a"}, "q", "a"),
@@ -102,7 +108,7 @@ def test_most_of_the_first_rows_decide() -> None:
     ("row", "field", "message"),
     [
         ({"instruction": "a", "ouput": "b"}, "output", "Did you mean 'ouput'.*Rename it"),
-        ({"foo": 1, "bar": 2}, "prompt", r"has foo, bar\. No known format.*task\.columns\.prompt=FIELD"),
+        ({"foo": 1, "bar": 2}, "prompt", r"has foo, bar\. No known format.*data\.columns\.prompt=FIELD"),
         ({"instruction": "a", "input": 5, "output": "b"}, "input", "'input' is a number, not a text"),
         ({"prompt": "a", "response": None}, "response", "'response' is missing"),
         ({"prompt": "a", "response": ["b"]}, "response", "not a text but a list"),
@@ -168,20 +174,20 @@ def test_odd_starts_and_ends_are_left_out_and_told() -> None:
 def test_alpaca_with_system_and_history() -> None:
     row = {"instruction": "q2", "input": "i", "output": "a2", "system": "s", "history": [["q", "a"]]}
     (record,) = records_of(row)
-    assert record.prompt == [SYSTEM, USER, ANSWER, {"role": "user", "content": "q2\ni"}]
+    assert record.prompt == [SYSTEM, USER, ANSWER, *with_input("q2", "i")]
     assert records_of({**row, "system": "", "history": '[["q", "a"]]'})[0].prompt == record.prompt[1:]
 
 
 def test_several_instances() -> None:
     row = {"instruction": "do", "instances": [{"input": "1", "output": "a"}, {"input": "", "output": "b"}]}
-    assert [(record.prompt, record.target) for record in records_of(row)] == [("do\n1", "a"), ("do", "b")]
+    assert [(record.prompt, record.target) for record in records_of(row)] == [(with_input("do", "1"), "a"), ("do", "b")]
 
 
 def test_columns() -> None:
     known = mapped({"prompt": "问题", "target": "答案"})
     assert records_of({"问题": "q", "答案": "a", "other": 1}, known)[0].prompt == "q"
     fault = fault_of({"问题": "q", "答": "a"}, known)
-    assert fault.field == "答案" and "task.columns.target: no field '答案'; the record has 问题, 答" in str(fault)
+    assert fault.field == "答案" and "data.columns.target: no field '答案'; the record has 问题, 答" in str(fault)
     with_system = mapped({"prompt": "q", "target": "a", "system": "s", "history": "h"})
     row = {"q": "q2", "a": "a2", "s": "s", "h": [["q", "a"]]}
     assert len(records_of(row, with_system)[0].prompt) == 4

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glmtune.config import RecipeError, load_recipe
+from glmtune.config import DataSettings, RecipeError, load_recipe
 from glmtune.runtime import UserError
 from glmtune.tasks import Example, split_of
-from glmtune.tasks.instructions import Instructions, InstructionsSettings, example_of, problem_of, read_examples
+from glmtune.tasks.instructions import Instructions, InstructionsSettings, problem_of, read_examples
 
 
 def write(path: Path, *records: Any) -> str:
@@ -20,8 +21,8 @@ def write(path: Path, *records: Any) -> str:
     return str(path)
 
 
-def task(file: str, **values: Any) -> Instructions:
-    return Instructions(InstructionsSettings(name="instructions", file=file, **values))
+def task(file: str, data: DataSettings | None = None, **values: Any) -> Instructions:
+    return Instructions(InstructionsSettings(name="instructions", file=file, **values), data)
 
 
 @pytest.fixture
@@ -36,13 +37,16 @@ def poems(tmp_path: Path) -> str:
         ({"prompt": " a\n", "target": "b", "more": 1}, Example(" a\n", "b")),
         ({"prompt": "a", "target": "b", "facts": {"kind": "x"}}, Example("a", "b", {"kind": "x"})),
         ({"prompt": "a", "target": "b", "facts": "none"}, Example("a", "b")),
-        ({"instruction": "Add", "input": "1+1", "output": "2"}, Example("Add\n1+1", "2")),
+        (
+            {"instruction": "Add", "input": "1+1", "output": "2"},
+            Example([{"role": "user", "content": "Add\n1+1", "instruction": "Add", "input": "1+1"}], "2"),
+        ),
         ({"instruction": "Greet", "input": "", "output": "Hi"}, Example("Greet", "Hi")),
         ({"instruction": "Greet", "output": "Hi", "facts": {"k": 1}}, Example("Greet", "Hi", {"k": 1})),
     ],
 )
-def test_records(record: dict[str, Any], example: Example) -> None:
-    assert example_of(record) == example
+def test_records(record: dict[str, Any], example: Example, tmp_path: Path) -> None:
+    assert read_examples(write(tmp_path / "one.jsonl", record)) == [example]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +111,27 @@ def test_held_out_file(poems: str, tmp_path: Path) -> None:
     assert list(made.records("held_out")) == [Example("q", "a")]
 
 
+def test_what_is_judged_by_is_not_learned(poems: str, tmp_path: Path) -> None:
+    judged = write(tmp_path / "judged.jsonl", {"prompt": "诗 7", "target": "a"}, {"prompt": "诗  8。", "target": "a"})
+    with pytest.warns(UserWarning, match="2 of 400 records are left out of training"):
+        learned = task(poems, held_out_file=judged).records("train")
+    assert len(learned) == 398 and not {"诗 7", "诗 8"} & {example.prompt for example in learned}
+
+
+@pytest.mark.parametrize(
+    ("target", "completion", "verdict"),
+    [
+        ("so <<1+1=2>>2 apples\n#### 2", "It is 2.", "equal"),
+        ("so 2 apples\n#### 2", "#### 3", "wrong"),
+        ("x=5/5=1", "x=(2+3)/5", "equal"),
+        ("Say 2", "It is 2", "wrong"),
+    ],
+)
+def test_the_metric_is_told_by_the_target(target: str, completion: str, verdict: str) -> None:
+    assert task("unread.jsonl").score(Example("?", target), completion).verdict == verdict
+    assert task("unread.jsonl", metric="exact").score(Example("?", target), completion).verdict == "wrong"
+
+
 def test_a_split_without_records_is_told(tmp_path: Path) -> None:
     lonely = write(tmp_path / "lonely.jsonl", {"prompt": "q", "target": "a"})
     with pytest.raises(UserError, match=r"no record for the .* split \(1 in all\).*task\.held_out_file"):
@@ -150,23 +175,24 @@ def test_every_format_is_read(tmp_path: Path) -> None:
     file = write(tmp_path / "mixed.jsonl", {"conversations": turns}, {"question": "q", "answer": "a"})
     history = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     last = Example([*history, {"role": "user", "content": "q2"}], "b")  # type: ignore[arg-type]
-    assert read_examples(file) == [last, Example("q", "a")]
-    assert read_examples(file, turns="each") == [Example("q", "a"), last, Example("q", "a")]
+    assert read_examples(file) == [replace(last, every_turn=True), Example("q", "a")]
+    assert read_examples(file, DataSettings(turns="last")) == [last, Example("q", "a")]
+    assert read_examples(file, DataSettings(turns="each")) == [Example("q", "a"), last, Example("q", "a")]
 
 
 def test_columns_and_skipped_records(tmp_path: Path) -> None:
     records = [{"问": f"q{i}", "答": f"a{i}"} for i in range(60)]
     file = write(tmp_path / "own.jsonl", *records, {"问": "q"}, "{")
-    settings = {"columns": {"prompt": "问", "target": "答"}, "held_out": 0.3}
+    names = {"prompt": "问", "target": "答"}
     with pytest.raises(
-        UserError, match=r"2 faults:\n.*line 61: task\.columns\.target: no field '答'.*\n.*line 62: not"
+        UserError, match=r"2 faults:\n.*line 61: data\.columns\.target: no field '答'.*\n.*line 62: not"
     ):
-        task(file, **settings).records("train")
-    made = task(file, **settings, on_error="skip")
+        task(file, DataSettings(columns=names), held_out=0.3).records("train")
+    made = task(file, DataSettings(columns=names, on_error="skip"), held_out=0.3)
     assert len(made.records("train")) + len(made.records("held_out")) == 60
     assert len((tmp_path / "own.jsonl.skipped.jsonl").read_text().splitlines()) == 2
-    with pytest.raises(RecipeError, match=r"task\.columns: no such name: 'answer'"):
-        load_recipe(None, ["task.name=instructions", f"task.file={file}", "task.columns.answer=答"])
+    with pytest.raises(RecipeError, match=r"data\.columns: no such name: 'answer'"):
+        load_recipe(None, ["task.name=instructions", f"task.file={file}", "data.columns.answer=答"])
 
 
 def test_deduplicate(tmp_path: Path) -> None:
@@ -176,7 +202,7 @@ def test_deduplicate(tmp_path: Path) -> None:
         ("写一首关于秋天的诗", "春眠不觉晓"),
     ]
     file = write(tmp_path / "again.jsonl", *({"prompt": prompt, "target": target} for prompt, target in pairs))
-    counts = [len(read_examples(file, deduplicate=rule)) for rule in ("none", "exact", "near")]  # type: ignore[arg-type]
+    counts = [len(read_examples(file, DataSettings(deduplicate=rule))) for rule in ("none", "exact", "near")]  # type: ignore[arg-type]
     assert counts == [3, 2, 1]
 
 

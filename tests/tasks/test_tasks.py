@@ -66,7 +66,7 @@ def own_task(tmp_path: Path) -> Path:
 def test_own_task_in_a_recipe(own_task: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(f"task:\n  name: {own_task}\n  length: 7\n")
     recipe = load_recipe(tmp_path / "recipe.yaml", ["task.case=upper"])
-    made: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task)
+    made: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     example = made.sample(random.Random(0))
     assert len(example.prompt) == 7 and example.prompt.isupper() and example.target == example.prompt[::-1]
     assert made.score(example, example.target).correct

@@ -17,8 +17,9 @@ from transformers import TrainingArguments
 
 from glmtune import models, registry
 from glmtune.config import load_recipe
-from glmtune.data import EncodedDataset
+from glmtune.data import EncodedDraws
 from glmtune.data.collation import Collator
+from glmtune.data.encoding import Encoder
 from glmtune.runtime import UserError, seed_everything
 from glmtune.tasks import Example
 from glmtune.training import trainer
@@ -88,7 +89,7 @@ def learn(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Weights]:
         base, tokenizer = models.load(recipe.model)
         method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
         model = method.apply(base)
-        dataset = EncodedDataset(EXAMPLES, tokenizer)
+        dataset = EncodedDraws(EXAMPLES, Encoder(tokenizer))
         fit(
             model,
             tokenizer,

@@ -21,6 +21,8 @@ VOCAB_FILES_NAMES = {"vocab_file": "ice_text.model"}
 
 # After the text pieces, in the order of their ids.
 SPECIAL_PIECES = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"]
+# Stands for `[gMASK]` while a chat template is rendered: in text, the word itself is no special token.
+_TEMPLATES_GMASK = "\U00100000"
 REMEDY = "Get the file of ChatGLM-6B v1.1: `git lfs pull` in a git clone, or `hf download THUDM/chatglm-6b`."
 
 
@@ -121,7 +123,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             from glmtune.models.glm.tokenization_glm import VOCAB_FILE, original
 
             if (folder / VOCAB_FILE).exists():
-                return original(str(folder))
+                return original(str(folder), **kwargs)
         if file.exists():
             kwargs = {**settings_of_release(folder, file), **kwargs}
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -142,6 +144,39 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         pieces = self.sp_model.id_to_piece(list(range(self.sp_model.get_piece_size())))
         text_tokens = {piece: index for index, piece in enumerate(pieces, start=self.num_image_tokens)}
         return self._image_tokens | text_tokens | self.added_tokens_encoder
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Any,
+        tools: Any = None,
+        documents: Any = None,
+        chat_template: str | None = None,
+        tokenize: bool = True,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As for every tokenizer; a `[gMASK]` of the template becomes its id, one in the messages stays text."""
+        if tokenize:
+            chat_template = self.get_chat_template(chat_template).replace(str(self.gmask_token), _TEMPLATES_GMASK)
+            tokenizer_kwargs = {**(tokenizer_kwargs or {}), "of_template": True}
+        return super().apply_chat_template(
+            conversation,
+            tools,
+            documents,
+            chat_template=chat_template,
+            tokenize=tokenize,
+            tokenizer_kwargs=tokenizer_kwargs,
+            **kwargs,
+        )
+
+    def tokenize(self, text: str, *args: Any, of_template: bool = False, **kwargs: Any) -> list[str]:
+        """The tokens of a text, or of a rendered template."""
+        parts = text.split(_TEMPLATES_GMASK) if of_template else [text]
+        tokens: list[str] = []
+        for number, part in enumerate(parts):
+            tokens += [str(self.gmask_token)] if number else []
+            tokens += super().tokenize(part, *args, **kwargs)
+        return tokens
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         if self.remove_space:

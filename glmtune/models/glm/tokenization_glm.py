@@ -36,6 +36,8 @@ GLM4_PATTERN = (
 )
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of SentencePiece's pieces
 BPE_MODEL = 2  # SentencePiece's number for it
+# What may be set where a tokenizer is loaded.
+SETTINGS = ("padding_side", "truncation_side", "model_max_length", "chat_template", "split_special_tokens", "pad_token")
 # Texts on which the ids are compared with SentencePiece's own: what conversions of tokenizers get wrong.
 PROBES = (
     "1+1=2",
@@ -48,11 +50,15 @@ PROBES = (
 )
 
 
-def load(folder: Path) -> PreTrainedTokenizerFast:
+def load(folder: Path, **settings: Any) -> PreTrainedTokenizerFast:
     """The tokenizer of an original checkpoint, with the chat template of its release.
+
+    That in `tokenizer_config.json` is not used: those of the releases are not what their code does, and name `sop`,
+    which is no control token. A `chat_template.jinja`, which they do not have, somebody put there: it counts.
 
     Args:
         folder: holds `tokenizer.model`, and most often `tokenizer_config.json`.
+        settings: of transformers' tokenizers, in place of what the release has.
 
     Raises:
         ValueError: the file is missing, an LFS pointer, damaged, or of another model.
@@ -64,7 +70,8 @@ def load(folder: Path) -> PreTrainedTokenizerFast:
     if ranks is not None:
         named = {int(index): str(token["content"]) for index, token in declared.get("added_tokens_decoder", {}).items()}
         controls = named or dict(enumerate(GLM4_CONTROL_TOKENS, start=max(ranks.values()) + 1))
-        return wrap(from_tiktoken(ranks, controls), ["[gMASK]", "<sop>"], "glm4", GLM4_CONTROL_TOKENS[0])
+        core, template, end, unknown = from_tiktoken(ranks, controls), "glm4", GLM4_CONTROL_TOKENS[0], None
+        return wrap(core, template, end, unknown, own_template(folder) | settings)
     tokenizer = from_sentencepiece(content, folder / VOCAB_FILE)
     template = "chatglm3" if has_roles(folder, declared) else "chatglm2"
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
@@ -74,44 +81,43 @@ def load(folder: Path) -> PreTrainedTokenizerFast:
             "known here. If this is ChatGLM3-6B-32K, copy its tokenizer_config.json and tokenization_chatglm.py here, "
             "by which it is told (they are read, not run)."
         )
-    return wrap(tokenizer, ["[gMASK]", "<sop>"], template, "</s>", "<unk>")
+    return wrap(tokenizer, template, "</s>", "<unk>", own_template(folder) | settings)
 
 
 def wrap(
-    tokenizer: Tokenizer, first: list[str], template: str, end: str, unknown: str | None = None
+    tokenizer: Tokenizer, template: str, end: str, unknown: str | None, settings: Mapping[str, Any]
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer as transformers knows them.
+    """A tokenizer as transformers knows them; it puts `[gMASK]<sop>` before a text, as the originals do.
 
     Args:
         tokenizer: turns texts into ids.
-        first: control tokens that `tokenizer(text)` puts before a text, as the original does.
         template: preset.
         end: ends a text; pads where there is no `unknown`.
         unknown: stands for what has no token; pads.
+        settings: in place of these.
     """
+    first = ["[gMASK]", "<sop>"]
     ids = [(token, tokenizer.token_to_id(token)) for token in (*first, end)]
     start = " ".join(first)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{start} $A", pair=f"{start} $A $B {end}", special_tokens=ids
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=end,
-        pad_token=unknown or end,
-        unk_token=unknown,
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
-        chat_template=preset(template),
-    )
+    known = {
+        "eos_token": end,
+        "pad_token": unknown or end,
+        "unk_token": unknown,
+        "padding_side": "left",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        "chat_template": preset(template),
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**known, **settings})
 
 
-def own_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The tokenizer with the template that lies in the folder as a file of its own, if one does."""
+def own_template(folder: Path) -> dict[str, Any]:
+    """The template that lies in the folder as a file of its own, if one does."""
     file = folder / "chat_template.jinja"
-    if file.is_file():
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
-    return tokenizer
+    return {"chat_template": file.read_text(encoding="utf-8")} if file.is_file() else {}
 
 
 def read(file: Path) -> bytes:
@@ -266,13 +272,19 @@ class ChatGLM4Tokenizer(PreTrainedTokenizerFast):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> PreTrainedTokenizerFast:  # type: ignore[override]
         """Load the tokenizer of a checkpoint directory or hub name."""
-        return original(str(pretrained_model_name_or_path))
+        return original(str(pretrained_model_name_or_path), **kwargs)
 
 
-def original(path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of an original checkpoint by its directory or hub name; it remembers that."""
-    folder = local_folder(path, weights=False)
-    tokenizer = own_template(folder, load(folder))
+def original(path: str, revision: str | None = None, **settings: Any) -> PreTrainedTokenizerFast:
+    """The tokenizer of an original checkpoint by its directory or hub name; it remembers that.
+
+    Args:
+        path: directory or hub name.
+        revision: of the hub repository.
+        settings: of `from_pretrained`; what says how texts are encoded counts.
+    """
+    folder = local_folder(path, weights=False, revision=revision)
+    tokenizer = load(folder, **{name: value for name, value in settings.items() if name in SETTINGS})
     tokenizer.name_or_path = path
     return tokenizer
 

@@ -73,18 +73,18 @@ def adopt(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             f"data.template={name}: needs the control tokens {', '.join(missing)}, which the tokenizer of this model "
             "does not have, so that no answer would end. Use alpaca, vicuna or plain, or the model's own template."
         )
-    before, after = around(tokenizer)
+    before, after = ("".join(tokens) for tokens in around(tokenizer))
     text = text.replace("set first = ''", f"set first = {quoted(before)}")
     tokenizer.chat_template = text.replace("set before_answer = ''", f"set before_answer = {quoted(after)}")
 
 
-def around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """The control tokens that a tokenizer puts before and after a text, as text; its end token left out."""
+def around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
+    """The control tokens that a tokenizer puts before and after a text; its end token left out."""
     mark: Any = tokenizer("0", add_special_tokens=False)["input_ids"]
     whole: Any = tokenizer("0")["input_ids"]
     start = next(i for i in range(len(whole) + 1) if whole[i : i + len(mark)] == mark)
     before, after = whole[:start], [index for index in whole[start + len(mark) :] if index != tokenizer.eos_token_id]
-    return "".join(tokenizer.convert_ids_to_tokens(before)), "".join(tokenizer.convert_ids_to_tokens(after))
+    return list(tokenizer.convert_ids_to_tokens(before)), list(tokenizer.convert_ids_to_tokens(after))
 
 
 def quoted(text: str) -> str:

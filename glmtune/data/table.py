@@ -1,0 +1,231 @@
+"""Records are encoded once, all of them before a training starts, and kept for the next run (Arrow files)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from filelock import FileLock
+from huggingface_hub import constants
+from tqdm import tqdm
+
+from glmtune.config import DataSettings
+from glmtune.data import EncodedDataset
+from glmtune.data.encoding import Encoder, Encoding, learns_every_turn
+from glmtune.runtime import UserError, replacing
+from glmtune.tasks import Example
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+ROWS = 1000  # of a batch of the table; fewer records are not worth a file
+SHOWN = 20  # records that are told one by one
+# What decides how texts are encoded, beside the tokenizer's own files.
+LIBRARIES = ("glmtune", "transformers", "tokenizers", "sentencepiece")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Up to `ROWS` encodings, one behind the other.
+
+    Attributes:
+        ids, labels: (N,) tokens of all.
+        bounds: (R + 1,) where each begins, and the last one ends.
+        records: (R,) index of each in its data set.
+        cut: (R,) whether something of it was cut off.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    bounds: np.ndarray
+    records: np.ndarray
+    cut: np.ndarray
+
+    @classmethod
+    def of(cls, encodings: Sequence[Encoding], cut: Sequence[bool]) -> Rows:
+        """Rows from encodings."""
+        ids, labels = (
+            np.array([token for encoding in encodings for token in encoding[part]], np.int32)  # type: ignore[literal-required]
+            for part in ("input_ids", "labels")
+        )
+        bounds = np.cumsum([0, *(len(encoding["input_ids"]) for encoding in encodings)], dtype=np.int32)
+        return cls(ids, labels, bounds, np.array([e["record"] for e in encodings], np.int32), np.array(cut, bool))
+
+    @classmethod
+    def read(cls, batch: RecordBatch) -> Rows:
+        """Rows from a batch of an Arrow file, whose numbers stay where they are."""
+        ids, labels, records, cut = batch.columns
+        tokens, targets = ids.values.to_numpy(), labels.values.to_numpy()
+        return cls(tokens, targets, ids.offsets.to_numpy(), records.to_numpy(), cut.to_numpy(zero_copy_only=False))
+
+    def written(self) -> RecordBatch:
+        """As a batch of an Arrow file: `input_ids`, `labels`, `record`, `cut`."""
+        import pyarrow
+
+        lists = (pyarrow.ListArray.from_arrays(self.bounds, values) for values in (self.ids, self.labels))
+        columns = [*lists, pyarrow.array(self.records), pyarrow.array(self.cut)]
+        return pyarrow.RecordBatch.from_arrays(columns, ["input_ids", "labels", "record", "cut"])
+
+
+class EncodedTable(EncodedDataset):
+    """The encodings of all records that are learned.
+
+    Args:
+        parts: all but the last have `ROWS` rows.
+        total: records that there were.
+        max_length: in tokens.
+    """
+
+    def __init__(self, parts: Sequence[Rows], total: int, max_length: int | None):
+        self.parts, self.total, self.max_length = parts, total, max_length
+        self.size = sum(len(part.records) for part in parts)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Encoding:
+        part, row = self.parts[index // ROWS], index % ROWS
+        start, end = part.bounds[row : row + 2].tolist()
+        return {
+            "input_ids": part.ids[start:end].tolist(),
+            "labels": part.labels[start:end].tolist(),
+            "record": int(part.records[row]),
+        }
+
+    def length(self, index: int) -> int:
+        """Tokens of a record."""
+        start, end = self.parts[index // ROWS].bounds[index % ROWS : index % ROWS + 2].tolist()
+        return int(end - start)
+
+    @property
+    def remarks(self) -> Sequence[str]:  # type: ignore[override]
+        """What was done with records that were too long."""
+        cut = sum(int(part.cut.sum()) for part in self.parts)
+        done = {"cut at the beginning of the prompt": cut, "left out": self.total - self.size}
+        told = ", ".join(f"{count:,} {what}" for what, count in done.items() if count)
+        return [f"Of {self.total:,} records, longer than {self.max_length} tokens: {told}."] if told else []
+
+
+def encode_records(examples: Sequence[Example], encoder: Encoder, settings: DataSettings, name: str) -> EncodedTable:
+    """All records of a data set, encoded now, or taken from the cache.
+
+    Processes that ask for the same records at once wait for the first of them.
+
+    Args:
+        examples: the records.
+        encoder: how they are encoded.
+        settings: `too_long`, `cache`.
+        name: of the data set, for errors.
+
+    Raises:
+        UserError: records are too long, or none is left.
+    """
+    if any(example.every_turn for example in examples) and not learns_every_turn(encoder.tokenizer):
+        warnings.warn(
+            f"{name}: of conversations, this model's template learns the last answer alone. data.turns=each learns "
+            "every answer, each as an example of its own; data.turns=last says that this is meant.",
+            stacklevel=2,
+        )
+    parts = rows_of(examples, encoder, settings, name)
+    if settings.cache and len(examples) >= ROWS and importlib.util.find_spec("pyarrow"):
+        folder = Path(constants.HF_HOME, "glmtune")
+        file = folder / f"{key_of(examples, encoder, settings)}.arrow"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(file.with_suffix(".lock")):
+                if not file.exists():
+                    write(parts, file)
+            parts = read(file)
+        except OSError as error:
+            warnings.warn(f"{folder}: tokens are not kept for the next run: {error}", stacklevel=2)
+    table = EncodedTable(list(parts), len(examples), encoder.max_length)
+    if not len(table):
+        raise UserError(f"{name}: no record has at most {encoder.max_length} tokens. Try data.too_long=cut.")
+    return table
+
+
+def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSettings, name: str) -> Iterator[Rows]:
+    """Records as rows, as they are encoded.
+
+    Raises:
+        UserError: some are too long; all of them are told.
+    """
+    encodings: list[Encoding] = []
+    cut: list[bool] = []
+    refused: list[str] = []
+    for index, example in enumerate(tqdm(examples, "encoding", unit="record", disable=len(examples) < ROWS)):
+        encoding: Encoding | None = encoder(example, index)
+        fits = encoding is not None and encoder.fits(encoding)
+        if encoding is not None and not fits:
+            long = len(encoding["input_ids"])
+            encoding = encoder.cut(example, index) if settings.too_long == "cut" else None
+            if encoding is None and settings.too_long != "drop":
+                refused.append(f"record {index + 1} has {long:,} tokens: {str(example.prompt)[:60]!r}")
+        if encoding is None or refused:
+            continue
+        encodings.append(encoding)
+        cut.append(not fits)
+        if len(encodings) == ROWS:
+            yield Rows.of(encodings, cut)
+            encodings, cut = [], []
+    if refused:
+        raise UserError(too_long(refused, encoder, settings, name))
+    if encodings:
+        yield Rows.of(encodings, cut)
+
+
+def too_long(refused: Sequence[str], encoder: Encoder, settings: DataSettings, name: str) -> str:
+    """What is said of records that are too long."""
+    which = f"more than data.max_length or the model's {encoder.max_length}"
+    if settings.too_long == "cut":
+        which += ", with their answers alone"
+    lines = [f"{name}: {len(refused):,} records have too many tokens, {which}:", *(f"  {r}" for r in refused[:SHOWN])]
+    if len(refused) > SHOWN:
+        lines.append(f"  ... and {len(refused) - SHOWN:,} more")
+    lines.append("Leave them out with data.too_long=drop, or cut their prompts with data.too_long=cut.")
+    return "\n".join(lines)
+
+
+def key_of(examples: Sequence[Example], encoder: Encoder, settings: DataSettings) -> str:
+    """A hash of all that decides what the table holds."""
+    digest = hashlib.blake2b(digest_size=20)
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.tokenizer.save_pretrained(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            digest.update(file.name.encode() + file.read_bytes())
+    versions = [metadata.version(library) for library in LIBRARIES]
+    digest.update(json.dumps([versions, encoder.max_length, encoder.learn_start, settings.too_long]).encode())
+    for example in examples:
+        record = [example.prompt, example.target, example.every_turn]
+        digest.update(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def write(parts: Iterator[Rows], file: Path) -> None:
+    """Rows to an Arrow file, which is there when all of it is."""
+    import pyarrow
+
+    first = next(parts, Rows.of([], []))
+    with replacing(file) as temporary:
+        batch = first.written()
+        with pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+            for part in parts:
+                writer.write_batch(part.written())
+
+
+def read(file: Path) -> Iterator[Rows]:
+    """The rows of an Arrow file, mapped into memory."""
+    import pyarrow
+
+    reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(file)))
+    return (Rows.read(reader.get_batch(number)) for number in range(reader.num_record_batches))

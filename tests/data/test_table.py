@@ -1,0 +1,140 @@
+"""Records encoded once: the same as one by one, kept on disk, and what is too long handled as the rule says."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from glmtune.config import DataSettings
+from glmtune.data import EncodedDataset, table
+from glmtune.data.encoding import IGNORED, Encoder, encode_example
+from glmtune.data.table import ROWS, EncodedTable, encode_records
+from glmtune.runtime import UserError
+from glmtune.tasks import Example
+
+LONG = Example("1+" * 50 + "1=", "51")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    return tmp_path / "glmtune"
+
+
+def examples(count: int) -> list[Example]:
+    return [Example(f"{i}+{i % 7}=", str(i + i % 7)) for i in range(count)]
+
+
+def encode(records: list[Example], tokenizer: Any, max_length: int | None = None, **settings: Any) -> EncodedTable:
+    return encode_records(records, Encoder(tokenizer, max_length), DataSettings(**settings), "mine.jsonl")
+
+
+@pytest.mark.parametrize("count", [1, ROWS - 1, ROWS, 2 * ROWS + 3])
+@pytest.mark.parametrize("name", ["chatglm", "chatml"])
+def test_a_table_holds_what_encoding_gives(count: int, name: str, cache: Path, request: Any) -> None:
+    tokenizer = request.getfixturevalue(name)
+    records = examples(count)
+    expected = [encode_example(tokenizer, e.prompt, e.target, record=i) for i, e in enumerate(records)]
+    for settings in ({}, {}, {"cache": False}):  # made, read again, never written
+        found = encode(records, tokenizer, **settings)
+        assert isinstance(found, EncodedDataset) and len(found) == count and found.remarks == []
+        assert [found[i] for i in range(count)] == expected
+        assert [found.length(i) for i in range(count)] == [len(e["input_ids"]) for e in expected]
+    assert len(list(cache.glob("*.arrow"))) == (count >= ROWS)
+
+
+def test_a_second_run_encodes_nothing(chatglm: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = encode(examples(ROWS), chatglm)
+    monkeypatch.setattr(Encoder, "__call__", None)
+    again = encode(examples(ROWS), chatglm)
+    assert [first[i] for i in range(ROWS)] == [again[i] for i in range(ROWS)]
+
+
+@pytest.mark.parametrize("change", ["record", "turns", "template", "length", "start", "rule"])
+def test_what_changes_the_tokens_changes_the_file(change: str, chatglm: Any, cache: Path) -> None:
+    records = examples(ROWS)
+    key = table.key_of(records, Encoder(chatglm, 100), DataSettings())
+    assert table.key_of(examples(ROWS), Encoder(chatglm, 100), DataSettings(packing=True)) == key
+    encoder, settings = Encoder(chatglm, 100), DataSettings()
+    if change == "record":
+        records[7] = Example(records[7].prompt, "another")
+    elif change == "turns":
+        records[7] = Example(records[7].prompt, records[7].target, every_turn=True)
+    elif change == "template":
+        tokenizer = copy.deepcopy(chatglm)
+        tokenizer.chat_template += " "
+        encoder = Encoder(tokenizer, 100)
+    elif change == "length":
+        encoder = Encoder(chatglm, 99)
+    elif change == "start":
+        encoder = Encoder(chatglm, 100, learn_start=True)
+    else:
+        settings = DataSettings(too_long="cut")
+    assert table.key_of(records, encoder, settings) != key
+
+
+def test_a_folder_that_cannot_be_written_costs_the_cache_alone(
+    chatglm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="tokens are not kept for the next run"):
+        assert len(encode(examples(ROWS), chatglm)) == ROWS
+
+
+def test_all_that_is_too_long_is_told(chatglm: Any) -> None:
+    records = [*examples(3), *[LONG] * 22, *examples(2)]
+    with pytest.raises(UserError) as error:
+        encode(records, chatglm, 32)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith(
+        "mine.jsonl: 22 records have too many tokens, more than data.max_length or the model's 32"
+    )
+    assert lines[1].startswith("  record 4 has 10") and "'1+1+" in lines[1] and "2 more" in lines[-2]
+    assert "data.too_long=drop" in lines[-1] and "data.too_long=cut" in lines[-1]
+
+
+def test_dropped(chatglm: Any) -> None:
+    found = encode([LONG, *examples(3), LONG], chatglm, 32, too_long="drop")
+    assert [found[i]["record"] for i in range(len(found))] == [1, 2, 3]
+    assert found.remarks == ["Of 5 records, longer than 32 tokens: 2 left out."]
+    with pytest.raises(UserError, match="no record has at most 32 tokens"):
+        encode([LONG], chatglm, 32, too_long="drop")
+
+
+def learned(encoding: Any) -> list[int]:
+    return [label for label in encoding["labels"] if label != IGNORED]
+
+
+@pytest.mark.parametrize("name", ["chatglm", "chatml"])
+def test_cut(name: str, request: Any) -> None:
+    """The end of the prompt and all of the answer stay, with as much of the prompt as there is room for."""
+    tokenizer = request.getfixturevalue(name)
+    whole = encode_example(tokenizer, LONG.prompt, LONG.target)
+    found = encode([LONG, *examples(1)], tokenizer, 60, too_long="cut")
+    assert found.remarks == ["Of 2 records, longer than 60 tokens: 1 cut at the beginning of the prompt."]
+    assert 57 <= found.length(0) <= 60
+    assert learned(found[0]) == learned(whole) and found[0]["input_ids"][-20:] == whole["input_ids"][-20:]
+    assert found[1] == encode_example(tokenizer, *[examples(1)[0].prompt, examples(1)[0].target], record=1)
+
+
+def test_an_answer_is_never_cut(chatglm: Any) -> None:
+    record = Example("1+1=", "2" * 100)
+    with pytest.raises(UserError, match="with their answers alone"):
+        encode([record], chatglm, 60, too_long="cut")
+
+
+def test_the_oldest_rounds_go_first(chatml: Any) -> None:
+    def turn(role: str, content: str) -> dict[str, str]:
+        return {"role": role, "content": content}
+
+    rounds = [turn(*pair) for i in range(5) for pair in (("user", f"question {i}"), ("assistant", f"answer {i}"))]
+    prompt = [turn("system", "Be brief."), *rounds, turn("user", "the last one")]
+    shorter = [turn("system", "Be brief."), *rounds[-2:], turn("user", "the last one")]
+    fitting = encode_example(chatml, shorter, "yes")
+    found = encode([Example(prompt, "yes")], chatml, len(fitting["input_ids"]) + 3, too_long="cut")
+    assert found[0]["input_ids"] == fitting["input_ids"]
