@@ -49,7 +49,7 @@ def places(tmp_path: Path, tiny_run: Run, tiny_checkpoint: Path, write_records: 
         "malformed": write_records(good, '{"prompt": 1', name="malformed.jsonl"),
         "blank": write_records(good, "", good, name="blank.jsonl"),
         "empty": write_records(name="empty.jsonl"),
-        "lacking": write_records(good, {"question": "1+2="}, name="lacking.jsonl"),
+        "lacking": write_records(good, {"frage": "1+2="}, name="lacking.jsonl"),
         "long": write_records(good, {"prompt": "1" * 200, "target": "1"}, name="long.jsonl"),
     }
     (tmp_path / "taken").mkdir()
@@ -109,7 +109,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "malformed line": (["evaluate", "{run}", "--data", "{malformed}"], ["malformed.jsonl, line 2: not JSON"]),
     "blank line": (["evaluate", "{run}", "--data", "{blank}"], ["blank.jsonl, line 2: empty", "Delete the line"]),
     "empty file": (["evaluate", "{run}", "--data", "{empty}"], ["empty.jsonl: no records"]),
-    "missing field": (["evaluate", "{run}", "--data", "{lacking}"], ["lacking.jsonl, line 2: 'prompt'", "question"]),
+    "missing field": (["evaluate", "{run}", "--data", "{lacking}"], ["lacking.jsonl, line 2: 'prompt'", "frage"]),
     "malformed prompt": (["predict", "{run}", "--input", "{malformed}", "--output", "out"], ["line 2: not JSON"]),
     "missing prompt": (["predict", "{run}", "--input", "{lacking}", "--output", "out"], ["line 2: 'prompt'"]),
     "long prompt": (
