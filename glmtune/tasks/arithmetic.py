@@ -18,6 +18,7 @@ from pydantic import Field, PositiveFloat, field_validator
 from glmtune.config import NamedSettings
 from glmtune.records import Prompt
 from glmtune.runtime import UserError
+from glmtune.steps import product_steps, quotient_steps
 from glmtune.tasks import Example, Score, Split, Task, split_of
 
 Operator = Literal["+", "-", "*", "/"]
@@ -193,8 +194,10 @@ class ArithmeticSettings(NamedSettings):
     )
     equals_sign: Literal["always", "sometimes", "never"] = Field("sometimes", description="problems end in '='")
     echo: bool = Field(True, description="the answer repeats the problem: 1+2=3, not 3")
-    style: Literal["direct", "draft"] = Field(
-        "draft", description="draft: write the digits from the last to the first, then the answer: 19+23=24|42"
+    style: Literal["direct", "draft", "steps"] = Field(
+        "draft",
+        description="draft: write the digits from the last to the first, then the answer: 19+23=24|42; steps: before "
+        "that, the working of a product or a quotient, 12*34=840;0630:8040;804|408",
     )
     prompt_words: bool = Field(False, description="put one of eight pairs of Chinese words around the problem")
     zero_divisors: bool = Field(False, description=f"draw divisions by zero, answered '{UNDEFINED}'")
@@ -229,9 +232,18 @@ class Arithmetic(Task):
     def write_target(self, said: str, problem: Problem) -> str:
         """The target of a problem that was put as `said`."""
         answer = problem.answer(self.settings.decimals)
-        drafted = self.settings.style == "draft" and answer != UNDEFINED
+        drafted = self.settings.style != "direct" and answer != UNDEFINED
         draft = backwards(self.draft(problem)) + DRAFT_MARK if drafted else ""
-        return (said if self.settings.echo else "") + draft + answer
+        steps = self.steps(problem) if self.settings.style == "steps" and answer != UNDEFINED else ""
+        return (said if self.settings.echo else "") + steps + draft + answer
+
+    def steps(self, problem: Problem) -> str:
+        """The working of a product or a quotient of two numbers; sums and differences need none beside their draft."""
+        if len(problem.operands) != 2 or problem.operators[0] in "+-" or "-" in "".join(problem.operands):
+            return ""
+        if problem.operators[0] == "*":
+            return product_steps(*problem.operands)
+        return quotient_steps(*problem.operands, self.settings.decimals)
 
     def draft(self, problem: Problem) -> str:
         """The number that a draft holds, before it is written backwards.

@@ -37,7 +37,7 @@ def with_signs(prompt: str) -> Problem:
 
 
 @pytest.mark.parametrize("echo", [False, True])
-@pytest.mark.parametrize("style", ["direct", "draft"])
+@pytest.mark.parametrize("style", ["direct", "draft", "steps"])
 def test_said_problems_are_right(style: str, echo: bool) -> None:
     made = task(style=style, echo=echo)
     for example in drawn(style=style, echo=echo):
@@ -48,7 +48,7 @@ def test_said_problems_are_right(style: str, echo: bool) -> None:
         assert not set(example.prompt) & set("+-*/=")
         assert example.facts == problem.facts()
         assert example.target.startswith(example.prompt) == echo
-        assert ("|" in example.target) == (style == "draft")
+        assert ("|" in example.target) == (style != "direct")
         for completion in (example.target, answer, f" {example.target}\n"):
             assert made.score(example, completion).verdict == "exact"
         assert made.score(example, f"{example.target}1").verdict == "wrong"
@@ -101,6 +101,6 @@ def test_the_same_seed_draws_the_same_everywhere() -> None:
     examples = [task().sample(random.Random(f"golden {number}")) for number in range(3)]
     assert [(example.prompt, example.target) for example in examples] == [
         ("47分成76等于", "47分成76等于26.0|0.62"),
-        ("70.49除以74gives", "70.49除以74gives59.0|0.95"),
+        ("70.49除以74", "70.49除以74gives59.0|0.95"),
         ("61and67得", "61and67得821|128"),
     ]
