@@ -1,8 +1,8 @@
 """Public data sets from file to report, and how fast records are encoded, packed and kept.
 
 `--data` names a folder with alpaca_zh.json, belle_eval.jsonl, belle_seed_tasks.jsonl, ape210k_mwp.jsonl, gsm8k.jsonl
-and math23k_trainset.sample.json, as published; `--tokenizer` one with ChatGLM-6B's own ice_text.model, by
-which encoding is timed. Each file is inspected, then nano is tuned on it by one command, `glmtune train`, and judged on
+and math23k_trainset.sample.json, as published; `--tokenizer` one with ChatGLM-6B's own ice_text.model, by which encoding
+is timed. Each file is inspected, then all of nano is tuned on it (`full`) by one command, `glmtune train`, and judged on
 what was held out before and after. nano knows no Chinese and takes 512 tokens: what it learns here is the form of an
 answer, and the figures say so. Real files of records are faulty: these are skipped, and what is too long is dropped.
 
@@ -35,6 +35,7 @@ from glmtune.data import EncodedDataset, LengthGroupedSampler
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import Encoder
 from glmtune.data.table import encode_records
+from glmtune.evaluation.page import decide
 from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.tasks import Example
 from glmtune.tasks.instructions import read_examples
@@ -62,6 +63,7 @@ def from_file_to_report(file: Path, steps: int, folder: Path) -> dict[str, Any]:
     settings = [
         *("task.name=instructions", f"task.file={copy}", f"training.output_dir={folder / file.stem}"),
         *(f"training.steps={steps}", "evaluation.forgetting=true", "evaluation.num_examples=200", *overrides),
+        *("method.name=full", "evaluation.num_examples_during=16", f"training.eval_steps={steps // 2}"),
     ]
     start = time.perf_counter()
     done = train.run(None, settings)
@@ -78,11 +80,11 @@ def from_file_to_report(file: Path, steps: int, folder: Path) -> dict[str, Any]:
         "held_out_asked": after["n"],
         "exact_before": before["exact_match"],
         "exact_after": after["exact_match"],
-        "rouge_l_before": before["text_metrics"]["rouge-l"],
-        "rouge_l_after": after["text_metrics"]["rouge-l"],
+        "rouge_l_before": before["rouge-l"],
+        "rouge_l_after": after["rouge-l"],
         "first_loss": losses[0],
         "last_loss": losses[-1],
-        "verdict": done.report["verdict"],
+        "verdict": decide(done.report)[0],
         "forgotten": done.report["forgetting"]["level"],
         "seconds": time.perf_counter() - start,
         "report_html": (done.folder.path / "report.html").stat().st_size,

@@ -114,7 +114,9 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     count = recipe.evaluation.num_examples
-    held_out = examples_of(task, "held_out", count, recipe.seed)[:count]
+    found = examples_of(task, "held_out", count, recipe.seed)
+    if recipe.data.too_long == "stop":  # then it is enough to look at those that are asked
+        found = found[:count]
     general = read_general(recipe.evaluation.general_file) if recipe.evaluation.forgetting else []
 
     location = models.locate(recipe.model.path)
@@ -130,7 +132,10 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
         limit -= method.places(config.model_type)
     steps = recipe.training.steps = count_steps(recipe, task)
     size = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
-    held_out = askable(recipe, tokenizer, limit, held_out, console)
+    held_out = askable(recipe, tokenizer, limit, found)
+    if len(held_out) < len(found):
+        console.print(f"Of {len(found):,} held-out examples, too long to be asked: {len(found) - len(held_out):,}.")
+    held_out = held_out[:count]
     check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
     method.check_storage(recipe.model, models.stored_bits(config))
     models.check_bits(recipe.model, config)
@@ -177,41 +182,33 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
 
 
 def askable(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    limit: int | None,
-    held_out: Sequence[Example],
-    console: Console | None = None,
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, limit: int | None, examples: Sequence[Example]
 ) -> Sequence[Example]:
-    """The held-out examples that the model can be asked, with room for their answers: all, or by `data.too_long`.
+    """The examples that the model can be asked, with room for their answers: all, or by `data.too_long`.
 
     Raises:
         UserError: says which one is too long, and how long it is; or none is left.
     """
     room = recipe.generation.max_new_tokens
     if recipe.data.too_long == "stop":
-        longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in held_out), default=0)
+        longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
         if longest > room:
             raise UserError(
                 f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} "
                 f"tokens. Set generation.max_new_tokens={longest} or more, or data.too_long=drop."
             )
-        encode_prompts(tokenizer, [example.prompt for example in held_out], limit, room, "Held-out problem")
-        return held_out
+        encode_prompts(tokenizer, [example.prompt for example in examples], limit, room, "Held-out problem")
+        return examples
     kept = [
         example
-        for example in held_out
+        for example in examples
         if len(plain_ids(tokenizer, example.target)) < room
         and (limit is None or len(encode_prompt(tokenizer, example.prompt)) + room <= limit)
     ]
     if not kept:
         raise UserError(
-            f"No held-out example can be asked: with generation.max_new_tokens={room} all {len(held_out)} are too long "
+            f"No held-out example can be asked: with generation.max_new_tokens={room} all {len(examples)} are too long "
             f"for the {limit} tokens that the model takes. Set generation.max_new_tokens to what answers need."
-        )
-    if console is not None and len(kept) < len(held_out):
-        console.print(
-            f"Of {len(held_out):,} held-out examples, too long to be asked: {len(held_out) - len(kept):,} left out."
         )
     return kept
 
@@ -280,7 +277,8 @@ def make_judge(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, l
     """
     count = recipe.evaluation.num_examples_during
     examples = examples_of(task, "held_out", count, recipe.seed + 1)
-    asked = askable(recipe, tokenizer, limit, examples[-count:])
+    examples = examples[-count:] if recipe.data.too_long == "stop" else examples
+    asked = askable(recipe, tokenizer, limit, examples)[-count:]
     greedy = recipe.generation.model_copy(update={"do_sample": False})
 
     def judge(model: Model) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pytest
 from glmtune import models
 from glmtune.commands import predict
 from glmtune.commands.train import Run
-from glmtune.config import load_recipe
+from glmtune.config import DataSettings, load_recipe
 from glmtune.generation.decoding import complete
+from glmtune.records.files import rows as file_rows
 from glmtune.runtime import UserError
 
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "问:1+1", "100/7=", "5*5"]
@@ -176,3 +177,81 @@ def test_failures_are_recorded(run: str, write_records: Any, tmp_path: Path) -> 
     alone = tmp_path / "alone"
     predict.run(run, str(write_records(*good)), str(alone))
     assert [one for one in written if "error" not in one] == read(alone)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_tables(run: str, tmp_path: Path, suffix: str) -> None:
+    """Records of any format in, with or without answers; a table out, written when all answers are there."""
+    rows = [{"question": "1+2=", "answer": "3", "id": "a"}, {"question": "5*5=", "answer": "", "id": "b, c"}]
+    file, output = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
+    predict.write_table(rows, file, file.suffix)
+    assert predict.run(run, str(file), str(output)) == 2
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": row["question"]}) + "\n" for row in rows))
+    predict.run(run, str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    expected = [one["completion"] for one in read(tmp_path / "out.jsonl")]
+    written = [entry.row for entry in file_rows(str(output))]  # type: ignore[union-attr]
+    assert [{name: row[name] for name in rows[0]} for row in written] == rows
+    assert [row["completion"] for row in written] == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.jsonl", "out.jsonl", file.name, output.name])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_that_was_cut_off_goes_on(
+    run: str, write_records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    file, whole, cut = (
+        write_records(*({"prompt": text} for text in PROMPTS)),
+        *(tmp_path / f"{name}.{suffix}" for name in ("whole", "cut")),
+    )
+    predict.run(run, str(file), str(whole))
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "BATCHES_PER_WINDOW", 1)
+        patch.setattr(predict, "write_table", None)
+        with pytest.raises(TypeError):
+            predict.run(run, str(file), str(cut))
+    partial = tmp_path / f"cut.{suffix}.partial.jsonl"
+    lines = partial.read_text().splitlines(keepends=True)
+    partial.write_text("".join(lines[:3]) + lines[3][:5])
+    with pytest.raises(UserError, match="was begun already"):
+        predict.run(run, str(file), str(cut))
+    predict.run(run, str(file), str(cut), resume=True)
+    assert [entry.row for entry in file_rows(str(cut))] == [entry.row for entry in file_rows(str(whole))]  # type: ignore[union-attr]
+    assert not partial.exists()
+    with pytest.raises(UserError, match="is whole already"):
+        predict.run(run, str(file), str(cut), resume=True)
+
+
+def test_values_of_several_kinds_become_texts(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": "1", "more": [1]}, {"prompt": [{"role": "user", "content": "值"}]}]
+    for suffix in (".csv", ".parquet"):
+        predict.write_table(rows, tmp_path / f"x{suffix}", suffix)
+        first, second = (entry.row for entry in file_rows(str(tmp_path / f"x{suffix}")))  # type: ignore[union-attr]
+        assert first["prompt"] == "1" and json.loads(second["prompt"]) == rows[1]["prompt"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "1+2=", "input": ""},
+        {"question": "1+2="},
+        {"messages": [{"role": "user", "content": "1+2="}]},
+        {"conversations": [{"from": "human", "value": "1+2="}]},
+        {"messages": [{"role": "user", "content": "1+2="}, {"role": "assistant", "content": "3"}]},
+        {"original_text": "1+2="},
+        {"content": "1+2="},
+        {"prompt": "1+2=", "history": []},
+    ],
+)
+def test_questions_of_every_format(record: dict[str, Any], write_records: Any) -> None:
+    [question] = predict.questions_of(str(write_records(record)), DataSettings(), "stop")
+    assert (question.prompt, question.row, question.fault) == ("1+2=", record, None)
+
+
+def test_questions_with_history_and_columns(write_records: Any) -> None:
+    before = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    [question] = predict.questions_of(
+        str(write_records({"prompt": "1", "history": [["q", "a"]]})), DataSettings(), "stop"
+    )
+    assert question.prompt == [*before, {"role": "user", "content": "1"}]
+    [question] = predict.questions_of(str(write_records({"问": "1"})), DataSettings(columns={"prompt": "问"}), "stop")
+    assert question.prompt == "1"

@@ -300,3 +300,35 @@ def test_storage_that_does_not_go_is_told_before_anything_is_loaded(
     with pytest.raises(UserError, match=r"16 bits|model\.bits=16"):
         train_tiny(tmp_path / "run", *settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_records_with_all_that_data_offers(
+    tiny_settings: list[str], write_records: Any, tmp_path: Path, tiny: tuple[Any, Any]
+) -> None:
+    """What is too long is left out on either side, other records are mixed in, and all of it is said."""
+    records = [{"prompt": f"{i}+1=", "target": str(i + 1)} for i in range(60)]
+    long = [{"prompt": "1+" * 99 + f"{i}=", "target": "x"} for i in range(60)]
+    file = write_records(*records, *long)
+    general = write_records(*({"question": f"{i}-1=", "answer": str(i - 1)} for i in range(9)), name="general.jsonl")
+    told = io.StringIO()
+    done = train.run(
+        overrides=[
+            *(setting for setting in tiny_settings if not setting.startswith("task.")),
+            f"task={{name: instructions, file: {file}, held_out: 0.3}}",
+            *("data.too_long=drop", "data.learn_start=true", "generation.max_new_tokens=6"),
+            f"data.mixture=[{{file: {general}, share: 0.25}}]",
+            f"training.output_dir={tmp_path / 'run'}",
+        ],
+        console=Console(file=told, width=300),
+    )
+    text = told.getvalue()
+    assert "held-out examples, too long to be asked: " in text and "records, longer than 128 tokens: " in text
+    assert "examples are held out: half of them right would mean" in text
+    assert all("+1=" in example.prompt and len(example.prompt) < 10 for example in done.after.examples)
+    assert load_recipe(done.folder.recipe).data.mixture[0].file == str(general)
+
+
+def test_a_template_by_which_nothing_is_learned_is_told(train_tiny: Trains, tmp_path: Path, no_weights: None) -> None:
+    (tmp_path / "bad.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(UserError, match=r"template leaves out \[gMASK\]<sop>"):
+        train_tiny(tmp_path / "run", f"data.template={tmp_path / 'bad.jinja'}")
