@@ -2,9 +2,10 @@
 
 `--data` names a folder with alpaca_zh.json, belle_eval.jsonl, belle_seed_tasks.jsonl, ape210k_mwp.jsonl, gsm8k.jsonl
 and math23k_trainset.sample.json, as published; `--tokenizer` one with ChatGLM-6B's own ice_text.model, by which
-encoding is timed. Each file is inspected, then all of nano is tuned on it (`full`) by one command, `glmtune train`, and
-judged on what was held out before and after. nano knows no Chinese and takes 512 tokens: what it learns here is the form
-of an answer, and the figures say so. Real files of records are faulty: these are skipped, and what is too long is dropped.
+encoding is timed. Each file is inspected, then all of nano is tuned on it (`full`) by one command, `glmtune train`,
+and judged on what was held out before and after. nano knows no Chinese and takes 512 tokens: what it learns here is
+the form of an answer, and the figures say so. Real files of records are faulty: these are skipped, and what is too
+long is dropped.
 
 Packing is timed by steps of the same loop in turns: packed, padded in batches of similar length, and padded in batches
 as they come. Tokens are those of the records, without padding.
