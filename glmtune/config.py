@@ -78,6 +78,7 @@ class Source(Settings):
     file: str = Field(description="file, folder or data set of the hub, as `task.file` of instructions")
     share: float = Field(gt=0, lt=1, description="share of all examples that are learned")
     columns: Columns | None = Field(None, description="as `data.columns`")
+    encoding: str = Field("utf-8", description="as `data.encoding`")
 
     @field_validator("file")
     @classmethod
@@ -127,7 +128,7 @@ class DataSettings(Settings):
     too_long: Literal["stop", "drop", "cut"] = Field(
         "stop",
         description="at records longer than that: stop and tell all of them; drop them; or cut them: first the oldest "
-        "rounds, then the beginning of the prompt, never the answer",
+        "rounds, then the beginning of the prompt, never the answer. With drop and cut, held-out ones are left out",
     )
     learn_start: bool = Field(
         False,
@@ -351,7 +352,15 @@ def explain(fault: Any, recipe: type[Recipe]) -> str:
         group: Any = recipe
         for section in sections:
             group = group.model_fields[section].annotation
-        return f"{where}: unknown setting.{registry.suggest(setting, list(group.model_fields))}"
+        elsewhere = [
+            f"{section}.{setting}"
+            for section, info in recipe.model_fields.items()
+            if isinstance(info.annotation, type)
+            and issubclass(info.annotation, Settings)
+            and setting in info.annotation.model_fields
+        ]
+        hint = f" It is {elsewhere[0]}." if elsewhere else registry.suggest(setting, list(group.model_fields))
+        return f"{where}: unknown setting.{hint}"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
 
 

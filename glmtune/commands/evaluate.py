@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune import methods, models, registry
 from glmtune.config import Recipe, load_recipe
-from glmtune.data import examples_of
 from glmtune.evaluation.evaluator import Evaluation, evaluate
+from glmtune.generation.asking import held_out_of
 from glmtune.generation.decoding import Prompt, encode_prompts
 from glmtune.methods import Model
 from glmtune.models.templates import adopt
@@ -45,18 +45,31 @@ def load(
     Raises:
         UserError: no such model, or a prompt that it cannot take; told before weights are read.
     """
-    base_is_named = "path" in recipe.model.model_fields_set and methods.is_adapter(Path(target))
-    base, folder = methods.find(recipe.model.path, target) if base_is_named else methods.find(target)
-    template = template_for(target, recipe)
     if prompts:
-        limit = models.max_length(models.load_config(models.locate(base)))
-        tokenizer = with_template(methods.tokenizer_of(base, folder), template)
+        tokenizer, limit = reader_of(target, recipe)
         encode_prompts(tokenizer, prompts, limit, recipe.generation.max_new_tokens, label)
+    base, folder = found(target, recipe)
     model = recipe.model
     bits = model.bits if "bits" in model.model_fields_set else None  # as the adapter was trained
     quantize_embedding = model.quantize_embedding if "quantize_embedding" in model.model_fields_set else None
     loaded, tokenizer = methods.load(base, folder, model.dtype, None, model.attention, bits, quantize_embedding)
-    return loaded, with_template(tokenizer, template)
+    return loaded, with_template(tokenizer, template_for(target, recipe))
+
+
+def found(target: str, recipe: Recipe) -> tuple[str, Path | None]:
+    """Base and adapter of a target; the base that the recipe names, if it names one for an adapter."""
+    base_is_named = "path" in recipe.model.model_fields_set and methods.is_adapter(Path(target))
+    return methods.find(recipe.model.path, target) if base_is_named else methods.find(target)
+
+
+def reader_of(target: str, recipe: Recipe) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """The tokenizer of a target, with its template, and how many tokens it can take. No weights are read."""
+    base, folder = found(target, recipe)
+    config = models.load_config(models.locate(base))
+    limit = models.max_length(config)
+    if limit is not None and RunFolder.is_run(target):
+        limit -= registry.find("glmtune.methods", recipe.method.name)(recipe.method).places(config.model_type)
+    return with_template(methods.tokenizer_of(base, folder), template_for(target, recipe)), limit
 
 
 def template_for(target: str, recipe: Recipe) -> str | None:
@@ -137,12 +150,10 @@ def run(
     """
     recipe = recipe_of(target, overrides)
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
-    count = recipe.evaluation.num_examples
-    examples = examples_from(task, data) if data else examples_of(task, "held_out", count, recipe.seed)[:count]
     if output:
         check_output(output)
-    label = f"{data}, line" if data else "Held-out problem"
-    model, tokenizer = load(target, recipe, [example.prompt for example in examples], label)
+    examples = examples_from(task, data) if data else held_out_of(recipe, task, *reader_of(target, recipe))
+    model, tokenizer = load(target, recipe, [example.prompt for example in examples] if data else (), f"{data}, line")
     seed_everything(recipe.seed)
     evaluation = evaluate(model, tokenizer, task, examples, recipe.generation)
     report = {

@@ -17,12 +17,13 @@ import yaml
 from rich.console import Console
 
 from glmtune import methods, models, registry
-from glmtune.commands.evaluate import recipe_of
+from glmtune.commands.evaluate import found, reader_of, recipe_of
 from glmtune.config import Dtype, Recipe, differing
-from glmtune.data import examples_of
+from glmtune.data.mixture import examples_per_step
 from glmtune.export import gguf, merged, original
 from glmtune.export.card import write_card
 from glmtune.export.verification import Answers, ask, compare
+from glmtune.generation.asking import held_out_of
 from glmtune.generation.decoding import Prompt
 from glmtune.methods.ptuning_v2 import PTuningV2
 from glmtune.runtime import RunFolder, UserError, replacing, write_json
@@ -69,19 +70,29 @@ class Origin:
 
     @property
     def problems(self) -> list[Prompt]:
-        """Held-out problems of the task."""
-        count = self.recipe.evaluation.num_examples_during
-        return [example.prompt for example in examples_of(self.task, "held_out", count, self.recipe.seed)[:count]]
+        """Held-out problems of the task that the model can be asked."""
+        tokenizer, limit = reader_of(self.target, self.recipe)
+        evaluation = self.recipe.evaluation
+        few = evaluation.model_copy(update={"num_examples": evaluation.num_examples_during})
+        recipe = self.recipe.model_copy(update={"evaluation": few})
+        return [example.prompt for example in held_out_of(recipe, self.task, tokenizer, limit)]
 
     @property
     def data(self) -> str:
-        """What was learned from, in a sentence."""
+        """What was learned from, in a few sentences."""
         learned, held_out = self.task.records("train"), self.task.records("held_out")
+        own, training = self.recipe.data, self.recipe.training
+        mixed = sum(source.share for source in own.mixture)
         if learned is not None and held_out is not None:
-            return f"{len(learned):,} records were there to learn from, {len(held_out):,} were held out."
-        training = self.recipe.training
-        per_step = training.batch_size * training.gradient_accumulation_steps
-        return f"Examples are drawn without end; it saw {(training.steps or 0) * per_step:,} of them."
+            told = [f"{len(learned):,} records were there to learn from, {len(held_out):,} were held out."]
+        else:
+            seen = (training.steps or 0) * examples_per_step(training) * (1 - mixed)
+            told = [f"Examples are drawn without end; it saw about {seen:,.0f} of them."]
+        if own.too_long != "stop":
+            told.append(f"Records that are too long were {'left out' if own.too_long == 'drop' else 'cut'}.")
+        if mixed:
+            told.append(f"Of all that it saw, {mixed:.0%} are records of other files, {len(own.mixture)} of them.")
+        return " ".join(told)
 
 
 def run(
@@ -136,7 +147,7 @@ def run(
         del whole
         console.print("The same problems, from the exported files ...")
         verification = verify(folder, origin, working, before, problems, dtype)
-        describe(folder, place.name, origin, to, family, verification, problems[0])
+        describe(folder, place.name, origin, to, family, precision, verification, problems[0])
         if to == "gguf":
             gguf.write(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
             shutil.copy(folder / RECORD, place.with_name(f"{place.name}.json"))
@@ -153,8 +164,7 @@ def origin_of(target: str, overrides: list[str] | None) -> Origin:
         UserError: no such thing.
     """
     recipe = recipe_of(target, overrides)
-    base_is_named = "path" in recipe.model.model_fields_set and methods.is_adapter(Path(target))
-    base, adapter = methods.find(recipe.model.path, target) if base_is_named else methods.find(target)
+    base, adapter = found(target, recipe)
     return Origin(target, base, adapter, recipe, RunFolder.is_run(target))
 
 
@@ -274,7 +284,14 @@ def verify(
 
 
 def describe(
-    folder: Path, name: str, origin: Origin, to: Layout, family: str, verification: dict[str, Any], prompt: Prompt
+    folder: Path,
+    name: str,
+    origin: Origin,
+    to: Layout,
+    family: str,
+    precision: Precision,
+    verification: dict[str, Any],
+    prompt: Prompt,
 ) -> None:
     """Write down where an export comes from, and its model card."""
     base = Path(models.local(models.locate(origin.base), weights=True))
@@ -282,6 +299,7 @@ def describe(
     record = {
         "format": 1,
         "layout": to,
+        "precision": verification["dtype"] if precision == "auto" else precision,
         "base": name_of(origin.base),
         "base_fingerprint": models.fingerprint(base),
         "adapter_fingerprint": adapter_fingerprint(origin.adapter),
@@ -317,10 +335,16 @@ def short_recipe(recipe: Recipe) -> str:
     """What a recipe changes, as YAML, without the places of the run and of what it was made from."""
     values = differing(recipe)
     values.get("training", {}).pop("output_dir", None)
-    for group in values.values():
-        if isinstance(group, dict):
-            group |= {key: name_of(value) for key, value in group.items() if isinstance(value, str)}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(without_places(values), sort_keys=False, allow_unicode=True)
+
+
+def without_places(value: Any) -> Any:
+    """A value of a recipe in which files have their names alone."""
+    if isinstance(value, dict):
+        return {key: without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_places(inner) for inner in value]
+    return name_of(value) if isinstance(value, str) else value
 
 
 def adapter_fingerprint(folder: Path | None) -> str | None:
@@ -342,7 +366,12 @@ def upload(place: Path, repository: str) -> None:
         if place.is_dir():
             hub.upload_folder(repo_id=repository, folder_path=str(place))
         else:
-            hub.upload_file(repo_id=repository, path_or_fileobj=str(place), path_in_repo=place.name)
+            for file, name in (
+                (place, place.name),
+                (place.with_name(f"{place.name}.json"), RECORD),
+                (place.with_name(f"{place.name}.md"), CARD),
+            ):
+                hub.upload_file(repo_id=repository, path_or_fileobj=str(file), path_in_repo=name)
     except Exception as error:  # of the hub, of the network, of the disk
         raise UserError(
             f"--push-to-hub {repository}: the hub refuses: {error}. The export itself is in {place}; log in with "

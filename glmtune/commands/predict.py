@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +14,11 @@ from typing import Any, Literal, TextIO
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from glmtune.commands.evaluate import check_output, load, recipe_of
-from glmtune.config import DataSettings, Recipe
+from glmtune.commands.evaluate import check_output, load, reader_of, recipe_of
+from glmtune.config import Recipe
 from glmtune.data.encoding import plain_ids
 from glmtune.generation.decoding import Prompt, complete, encode_prompts
 from glmtune.methods import Model
-from glmtune.models import max_length
 from glmtune.records import Fault, Row, explain, read_questions
 from glmtune.runtime import UserError, read_json_lines, replacing, seed_everything
 
@@ -26,11 +26,12 @@ OnError = Literal["stop", "record"]
 # Batches that are sorted by length together. Records are written in order, a window at a time.
 BATCHES_PER_WINDOW = 4
 TABLES = (".csv", ".parquet")
+_HALF = re.compile("[\ud800-\udfff]")  # of a character
 PARTIAL = ".partial.jsonl"  # a table is written from it when all answers are there
 
 
-@dataclass
-class Question:
+@dataclass(frozen=True)
+class Entry:
     """A record of the input.
 
     Attributes:
@@ -40,12 +41,12 @@ class Question:
     """
 
     row: Row
-    prompt: Prompt = ""
-    fault: str | None = None
+    prompt: Prompt
+    fault: Fault | None = None
 
     def with_answer(self, completion: str | None) -> Row:
         """The record as the output has it."""
-        told = {"error": self.fault} if self.fault else {}
+        told = {"error": str(self.fault)} if self.fault else {}
         return {**self.row, "completion": completion, **told}
 
 
@@ -79,59 +80,63 @@ def run(
             of another input.
     """
     recipe = recipe_of(target, overrides)
-    questions = questions_of(input, recipe.data, on_error)
     destination = Path(output)
     check_destination(destination, input, overwrite or resume)
+    entries = entries_of(target, input, recipe)
+    faults = [entry.fault for entry in entries if entry.fault and (on_error == "stop" or entry.fault.line is None)]
+    if faults:
+        raise UserError(explain(faults, "Mend them, or answer the others with --on-error record."))
     is_table = destination.suffix.lower() in TABLES
     working = destination.with_name(destination.name + PARTIAL) if is_table else destination
     if resume and is_table and destination.exists() and not working.exists():
         raise UserError(f"--resume: {output} is whole already. To answer again, add --overwrite instead.")
-    done = finished(working, questions) if resume else 0
-    prompts = [question.prompt for question in questions] if on_error == "stop" else []
-    model, tokenizer = load(target, recipe, prompts, f"{input}, line")
-    if on_error == "record":
-        limit = max_length(model.config)
-        for question in questions:
-            question.fault = question.fault or unanswerable(tokenizer, question.prompt, limit, recipe)
+    done = finished(working, entries) if resume else 0
+    model, tokenizer = load(target, recipe)
     seed_everything(recipe.seed)
     try:
         with working.open("a" if resume else "w", encoding="utf-8") as file:
-            answer(model, tokenizer, questions, done, recipe, file)
+            answer(model, tokenizer, entries, done, recipe, file)
         if is_table:
             with replacing(destination) as temporary:
                 write_table([row for _, row in read_json_lines(working)], temporary, destination.suffix.lower())
             working.unlink()
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}. What is in it stays.") from error
-    return len(questions)
+    return len(entries)
 
 
-def questions_of(input: str, settings: DataSettings, on_error: OnError) -> list[Question]:
-    """The records of the input.
+def entries_of(target: str, input: str, recipe: Recipe) -> list[Entry]:
+    """The records of the input, with what is wrong with them: no question, or one that the model cannot take.
 
     Raises:
-        UserError: faulty ones, all told together; of `record`, those of whole files; or there are none.
+        UserError: no such file or model.
     """
-    questions: list[Question] = []
-    faults: list[Fault] = []
-    for entry in read_questions(input, settings.columns, settings.encoding):
-        if not isinstance(entry, Fault):
-            row, prompt = entry
-            questions.append(Question(json.loads(json.dumps(row, default=str)), prompt))
+    tokenizer, limit = reader_of(target, recipe)
+    entries = []
+    for found in read_questions(input, recipe.data.columns, recipe.data.encoding):
+        if isinstance(found, Fault):
+            row = found.record if isinstance(found.record, dict) else {"record": found.record}
+            entries.append(Entry(as_json(row), "", found))
             continue
-        if on_error == "stop" or entry.line is None:
-            faults.append(entry)
-        own = entry.record if isinstance(entry.record, dict) else {"record": entry.record}
-        questions.append(Question(json.loads(json.dumps(own, default=str)), fault=str(entry)))
-    if faults:
-        raise UserError(explain(faults, "Mend them, or answer the others with --on-error record."))
-    return questions
+        try:
+            encode_prompts(tokenizer, [found.prompt], limit, recipe.generation.max_new_tokens, "The prompt")
+            fault = None
+        except UserError as error:
+            fault = Fault(found.file, found.line, "prompt", str(error).replace("The prompt 1 ", "the prompt ", 1))
+        entries.append(Entry(as_json(found.row), found.prompt, fault))
+    return entries
+
+
+def as_json(row: Row) -> Row:
+    """A row as it comes back from the file that it is written to."""
+    again: Row = json.loads(json.dumps(row, default=str))
+    return again
 
 
 def answer(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
+    entries: Sequence[Entry],
     done: int,
     recipe: Recipe,
     file: TextIO,
@@ -139,16 +144,16 @@ def answer(
     """Append the records from number `done` on, as their answers come, with how fast they do and how long it takes."""
     window = recipe.generation.batch_size * BATCHES_PER_WINDOW
     tokens, start = 0, time.perf_counter()
-    with tqdm(total=len(questions), initial=done, desc="answering", unit="record") as bar:
-        for first in range(done, len(questions), window):
-            numbers = range(first, min(first + window, len(questions)))
+    with tqdm(total=len(entries), initial=done, desc="answering", unit="record") as bar:
+        for first in range(done, len(entries), window):
+            numbers = range(first, min(first + window, len(entries)))
             # Answered, or never to be, but not all before it.
-            waiting = {number: questions[number].with_answer(None) for number in numbers if questions[number].fault}
-            asked = [number for number in numbers if not questions[number].fault]
+            waiting = {number: entries[number].with_answer(None) for number in numbers if entries[number].fault}
+            asked = [number for number in numbers if not entries[number].fault]
             following = write_ready(file, waiting, first)
-            prompts = [questions[number].prompt for number in asked]
+            prompts = [entries[number].prompt for number in asked]
             for index, text in complete(model, tokenizer, prompts, recipe.generation):
-                waiting[asked[index]] = questions[asked[index]].with_answer(text)
+                waiting[asked[index]] = entries[asked[index]].with_answer(text)
                 tokens += len(plain_ids(tokenizer, text))
                 following = write_ready(file, waiting, following)
                 bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
@@ -159,36 +164,48 @@ def answer(
 def write_ready(file: TextIO, waiting: dict[int, Row], following: int) -> int:
     """Write the records that are next in order; the number of the first that is yet to come."""
     while following in waiting:
-        file.write(json.dumps(waiting.pop(following), ensure_ascii=False) + "\n")
+        file.write(as_line(waiting.pop(following)) + "\n")
         following += 1
     file.flush()
     return following
 
 
+def as_line(row: Row) -> str:
+    """A record as JSON; halves of characters, which are no text, are escaped."""
+    text = json.dumps(row, ensure_ascii=False)
+    return text if text.isascii() or _HALF.search(text) is None else json.dumps(row)
+
+
 def write_table(rows: Sequence[Row], file: Path, suffix: str) -> None:
     """Records as CSV or Parquet. Columns are all fields in the order in which they come; in CSV, lists are JSON.
+
+    In Parquet, values are JSON where they are of several kinds, or of one that it has no form for.
 
     Raises:
         UserError: the library for Parquet is missing.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row.get(name) for row in rows] for name in names}
     if suffix == ".parquet":
         pyarrow, parquet = arrow()
-        parquet.write_table(pyarrow.table({name: column(pyarrow, rows, name) for name in names}), file)
+        parquet.write_table(pyarrow.table({name: column(values) for name, values in columns.items()}), file)
         return
-    with file.open("w", encoding="utf-8", newline="") as stream:
+    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(names)
-        writer.writerows([as_cell(row.get(name)) for name in names] for row in rows)
+        writer.writerows(zip(*(map(as_cell, values) for values in columns.values()), strict=True))
 
 
-def column(pyarrow: Any, rows: Sequence[Row], name: str) -> Any:
-    """One column of a Parquet file; as JSON where its values are of several kinds."""
-    values = [row.get(name) for row in rows]
+def column(values: Sequence[Any]) -> Any:
+    """One column of a Parquet file."""
+    pyarrow, parquet = arrow()
     try:
-        return pyarrow.array(values)
-    except (pyarrow.ArrowException, OverflowError):
-        return pyarrow.array([None if value is None else as_cell(value) for value in values])
+        found = pyarrow.array(values)
+        parquet.write_table(pyarrow.table({"": found}), pyarrow.BufferOutputStream())
+        return found
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):
+        cells = [None if value is None else as_cell(value) for value in values]
+        return pyarrow.array([cell and cell.encode("utf-8", "backslashreplace").decode() for cell in cells])
 
 
 def as_cell(value: Any) -> str:
@@ -232,7 +249,7 @@ def check_destination(destination: Path, input: str, may_exist: bool) -> None:
             )
 
 
-def finished(working: Path, questions: Sequence[Question]) -> int:
+def finished(working: Path, entries: Sequence[Entry]) -> int:
     """How many records an output holds; a last line that was cut off is taken away.
 
     Raises:
@@ -247,22 +264,13 @@ def finished(working: Path, questions: Sequence[Question]) -> int:
             file.truncate(len(whole))
     count = 0
     added = {"completion": None, "error": None}
-    for (number, written), question in zip(read_json_lines(working), questions, strict=False):
-        if {**question.row, **added} != {**written, **added}:
+    for (number, written), entry in zip(read_json_lines(working), entries, strict=False):
+        if {**entry.row, **added} != {**written, **added}:
             raise UserError(
                 f"--resume: line {number} of {working} is not that of the input. Was it made of another file? "
                 "Choose another name."
             )
         count = number
-    if len(whole.splitlines()) > len(questions):
+    if len(whole.splitlines()) > len(entries):
         raise UserError(f"--resume: {working} has more records than the input. Choose another name.")
     return count
-
-
-def unanswerable(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, limit: int | None, recipe: Recipe) -> str | None:
-    """Why the model cannot take a prompt; None if it can."""
-    try:
-        encode_prompts(tokenizer, [prompt], limit, recipe.generation.max_new_tokens)
-    except UserError as error:
-        return str(error)
-    return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,15 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune import models, registry
 from glmtune.commands.estimate import architecture_of, at_hand, estimate, readable
-from glmtune.config import ENDLESS_STEPS, Recipe, load_recipe, to_yaml
-from glmtune.data import EncodedDataset, EncodedDraws, examples_of
-from glmtune.data.encoding import IGNORED, Encoder, check_template, encode_prompt, plain_ids
+from glmtune.config import Recipe, load_recipe, to_yaml
+from glmtune.data import EncodedDataset, EncodedDraws
+from glmtune.data.encoding import IGNORED, Encoder, check_template
 from glmtune.data.mixture import Mixture, training_set
 from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.evaluation.forgetting import Probe, compare_probes, probe, read_general
 from glmtune.evaluation.metrics import wilson_interval
-from glmtune.generation.decoding import encode_prompts
+from glmtune.generation.asking import held_out_of
 from glmtune.methods import Method, Model
 from glmtune.models.quantization import count_parameters
 from glmtune.models.templates import adopt
@@ -113,10 +112,6 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     """
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
-    count = recipe.evaluation.num_examples
-    found = examples_of(task, "held_out", count, recipe.seed)
-    if recipe.data.too_long == "stop":  # then it is enough to look at those that are asked
-        found = found[:count]
     general = read_general(recipe.evaluation.general_file) if recipe.evaluation.forgetting else []
 
     location = models.locate(recipe.model.path)
@@ -130,19 +125,15 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     limit = models.max_length(config)
     if limit is not None:
         limit -= method.places(config.model_type)
-    steps = recipe.training.steps = count_steps(recipe, task)
-    size = steps * recipe.training.batch_size * recipe.training.gradient_accumulation_steps
-    held_out = askable(recipe, tokenizer, limit, found)
-    if len(held_out) < len(found):
-        console.print(f"Of {len(found):,} held-out examples, too long to be asked: {len(found) - len(held_out):,}.")
-    held_out = held_out[:count]
+    held_out = held_out_of(recipe, task, tokenizer, limit)
+    asked_during = held_out_of(recipe, task, tokenizer, limit, during=True)
     check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
     method.check_storage(recipe.model, models.stored_bits(config))
     models.check_bits(recipe.model, config)
     encoder = Encoder(tokenizer, recipe.data.max_length or limit, recipe.data.learn_start)
-    judged = [*(task.records("held_out") or held_out), *general]
-    dataset = training_set(recipe, task, encoder, size, judged)
-    for remark in [*dataset.remarks, *too_few(held_out)]:
+    dataset, recipe.training.steps = training_set(recipe, task, encoder, general)
+    steps = recipe.training.steps
+    for remark in [*dataset.remarks, *too_few(held_out), *no_start(encoder)]:
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
     announce_memory(console, recipe, *longest_of(dataset))
     seed_everything(recipe.seed)
@@ -161,7 +152,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
         temporary.write_text(to_yaml(recipe), encoding="utf-8")
     announce(console, recipe, model, folder, steps)
 
-    judge, groups = make_judge(recipe, task, tokenizer, limit), method.parameter_groups(model)
+    judge, groups = make_judge(recipe, task, tokenizer, asked_during), method.parameter_groups(model)
     try:
         fit(model, tokenizer, dataset, recipe, steps, judge, folder.log, folder.checkpoints, True, groups)
         model = method.finish(model)
@@ -181,38 +172,6 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
         raise KeyboardInterrupt(f"Go on with: glmtune train --resume {folder.path}") from None
 
 
-def askable(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, limit: int | None, examples: Sequence[Example]
-) -> Sequence[Example]:
-    """The examples that the model can be asked, with room for their answers: all, or by `data.too_long`.
-
-    Raises:
-        UserError: says which one is too long, and how long it is; or none is left.
-    """
-    room = recipe.generation.max_new_tokens
-    if recipe.data.too_long == "stop":
-        longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
-        if longest > room:
-            raise UserError(
-                f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} "
-                f"tokens. Set generation.max_new_tokens={longest} or more, or data.too_long=drop."
-            )
-        encode_prompts(tokenizer, [example.prompt for example in examples], limit, room, "Held-out problem")
-        return examples
-    kept = [
-        example
-        for example in examples
-        if len(plain_ids(tokenizer, example.target)) < room
-        and (limit is None or len(encode_prompt(tokenizer, example.prompt)) + room <= limit)
-    ]
-    if not kept:
-        raise UserError(
-            f"No held-out example can be asked: with generation.max_new_tokens={room} all {len(examples)} are too long "
-            f"for the {limit} tokens that the model takes. Set generation.max_new_tokens to what answers need."
-        )
-    return kept
-
-
 def too_few(held_out: Sequence[Example]) -> Iterator[str]:
     """What is said where so few examples are held out that a score of them says little."""
     if len(held_out) < FEW_HELD_OUT:
@@ -221,6 +180,13 @@ def too_few(held_out: Sequence[Example]) -> Iterator[str]:
             f"Only {len(held_out)} examples are held out: half of them right would mean anything from {low:.0%} to "
             f"{high:.0%}. Hold out more (task.held_out=0.2), or add records."
         )
+
+
+def no_start(encoder: Encoder) -> Iterator[str]:
+    """What is said where `data.learn_start` changes nothing."""
+    example = Example("1+1=", "2")
+    if encoder.learn_start and encoder(example) == replace(encoder, learn_start=False)(example):
+        yield "data.learn_start=true changes nothing: in this template, no control token stands right before an answer."
 
 
 def longest_of(dataset: EncodedDataset) -> tuple[int, int]:
@@ -253,32 +219,13 @@ def resumed_recipe(resume: str, recipe_path: str | None, overrides: list[str] | 
     return load_recipe(RunFolder(resume).recipe)
 
 
-def count_steps(recipe: Recipe, task: Task) -> int:
-    """Optimiser steps: as set, or as many as the epochs over the task's records take."""
-    if recipe.training.steps is not None:
-        return recipe.training.steps
-    records = task.records("train")
-    if records is None:
-        return ENDLESS_STEPS
-    per_step = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
-    own_share = 1 - sum(source.share for source in recipe.data.mixture)
-    return max(1, math.ceil(recipe.training.epochs * len(records) / own_share / per_step))
-
-
 def run_name(recipe: Recipe) -> str:
     """`arithmetic-lora`: the name of a run that the user did not name."""
     return f"{Path(recipe.task.name).stem}-{Path(recipe.method.name).stem}"
 
 
-def make_judge(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Judge:
-    """Scores a model by greedy decoding on the held-out examples that are asked during training.
-
-    They are others than those asked before and after, unless a task has too few records for both.
-    """
-    count = recipe.evaluation.num_examples_during
-    examples = examples_of(task, "held_out", count, recipe.seed + 1)
-    examples = examples[-count:] if recipe.data.too_long == "stop" else examples
-    asked = askable(recipe, tokenizer, limit, examples)[-count:]
+def make_judge(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Example]) -> Judge:
+    """Scores a model by greedy decoding on the examples that are asked during training."""
     greedy = recipe.generation.model_copy(update={"do_sample": False})
 
     def judge(model: Model) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from functools import lru_cache
 
 from torch.utils.data import Dataset, Sampler
 
-from glmtune.config import DataSettings
 from glmtune.data.encoding import Encoder, Encoding
 from glmtune.runtime import UserError
 from glmtune.tasks import Example, Split, Task
@@ -63,8 +62,8 @@ class EncodedDataset(Dataset[Encoding]):
 class EncodedDraws(EncodedDataset):
     """Examples that are encoded when they are asked for."""
 
-    def __init__(self, examples: Sequence[Example], encoder: Encoder, too_long: str = DataSettings().too_long):
-        self.examples, self.encoder, self.too_long = examples, encoder, too_long
+    def __init__(self, examples: Sequence[Example], encoder: Encoder):
+        self.examples, self.encoder = examples, encoder
         self.encode = lru_cache(maxsize=20_000)(self._encode)  # the sampler asks for lengths just before the loader
 
     def __len__(self) -> int:
@@ -76,16 +75,12 @@ class EncodedDraws(EncodedDataset):
     def _encode(self, index: int) -> Encoding:
         example = self.examples[index]
         encoding = self.encoder(example, index)
-        if self.encoder.fits(encoding):
-            return encoding
-        shortened = self.encoder.cut(example, index) if self.too_long == "cut" else None
-        if shortened is None:
+        if not self.encoder.fits(encoding):
             raise UserError(
-                f"An example has {len(encoding['input_ids'])} tokens, more than data.max_length or the model's "
-                f"{self.encoder.max_length}: {str(example.prompt)[:60]!r}... Raise data.max_length if the model can "
-                "take more, let the task draw shorter ones, or cut them with data.too_long=cut."
+                f"An example {self.encoder.too_long(encoding)}: {str(example.prompt)[:60]!r}... Let the task draw "
+                "shorter ones, or raise data.max_length if the model can take more."
             )
-        return shortened
+        return encoding
 
 
 class LengthGroupedSampler(Sampler[int]):

@@ -83,7 +83,6 @@ def encode_example(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | Sequence[Message],
     target: str,
-    max_length: int | None = None,
     record: int = -1,
     every_turn: bool = False,
     learn_start: bool = False,
@@ -98,9 +97,6 @@ def encode_example(
         record: index of the example in its data set.
         every_turn: the assistant's turns in the prompt are learned, too, as far as the template marks them.
         learn_start: the control token right before an answer is learned, too.
-
-    Raises:
-        UserError: the example is longer than `max_length` tokens.
     """
     messages = as_messages(prompt)
     if tokenizer.chat_template is None:
@@ -115,11 +111,6 @@ def encode_example(
         pieces = with_starts(pieces) if learn_start else pieces
         ids, learned = encode_pieces(tokenizer, pieces, texts)
         labels = [token if is_learned else IGNORED for token, is_learned in zip(ids, learned, strict=True)]
-    if max_length is not None and len(ids) > max_length:
-        raise UserError(
-            f"An example has {len(ids)} tokens, more than data.max_length or the model's {max_length}: "
-            f"{str(prompt)[:60]!r}... Shorten it, or raise data.max_length if the model can take more."
-        )
     return {"input_ids": ids, "labels": labels, "record": record}
 
 
@@ -140,18 +131,24 @@ class Encoder:
     def __call__(self, example: Example, record: int = -1) -> Encoding:
         """The whole of an example, however long it is."""
         return encode_example(
-            self.tokenizer, example.prompt, example.target, None, record, example.every_turn, self.learn_start
+            self.tokenizer, example.prompt, example.target, record, example.every_turn, self.learn_start
         )
 
     def fits(self, encoding: Encoding) -> bool:
         """Whether it has at most `max_length` tokens."""
         return self.max_length is None or len(encoding["input_ids"]) <= self.max_length
 
-    def cut(self, example: Example, record: int = -1) -> Encoding | None:
-        """An example that is made to fit; None if its answer alone is too long.
+    def too_long(self, encoding: Encoding) -> str:
+        """What is said of an encoding that does not fit."""
+        return (
+            f"has {len(encoding['input_ids']):,} tokens, more than data.max_length or the model's {self.max_length:,}"
+        )
 
-        The oldest rounds go first, then the beginning of what the first question says. The answer stays whole, and so
-        does what the template says.
+    def cut(self, example: Example, record: int = -1) -> Encoding | None:
+        """An example that is made to fit; None if it does not even with a single character of its question.
+
+        The oldest rounds go first, then the beginning of what the first question says, of an Alpaca one of its input.
+        The answer stays whole, and so does what the template says.
         """
         messages = as_messages(example.prompt)
         system = [message for message in messages[:1] if message["role"] == "system"]
@@ -165,10 +162,12 @@ class Encoder:
             if self.fits(encoding := encoded(turns[place:])):
                 return encoding
         first, *others = turns[questions[-1] :] if questions else turns
-        text = str(first["content"])
+        instruction = f"{first['instruction']}\n" if first.get("input") else ""
+        text = str(first["input"] if instruction else first["content"])
 
         def from_character(place: int) -> Encoding:
-            return encoded([{"role": first["role"], "content": text[place:]}, *others])
+            parts = {"instruction": instruction[:-1], "input": text[place:]} if instruction else {}
+            return encoded([{"role": first["role"], "content": instruction + text[place:], **parts}, *others])
 
         low, high = 0, len(text)  # too long from `low` on; from `high` on it fits, if it does at all
         if not text or not self.fits(shortest := from_character(high - 1)):
@@ -493,7 +492,10 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     remedy = "Mend chat_template.jinja, or choose another data.template."
     try:
         asked, other = (encode_prompt(tokenizer, prompt) for prompt in ("1+1=", "2*3="))
-        learned = [label for label in encode_example(tokenizer, "1+1=", "7")["labels"] if label != IGNORED]
+        learned, learned_other = (
+            [label for label in encode_example(tokenizer, "1+1=", answer)["labels"] if label != IGNORED]
+            for answer in ("7", "9")
+        )
     except TemplateError as error:
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         raise UserError(f"The chat template has no form for a question and its answer: {reason}. {remedy}") from None
@@ -504,7 +506,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if missing:
         controls = "".join(after)
         raise UserError(f"The chat template leaves out {controls}, which must stand before an answer. {remedy}")
-    if not learned or learned[-1] not in stop_ids(tokenizer) or not set(plain_ids(tokenizer, "7")) & set(learned):
+    if learned == learned_other or learned[-1] not in stop_ids(tokenizer):
         tokens = tokenizer.convert_ids_to_tokens(learned)
         raise UserError(f"By the chat template, of the answer '7' is learned {tokens}: no answer and its end. {remedy}")
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from glmtune.config import DataSettings, Recipe
-from glmtune.data import DrawnExamples, EncodedDataset, EncodedDraws, examples_of
+from glmtune.config import ENDLESS_STEPS, DataSettings, Recipe, TrainingSettings
+from glmtune.data import DrawnExamples, EncodedDataset, EncodedDraws
 from glmtune.data.encoding import Encoder, Encoding
 from glmtune.data.table import encode_records
+from glmtune.records.cleaning import normal_text
+from glmtune.runtime import UserError
 from glmtune.tasks import Example, Task
 from glmtune.tasks.instructions import read_examples, without
 
@@ -19,8 +22,7 @@ FOREIGN = -1  # the number of a record that is not the task's own
 class Mixture(EncodedDataset):
     """Examples of several sources in fixed shares, for all steps of a training.
 
-    Each source is gone through again and again, in another order each time, so that of two of its examples none is seen
-    twice more often than the other.
+    Of two examples of one source, none is seen twice more often than the other.
 
     Args:
         sources: the task's own first.
@@ -30,7 +32,7 @@ class Mixture(EncodedDataset):
     """
 
     def __init__(self, sources: Sequence[EncodedDataset], shares: Sequence[float], size: int, seed: int):
-        counts = [round(size * share) for share in shares]
+        counts = [int(size * share) for share in shares]
         self.sources = sources
         self.remarks = [remark for source in sources for remark in source.remarks]
         self.places = [
@@ -61,34 +63,68 @@ def passes(count: int, seed: str) -> Iterator[int]:
         number += 1
 
 
-def training_set(recipe: Recipe, task: Task, encoder: Encoder, size: int, judged: Sequence[Example]) -> EncodedDataset:
-    """What a recipe says is learned. Records are encoded now.
+def training_set(
+    recipe: Recipe, task: Task, encoder: Encoder, general: Sequence[Example] = ()
+) -> tuple[EncodedDataset, int]:
+    """What a recipe says is learned, and in how many steps. Records are encoded now.
 
     Args:
-        recipe: `data`, `seed`.
-        task: whose examples these are.
+        recipe: `data`, `training`, `seed`.
+        task: whose examples these are; what it holds out is not learned from a mixture.
         encoder: how they are encoded.
-        size: examples in all, where they are drawn or mixed.
-        judged: what the model will be asked; none of that is learned from a mixture.
+        general: questions by which forgetting is measured; these are not learned either.
 
     Raises:
         UserError: a file that cannot be read, or examples that are too long.
     """
-    settings, mixture = recipe.data, recipe.data.mixture
-    shares = [source.share for source in mixture]
-    own_size = size - sum(round(size * share) for share in shares)
-    own = encoded(examples_of(task, "train", own_size, recipe.seed), encoder, settings, "The examples")
-    if not mixture:
-        return own
+    settings, training = recipe.data, recipe.training
+    shares = [source.share for source in settings.mixture]
+    records = task.records("train")
+    if records is None:
+        steps = training.steps or ENDLESS_STEPS
+        size = steps * examples_per_step(training)
+        drawn = DrawnExamples(task, size - sum(int(size * share) for share in shares), recipe.seed)
+        own = encoded(drawn, encoder, settings, "The examples")
+    else:
+        own = encoded(records, encoder, settings, "The examples")
+        steps = training.steps or count_steps(recipe, len(own))
+    if not settings.mixture:
+        return own, steps
+    probed = {normal_text(example.prompt) for example in general}
     others = []
-    for source in mixture:
-        how = settings.model_copy(update={"columns": source.columns})
-        others.append(encoded(without(read_examples(source.file, how), judged), encoder, settings, source.file))
-    return Mixture([own, *others], shares, size, recipe.seed)
+    for source in settings.mixture:
+        how = settings.model_copy(update={"columns": source.columns, "encoding": source.encoding})
+        found = without(
+            read_examples(source.file, how), lambda prompt: task.holds_out(prompt) or normal_text(prompt) in probed
+        )
+        if not found:
+            raise UserError(f"data.mixture: {source.file}: all that it has is asked, too; nothing is left to learn.")
+        others.append(encoded(found, encoder, settings, source.file))
+    return Mixture([own, *others], shares, steps * examples_per_step(training), recipe.seed), steps
+
+
+def examples_per_step(training: TrainingSettings) -> int:
+    """Examples of one update of the weights."""
+    return training.batch_size * training.gradient_accumulation_steps
+
+
+def count_steps(recipe: Recipe, records: int) -> int:
+    """Optimiser steps that the epochs over some records take, the examples of other sources between them included."""
+    own_share = 1 - sum(source.share for source in recipe.data.mixture)
+    return max(1, math.ceil(recipe.training.epochs * records / own_share / examples_per_step(recipe.training)))
 
 
 def encoded(examples: Sequence[Example], encoder: Encoder, settings: DataSettings, name: str) -> EncodedDataset:
-    """Records as a table; what a task draws without end when it is asked for."""
-    if isinstance(examples, DrawnExamples):
-        return EncodedDraws(examples, encoder, settings.too_long)
-    return encode_records(examples, encoder, settings, name)
+    """Records as a table; what a task draws without end when it is asked for.
+
+    Raises:
+        UserError: records are too long; or a rule for these is set where there are none.
+    """
+    if not isinstance(examples, DrawnExamples):
+        return encode_records(examples, encoder, settings, name)
+    if settings.too_long != "stop":
+        raise UserError(
+            f"data.too_long={settings.too_long}: is for records, and this task draws its examples. Let it draw shorter "
+            "ones, e.g. with task.maximum."
+        )
+    return EncodedDraws(examples, encoder)

@@ -7,8 +7,10 @@ import importlib.util
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +95,7 @@ class EncodedTable(EncodedDataset):
         return self.size
 
     def __getitem__(self, index: int) -> Encoding:
+        index = range(self.size)[index]
         part, row = self.parts[index // ROWS], index % ROWS
         start, end = part.bounds[row : row + 2].tolist()
         return {
@@ -118,7 +121,8 @@ class EncodedTable(EncodedDataset):
 def encode_records(examples: Sequence[Example], encoder: Encoder, settings: DataSettings, name: str) -> EncodedTable:
     """All records of a data set, encoded now, or taken from the cache.
 
-    Processes that ask for the same records at once wait for the first of them.
+    Processes that ask for the same records at once wait for the first of them. Whatever is wrong with the cache, the
+    records are encoded all the same.
 
     Args:
         examples: the records.
@@ -135,22 +139,41 @@ def encode_records(examples: Sequence[Example], encoder: Encoder, settings: Data
             "every answer, each as an example of its own; data.turns=last says that this is meant.",
             stacklevel=2,
         )
-    parts = rows_of(examples, encoder, settings, name)
+    fresh = partial(rows_of, examples, encoder, settings, name)
+    parts: list[Rows] | None = None
     if settings.cache and len(examples) >= ROWS and importlib.util.find_spec("pyarrow"):
-        folder = Path(constants.HF_HOME, "glmtune")
-        file = folder / f"{key_of(examples, encoder, settings)}.arrow"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        parts = kept(Path(constants.HF_HOME, "glmtune", f"{key_of(examples, encoder, settings)}.arrow"), fresh)
+    table = EncodedTable(list(fresh()) if parts is None else parts, len(examples), encoder.max_length)
+    if not len(table):
+        raise UserError(f"{name}: none of {len(examples):,} records has at most {encoder.max_length} tokens.")
+    return table
+
+
+def kept(file: Path, fresh: Callable[[], Iterator[Rows]]) -> list[Rows] | None:
+    """The rows of a file of the cache, which is written if it is not there; None, with a warning, if it cannot be used.
+
+    Raises:
+        UserError: records are too long.
+    """
+    import pyarrow
+
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(file.with_suffix(".lock")):
                 if not file.exists():
-                    write(parts, file)
-            parts = read(file)
-        except OSError as error:
-            warnings.warn(f"{folder}: tokens are not kept for the next run: {error}", stacklevel=2)
-    table = EncodedTable(list(parts), len(examples), encoder.max_length)
-    if not len(table):
-        raise UserError(f"{name}: no record has at most {encoder.max_length} tokens. Try data.too_long=cut.")
-    return table
+                    write(fresh(), file)
+        return list(read(file))
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):  # of the records
+            raise
+        reason: Exception = error
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = error
+        with suppress(OSError):
+            file.unlink(missing_ok=True)  # damaged
+    warnings.warn(f"{file}: tokens are not kept for the next run: {reason}", stacklevel=3)
+    return None
 
 
 def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSettings, name: str) -> Iterator[Rows]:
@@ -166,10 +189,10 @@ def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSetting
         encoding: Encoding | None = encoder(example, index)
         fits = encoding is not None and encoder.fits(encoding)
         if encoding is not None and not fits:
-            long = len(encoding["input_ids"])
+            told = encoder.too_long(encoding)
             encoding = encoder.cut(example, index) if settings.too_long == "cut" else None
             if encoding is None and settings.too_long != "drop":
-                refused.append(f"record {index + 1} has {long:,} tokens: {str(example.prompt)[:60]!r}")
+                refused.append(f"number {index + 1} {told}: {str(example.prompt)[:60]!r}")
         if encoding is None or refused:
             continue
         encodings.append(encoding)
@@ -178,20 +201,20 @@ def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSetting
             yield Rows.of(encodings, cut)
             encodings, cut = [], []
     if refused:
-        raise UserError(too_long(refused, encoder, settings, name))
+        raise UserError(all_too_long(refused, settings, f"{name}: {len(refused):,} of {len(examples):,} records"))
     if encodings:
         yield Rows.of(encodings, cut)
 
 
-def too_long(refused: Sequence[str], encoder: Encoder, settings: DataSettings, name: str) -> str:
+def all_too_long(refused: Sequence[str], settings: DataSettings, which: str) -> str:
     """What is said of records that are too long."""
-    which = f"more than data.max_length or the model's {encoder.max_length}"
-    if settings.too_long == "cut":
-        which += ", with their answers alone"
-    lines = [f"{name}: {len(refused):,} records have too many tokens, {which}:", *(f"  {r}" for r in refused[:SHOWN])]
+    cut = settings.too_long == "cut"
+    lines = [f"{which} are too long{', and stay so when their prompts are cut' if cut else ''}:"]
+    lines += [f"  {told}" for told in refused[:SHOWN]]
     if len(refused) > SHOWN:
         lines.append(f"  ... and {len(refused) - SHOWN:,} more")
-    lines.append("Leave them out with data.too_long=drop, or cut their prompts with data.too_long=cut.")
+    also = "" if cut else ", or cut their prompts with data.too_long=cut"
+    lines.append(f"Leave them out with data.too_long=drop{also}.")
     return "\n".join(lines)
 
 
@@ -206,7 +229,7 @@ def key_of(examples: Sequence[Example], encoder: Encoder, settings: DataSettings
     digest.update(json.dumps([versions, encoder.max_length, encoder.learn_start, settings.too_long]).encode())
     for example in examples:
         record = [example.prompt, example.target, example.every_turn]
-        digest.update(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        digest.update(json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

@@ -11,15 +11,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.answers import numeric
-from glmtune.config import GenerationSettings
+from glmtune.config import DataSettings, GenerationSettings
 from glmtune.data.collation import Collator
-from glmtune.data.encoding import IGNORED, encode_example, plain_ids
+from glmtune.data.encoding import IGNORED, Encoder, plain_ids
 from glmtune.evaluation.intervals import Difference, paired_difference
 from glmtune.evaluation.metrics import wilson_interval
 from glmtune.generation.decoding import complete
 from glmtune.methods import Model
 from glmtune.models import max_length
-from glmtune.runtime import read_json_lines
+from glmtune.runtime import UserError, read_json_lines
 from glmtune.tasks import Example
 from glmtune.tasks.instructions import read_examples
 
@@ -94,7 +94,7 @@ def read_general(file: str | None = None) -> list[Example]:
         UserError: no such file, or a faulty record, with file and line number.
     """
     if file is not None:
-        return read_examples(file)
+        return read_examples(file, DataSettings(turns="last"))
     return [
         Example(record["prompt"], record["target"], {"group": record["group"], "language": record["language"]})
         for _, record in read_json_lines(GENERAL)
@@ -128,8 +128,11 @@ def probe(
 @torch.inference_mode()
 def likelihood(model: Model, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> tuple[float, int]:
     """Mean log-likelihood in nats of the targets' tokens, and how many these are."""
-    limit = max_length(model.config)
-    encodings = [encode_example(tokenizer, example.prompt, example.target, limit) for example in examples]
+    encoder = Encoder(tokenizer, max_length(model.config))
+    encodings = [encoder(example) for example in examples]
+    for number, encoding in enumerate(encodings, start=1):
+        if not encoder.fits(encoding):
+            raise UserError(f"evaluation.general_file: question {number} {encoder.too_long(encoding)}. Shorten it.")
     encodings.sort(key=lambda encoding: len(encoding["input_ids"]))
     collate = Collator(tokenizer.pad_token_id)
     total, tokens = 0.0, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-DATA = "The recipe says which examples. Held-out examples were kept out of training by a hash of the problem."
+DATA = "The recipe says which examples. What it is judged by was kept out of training."
 LIMITS = {
     "arithmetic": "It was trained on one kind of problem and says little of use about others. Numbers longer than "
     "those it was trained on, or operators that it did not see, get wrong answers that look like right ones.",
@@ -86,6 +86,8 @@ def write_card(
     )
     if layout == "gguf":
         verified += " These became the GGUF file, which was read back and compared with them, number by number."
+        if record["precision"] == "q8_0":
+            verified += " Its numbers are rounded to q8_0: compare its answers with these before you rely on them."
     parts = [f"{metadata(record['base'], layout)}\n\n# {title}", origin(record), f"## Use\n\n{use}"]
     if report is not None:
         parts.append(f"## Scores\n\n{scores(report)}")

@@ -6,7 +6,6 @@ from this package while they are themselves being imported (`glmtune.autoclasses
 
 from __future__ import annotations
 
-import pickle
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from glmtune.models.checkpoint import (
     WEIGHT_PATTERNS,
     check_checkpoint,
     check_files,
+    check_weight_file,
     fingerprint,
     lazy_weights,
     local_folder,
@@ -122,9 +122,9 @@ def reading(what: str, path: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = textwrap.shorten(str(error).partition("\n\n")[0], 300, placeholder=" ...") or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to run whatever code the file holds
-            reason = "a file is damaged, or holds more than weights. Copy or download it again, best as safetensors."
         if Path(path).is_dir():
+            for file in weight_files(Path(path)):
+                check_weight_file(file)  # which one it is, and what is wrong with it
             raise UserError(f"{path}: its {what} cannot be read: {reason}") from error
         raise UserError(
             f"model.path: there is no folder {path} here, and the hub gives no {what} of that name: {reason}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import re
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -35,10 +38,7 @@ def check_files(folder: Path) -> None:
         UserError: a Git-LFS pointer, a truncated safetensors file, or a missing shard.
     """
     for file in sorted(file for file in folder.iterdir() if file.is_file()):
-        with file.open("rb") as stream:
-            head = stream.read(len(LFS_MARK))
-        if head == LFS_MARK:
-            raise UserError(f"{file} is a Git-LFS pointer, not the file itself. Fetch it: cd {folder} && git lfs pull")
+        check_pointer(file)
         if file.suffix == ".safetensors":
             check_safetensors(file)
     files = {file.suffix for file in weight_files(folder)}  # an index of others, left over, does not matter
@@ -70,6 +70,49 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{file} is damaged: not a JSON object. Copy or download it again.")
     return value
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether Git LFS has left a pointer in a file's place."""
+    with file.open("rb") as stream:
+        return stream.read(len(LFS_MARK)) == LFS_MARK
+
+
+def check_pointer(file: Path) -> None:
+    """Whether a file is itself.
+
+    Raises:
+        UserError: it is a Git-LFS pointer.
+    """
+    if is_pointer(file):
+        place = shlex.quote(str(file.parent))
+        raise UserError(f"{file} is a Git-LFS pointer, not the file itself. Fetch it: cd {place} && git lfs pull")
+
+
+def check_weight_file(file: Path) -> None:
+    """Whether a file of weights is whole, and holds nothing else. The weights stay in the file.
+
+    Raises:
+        UserError: a pointer, damaged, truncated, or pickled with code, which is read, never run.
+    """
+    check_pointer(file)
+    if file.suffix == ".safetensors":
+        check_safetensors(file)
+        return
+    import torch
+
+    try:
+        torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{file} carries code besides weights ({code[1]}), and is refused. Do not load it anywhere. Take the "
+                "weights as safetensors, from a source that you trust."
+            ) from None
+        raise UserError(f"{file} is no file of weights, or damaged. Copy or download it again.") from None
+    except Exception as error:  # torch documents no classes of errors
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{file} is truncated or damaged: {reason}. Copy or download it again.") from None
 
 
 def check_safetensors(file: Path) -> None:

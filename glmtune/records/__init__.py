@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from glmtune.records.files import SKIPPED, Fault, Line, rows
 from glmtune.records.formats import (
@@ -30,7 +30,19 @@ from glmtune.records.formats import (
 )
 from glmtune.runtime import UserError, replacing
 
-__all__ = ["Fault", "Message", "Prompt", "Record", "Row", "Turns", "explain", "read", "read_all", "read_questions"]
+__all__ = [
+    "Fault",
+    "Message",
+    "Prompt",
+    "Question",
+    "Record",
+    "Row",
+    "Turns",
+    "explain",
+    "read",
+    "read_all",
+    "read_questions",
+]
 
 OnError = Literal["stop", "skip"]
 Turns = Literal["last", "each"]
@@ -99,9 +111,18 @@ def read_all(
     return records
 
 
+class Question(NamedTuple):
+    """A row of a file, what it asks, and where it stands."""
+
+    row: Row
+    prompt: Prompt
+    file: str
+    line: int
+
+
 def read_questions(
     source: str, columns: Mapping[str, str] | None = None, encoding: str = "utf-8"
-) -> Iterator[tuple[Row, Prompt] | Fault]:
+) -> Iterator[Question | Fault]:
     """The rows of a file, a folder or a data set of the hub, with what each asks; answers are not needed.
 
     Args:
@@ -115,7 +136,7 @@ def read_questions(
             yield entry
             continue
         try:
-            yield entry.row, question_of(entry.row, columns)
+            yield Question(entry.row, question_of(entry.row, columns), entry.file, entry.line)
         except FieldError as error:
             yield Fault(entry.file, entry.line, error.field, str(error), entry.row)
 

@@ -38,7 +38,7 @@ def normal_text(prompt: Prompt) -> str:
     """A form in which two ways of writing a prompt are equal: widths, case, blanks and what ends it."""
     text = unicodedata.normalize("NFC", plain_text(prompt)).translate(_FULL_WIDTH).casefold()
     text = _LOOSE_BLANK.sub("", _BLANKS.sub(" ", text).strip())
-    return text.rstrip("=?.。 ") or text
+    return unicodedata.normalize("NFC", text.rstrip("=?.。 ") or text)  # again: marks may have come together
 
 
 def duplicates(keys: Iterable[Hashable]) -> list[tuple[int, int]]:

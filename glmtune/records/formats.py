@@ -555,7 +555,7 @@ def records_of(row: Row, own: Format | None = None) -> list[Record]:
 
 
 def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
-    """What a row asks, with or without an answer.
+    """What a row asks, with or without an answer: the prompt that a training would read from it.
 
     Args:
         row: of a file of questions; a `prompt` that is a list of messages is taken as it is.
@@ -564,31 +564,52 @@ def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
     Raises:
         FieldError: no question in it, or several.
     """
-    own, prompt = mapped(columns) if columns else None, row.get("prompt")
-    if own is None and isinstance(prompt, list) and prompt:
+    prompt = row.get("prompt")
+    if columns:
+        target = columns.get("target", "target")
+        return single(records_of(row if row.get(target) else {**row, target: "."}, mapped(columns)))
+    if isinstance(prompt, list) and prompt:
         for number, turn in enumerate(prompt, start=1):
             texts = [turn.get("role"), turn.get("content")] if isinstance(turn, dict) else [None]
             if not all(isinstance(text, str) for text in texts):
                 raise FieldError("prompt", f"'prompt', turn {number}: must be {{role, content}}, both texts")
+            sound("prompt", turn["content"])
         return prompt
-    fillers = {columns.get("target", "target"): "."} if columns else _ANSWERS
-    answered = {**fillers, **{name: value for name, value in row.items() if value or value == 0}}
-    for name in ("messages", "conversations"):
-        turns = row.get(name)
-        last = turns[-1] if isinstance(turns, list) and turns else None
-        said = last.get("from", last.get("role")) if isinstance(last, dict) else None
+    asked = with_answer({name: value for name, value in row.items() if value or name not in _ANSWERS})
+    found: dict[str, Prompt] = {}
+    fault: FieldError | None = None
+    for candidate in [asked] if matching(asked) else [{**asked, name: text} for name, text in _ANSWERS.items()]:
+        try:
+            prompt = single(records_of(candidate)) if matching(candidate) else None
+        except FieldError as error:
+            fault = fault or error
+        else:
+            found |= {repr(prompt): prompt} if prompt is not None else {}
+    has = f"the record has {', '.join(map(str, row)) or 'nothing'}"
+    if len(found) > 1:
+        raise FieldError("prompt", f"several fields may be the question; {has}. Name it: data.columns.prompt=FIELD")
+    if not found:
+        reason = str(fault).partition("; the record has ")[0] if fault else None
+        unknown = "'prompt' is missing, empty or not a text, and no known format is here"
+        raise FieldError(fault.field if fault else "prompt", f"{reason or unknown}; {has}")
+    return next(iter(found.values()))
+
+
+def single(records: Sequence[Record]) -> Prompt:
+    """The prompt of the one record that a row has."""
+    if len(records) != 1:
+        raise FieldError("instances", f"{len(records)} questions in one record; write one in each")
+    return records[0].prompt
+
+
+def with_answer(row: Row) -> Row:
+    """A conversation that ends with a question, with an answer to it."""
+    for field_name in ("messages", "conversations"):
+        turns = listed(row, field_name) if field_name in row else []
+        said = turns[-1].get("from", turns[-1].get("role")) if turns and isinstance(turns[-1], dict) else None
         if _ROLES.get(str(said).lower()) in ("user", "observation"):
-            answered[name] = [*turns, {"role": "assistant", "content": "."}]  # type: ignore[misc]
-    try:
-        if own is None and matching(answered) is None:
-            raise FieldError("prompt", "'prompt' is missing, empty or not a text, and no known format is here")
-        found = records_of(answered, own)
-    except FieldError as error:
-        reason = str(error).partition("; the record has ")[0]
-        raise FieldError(error.field, f"{reason}; the record has {', '.join(map(str, row)) or 'nothing'}") from None
-    if len(found) != 1:
-        raise FieldError("instances", f"{len(found)} questions in one record; write one in each")
-    return found[0].prompt
+            row = {**row, field_name: [*turns, {"role": "assistant", "content": "."}]}
+    return row
 
 
 def each_answer(record: Record) -> list[Record]:

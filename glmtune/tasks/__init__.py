@@ -77,6 +77,10 @@ class Task(ABC):
     def score(self, example: Example, completion: str) -> Score:
         """Compare a model's text with the example's target. The text is data: it is parsed, never run."""
 
+    def holds_out(self, prompt: Prompt) -> bool:
+        """Whether the model is judged by this, so that it must not be learned from anywhere."""
+        return False
+
     def describe(self, prompt: Prompt, target: str) -> dict[str, Any]:
         """Facts about a record that this task did not draw; empty where the task can tell nothing."""
         return {}

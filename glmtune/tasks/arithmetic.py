@@ -18,7 +18,7 @@ from pydantic import Field, PositiveFloat, field_validator
 from glmtune.config import NamedSettings
 from glmtune.records import Prompt
 from glmtune.runtime import UserError
-from glmtune.steps import product_steps, quotient_steps
+from glmtune.steps import STEP, product_steps, quotient_steps
 from glmtune.tasks import Example, Score, Split, Task, split_of
 
 Operator = Literal["+", "-", "*", "/"]
@@ -307,6 +307,11 @@ class Arithmetic(Task):
         same = UNDEFINED not in (answer, target) and Decimal(answer) == Decimal(target)
         return Score("equal" if same else "wrong", answer)
 
+    def holds_out(self, prompt: Prompt) -> bool:
+        """Whether the problem in a text is of the held-out split."""
+        problem = Problem.parse(prompt) if isinstance(prompt, str) else None
+        return problem is not None and split_of(problem.normal_form, self.settings.held_out) == "held_out"
+
     def describe(self, prompt: Prompt, target: str) -> dict[str, Any]:
         """Facts about the problem found in the prompt of a foreign record."""
         problem = Problem.parse(prompt) if isinstance(prompt, str) else None
@@ -320,6 +325,8 @@ def read_answer(text: str) -> str | None:
     still to be worked out is no number: `2+3`, `6/8`, `1e5`, `5%` -> None.
     """
     tail = plain(text).rpartition("=")[2].rpartition(DRAFT_MARK)[2].strip()
+    if tail.endswith(STEP):  # cut off within the working
+        return None
     if _NO_NUMBER.search(tail):
         return None
     if tail.startswith("-"):

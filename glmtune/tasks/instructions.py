@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -15,6 +16,7 @@ from glmtune.answers import equation, exact, numeric
 from glmtune.config import DataSettings, NamedSettings, findable
 from glmtune.records import Prompt, Record, read_all
 from glmtune.records.cleaning import duplicates, near_duplicates, normal_text, plain_text
+from glmtune.records.formats import prompt_of
 from glmtune.runtime import UserError
 from glmtune.tasks import Example, Score, Split, Task, split_of
 from glmtune.tasks.arithmetic import Problem, plain
@@ -69,18 +71,21 @@ class Instructions(Task):
             UserError: an unreadable file, a record without the fields, or a split without records.
         """
         examples = read_examples(self.settings.file, self.data)
+        splits: dict[Split, list[Example]]
         if self.settings.held_out_file:
-            held_out = read_examples(self.settings.held_out_file, self.data)
-            splits: dict[Split, list[Example]] = {"train": without(examples, held_out), "held_out": held_out}
+            splits = {"train": [], "held_out": read_examples(self.settings.held_out_file, self.data)}
+            judged = {problem_of(example.prompt) for example in splits["held_out"]}
+            splits["train"] = without(examples, lambda prompt: problem_of(prompt) in judged)
+            if examples and not splits["train"]:
+                raise UserError(
+                    f"task.held_out_file: {self.settings.held_out_file} asks all that {self.settings.file} has; "
+                    "nothing is left to learn. Leave it out, and a share of the file is held out."
+                )
         else:
             splits = {"train": [], "held_out": []}
             for example in examples:
-                splits[split_of(problem_of(example.prompt), self.settings.held_out)].append(example)
-        if self.settings.held_out_file and examples and not splits["train"]:
-            raise UserError(
-                f"task.held_out_file: {self.settings.held_out_file} asks all that {self.settings.file} has; nothing is "
-                "left to learn. Leave it out, and a share of the file is held out."
-            )
+                splits[self.split(example.prompt)].append(example)
+            splits["train"] = without(splits["train"], lambda prompt: self.split(prompt) == "held_out")
         for split, found in splits.items():
             if not found:
                 raise UserError(
@@ -88,6 +93,19 @@ class Instructions(Task):
                     "Add records, try task.held_out=0.3, or name a task.held_out_file."
                 )
         return splits
+
+    def split(self, prompt: Prompt) -> Split:
+        """The split of a prompt, where a share of the file is held out."""
+        return split_of(problem_of(prompt), self.settings.held_out)
+
+    @cached_property
+    def judged(self) -> set[str]:
+        """The problems that are held out."""
+        return {problem_of(example.prompt) for example in self.splits["held_out"]}
+
+    def holds_out(self, prompt: Prompt) -> bool:
+        """Whether it is one of the held-out problems."""
+        return problem_of(prompt) in self.judged
 
     def records(self, split: Split) -> Sequence[Example]:
         """The records of a split, in the file's order."""
@@ -127,10 +145,17 @@ def read_examples(file: str, data: DataSettings | None = None) -> list[Example]:
     return [example_from(record, own.turns == "all") for place, record in enumerate(records) if place not in again]
 
 
-def without(examples: Sequence[Example], held_out: Sequence[Example]) -> list[Example]:
-    """What may be learned of some examples: not the problems that the model is judged by. Says what is left out."""
-    judged_by = {problem_of(example.prompt) for example in held_out}
-    kept = [example for example in examples if problem_of(example.prompt) not in judged_by]
+def without(examples: Sequence[Example], is_judged: Callable[[Prompt], bool]) -> list[Example]:
+    """What may be learned of some examples: nothing that the model is judged by. Says what is left out.
+
+    Of a conversation whose earlier questions are among that, only the last answer is learned.
+    """
+    kept = []
+    for example in examples:
+        if is_judged(example.prompt):
+            continue
+        earlier = earlier_questions(example.prompt) if example.every_turn else []
+        kept.append(replace(example, every_turn=False) if any(map(is_judged, earlier)) else example)
     if len(kept) < len(examples):
         warnings.warn(
             f"{len(examples) - len(kept)} of {len(examples)} records are left out of training: the model is judged by "
@@ -138,6 +163,12 @@ def without(examples: Sequence[Example], held_out: Sequence[Example]) -> list[Ex
             stacklevel=2,
         )
     return kept
+
+
+def earlier_questions(prompt: Prompt) -> list[Prompt]:
+    """What was asked before each answer in a conversation."""
+    turns = [] if isinstance(prompt, str) else prompt
+    return [prompt_of(turns[:place]) for place, turn in enumerate(turns) if turn["role"] == "assistant"]
 
 
 def repeated(records: Sequence[Record], deduplicate: Literal["none", "exact", "near"]) -> list[tuple[int, int]]:
@@ -168,5 +199,5 @@ def problem_of(prompt: Prompt) -> str:
 
 def example_from(record: Record, every_turn: bool = False) -> Example:
     """A record as an example; conversations are prompts of several messages."""
-    several = not isinstance(record.prompt, str) and len(record.prompt) > 1
-    return Example(record.prompt, record.target, record.facts, every_turn and several)
+    several = every_turn and bool(earlier_questions(record.prompt))
+    return Example(record.prompt, record.target, record.facts, several)

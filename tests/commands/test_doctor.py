@@ -19,8 +19,7 @@ from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from glmtune import cli, models
-from glmtune.commands import doctor
-from glmtune.commands.doctor import Check, run
+from glmtune.commands.doctor import Check, recipe, run
 from glmtune.commands.estimate import Place
 from glmtune.commands.train import Run
 
@@ -355,7 +354,7 @@ def test_a_model_of_the_hub(
     (checkpoint / "model.safetensors").unlink()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(checkpoint))
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
     checks = run("some/model")
     assert "not fetched yet: about" in named(checks, "weights").finding
     assert list(failures(checks)) == ([name] if name else [])
@@ -531,7 +530,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("trains", "status"), [(True, "failure"), (False, "warning")])
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, trains: bool, status: str) -> None:
-    monkeypatch.setattr(doctor, "at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
+    monkeypatch.setattr(recipe, "at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
     checks = run(None if trains else "nano", ["training.batch_size=512"])
     check = named(checks, "run memory")
     assert check.status == status and "too little" in check.finding and "training.batch_size" in check.remedy
@@ -539,19 +538,19 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, trains: bool, status
 
 
 def test_a_finished_run_need_not_fit_once_more(monkeypatch: pytest.MonkeyPatch, tiny_run: Run) -> None:
-    monkeypatch.setattr(doctor, "at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
+    monkeypatch.setattr(recipe, "at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
     checks = run(str(tiny_run.folder.path), ["training.batch_size=4096"])
     assert not failures(checks) and named(checks, "run memory").status == "warning"
 
 
 def test_too_little_memory_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "at_hand", lambda *_: Place("cpu", "the CPU", 2**20))
+    monkeypatch.setattr(recipe, "at_hand", lambda *_: Place("cpu", "the CPU", 2**20))
     check = the_failure(run("nano"))
     assert check.name == "run memory" and "Choose a smaller model" in check.remedy
 
 
 def test_too_little_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2**20))
     check = the_failure(run(None, ["seed=1"]))
     assert check.name == "run disk" and "1.0 MiB are free" in check.finding and "output_dir" in check.remedy
 
@@ -573,7 +572,7 @@ def versions(monkeypatch: pytest.MonkeyPatch, **other: str | None) -> None:
             raise metadata.PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
 
 
 @pytest.mark.parametrize(
@@ -598,7 +597,7 @@ def test_versions(
 
 
 def test_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "at_hand", lambda *_: Place("cuda", "NVIDIA T4", 2**34))
+    monkeypatch.setattr(recipe, "at_hand", lambda *_: Place("cuda", "NVIDIA T4", 2**34))
     check = named(run(), "device")
     assert check.status == "warning" and "NVIDIA T4 is there, but torch" in check.finding
 

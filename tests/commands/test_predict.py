@@ -11,10 +11,12 @@ import pytest
 from glmtune import models
 from glmtune.commands import predict
 from glmtune.commands.train import Run
-from glmtune.config import DataSettings, load_recipe
+from glmtune.config import load_recipe
 from glmtune.generation.decoding import complete
+from glmtune.records import Fault, Question, read_questions
 from glmtune.records.files import rows as file_rows
 from glmtune.runtime import UserError
+from glmtune.tasks.instructions import read_examples
 
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "问:1+1", "100/7=", "5*5"]
 
@@ -99,7 +101,7 @@ def test_the_input_is_not_overwritten(run: str, write_records: Any, tmp_path: Pa
         ({}, "the record has nothing"),
         ("[1]", "line 2: a list, not a JSON object"),
         ('{"prompt": ', "line 2: not JSON"),
-        ({"prompt": "1" * 200}, r"line 2 has 203 tokens.*generation\.max_new_tokens=6.*128"),
+        ({"prompt": "1" * 200}, r"line 2: the prompt has 203 tokens.*generation\.max_new_tokens=6.*128"),
     ],
 )
 def test_a_bad_record_is_told_before_any_is_answered(
@@ -222,11 +224,20 @@ def test_a_table_that_was_cut_off_goes_on(
 
 
 def test_values_of_several_kinds_become_texts(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"prompt": "1", "more": [1]}, {"prompt": [{"role": "user", "content": "值"}]}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "1", "more": [1], "empty": {}},
+        {"prompt": [{"role": "user", "content": "值"}], "empty": {}},
+    ]
     for suffix in (".csv", ".parquet"):
         predict.write_table(rows, tmp_path / f"x{suffix}", suffix)
         first, second = (entry.row for entry in file_rows(str(tmp_path / f"x{suffix}")))  # type: ignore[union-attr]
         assert first["prompt"] == "1" and json.loads(second["prompt"]) == rows[1]["prompt"]
+
+
+def prompt_in(record: dict[str, Any], write_records: Any, columns: dict[str, str] | None = None) -> Any:
+    [found] = read_questions(str(write_records(record)), columns)
+    assert isinstance(found, Question) and found.row == record, found
+    return found.prompt
 
 
 @pytest.mark.parametrize(
@@ -235,23 +246,53 @@ def test_values_of_several_kinds_become_texts(tmp_path: Path) -> None:
         {"instruction": "1+2=", "input": ""},
         {"question": "1+2="},
         {"messages": [{"role": "user", "content": "1+2="}]},
+        {"messages": json.dumps([{"role": "user", "content": "1+2="}])},
         {"conversations": [{"from": "human", "value": "1+2="}]},
         {"messages": [{"role": "user", "content": "1+2="}, {"role": "assistant", "content": "3"}]},
         {"original_text": "1+2="},
         {"content": "1+2="},
         {"prompt": "1+2=", "history": []},
+        {"question": "1+2=", "answer": "3", "content": "no question"},
+        {"question": "1+2=", "answer": "", "id": 7},
+        {"instruction": "no question", "question": "1+2=", "answer": "3"},
+        {"input": "1+2=", "output": "3", "content": "no question"},
     ],
 )
 def test_questions_of_every_format(record: dict[str, Any], write_records: Any) -> None:
-    [question] = predict.questions_of(str(write_records(record)), DataSettings(), "stop")
-    assert (question.prompt, question.row, question.fault) == ("1+2=", record, None)
+    """What is asked is what a training reads from the same record."""
+    assert prompt_in(record, write_records) == "1+2="
+    if record.get("answer") or "output" in record:
+        assert read_examples(str(write_records(record)))[0].prompt == "1+2="
 
 
 def test_questions_with_history_and_columns(write_records: Any) -> None:
     before = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    [question] = predict.questions_of(
-        str(write_records({"prompt": "1", "history": [["q", "a"]]})), DataSettings(), "stop"
-    )
-    assert question.prompt == [*before, {"role": "user", "content": "1"}]
-    [question] = predict.questions_of(str(write_records({"问": "1"})), DataSettings(columns={"prompt": "问"}), "stop")
-    assert question.prompt == "1"
+    asked = {"role": "user", "content": "1"}
+    assert prompt_in({"prompt": "1", "history": [["q", "a"]]}, write_records) == [*before, asked]
+    columns = {"prompt": "问", "history": "史"}
+    assert prompt_in({"问": "1", "史": []}, write_records, columns) == "1"
+    assert prompt_in({"问": "1", "史": [["q", "a"]]}, write_records, columns) == [*before, asked]
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"question": "1", "content": "2"}, "several fields may be the question; the record has question, content"),
+        ({"prompt": [{"role": "user", "content": "half \ud800"}]}, "half of a character"),
+        ({"instruction": "do", "instances": [{"input": "1"}, {"input": "2"}]}, "'output' is missing"),
+    ],
+)
+def test_questions_that_cannot_be_told(record: dict[str, Any], told: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps(record))
+    [fault] = read_questions(str(tmp_path / "x.jsonl"))
+    assert isinstance(fault, Fault) and told in fault.message
+
+
+def test_halves_of_characters_are_written_again(run: str, tmp_path: Path) -> None:
+    """In a field that nobody looks at, and in the record of a failure."""
+    file, output = tmp_path / "x.jsonl", tmp_path / "out.jsonl"
+    records = [{"prompt": "1", "more": "\ud800"}, {"prompt": "half \ud800"}]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    for place in (output, tmp_path / "out.csv", tmp_path / "out.parquet"):
+        predict.run(run, str(file), str(place), on_error="record")
+    assert [one["prompt"] for one in read(output)] == ["1", "half \ud800"]

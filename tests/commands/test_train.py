@@ -17,13 +17,15 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from glmtune import models
-from glmtune.commands import evaluate, train
+from glmtune.commands import evaluate, export, train
 from glmtune.commands.estimate import Place
-from glmtune.commands.train import Run, count_steps
+from glmtune.commands.train import Run
 from glmtune.config import load_recipe, to_yaml
+from glmtune.data.encoding import Encoder
+from glmtune.data.mixture import training_set
 from glmtune.methods import Method
 from glmtune.runtime import RunFolder, UserError
-from glmtune.tasks.instructions import Instructions, InstructionsSettings
+from glmtune.tasks.instructions import Instructions
 from glmtune.training import trainer
 
 Trains = Callable[..., Run]
@@ -110,7 +112,7 @@ def test_every_record_is_checked(train_tiny: Trains, tmp_path: Path, write_recor
     short = [{"prompt": f"{i}", "target": "1"} for i in range(1100)]
     file = write_records(*short, {"prompt": "the long one", "target": "1" * 200})
     (judged := tmp_path / "judged.jsonl").write_text('{"prompt": "q", "target": "1"}')
-    with pytest.raises(UserError, match=r"1 records have .*128:\n  record 1101 has \d+ tokens: 'the long"):
+    with pytest.raises(UserError, match=r"1 of 1,101 records are too long:\n  number 1101 has \d+ tokens.*'the long"):
         train_tiny(tmp_path / "new", f"task={{name: instructions, file: {file}, held_out_file: {judged}}}")
 
 
@@ -219,12 +221,27 @@ def test_ctrl_c_and_resume(tmp_path: Path, tiny_settings: list[str]) -> None:
     ("settings", "expected"),
     [({"steps": 7}, 7), ({"epochs": 3}, 8), ({"epochs": 0.1}, 1), ({"epochs": 3, "gradient_accumulation_steps": 2}, 4)],
 )
-def test_steps_from_epochs(write_records: Any, settings: dict[str, Any], expected: int, tmp_path: Path) -> None:
-    file = write_records(*({"prompt": f"{i}", "target": "1"} for i in range(10)))
-    (judged := tmp_path / "judged.jsonl").write_text('{"prompt": "q", "target": "1"}')
-    task = Instructions(InstructionsSettings(name="instructions", file=str(file), held_out_file=str(judged)))
-    overrides = [f"training.{name}={value}" for name, value in settings.items()]
-    assert count_steps(load_recipe(None, [*overrides, "training.batch_size=4"]), task) == expected
+def test_steps_from_epochs(
+    write_records: Any, settings: dict[str, Any], expected: int, tmp_path: Path, tiny: tuple[Any, Any]
+) -> None:
+    """Passes over what is learned: what is too long is no part of them, what is mixed in comes on top."""
+    file = write_records(
+        *({"prompt": f"{i}", "target": "1"} for i in range(10)), {"prompt": "1" * 200, "target": "too long"}
+    )
+    for name in ("judged", "general"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"prompt": "{name}", "target": "1"}}')
+    overrides = [
+        f"task={{name: instructions, file: {file}, held_out_file: {tmp_path / 'judged.jsonl'}}}",
+        *("data.too_long=drop", "training.batch_size=4"),
+        *(f"training.{name}={value}" for name, value in settings.items()),
+    ]
+    encoder = Encoder(tiny[1], 100)
+    recipe = load_recipe(None, overrides)
+    assert training_set(recipe, Instructions(recipe.task, recipe.data), encoder)[1] == expected  # type: ignore[arg-type]
+    if "epochs" in settings:
+        recipe = load_recipe(None, [*overrides, f"data.mixture=[{{file: {tmp_path / 'general.jsonl'}, share: 0.5}}]"])
+        dataset, steps = training_set(recipe, Instructions(recipe.task, recipe.data), encoder)  # type: ignore[arg-type]
+        assert steps in (2 * expected - 1, 2 * expected) and len(dataset) >= steps * 4
 
 
 @pytest.mark.parametrize(("memory", "warned"), [(2**40, False), (2**20, True)])
@@ -311,21 +328,30 @@ def test_records_with_all_that_data_offers(
     file = write_records(*records, *long)
     general = write_records(*({"question": f"{i}-1=", "answer": str(i - 1)} for i in range(9)), name="general.jsonl")
     told = io.StringIO()
-    done = train.run(
-        overrides=[
-            *(setting for setting in tiny_settings if not setting.startswith("task.")),
-            f"task={{name: instructions, file: {file}, held_out: 0.3}}",
-            *("data.too_long=drop", "data.learn_start=true", "generation.max_new_tokens=6"),
-            f"data.mixture=[{{file: {general}, share: 0.25}}]",
-            f"training.output_dir={tmp_path / 'run'}",
-        ],
-        console=Console(file=told, width=300),
-    )
+    with pytest.warns(UserWarning, match="held-out examples, .* are too long to be asked"):
+        done = train.run(
+            overrides=[
+                *(setting for setting in tiny_settings if not setting.startswith("task.")),
+                f"task={{name: instructions, file: {file}, held_out: 0.3}}",
+                *("data.too_long=drop", "data.learn_start=true", "generation.max_new_tokens=6"),
+                f"data.mixture=[{{file: {general}, share: 0.25}}]",
+                f"training.output_dir={tmp_path / 'run'}",
+            ],
+            console=Console(file=told, width=300),
+        )
     text = told.getvalue()
-    assert "held-out examples, too long to be asked: " in text and "records, longer than 128 tokens: " in text
+    assert "records, longer than 128 tokens: " in text
     assert "examples are held out: half of them right would mean" in text
     assert all("+1=" in example.prompt and len(example.prompt) < 10 for example in done.after.examples)
     assert load_recipe(done.folder.recipe).data.mixture[0].file == str(general)
+    # Whoever judges it later asks the same.
+    with pytest.warns(UserWarning, match="are too long to be asked"):
+        again, _ = evaluate.run(str(done.folder.path))
+    assert again.examples == done.after.examples and again.completions == done.after.completions
+    with pytest.warns(UserWarning, match="are too long to be asked"):
+        place = export.run(str(done.folder.path), output=str(tmp_path / "merged"), console=Console(file=io.StringIO()))
+    card = (place / "README.md").read_text(encoding="utf-8")
+    assert str(tmp_path) not in card and "general.jsonl" in card and "25% are records of other files" in card
 
 
 def test_a_template_by_which_nothing_is_learned_is_told(train_tiny: Trains, tmp_path: Path, no_weights: None) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from glmtune.data.encoding import (
     IGNORED,
+    Encoder,
     Message,
     check_template,
     control_tokens,
@@ -18,7 +19,9 @@ from glmtune.data.encoding import (
     encode_prompt,
     plain_ids,
 )
+from glmtune.models.templates import adopt, preset
 from glmtune.runtime import UserError
+from glmtune.tasks import Example
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "chat" / "chatglm_6b_prompts.json"
 SHARED = Path(__file__).parents[2].parent / "shared" / "golden" / "chat" / "chat.json"
@@ -147,13 +150,27 @@ def test_chatglm_layout_is_that_of_the_original(chatglm: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["chatglm", "chatml"])
-def test_too_long_examples_are_refused(name: str, request: pytest.FixtureRequest) -> None:
+def test_what_fits(name: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(name)
     whole = encode_example(tokenizer, "1+1=", "2")
     length = len(whole["input_ids"])
-    assert encode_example(tokenizer, "1+1=", "2", length) == whole  # never cut
-    with pytest.raises(UserError, match=rf"{length} tokens.*data\.max_length.*{length - 1}: '1\+1='"):
-        encode_example(tokenizer, "1+1=", "2", length - 1)
+    assert Encoder(tokenizer, length)(Example("1+1=", "2")) == whole == Encoder(tokenizer, 1)(Example("1+1=", "2"))
+    assert Encoder(tokenizer, length).fits(whole) and Encoder(tokenizer).fits(whole)
+    assert not Encoder(tokenizer, length - 1).fits(whole)
+
+
+def test_an_alpaca_record_keeps_its_instruction(chatglm: Any) -> None:
+    prompt = [{"role": "user", "content": "Add\n" + "1+" * 50, "instruction": "Add", "input": "1+" * 50}]
+    tokenizer = copy.deepcopy(chatglm)
+    for template in (
+        tokenizer.chat_template,
+        preset("alpaca").replace("set before_answer = ''", "set before_answer = '[gMASK]<sop>'"),
+    ):
+        tokenizer.chat_template = template
+        limit = len(encode_example(tokenizer, prompt, "50")["input_ids"]) - 20
+        encoding = Encoder(tokenizer, limit).cut(Example(prompt, "50"))
+        assert encoding is not None and limit - 2 <= len(encoding["input_ids"]) <= limit
+        assert "Add" in tokenizer.decode(encoding["input_ids"])
 
 
 def test_without_a_template(chatglm: Any, chatml: Any) -> None:
@@ -206,9 +223,20 @@ def test_transformers_encodes_chatglm_templates_alike(count: int, chatglm: Any) 
     assert prompt == encode_prompt(chatglm, messages[:-1])
     whole = chatglm.apply_chat_template([messages, messages], return_tensors="pt")["input_ids"]
     assert whole.tolist() == [encode_example(chatglm, messages[:-1], "2 [gMASK]")["input_ids"]] * 2
+    odd = [{"role": "user", "content": "a\U00100000b"}]
+    assert chatglm.apply_chat_template(odd, add_generation_prompt=True)["input_ids"] == encode_prompt(chatglm, odd)
     text = chatglm.apply_chat_template(messages, tokenize=False)
     assert text.endswith("[gMASK]\n[gMASK]<sop>2 [gMASK]<eop>") or count > 1
-    assert "\U00100000" not in text
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"])
+def test_templates_by_which_models_learn(template: str | None, chatml: Any) -> None:
+    """Also where an answer follows a blank, which many tokenizers join with what follows."""
+    if template is None:
+        adopt(chatml, "vicuna")
+    else:
+        chatml.chat_template = template
+    check_template(chatml)
 
 
 def test_the_token_before_an_answer_is_learned_if_asked(chatglm: Any) -> None:

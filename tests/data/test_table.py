@@ -13,7 +13,7 @@ from glmtune.config import DataSettings
 from glmtune.data import EncodedDataset, table
 from glmtune.data.encoding import IGNORED, Encoder, encode_example
 from glmtune.data.table import ROWS, EncodedTable, encode_records
-from glmtune.runtime import UserError
+from glmtune.runtime import UserError, replacing
 from glmtune.tasks import Example
 
 LONG = Example("1+" * 50 + "1=", "51")
@@ -86,15 +86,38 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_alone(
         assert len(encode(examples(ROWS), chatglm)) == ROWS
 
 
+@pytest.mark.parametrize("damage", [b"", b"ARROW1 and then nothing"])
+def test_a_damaged_file_costs_the_cache_alone(damage: bytes, chatglm: Any, cache: Path) -> None:
+    whole = list(encode(examples(ROWS), chatglm))
+    [file] = cache.glob("*.arrow")
+    file.unlink()  # it may still be mapped
+    file.write_bytes(damage)
+    with pytest.warns(UserWarning, match=f"{file.name}: tokens are not kept"):
+        again = encode(examples(ROWS), chatglm)
+    assert list(again) == whole and not file.exists()
+    assert list(encode(examples(ROWS), chatglm)) == whole and file.exists()
+
+
+@pytest.mark.parametrize("function", ["write", "read"])
+def test_a_full_disk_costs_the_cache_alone(
+    function: str, chatglm: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        with replacing(cache / "x.arrow"):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(table, function, full)
+    with pytest.warns(UserWarning, match="tokens are not kept"):
+        assert len(encode(examples(ROWS), chatglm)) == ROWS
+
+
 def test_all_that_is_too_long_is_told(chatglm: Any) -> None:
     records = [*examples(3), *[LONG] * 22, *examples(2)]
     with pytest.raises(UserError) as error:
         encode(records, chatglm, 32)
     lines = str(error.value).splitlines()
-    assert lines[0].startswith(
-        "mine.jsonl: 22 records have too many tokens, more than data.max_length or the model's 32"
-    )
-    assert lines[1].startswith("  record 4 has 10") and "'1+1+" in lines[1] and "2 more" in lines[-2]
+    assert lines[0] == "mine.jsonl: 22 of 27 records are too long:"
+    assert lines[1].startswith("  number 4 has 10") and "'1+1+" in lines[1] and "2 more" in lines[-2]
     assert "data.too_long=drop" in lines[-1] and "data.too_long=cut" in lines[-1]
 
 
@@ -102,7 +125,7 @@ def test_dropped(chatglm: Any) -> None:
     found = encode([LONG, *examples(3), LONG], chatglm, 32, too_long="drop")
     assert [found[i]["record"] for i in range(len(found))] == [1, 2, 3]
     assert found.remarks == ["Of 5 records, longer than 32 tokens: 2 left out."]
-    with pytest.raises(UserError, match="no record has at most 32 tokens"):
+    with pytest.raises(UserError, match="none of 1 records has at most 32 tokens"):
         encode([LONG], chatglm, 32, too_long="drop")
 
 
@@ -124,7 +147,7 @@ def test_cut(name: str, request: Any) -> None:
 
 def test_an_answer_is_never_cut(chatglm: Any) -> None:
     record = Example("1+1=", "2" * 100)
-    with pytest.raises(UserError, match="with their answers alone"):
+    with pytest.raises(UserError, match="stay so when their prompts are cut"):
         encode([record], chatglm, 60, too_long="cut")
 
 

@@ -16,6 +16,7 @@ RECORD = {
     "base_fingerprint": "0123456789abcdef",
     "adapter_fingerprint": "fedcba9876543210",
     "method": "lora",
+    "precision": "float16",
     "verification": {"problems": 20, "equal_answers": 20, "logits_difference": 3.21e-06, "dtype": "float16"},
     "versions": {"glmtune": "9.8.7"},
 }

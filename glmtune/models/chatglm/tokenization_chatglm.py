@@ -7,6 +7,7 @@ text pieces alone; the others were added by the code, in the order in which late
 import os
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ VOCAB_FILES_NAMES = {"vocab_file": "ice_text.model"}
 
 # After the text pieces, in the order of their ids.
 SPECIAL_PIECES = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"]
-# Stands for `[gMASK]` while a chat template is rendered: in text, the word itself is no special token.
-_TEMPLATES_GMASK = "\U00100000"
 REMEDY = "Get the file of ChatGLM-6B v1.1: `git lfs pull` in a git clone, or `hf download THUDM/chatglm-6b`."
 
 
@@ -151,29 +150,37 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         tools: Any = None,
         documents: Any = None,
         chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
         tokenize: bool = True,
         tokenizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """As for every tokenizer; a `[gMASK]` of the template becomes its id, one in the messages stays text."""
-        if tokenize:
-            chat_template = self.get_chat_template(chat_template).replace(str(self.gmask_token), _TEMPLATES_GMASK)
-            tokenizer_kwargs = {**(tokenizer_kwargs or {}), "of_template": True}
-        return super().apply_chat_template(
+        render = partial(
+            super().apply_chat_template,
             conversation,
             tools,
             documents,
-            chat_template=chat_template,
-            tokenize=tokenize,
-            tokenizer_kwargs=tokenizer_kwargs,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        if not tokenize:
+            return render(chat_template=chat_template, tokenize=False, **kwargs)
+        # A character that stands for it while the template is rendered: one that nobody wrote.
+        written = str(render(chat_template=chat_template, tokenize=False))
+        sign = next(sign for sign in map(chr, range(0x100000, 0x10FFFE)) if sign not in written)
+        return render(
+            chat_template=self.get_chat_template(chat_template).replace(str(self.gmask_token), sign),
+            tokenize=True,
+            tokenizer_kwargs={**(tokenizer_kwargs or {}), "gmask_sign": sign},
             **kwargs,
         )
 
-    def tokenize(self, text: str, *args: Any, of_template: bool = False, **kwargs: Any) -> list[str]:
-        """The tokens of a text, or of a rendered template."""
-        parts = text.split(_TEMPLATES_GMASK) if of_template else [text]
+    def tokenize(self, text: str, *args: Any, gmask_sign: str | None = None, **kwargs: Any) -> list[str]:
+        """The tokens of a text, in which a sign may stand for `[gMASK]`: the word itself is no special token."""
         tokens: list[str] = []
-        for number, part in enumerate(parts):
+        for number, part in enumerate(text.split(gmask_sign) if gmask_sign else [text]):
             tokens += [str(self.gmask_token)] if number else []
             tokens += super().tokenize(part, *args, **kwargs)
         return tokens

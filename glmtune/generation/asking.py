@@ -1,0 +1,79 @@
+"""Which held-out examples a model is asked: the same before, during and after a training, and whenever it is judged."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from glmtune.config import Recipe
+from glmtune.data import DrawnExamples, examples_of
+from glmtune.data.encoding import encode_prompt, plain_ids
+from glmtune.generation.decoding import encode_prompts
+from glmtune.runtime import UserError
+from glmtune.tasks import Example, Task
+
+
+def held_out_of(
+    recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, limit: int | None, during: bool = False
+) -> Sequence[Example]:
+    """Held-out examples that the model can be asked, with room for their answers.
+
+    Those asked `during` a training are others than those before and after it, unless a task has too few records for
+    both. Records that are too long are left out where `data.too_long` says so of those that are learned.
+
+    Args:
+        recipe: `evaluation`, `generation`, `data`, `seed`.
+        task: whose examples these are.
+        tokenizer: with the template.
+        limit: longest sequence in tokens that the model takes; None where it states none.
+        during: `evaluation.num_examples_during` of them, not `num_examples`.
+
+    Raises:
+        UserError: one is too long; says which and how long it is. Or none is left.
+    """
+    settings = recipe.evaluation
+    count = settings.num_examples_during if during else settings.num_examples
+    examples = examples_of(task, "held_out", count, recipe.seed + during)
+    part = slice(-count, None) if during else slice(count)
+    if recipe.data.too_long == "stop" or isinstance(examples, DrawnExamples):
+        examples = examples[part]
+        check(recipe, tokenizer, limit, examples)
+        return examples
+    room = recipe.generation.max_new_tokens
+    fitting = [example for example in examples if fits(tokenizer, limit, room, example)]
+    if not fitting:
+        raise UserError(
+            f"No held-out example can be asked: with generation.max_new_tokens={room}, all {len(examples)} are too "
+            f"long for the {limit} tokens that the model takes. Set generation.max_new_tokens to what answers need."
+        )
+    if len(fitting) < len(examples):
+        warnings.warn(
+            f"Of {len(examples):,} held-out examples, {len(examples) - len(fitting):,} are too long to be asked.",
+            stacklevel=2,
+        )
+    return fitting[part]
+
+
+def fits(tokenizer: PreTrainedTokenizerBase, limit: int | None, room: int, example: Example) -> bool:
+    """Whether an example can be asked, and its answer be written."""
+    if len(plain_ids(tokenizer, example.target)) >= room:
+        return False
+    return limit is None or len(encode_prompt(tokenizer, example.prompt)) + room <= limit
+
+
+def check(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, limit: int | None, examples: Sequence[Example]) -> None:
+    """See whether all examples can be asked.
+
+    Raises:
+        UserError: one cannot.
+    """
+    room = recipe.generation.max_new_tokens
+    longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
+    if longest > room:
+        raise UserError(
+            f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} tokens. "
+            f"Set generation.max_new_tokens={longest} or more, or data.too_long=drop."
+        )
+    encode_prompts(tokenizer, [example.prompt for example in examples], limit, room, "Held-out problem")
