@@ -114,7 +114,11 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "missing prompt": (["predict", "{run}", "--input", "{lacking}", "--output", "out"], ["line 2: 'prompt'"]),
     "long prompt": (
         ["predict", "{run}", "--input", "{long}", "--output", "out"],
-        ["long.jsonl, line 2 has 203 tokens", "the 128 that this model takes", "Shorten the prompt or lower"],
+        ["long.jsonl, line 2: the prompt has 203 tokens", "the 128 that this model takes", "Shorten the prompt"],
+            "long.jsonl, line 2: the prompt has 203 tokens",
+            "the 128 that this model takes",
+            "Shorten the prompt or lower",
+        ],
     ),
     "no input": (["predict", "{run}", "--input", "no.jsonl", "--output", "out"], ["no.jsonl: no such file"]),
     "output exists": (

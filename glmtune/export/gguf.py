@@ -24,6 +24,7 @@ from glmtune.models.checkpoint import check_checkpoint, lazy_weights, read_json
 from glmtune.runtime import UserError, replacing
 
 if TYPE_CHECKING:
+    import torch
     from numpy import ndarray
     from transformers import PreTrainedConfig
 
@@ -215,6 +216,21 @@ def write(folder: Path, output: Path, precision: Precision = "f16") -> None:
             for tensor in tensors:
                 writer.write_tensor_data(encode(tensor, tensor.kind(precision)))
         verify(folder, temporary)
+
+
+def round_numbers(model: torch.nn.Module) -> None:
+    """Give a model the numbers that a file of q8_0 holds of it."""
+    import torch
+
+    quants = library().quants
+    kind = library().GGMLQuantizationType.Q8_0
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2 and weight.shape[1] % 32 == 0:
+                values = quants.dequantize(quants.quantize(weight.float().cpu().numpy(), kind), kind)
+                weight.copy_(torch.from_numpy(values))
+            elif weight.ndim == 2:
+                weight.copy_(weight.half())
 
 
 def verify(folder: Path, output: Path) -> None:

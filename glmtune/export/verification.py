@@ -18,6 +18,7 @@ from glmtune.methods.lora import MERGE_TOLERANCE
 from glmtune.runtime import UserError
 
 PROMPTS_WITH_LOGITS = 8
+SHOWN = 60  # characters
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,26 @@ def compare(before: Answers, after: Answers, prompts: Sequence[Prompt], dtype: t
             f"size, {tolerance:.0e} is what rounding to {name} explains. Nothing was published. Look whether the "
             "adapter holds very large weights."
         )
+    remedy = " Files of higher precision round less: --dtype float32." if dtype != torch.float32 else ""
+    compare_answers(before, after, prompts, remedy)
+    return {"problems": len(prompts), "equal_answers": len(prompts), "logits_difference": difference, "dtype": name}
+
+
+def compare_answers(before: Answers, after: Answers, prompts: Sequence[Prompt], remedy: str) -> None:
+    """See whether two models give the same answers.
+
+    Raises:
+        UserError: they do not; shows where the first two that differ part.
+    """
     others = [index for index, text in enumerate(after.texts) if text != before.texts[index]]
     if others:
         first = others[0]
-        remedy = " Files of higher precision round less: --dtype float32." if dtype != torch.float32 else ""
+        was, now = before.texts[first], after.texts[first]
+        common = next((place for place, pair in enumerate(zip(was, now, strict=False)) if pair[0] != pair[1]), 0)
+        start = max(0, common - SHOWN // 2)
         raise UserError(
             f"The exported model answers {len(others)} of {len(prompts)} held-out problems otherwise than the one that "
-            f"was trained: {str(prompts[first])[:60]!r} gets {after.texts[first][:60]!r} instead of "
-            f"{before.texts[first][:60]!r}. Nothing was published.{remedy}"
+            f"was trained: {str(prompts[first])[:SHOWN]!r} gets {now[start : start + SHOWN]!r} instead of "
+            f"{was[start : start + SHOWN]!r}{f', from character {start + 1} on' if start else ''}. Nothing was "
+            f"published.{remedy}"
         )
-    return {"problems": len(prompts), "equal_answers": len(prompts), "logits_difference": difference, "dtype": name}

@@ -16,7 +16,12 @@ from glmtune.tasks import Example, Task
 
 
 def held_out_of(
-    recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, limit: int | None, during: bool = False
+    recipe: Recipe,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    during: bool = False,
+    whole: bool = True,
 ) -> Sequence[Example]:
     """Held-out examples that the model can be asked, with room for their answers.
 
@@ -29,6 +34,7 @@ def held_out_of(
         tokenizer: with the template.
         limit: longest sequence in tokens that the model takes; None where it states none.
         during: `evaluation.num_examples_during` of them, not `num_examples`.
+        whole: right answers must not be cut off by `generation.max_new_tokens`.
 
     Raises:
         UserError: one is too long; says which and how long it is. Or none is left.
@@ -39,7 +45,7 @@ def held_out_of(
     part = slice(-count, None) if during else slice(count)
     if recipe.data.too_long == "stop" or isinstance(examples, DrawnExamples):
         examples = examples[part]
-        check(recipe, tokenizer, limit, examples)
+        check(recipe, tokenizer, limit, examples, whole)
         return examples
     room = recipe.generation.max_new_tokens
     fitting = [example for example in examples if fits(tokenizer, limit, room, example)]
@@ -63,17 +69,24 @@ def fits(tokenizer: PreTrainedTokenizerBase, limit: int | None, room: int, examp
     return limit is None or len(encode_prompt(tokenizer, example.prompt)) + room <= limit
 
 
-def check(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, limit: int | None, examples: Sequence[Example]) -> None:
-    """See whether all examples can be asked.
+def check(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, limit: int | None, examples: Sequence[Example], whole: bool
+) -> None:
+    """See whether all examples can be asked, and answered in whole.
 
     Raises:
         UserError: one cannot.
     """
     room = recipe.generation.max_new_tokens
     longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
-    if longest > room:
+    if whole and longest > room:
+        prompts = [len(encode_prompt(tokenizer, example.prompt)) for example in examples]
+        possible = limit is None or max(prompts) + longest <= limit
+        more = f"Set generation.max_new_tokens={longest} or more" if possible else ""
+        less = "leave out what is longer with data.too_long=drop"
+        less += "" if possible else ", and set generation.max_new_tokens to what most answers need"
         raise UserError(
             f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} tokens. "
-            f"Set generation.max_new_tokens={longest} or more, or data.too_long=drop."
+            f"{f'{more}, or {less}' if more else less.capitalize()}."
         )
     encode_prompts(tokenizer, [example.prompt for example in examples], limit, room, "Held-out problem")

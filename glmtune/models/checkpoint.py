@@ -111,8 +111,9 @@ def check_weight_file(file: Path) -> None:
             ) from None
         raise UserError(f"{file} is no file of weights, or damaged. Copy or download it again.") from None
     except Exception as error:  # torch documents no classes of errors
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{file} is truncated or damaged: {reason}. Copy or download it again.") from None
+        raise UserError(
+            f"{file} is truncated or damaged ({type(error).__name__}). Copy or download it again."
+        ) from None
 
 
 def check_safetensors(file: Path) -> None:

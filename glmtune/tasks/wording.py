@@ -8,11 +8,10 @@ known as characters. What they mean is left for fine-tuning on `arithmetic` to l
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import replace
 
 from glmtune.tasks import Example, Score, Split
-from glmtune.tasks.arithmetic import Arithmetic
+from glmtune.tasks.arithmetic import Arithmetic, Problem
 
 OPERATOR_WORDS = {
     "+": ("加", "加上", "plus", "and"),
@@ -22,9 +21,7 @@ OPERATOR_WORDS = {
 }
 COPY_WORDS = ("抄", "copy")
 COPY_SHARE = 0.1  # share of the examples that are copied
-BARE_SHARE = 0.3  # share of the others that are asked without a word for '='
 EQUALS_WORDS = ("得", "等于", "是", "is", "makes", "gives")
-_EQUALS = re.compile("|".join(EQUALS_WORDS))
 
 
 class Wording(Arithmetic):
@@ -39,15 +36,17 @@ class Wording(Arithmetic):
         said = problem.operands[0]
         for operator, operand in zip(problem.operators, problem.operands[1:], strict=True):
             said += rng.choice(OPERATOR_WORDS[operator]) + operand
-        whole = said + rng.choice(EQUALS_WORDS)
-        asked = said if rng.random() < BARE_SHARE else whole
-        return Example(asked, self.write_target(whole, problem), problem.facts())
+        said += rng.choice(EQUALS_WORDS)
+        return Example(said, self.write_target(said, problem), problem.facts())
+
+    def draft(self, problem: Problem) -> str:
+        """The answer itself: zeros that it drops are left out of the draft as well, unlike in `arithmetic`."""
+        return problem.answer(self.settings.decimals)
 
     def score(self, example: Example, completion: str) -> Score:
         """As in `arithmetic`; a copy must be the same text."""
         if example.facts.get("operator") == "copy":
             return Score("exact" if completion.strip() == example.target else "wrong", completion)
-        found = _EQUALS.search(example.target)
-        said = example.target[: found.end()] if found else ""  # its numbers are no answers
+        said = str(example.prompt)  # its numbers are no answers
         bare = replace(example, target=example.target.removeprefix(said))
-        return super().score(bare, completion.strip().removeprefix(said).removeprefix(str(example.prompt)))
+        return super().score(bare, completion.strip().removeprefix(said))

@@ -19,7 +19,7 @@ from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from glmtune import cli, models
-from glmtune.commands.doctor import Check, recipe, run
+from glmtune.commands.doctor import Check, machine, recipe, run
 from glmtune.commands.estimate import Place
 from glmtune.commands.train import Run
 
@@ -597,7 +597,7 @@ def test_versions(
 
 
 def test_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "at_hand", lambda *_: Place("cuda", "NVIDIA T4", 2**34))
+    monkeypatch.setattr(machine, "at_hand", lambda *_: Place("cuda", "NVIDIA T4", 2**34))
     check = named(run(), "device")
     assert check.status == "warning" and "NVIDIA T4 is there, but torch" in check.finding
 

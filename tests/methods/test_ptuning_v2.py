@@ -194,7 +194,7 @@ def test_an_original_prefix_on_another_family(original: Callable[..., Path]) -> 
 def test_a_damaged_file(original: Callable[..., Path]) -> None:
     folder = original(False, binary=True)
     (folder / "pytorch_model.bin").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is no file of weights, or damaged"):
         PTuningV2.holds(folder)
 
 

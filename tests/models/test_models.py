@@ -97,8 +97,8 @@ def drop_a_weight(folder: Path) -> None:
         (lambda folder: (folder / "ice_text.model").unlink(), "tokenizer cannot read .*ice_text.model"),
         (truncate, r"model.safetensors is truncated: \d+ of \d+ bytes"),
         (behead, "model.safetensors is damaged: 26 bytes without a readable header"),
-        (as_pickle(b"<html>"), "weights cannot be read: a file is damaged, or holds more than weights"),
-        (as_pickle(b"PK\3\4" + b"0" * 99), "weights cannot be read"),
+        (as_pickle(b"<html>"), "pytorch_model.bin is no file of weights, or damaged. Copy or download it again"),
+        (as_pickle(b"PK\3\4" + b"0" * 99), r"pytorch_model.bin is truncated or damaged \(RuntimeError\)"),
     ],
 )
 def test_a_damaged_checkpoint_is_told(checkpoint: Path, damage: Callable[[Path], Any], message: str) -> None:

@@ -71,7 +71,7 @@ def sentencepiece() -> Tokenizer:
 
 
 def chatglm3() -> PreTrainedTokenizerFast:
-    return wrap(sentencepiece(), ["[gMASK]", "<sop>"], "chatglm3", "</s>", "<unk>")
+    return wrap(sentencepiece(), "chatglm3", "</s>", "<unk>")
 
 
 def llama() -> PreTrainedTokenizerFast:
@@ -101,7 +101,7 @@ def controls(tokens: list[str]) -> dict[int, str]:
 
 def glm4() -> PreTrainedTokenizerFast:
     tokenizer = from_tiktoken(ranks(), controls(GLM4_CONTROL_TOKENS))
-    return wrap(tokenizer, ["[gMASK]", "<sop>"], "glm4", GLM4_CONTROL_TOKENS[0])
+    return wrap(tokenizer, "glm4", GLM4_CONTROL_TOKENS[0])
 
 
 def chatml() -> PreTrainedTokenizerFast:

@@ -101,6 +101,6 @@ def test_the_same_seed_draws_the_same_everywhere() -> None:
     examples = [task().sample(random.Random(f"golden {number}")) for number in range(3)]
     assert [(example.prompt, example.target) for example in examples] == [
         ("47分成76等于", "47分成76等于26.0|0.62"),
-        ("70.49除以74", "70.49除以74gives59.0|0.95"),
+        ("70.49除以74gives", "70.49除以74gives59.0|0.95"),
         ("61and67得", "61and67得821|128"),
     ]

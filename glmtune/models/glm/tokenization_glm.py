@@ -85,7 +85,7 @@ def load(folder: Path, **settings: Any) -> PreTrainedTokenizerFast:
 
 
 def wrap(
-    tokenizer: Tokenizer, template: str, end: str, unknown: str | None, settings: Mapping[str, Any]
+    tokenizer: Tokenizer, template: str, end: str, unknown: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> PreTrainedTokenizerFast:
     """A tokenizer as transformers knows them; it puts `[gMASK]<sop>` before a text, as the originals do.
 
@@ -111,7 +111,7 @@ def wrap(
         "clean_up_tokenization_spaces": False,
         "chat_template": preset(template),
     }
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**known, **settings})
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**known, **(settings or {})})
 
 
 def own_template(folder: Path) -> dict[str, Any]:
