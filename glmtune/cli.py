@@ -31,6 +31,7 @@ def print_settings(settings: list[str]) -> None:
     recipe, _, _ = open_sections(with_overrides({}, settings))
     for name, default, meaning in describe_settings(recipe):
         print(f"{name} = {default}\n    {meaning}")
+    print("\nThose of other tasks and methods: add task.name=instructions, method.name=ptuning_v2, ...")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,14 +93,21 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = verb("evaluate", "score a model on held-out examples of its task, or on a file")
     evaluate.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
-    evaluate.add_argument("--data", metavar="FILE.jsonl", help="records with prompt and target, one a line")
+    evaluate.add_argument("--data", metavar="FILE", help="records of any known format: JSONL, CSV, Parquet, a folder")
     evaluate.add_argument("--output", metavar="OUT.json", help="write the report here")
     evaluate.add_argument("settings", nargs="*", metavar="SETTING", help=SETTINGS_HELP)
 
     predict = verb("predict", "answer a file of prompts")
     predict.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
-    predict.add_argument("--input", required=True, metavar="FILE.jsonl", help="records with prompt, one a line")
-    predict.add_argument("--output", required=True, metavar="OUT.jsonl", help="the records again, with completion")
+    predict.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        help="records of any known format: JSONL, CSV, Parquet, a folder",
+    )
+    predict.add_argument(
+        "--output", required=True, metavar="OUT", help="the records again, with completion: .jsonl, .csv or .parquet"
+    )
     predict.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     predict.add_argument("--resume", action="store_true", help="go on with an output that was cut off")
     predict.add_argument(

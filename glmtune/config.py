@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
@@ -262,6 +262,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         beside = path.parent if path.parent.is_dir() else Path(".")
         hint = registry.suggest(path.name, [file.name for file in sorted(beside.glob("*.yaml"))])
+        if path.suffix not in (".yaml", ".yml"):
+            hint += " A setting is written section.setting=value."
         raise RecipeError([f"{path}: no such file.{hint}"]) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError([f"{path}: not a readable YAML file: {error}"]) from error
@@ -283,6 +285,9 @@ def with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str
     for override in overrides:
         key, equals, text = override.partition("=")
         *sections, setting = key.split(".")
+        if not equals and Path(override).suffix in (".yaml", ".yml"):
+            faults.append(f"'{override}': a recipe's file stands first, before the settings")
+            continue
         if not equals or not all(sections) or not setting:
             faults.append(f"'{override}': write it as section.setting=value, e.g. training.steps=100")
             continue
@@ -348,20 +353,29 @@ def explain(fault: Any, recipe: type[Recipe]) -> str:
     """One line for one of pydantic's faults."""
     *sections, setting = [str(part) for part in fault["loc"]]
     where = ".".join([*sections, setting])
+    group = group_at(recipe, sections)
     if fault["type"] == "extra_forbidden":
-        group: Any = recipe
-        for section in sections:
-            group = group.model_fields[section].annotation
         elsewhere = [
             f"{section}.{setting}"
-            for section, info in recipe.model_fields.items()
-            if isinstance(info.annotation, type)
-            and issubclass(info.annotation, Settings)
-            and setting in info.annotation.model_fields
+            for section in recipe.model_fields
+            if setting in group_at(recipe, [section]).model_fields and section != sections[0]
         ]
         hint = f" It is {elsewhere[0]}." if elsewhere else registry.suggest(setting, list(group.model_fields))
         return f"{where}: unknown setting.{hint}"
+    if fault["type"] == "missing":
+        return f"{where}: is needed: {group.model_fields[setting].description}"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+
+
+def group_at(recipe: type[Recipe], sections: Iterable[str]) -> type[Settings]:
+    """The group of settings at a place of the tree, of which a part may be the number of an entry in a list."""
+    group: type[Settings] = recipe
+    for section in sections:
+        annotation = group.model_fields[section].annotation if section in group.model_fields else None
+        for kind in (annotation, *get_args(annotation)):
+            if isinstance(kind, type) and issubclass(kind, Settings):
+                group = kind
+    return group
 
 
 def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Recipe:

@@ -115,10 +115,6 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "long prompt": (
         ["predict", "{run}", "--input", "{long}", "--output", "out"],
         ["long.jsonl, line 2: the prompt has 203 tokens", "the 128 that this model takes", "Shorten the prompt"],
-            "long.jsonl, line 2: the prompt has 203 tokens",
-            "the 128 that this model takes",
-            "Shorten the prompt or lower",
-        ],
     ),
     "no input": (["predict", "{run}", "--input", "no.jsonl", "--output", "out"], ["no.jsonl: no such file"]),
     "output exists": (

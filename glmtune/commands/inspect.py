@@ -135,7 +135,7 @@ def examine(
         "near_duplicate_places": [pair_of(records, *pair) for pair in near or []],
         "leaks": len(leaked),
         "splits": splits,
-        "tokens": encodings.figures(records, limit),
+        "tokens": encodings.figures(records, limit, data.too_long),
         "notes": list(notes_on(records, data, splits, learns_every_turn(tokenizer))),
         "examples": [rendered(encoder, records[place], data.turns == "all") for place in shown(len(records))],
     }
@@ -156,7 +156,7 @@ class Lengths:
             self.whole.append(len(encoding["input_ids"]))
             self.learned.append(sum(label != IGNORED for label in encoding["labels"]))
 
-    def figures(self, records: Sequence[Record], limit: int | None) -> dict[str, Any]:
+    def figures(self, records: Sequence[Record], limit: int | None, rule: str) -> dict[str, Any]:
         """As the report has them; too long is what has more tokens than `limit`."""
         long = [place for place, count in enumerate(self.whole) if limit is not None and count > limit]
         return {
@@ -167,6 +167,7 @@ class Lengths:
             "total": sum(self.whole),
             "limit": limit,
             "too_long": len(long),
+            "too_long_rule": rule,
             "too_long_places": [place_of(records[place]) for place in long],
         }
 
@@ -362,7 +363,9 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
         pairs = report[f"{kind}_places"]
         title = kind.replace("_", " ").capitalize() + "s"
         yield from first_of(title, [f"{where(p)} repeats {p['first_file']}, line {p['first_line']}" for p in pairs])
-    yield from first_of("Too long, see data.too_long", [where(p) for p in report["tokens"]["too_long_places"]])
+    rule = report["tokens"]["too_long_rule"]
+    title = f"Too long (data.too_long={rule}{': a training stops; drop or cut them' if rule == 'stop' else ''})"
+    yield from first_of(title, [where(p) for p in report["tokens"]["too_long_places"]])
     yield from first_of("Notes", report["notes"])
 
 

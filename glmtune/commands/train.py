@@ -133,7 +133,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     encoder = Encoder(tokenizer, recipe.data.max_length or limit, recipe.data.learn_start)
     dataset, recipe.training.steps = training_set(recipe, task, encoder, general)
     steps = recipe.training.steps
-    for remark in [*dataset.remarks, *too_few(held_out), *no_start(encoder)]:
+    for remark in [*dataset.remarks, *too_few(held_out, recipe.evaluation.num_examples), *no_start(encoder)]:
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
     announce_memory(console, recipe, *longest_of(dataset))
     seed_everything(recipe.seed)
@@ -172,13 +172,14 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
         raise KeyboardInterrupt(f"Go on with: glmtune train --resume {folder.path}") from None
 
 
-def too_few(held_out: Sequence[Example]) -> Iterator[str]:
-    """What is said where so few examples are held out that a score of them says little."""
+def too_few(held_out: Sequence[Example], asked: int) -> Iterator[str]:
+    """What is said where so few examples are asked that a score of them says little."""
     if len(held_out) < FEW_HELD_OUT:
         low, high = wilson_interval(len(held_out) // 2, len(held_out))
+        more = f"evaluation.num_examples={FEW_HELD_OUT} or more" if asked <= len(held_out) else "task.held_out=0.2"
         yield (
-            f"Only {len(held_out)} examples are held out: half of them right would mean anything from {low:.0%} to "
-            f"{high:.0%}. Hold out more (task.held_out=0.2), or add records."
+            f"Only {len(held_out)} held-out examples are asked: half of them right would mean anything from {low:.0%} "
+            f"to {high:.0%}. Ask more ({more}{'' if asked <= len(held_out) else ', or more records'})."
         )
 
 

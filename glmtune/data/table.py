@@ -23,6 +23,7 @@ from tqdm import tqdm
 from glmtune.config import DataSettings
 from glmtune.data import EncodedDataset
 from glmtune.data.encoding import Encoder, Encoding, learns_every_turn
+from glmtune.records.cleaning import plain_text
 from glmtune.runtime import UserError, replacing
 from glmtune.tasks import Example
 
@@ -192,7 +193,7 @@ def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSetting
             told = encoder.too_long(encoding)
             encoding = encoder.cut(example, index) if settings.too_long == "cut" else None
             if encoding is None and settings.too_long != "drop":
-                refused.append(f"number {index + 1} {told}: {str(example.prompt)[:60]!r}")
+                refused.append(f"number {index + 1} {told}: {plain_text(example.prompt)[:60]!r}")
         if encoding is None or refused:
             continue
         encodings.append(encoding)

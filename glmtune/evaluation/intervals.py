@@ -72,7 +72,8 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], seed: int =
 
     The interval is the percentile bootstrap of `RESAMPLES` resamples of the examples (B. Efron, R. J. Tibshirani, "An
     Introduction to the Bootstrap", 1993, chapter 13). It has no width where all examples changed alike, be they three
-    or three thousand; `chance`, of the exact sign test of the examples that changed, tells these apart.
+    or three thousand; `chance`, of the exact sign test of the examples that changed, tells these apart. Where none did,
+    it is what can be said of something that was not seen in n examples: its share is below 1 - 0.025^(1/n).
 
     Args:
         before, after: whether each example was answered rightly.
@@ -88,6 +89,9 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], seed: int =
         return Difference(0, 0.0, (-1.0, 1.0), 0, 0, 1.0)
     better = sum(bool(now) and not then for then, now in zip(before, after, strict=True))
     worse = sum(bool(then) and not now for then, now in zip(before, after, strict=True))
+    if not better and not worse:
+        unseen = 1 - 0.025 ** (1 / n)
+        return Difference(n, 0.0, (-unseen, unseen), 0, 0, 1.0)
     # A resample of n examples with replacement is a draw of how many of each kind are in it.
     shares = [better / n, worse / n, (n - better - worse) / n]
     counts = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES)

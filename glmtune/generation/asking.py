@@ -50,9 +50,13 @@ def held_out_of(
     room = recipe.generation.max_new_tokens
     fitting = [example for example in examples if fits(tokenizer, limit, room, example)]
     if not fitting:
+        answers = sorted(len(plain_ids(tokenizer, example.target)) + 1 for example in examples)
+        prompts = sorted(len(encode_prompt(tokenizer, example.prompt)) for example in examples)
         raise UserError(
-            f"No held-out example can be asked: with generation.max_new_tokens={room}, all {len(examples)} are too "
-            f"long for the {limit} tokens that the model takes. Set generation.max_new_tokens to what answers need."
+            f"None of {len(examples)} held-out examples can be asked: generation.max_new_tokens={room} must hold an "
+            f"answer, of {answers[0]} to {answers[-1]} tokens (half of them up to {answers[len(answers) // 2]}), and "
+            f"leave room for a prompt, of {prompts[0]} to {prompts[-1]}"
+            f"{f', in the {limit} that the model takes' if limit else ''}. Set it to what most answers need."
         )
     if len(fitting) < len(examples):
         warnings.warn(

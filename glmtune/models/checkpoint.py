@@ -51,9 +51,9 @@ def check_files(folder: Path) -> None:
         shards = set(named.values())
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
+            names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
             raise UserError(
-                f"{folder} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])} ... "
-                "Copy or download them."
+                f"{folder} lacks {len(missing)} of {len(shards)} weight files: {names}. Copy or download them."
             )
 
 

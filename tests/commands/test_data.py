@@ -75,7 +75,7 @@ def test_a_task_with_records_gives_all_it_has(tmp_path: Path) -> None:
         ("arithmetic", 5, ["task.digit=3"], r"task\.digit: unknown setting\. Did you mean 'digits'"),
         ("arithmetic", 0, [], r"--n 0: must be at least 1"),
         ("arithmetic", -1, [], r"--n -1: must be at least 1"),
-        ("instructions", 5, [], r"task\.file: Field required"),
+        ("instructions", 5, [], r"task\.file: is needed"),
         ("instructions", 5, ["task.file=nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
     ],
 )

@@ -341,7 +341,7 @@ def test_records_with_all_that_data_offers(
         )
     text = told.getvalue()
     assert "records, longer than 128 tokens: " in text
-    assert "examples are held out: half of them right would mean" in text
+    assert "held-out examples are asked: half of them right would mean" in text
     assert all("+1=" in example.prompt and len(example.prompt) < 10 for example in done.after.examples)
     assert load_recipe(done.folder.recipe).data.mixture[0].file == str(general)
     # Whoever judges it later asks the same.

@@ -123,7 +123,8 @@ def test_passes() -> None:
     [
         ("[{file: a, share: 0.5}, {file: b, share: 0.5}]", "data.mixture: .*leave nothing"),
         ("[{file: a, share: 1.5}]", "data.mixture.0.share: .*less than 1"),
-        ("[{file: a}]", "data.mixture.0.share: Field required"),
+        ("[{file: a}]", "data.mixture.0.share: is needed: share of all examples"),
+        ("[{file: a, shar: 0.5}]", "data.mixture.0.shar: unknown setting. Did you mean 'share'"),
         ("[{file: a, share: 0.5, columns: {promt: x}}]", "no such name: 'promt'. Did you mean 'prompt'"),
     ],
 )

@@ -162,7 +162,7 @@ def test_score(completion: str, verdict: str) -> None:
 
 
 def test_settings() -> None:
-    with pytest.raises(RecipeError, match=r"task\.file: Field required"):
+    with pytest.raises(RecipeError, match=r"task\.file: is needed"):
         load_recipe(None, ["task.name=instructions"])
     recipe = load_recipe(None, ["task.name=instructions", "task.file=a.jsonl", "task.held_out=0.5"])
     assert isinstance(recipe.task, InstructionsSettings) and recipe.task.held_out == 0.5

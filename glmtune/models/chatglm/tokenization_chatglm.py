@@ -121,7 +121,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         if folder.is_dir() and not file.exists():
             from glmtune.models.glm.tokenization_glm import VOCAB_FILE, original
 
-            if (folder / VOCAB_FILE).exists():
+            config = folder / "config.json"
+            is_other = config.is_file() and "multi_query_attention" in read_json(config)
+            if is_other or (folder / VOCAB_FILE).exists():
                 return original(str(folder), **kwargs)
         if file.exists():
             kwargs = {**settings_of_release(folder, file), **kwargs}
