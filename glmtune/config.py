@@ -19,6 +19,7 @@ OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods"}
 
 # Steps where a task draws without end and the recipe names none: the demo.
 ENDLESS_STEPS = 2500
+SHORT_ANSWER = 64  # tokens
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -218,11 +219,21 @@ class EvaluationSettings(Settings):
 class GenerationSettings(Settings):
     """How answers are decoded."""
 
-    max_new_tokens: int = Field(64, ge=1, description="longest answer in tokens")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description=f"longest answer in tokens; default: the longest held-out answer and a quarter more, at least "
+        f"{SHORT_ANSWER}; {SHORT_ANSWER} where there are none",
+    )
     batch_size: int = Field(64, ge=1, description="prompts decoded together")
     do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
     temperature: float = Field(0.95, gt=0, description="sampling temperature")
     top_p: float = Field(0.7, gt=0, le=1, description="sample from the likeliest tokens of this total probability")
+
+    @property
+    def longest(self) -> int:
+        """`max_new_tokens`, or what short answers need where nothing is known of them."""
+        return self.max_new_tokens or SHORT_ANSWER
 
 
 class Recipe(Settings):

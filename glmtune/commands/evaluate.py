@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from glmtune import methods, models, registry
 from glmtune.config import Recipe, load_recipe
 from glmtune.evaluation.evaluator import Evaluation, evaluate
-from glmtune.generation.asking import held_out_of
+from glmtune.generation.asking import held_out_of, with_room
 from glmtune.generation.decoding import Prompt, encode_prompts
 from glmtune.methods import Model
 from glmtune.models.templates import adopt
@@ -47,7 +47,7 @@ def load(
     """
     if prompts:
         tokenizer, limit = reader_of(target, recipe)
-        encode_prompts(tokenizer, prompts, limit, recipe.generation.max_new_tokens, label)
+        encode_prompts(tokenizer, prompts, limit, recipe.generation.longest, label)
     base, folder = found(target, recipe)
     model = recipe.model
     bits = model.bits if "bits" in model.model_fields_set else None  # as the adapter was trained
@@ -152,7 +152,12 @@ def run(
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     if output:
         check_output(output)
-    examples = examples_from(task, data) if data else held_out_of(recipe, task, *reader_of(target, recipe))
+    if data:
+        examples: Sequence[Example] = examples_from(task, data)
+    else:
+        reader = reader_of(target, recipe)
+        recipe = with_room(recipe, task, *reader)
+        examples = held_out_of(recipe, task, *reader)
     model, tokenizer = load(target, recipe, [example.prompt for example in examples] if data else (), f"{data}, line")
     seed_everything(recipe.seed)
     evaluation = evaluate(model, tokenizer, task, examples, recipe.generation)

@@ -119,7 +119,7 @@ def entries_of(target: str, input: str, recipe: Recipe) -> list[Entry]:
             entries.append(Entry(as_json(row), "", found))
             continue
         try:
-            encode_prompts(tokenizer, [found.prompt], limit, recipe.generation.max_new_tokens, "The prompt")
+            encode_prompts(tokenizer, [found.prompt], limit, recipe.generation.longest, "The prompt")
             fault = None
         except UserError as error:
             fault = Fault(found.file, found.line, "prompt", str(error).replace("The prompt 1 ", "the prompt ", 1))

@@ -25,7 +25,7 @@ from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.evaluation.forgetting import Probe, compare_probes, probe, read_general
 from glmtune.evaluation.metrics import wilson_interval
-from glmtune.generation.asking import held_out_of
+from glmtune.generation.asking import held_out_of, with_room
 from glmtune.methods import Method, Model
 from glmtune.models.quantization import count_parameters
 from glmtune.models.templates import adopt
@@ -125,6 +125,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     limit = models.max_length(config)
     if limit is not None:
         limit -= method.places(config.model_type)
+    recipe = with_room(recipe, task, tokenizer, limit)
     held_out = held_out_of(recipe, task, tokenizer, limit)
     asked_during = held_out_of(recipe, task, tokenizer, limit, during=True)
     check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())

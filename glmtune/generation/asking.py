@@ -7,12 +7,34 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from glmtune.config import Recipe
+from glmtune.config import SHORT_ANSWER, Recipe
 from glmtune.data import DrawnExamples, examples_of
 from glmtune.data.encoding import encode_prompt, plain_ids
 from glmtune.generation.decoding import encode_prompts
 from glmtune.runtime import UserError
 from glmtune.tasks import Example, Task
+
+
+def with_room(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Recipe:
+    """The recipe with `generation.max_new_tokens`, where it does not say it: what held-out answers need, and a little.
+
+    Half of what the model takes at most, where records that are too long may be left out; else what all prompts leave.
+    """
+    if recipe.generation.max_new_tokens is not None:
+        return recipe
+    settings = recipe.evaluation
+    examples = [
+        *examples_of(task, "held_out", settings.num_examples, recipe.seed)[: settings.num_examples],
+        *examples_of(task, "held_out", settings.num_examples_during, recipe.seed + 1)[-settings.num_examples_during :],
+    ]
+    longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
+    room = max(SHORT_ANSWER, longest * 5 // 4)
+    if limit is not None:
+        prompts = max((len(encode_prompt(tokenizer, example.prompt)) for example in examples), default=0)
+        most = limit - prompts if recipe.data.too_long == "stop" else limit // 2
+        room = max(1, min(room, most))
+    generation = recipe.generation.model_copy(update={"max_new_tokens": room})
+    return recipe.model_copy(update={"generation": generation})
 
 
 def held_out_of(
@@ -47,7 +69,7 @@ def held_out_of(
         examples = examples[part]
         check(recipe, tokenizer, limit, examples, whole)
         return examples
-    room = recipe.generation.max_new_tokens
+    room = recipe.generation.longest
     fitting = [example for example in examples if fits(tokenizer, limit, room, example)]
     if not fitting:
         answers = sorted(len(plain_ids(tokenizer, example.target)) + 1 for example in examples)
@@ -81,7 +103,7 @@ def check(
     Raises:
         UserError: one cannot.
     """
-    room = recipe.generation.max_new_tokens
+    room = recipe.generation.longest
     longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
     if whole and longest > room:
         prompts = [len(encode_prompt(tokenizer, example.prompt)) for example in examples]

@@ -31,7 +31,7 @@ def generation_config(
     if settings.do_sample:
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     return GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=settings.longest,
         eos_token_id=list(stops),
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
@@ -87,7 +87,7 @@ def complete(
     Raises:
         UserError: a prompt is too long for the model; told before any is answered.
     """
-    encoded = encode_prompts(tokenizer, prompts, max_length(model.config), settings.max_new_tokens)
+    encoded = encode_prompts(tokenizer, prompts, max_length(model.config), settings.longest)
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
@@ -135,7 +135,7 @@ def stream(
     Raises:
         UserError: the prompt is too long for the model.
     """
-    [ids] = encode_prompts(tokenizer, [prompt], max_length(model.config), settings.max_new_tokens)
+    [ids] = encode_prompts(tokenizer, [prompt], max_length(model.config), settings.longest)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     input_ids = torch.tensor([ids], device=model.device)
     stop = Stop()

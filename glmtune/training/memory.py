@@ -250,7 +250,7 @@ class Estimate:
     def judging(self) -> int:
         """Peak of answering held-out problems between the steps."""
         generation = self.recipe.generation
-        length = self.length - self.target_length + generation.max_new_tokens
+        length = self.length - self.target_length + generation.longest
         return self.resident + self.answers(generation.batch_size, length)
 
     @property

@@ -123,12 +123,12 @@ class Patient:
         from glmtune.data import DrawnExamples, examples_of
         from glmtune.data.encoding import Encoder
         from glmtune.data.mixture import encoded
-        from glmtune.generation.asking import held_out_of
+        from glmtune.generation.asking import held_out_of, with_room
 
         limit = models.max_length(self.config)
         if limit is not None:
             limit -= self.method.places(self.config.model_type)
-        held_out_of(self.recipe, self.task, self.tokenizer, limit)
+        held_out_of(with_room(self.recipe, self.task, self.tokenizer, limit), self.task, self.tokenizer, limit)
         train = examples_of(self.task, "train", CHECKED, self.recipe.seed)
         train = train if isinstance(train, DrawnExamples) else train[:CHECKED]
         data = self.recipe.data
