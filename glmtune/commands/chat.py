@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from glmtune.commands.evaluate import load, recipe_of
 from glmtune.data.encoding import Message
 from glmtune.generation.decoding import stream
+from glmtune.models import max_length
 from glmtune.runtime import RunFolder, UserError
 
+LONG_ANSWER = 1024  # tokens, where nobody says how long an answer may be
 GREETING = "Type a question. 'clear' forgets the conversation, 'stop' or Ctrl-D ends it."
 
 
@@ -29,8 +31,10 @@ class Conversation:
             keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
         """
         recipe = recipe_of(target, overrides)
-        self.settings = recipe.generation
         self.model, self.tokenizer = load(target, recipe)
+        limit = max_length(self.model.config)
+        room = recipe.generation.max_new_tokens or (min(LONG_ANSWER, limit // 2) if limit else LONG_ANSWER)
+        self.settings = recipe.generation.model_copy(update={"max_new_tokens": room})
         self.keep_history = not RunFolder.is_run(target) if keep_history is None else keep_history
         self.messages: list[Message] = []
 
