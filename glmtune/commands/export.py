@@ -129,10 +129,32 @@ def run(
     config = models.load_config(models.locate(origin.base))
     refuse(origin, config, to, precision)
     place = destination(origin, to, output, overwrite)
-    dtype = dtype_of(config, precision)
-    check_disk(place, origin, config, dtype, copies=2 if to == "gguf" else 1)
+    check_disk(place, origin, config, dtype_of(config, precision), copies=2 if to == "gguf" else 1)
     problems = origin.problems
+    try:
+        make(origin, config, to, place, precision, problems, console)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Nothing was exported.") from None
+    if push is not None:
+        upload(place, push)
+    return place
 
+
+def make(
+    origin: Origin,
+    config: Any,
+    to: Layout,
+    place: Path,
+    precision: Precision,
+    problems: Sequence[Prompt],
+    console: Console,
+) -> None:
+    """Load, merge, write, read back and compare; the export takes its name at the end.
+
+    Raises:
+        UserError: it answers otherwise, or the disk is full.
+    """
+    dtype = dtype_of(config, precision)
     console.print(f"Loading {origin.base}{f' with {origin.adapter}' if origin.adapter else ''} ...")
     # Neither the base nor what is written is rounded on the way, whatever the recipe computed in.
     working = NAMES[torch.promote_types(dtype_of(config, "auto"), dtype)]
@@ -152,9 +174,6 @@ def run(
             gguf.write(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
             shutil.copy(folder / RECORD, place.with_name(f"{place.name}.json"))
             shutil.copy(folder / CARD, place.with_name(f"{place.name}.md"))
-    if push is not None:
-        upload(place, push)
-    return place
 
 
 def origin_of(target: str, overrides: list[str] | None) -> Origin:
