@@ -54,11 +54,11 @@ def check(config: Any) -> None:
         )
 
 
-def original_names(model: PreTrainedModel) -> dict[str, Tensor]:
+def original_names(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every weight that a release holds: the tied head, too, and the rotary frequencies, which its code never reads."""
-    weights = {name: weight.detach() for name, weight in model.state_dict().items()}
+    weights = {name: weight.detach().to(dtype) for name, weight in model.state_dict().items()}
     embedding = model.get_output_embeddings().weight  # type: ignore[union-attr]
-    weights["lm_head.weight"] = embedding.detach().clone()
+    weights["lm_head.weight"] = embedding.detach().to(dtype).clone()
     rows = 2 if model.config.position_encoding_2d else 1
     width = model.config.head_dim // rows
     frequencies = 1.0 / ROPE_BASE ** (torch.arange(0, width, 2).float() / width)
@@ -70,7 +70,7 @@ def original_names(model: PreTrainedModel) -> dict[str, Tensor]:
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
     """Write a model of ChatGLM-6B's architecture and its tokenizer as the release has them."""
     assert isinstance(tokenizer, ChatGLMTokenizer)
-    save_shards(original_names(model.to(dtype)), folder)  # type: ignore[arg-type]
+    save_shards(original_names(model, dtype), folder)
     values = model.config.to_dict()
     config = {key: values[key] for key in CONFIG_KEYS}
     if not model.config.tie_word_embeddings:  # of which releases say nothing

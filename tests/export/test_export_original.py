@@ -157,7 +157,7 @@ def test_release_v1_0(release: Path, tmp_path: Path) -> None:
 def test_one_row_of_positions(loaded: tuple[Any, Any]) -> None:
     """The rotation then spans the whole head, with as many more frequencies."""
     config = ChatGLMConfig.from_dict(loaded[0].config.to_dict() | {"position_encoding_2d": False})
-    names = original.original_names(AutoModelForCausalLM.from_config(config).half())
+    names = original.original_names(AutoModelForCausalLM.from_config(config), torch.float16)
     frequencies = names["transformer.layers.0.attention.rotary_emb.inv_freq"]
     assert torch.equal(frequencies, (1 / 10000.0 ** (torch.arange(0, 16, 2) / 16)).half())
     assert names.keys() == RELEASE.keys()
