@@ -14,6 +14,7 @@ as they come. Tokens are those of the records, without padding.
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -215,7 +216,8 @@ def memory_of_many(folder: str) -> None:
 def in_a_process(function: Callable[[str], None], folder: str) -> dict[str, Any]:
     """What a function of this file prints, in a process whose memory is its own."""
     command = [sys.executable, __file__, function.__name__, folder]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=None)
+    environment = {**os.environ, "HF_HOME": folder}  # where nothing was kept before
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
