@@ -65,8 +65,11 @@ def batch_of(family: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return input_ids, mask, labels
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", METHODS)
+# DoRA takes seconds in bfloat16, which changes nothing of what it saves but the size of a number.
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [(m, dtype) for m in METHODS for dtype in ("float32", "bfloat16") if "dora" not in m or dtype == "float32"],
+)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_saved_for_the_backward_pass(family: str, method: str, dtype: str) -> None:
     """All storage that autograd keeps between the passes, each once, parameters left out."""
