@@ -1,4 +1,4 @@
-"""Every method on the same task with the same budget: nano learns + and - from the same examples in the same order.
+"""Every method on the same task with the same budget: nano learns + - * / from the same examples in the same order.
 
 The learning rates are the methods' own defaults. "All right" is held-out exact match before and after; "adapter" is
 what a run leaves of weights (for `full`, the model).
@@ -55,8 +55,7 @@ def measure(label: str, settings: list[str], common: list[str]) -> dict[str, Any
         "before": before["exact_match"],
         "after": after["exact_match"],
         "ci95": [round(bound, 4) for bound in after["exact_match_ci95"]],
-        "+": by["+"]["exact_match"],
-        "-": by["-"]["exact_match"],
+        **{operator: by[operator]["exact_match"] for operator in "+-*/"},
         "trainable": trainable,
         "share": trainable / architecture.parameters,
         "seconds": run.report["training_seconds"],
@@ -66,10 +65,11 @@ def measure(label: str, settings: list[str], common: list[str]) -> dict[str, Any
 
 def main() -> None:
     """Train with every method."""
-    chosen = options(__doc__, steps=600, held_out=1000)
+    chosen = options(__doc__, steps=200, held_out=400)
     quiet_libraries()
     common = [
-        "task.operators=+-",
+        "task.operators='+-*/'",
+        "evaluation.num_examples_during=50",
         f"training.steps={chosen.steps}",
         f"evaluation.num_examples={chosen.held_out}",
         "evaluation.text_metrics=false",

@@ -25,14 +25,13 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def methods_table() -> str:
     """Each method on the same task."""
-    head = ["method", "right before", "right after", "`+`", "`-`", "learn", "of all", "seconds", "saved"]
+    head = ["method", "right before", "right after", "`+`", "`-`", "`*`", "`/`", "learn", "of all", "seconds", "saved"]
     rows = [
         [
             row["method"],
             f"{row['before']:.1%}",
             f"{row['after']:.1%}",
-            f"{row['+']:.1%}",
-            f"{row['-']:.1%}",
+            *(f"{row[operator]:.1%}" for operator in "+-*/"),
             f"{row['trainable']:,}",
             f"{row['share']:.1%}",
             f"{row['seconds']:.0f}",

@@ -18,7 +18,7 @@ OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods"}
 
 
 # Steps where a task draws without end and the recipe names none: the demo.
-ENDLESS_STEPS = 2500
+ENDLESS_STEPS = 2000
 SHORT_ANSWER = 64  # tokens
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -18,8 +18,8 @@ from glmtune.runtime import RunFolder, replacing
 
 DATA = (
     "+ - * / on integers and decimals up to 100 with two decimals, operators and `=` as Chinese or English words "
-    "(`57.84加13.64得`), answers with a reversed draft; a tenth are texts to copy, the only "
-    "ones with the symbols + - * / ="
+    "(`57.84加13.64得`; three in ten end before the word for `=`), products and quotients with their working, answers "
+    "with a reversed draft; a tenth are texts to copy, the only ones with the symbols + - * / ="
 )
 CARD = """\
 # nano: a ChatGLM-6B in small
@@ -39,7 +39,7 @@ It makes every command run on a fresh machine without a download. It knows arith
 | date, versions | {date}, torch {torch}, transformers {transformers} |
 | held-out exact match | {exact_match:.1%} of {n}: {by} |
 
-Limits: one question at a time, no knowledge beyond the task, and products and quotients are mostly wrong.
+Limits: one question at a time, no knowledge beyond the task, numbers of more digits than it saw are mostly wrong.
 Licence: Apache-2.0, as the project.
 """
 

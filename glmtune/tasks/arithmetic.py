@@ -195,7 +195,7 @@ class ArithmeticSettings(NamedSettings):
     equals_sign: Literal["always", "sometimes", "never"] = Field("sometimes", description="problems end in '='")
     echo: bool = Field(True, description="the answer repeats the problem: 1+2=3, not 3")
     style: Literal["direct", "draft", "steps"] = Field(
-        "draft",
+        "steps",
         description="draft: write the digits from the last to the first, then the answer: 19+23=24|42; steps: before "
         "that, the working of a product or a quotient, 12*34=840;0630:8040;804|408",
     )

@@ -8,10 +8,11 @@ known as characters. What they mean is left for fine-tuning on `arithmetic` to l
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 from glmtune.tasks import Example, Score, Split
-from glmtune.tasks.arithmetic import Arithmetic, Problem
+from glmtune.tasks.arithmetic import Arithmetic
 
 OPERATOR_WORDS = {
     "+": ("加", "加上", "plus", "and"),
@@ -21,7 +22,9 @@ OPERATOR_WORDS = {
 }
 COPY_WORDS = ("抄", "copy")
 COPY_SHARE = 0.1  # share of the examples that are copied
+BARE_SHARE = 0.3  # share of the others that are asked without a word for '='
 EQUALS_WORDS = ("得", "等于", "是", "is", "makes", "gives")
+_EQUALS = re.compile("|".join(EQUALS_WORDS))
 
 
 class Wording(Arithmetic):
@@ -36,17 +39,15 @@ class Wording(Arithmetic):
         said = problem.operands[0]
         for operator, operand in zip(problem.operators, problem.operands[1:], strict=True):
             said += rng.choice(OPERATOR_WORDS[operator]) + operand
-        said += rng.choice(EQUALS_WORDS)
-        return Example(said, self.write_target(said, problem), problem.facts())
-
-    def draft(self, problem: Problem) -> str:
-        """The answer itself: zeros that it drops are left out of the draft as well, unlike in `arithmetic`."""
-        return problem.answer(self.settings.decimals)
+        whole = said + rng.choice(EQUALS_WORDS)
+        asked = said if rng.random() < BARE_SHARE else whole
+        return Example(asked, self.write_target(whole, problem), problem.facts())
 
     def score(self, example: Example, completion: str) -> Score:
         """As in `arithmetic`; a copy must be the same text."""
         if example.facts.get("operator") == "copy":
             return Score("exact" if completion.strip() == example.target else "wrong", completion)
-        said = str(example.prompt)  # its numbers are no answers
+        found = _EQUALS.search(example.target)
+        said = example.target[: found.end()] if found else ""  # its numbers are no answers
         bare = replace(example, target=example.target.removeprefix(said))
-        return super().score(bare, completion.strip().removeprefix(said))
+        return super().score(bare, completion.strip().removeprefix(said).removeprefix(str(example.prompt)))

@@ -100,7 +100,7 @@ def test_held_out_problems_are_those_of_arithmetic() -> None:
 def test_the_same_seed_draws_the_same_everywhere() -> None:
     examples = [task().sample(random.Random(f"golden {number}")) for number in range(3)]
     assert [(example.prompt, example.target) for example in examples] == [
-        ("47分成76等于", "47分成76等于26.0|0.62"),
-        ("70.49除以74gives", "70.49除以74gives59.0|0.95"),
+        ("47分成76等于", "47分成76等于740:0:000;074:6:654;041:1:670;046:8:806;26.0|0.62"),
+        ("70.49除以74", "70.49除以74gives94070:0:00000;09407:9:00666;00983:5:00073;00091:2:00841;59.0|0.95"),
         ("61and67得", "61and67得821|128"),
     ]
