@@ -7,12 +7,12 @@ PIP     = $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 .PHONY: help demo test test-slow check bench nano clean
 
 help:
-	@echo "make demo       fine-tune the embedded model on arithmetic (about five minutes on two cores)"
+	@echo "make demo       fine-tune the embedded model on arithmetic (about three minutes of training on two cores)"
 	@echo "make test       the tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make check      ruff and mypy"
 	@echo "make bench      the benchmarks; results go to benchmarks/results/"
-	@echo "make nano       pre-train the embedded model again (an hour)"
+	@echo "make nano       pre-train the embedded model again (an hour and a half)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import SHORT_ANSWER, Recipe
 from glmtune.data import DrawnExamples, examples_of
-from glmtune.data.encoding import encode_prompt, plain_ids
+from glmtune.data.encoding import plain_ids
 from glmtune.generation.decoding import encode_prompts
 from glmtune.runtime import UserError
 from glmtune.tasks import Example, Task
@@ -30,7 +30,7 @@ def with_room(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, li
     longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
     room = max(SHORT_ANSWER, longest * 5 // 4)
     if limit is not None:
-        prompts = max((len(encode_prompt(tokenizer, example.prompt)) for example in examples), default=0)
+        prompts = max(prompt_lengths(tokenizer, examples), default=0)
         most = limit - prompts if recipe.data.too_long == "stop" else limit // 2
         room = max(1, min(room, most))
     generation = recipe.generation.model_copy(update={"max_new_tokens": room})
@@ -70,10 +70,15 @@ def held_out_of(
         check(recipe, tokenizer, limit, examples, whole)
         return examples
     room = recipe.generation.longest
-    fitting = [example for example in examples if fits(tokenizer, limit, room, example)]
+    lengths = prompt_lengths(tokenizer, examples)
+    fitting = [
+        example
+        for example, length in zip(examples, lengths, strict=True)
+        if len(plain_ids(tokenizer, example.target)) < room and (limit is None or length + room <= limit)
+    ]
     if not fitting:
         answers = sorted(len(plain_ids(tokenizer, example.target)) + 1 for example in examples)
-        prompts = sorted(len(encode_prompt(tokenizer, example.prompt)) for example in examples)
+        prompts = sorted(lengths)
         raise UserError(
             f"None of {len(examples)} held-out examples can be asked: generation.max_new_tokens={room} must hold an "
             f"answer, of {answers[0]} to {answers[-1]} tokens (half of them up to {answers[len(answers) // 2]}), and "
@@ -88,11 +93,14 @@ def held_out_of(
     return fitting[part]
 
 
-def fits(tokenizer: PreTrainedTokenizerBase, limit: int | None, room: int, example: Example) -> bool:
-    """Whether an example can be asked, and its answer be written."""
-    if len(plain_ids(tokenizer, example.target)) >= room:
-        return False
-    return limit is None or len(encode_prompt(tokenizer, example.prompt)) + room <= limit
+def prompt_lengths(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
+    """Tokens of each prompt.
+
+    Raises:
+        UserError: messages that the template has no form for.
+    """
+    prompts = [example.prompt for example in examples]
+    return [len(ids) for ids in encode_prompts(tokenizer, prompts, None, 0, "Held-out problem")]
 
 
 def check(
@@ -106,8 +114,7 @@ def check(
     room = recipe.generation.longest
     longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
     if whole and longest > room:
-        prompts = [len(encode_prompt(tokenizer, example.prompt)) for example in examples]
-        possible = limit is None or max(prompts) + longest <= limit
+        possible = limit is None or max(prompt_lengths(tokenizer, examples)) + longest <= limit
         more = f"Set generation.max_new_tokens={longest} or more" if possible else ""
         less = "leave out what is longer with data.too_long=drop"
         less += "" if possible else ", and set generation.max_new_tokens to what most answers need"

@@ -1,0 +1,88 @@
+"""Which held-out examples a model is asked, and how much room their answers get."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmtune.config import SHORT_ANSWER, Recipe, load_recipe
+from glmtune.generation.asking import held_out_of, with_room
+from glmtune.runtime import UserError
+from glmtune.tasks.arithmetic import Arithmetic
+from glmtune.tasks.instructions import Instructions
+
+
+def records(path: Path, *pairs: tuple[Any, str]) -> str:
+    path.write_text("".join(json.dumps({"prompt": prompt, "target": target}) + "\n" for prompt, target in pairs))
+    return str(path)
+
+
+def of_records(tmp_path: Path, *settings: str, judged: list[tuple[Any, str]]) -> tuple[Recipe, Instructions]:
+    file = records(tmp_path / "own.jsonl", ("learned", "x"))
+    held_out = records(tmp_path / "judged.jsonl", *judged)
+    recipe = load_recipe(None, [f"task={{name: instructions, file: {file}, held_out_file: {held_out}}}", *settings])
+    return recipe, Instructions(recipe.task, recipe.data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "rule", "room"),
+    [
+        (10, None, "stop", SHORT_ANSWER),
+        (200, None, "stop", 252),  # 202 tokens with the end and the blank before it, and a quarter more
+        (200, 230, "stop", 226),  # what the prompt of 4 leaves
+        (200, 230, "drop", 115),
+    ],
+)
+def test_room(length: int, limit: int | None, rule: str, room: int, tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    recipe, task = of_records(tmp_path, f"data.too_long={rule}", judged=[("1", "2"), ("3", "4" * length)])
+    assert with_room(recipe, task, tiny[1], limit).generation.max_new_tokens == room
+    assert recipe.generation.max_new_tokens is None and recipe.generation.longest == SHORT_ANSWER
+    recipe = load_recipe(None, ["generation.max_new_tokens=7"])
+    assert with_room(recipe, task, tiny[1], limit) is recipe
+
+
+def test_what_is_too_long(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    """Stops, or is left out before the examples are counted."""
+    long, judged = ("1+" * 40, "x"), [(f"{i}=", str(i)) for i in range(6)]
+    for rule in ("stop", "drop"):
+        settings = (f"data.too_long={rule}", "evaluation.num_examples=4", "generation.max_new_tokens=8")
+        recipe, task = of_records(tmp_path, *settings, judged=[*judged[:2], long, *judged[2:]])
+        if rule == "stop":
+            with pytest.raises(UserError, match=r"Held-out problem 3 has \d+ tokens"):
+                held_out_of(recipe, task, tiny[1], 40)
+            continue
+        with pytest.warns(UserWarning, match="Of 7 held-out examples, 1 are too long"):
+            asked = held_out_of(recipe, task, tiny[1], 40)
+        assert [example.prompt for example in asked] == ["0=", "1=", "2=", "3="]
+        recipe.generation.max_new_tokens = 1
+        with pytest.raises(UserError, match=r"None of 7 held-out .* of 3 to 3 tokens"):
+            held_out_of(recipe, task, tiny[1], 40)
+
+
+def test_answers_that_would_be_cut_off(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    recipe, task = of_records(tmp_path, "generation.max_new_tokens=8", judged=[("1", "2" * 20)])
+    for limit, remedy in ((None, "Set generation.max_new_tokens=22 or more, or leave"), (23, "Leave out")):
+        with pytest.raises(UserError, match=rf"cuts off held-out answers, .* 22 tokens\. {remedy}"):
+            held_out_of(recipe, task, tiny[1], limit)
+    assert len(held_out_of(recipe, task, tiny[1], None, whole=False)) == 1
+
+
+def test_messages_without_a_form(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": "x", "metadata": "tool"}
+    turns = [{"role": "user", "content": "x"}, call, {"role": "observation", "content": "x"}]
+    for rule in ("stop", "drop"):
+        recipe, task = of_records(tmp_path, f"data.too_long={rule}", judged=[(turns, "y")])
+        with pytest.raises(UserError, match="Held-out problem 1: the model's chat template does not take it"):
+            held_out_of(with_room(recipe, task, tiny[1], None), task, tiny[1], None)
+
+
+def test_other_draws_during_a_training(tiny: tuple[Any, Any]) -> None:
+    recipe = load_recipe(None, ["evaluation.num_examples=20", "evaluation.num_examples_during=5"])
+    task = Arithmetic(recipe.task, recipe.data)
+    recipe = with_room(recipe, task, tiny[1], None)
+    before, during = (held_out_of(recipe, task, tiny[1], None, during=when) for when in (False, True))
+    assert (len(before), len(during)) == (20, 5) and not set(map(repr, before)) & set(map(repr, during))
+    assert all(task.holds_out(example.prompt) for example in (*before, *during))
