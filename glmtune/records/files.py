@@ -21,7 +21,6 @@ from glmtune.registry import suggest
 from glmtune.runtime import UserError
 
 SKIPPED = ".skipped.jsonl"
-BLANK = " \t\r\n"
 _CHUNK = 1 << 16  # characters
 _ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that is no text, as Python keeps it
 _HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")

@@ -18,7 +18,7 @@ from glmtune.data.encoding import IGNORED, encode_example
 from glmtune.methods import tokenizer_of
 from glmtune.runtime import UserError
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 GOOD = [{"prompt": f"第 {i} 个问题是什么？", "target": f"第 {i} 个答案。"} for i in range(40)]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from glmtune.records import Fault, Record, read
 from glmtune.records.formats import FORMATS, FieldError, each_answer, format_of, mapped, recognise, records_of
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
