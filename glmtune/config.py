@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
@@ -366,10 +366,11 @@ def explain(fault: Any, recipe: type[Recipe]) -> str:
     where = ".".join([*sections, setting])
     group = group_at(recipe, sections)
     if fault["type"] == "extra_forbidden":
+        groups = {section: group_at(recipe, [section]) for section in recipe.model_fields}
         elsewhere = [
             f"{section}.{setting}"
-            for section in recipe.model_fields
-            if setting in group_at(recipe, [section]).model_fields and section != sections[0]
+            for section, other in groups.items()
+            if other is not recipe and [section] != sections[:1] and setting in other.model_fields
         ]
         hint = f" It is {elsewhere[0]}." if elsewhere else registry.suggest(setting, list(group.model_fields))
         return f"{where}: unknown setting.{hint}"
@@ -384,7 +385,7 @@ def group_at(recipe: type[Recipe], sections: Iterable[str]) -> type[Settings]:
     for section in sections:
         annotation = group.model_fields[section].annotation if section in group.model_fields else None
         for kind in (annotation, *get_args(annotation)):
-            if isinstance(kind, type) and issubclass(kind, Settings):
+            if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Settings):
                 group = kind
     return group
 

@@ -270,3 +270,19 @@ def test_described_settings_are_those_of_the_recipe() -> None:
     dumped = yaml.safe_load(to_yaml(load_recipe()))
     flat = {f"{section}.{key}" for section, group in dumped.items() if isinstance(group, dict) for key in group}
     assert set(rows) == flat | {"seed"}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("steps=100", r"steps: unknown setting\. It is training\.steps"),
+        ("batch_size=4", r"batch_size: unknown setting\. It is training\.batch_size"),
+        ("generation.seed=3", r"generation\.seed: unknown setting\.(?! It is)"),
+        ("task.columns.prompt=x", r"task\.columns: unknown setting\. It is data\.columns"),
+        ("data.mixture=[{file: a, shar: 1}]", r"data\.mixture\.0\.shar: unknown setting\. Did you mean 'share'"),
+        ("r.yaml", r"'r\.yaml': a recipe's file stands first"),
+    ],
+)
+def test_a_setting_at_the_wrong_place(override: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(None, [override])

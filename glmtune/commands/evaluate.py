@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune import methods, models, registry
 from glmtune.config import Recipe, load_recipe
+from glmtune.data.encoding import plain_ids
 from glmtune.evaluation.evaluator import Evaluation, evaluate
-from glmtune.generation.asking import held_out_of, with_room
+from glmtune.generation.asking import held_out_of, with_room, with_room_for
 from glmtune.generation.decoding import Prompt, encode_prompts
 from glmtune.methods import Model
 from glmtune.models.templates import adopt
@@ -154,6 +156,15 @@ def run(
         check_output(output)
     if data:
         examples: Sequence[Example] = examples_from(task, data)
+        reader = reader_of(target, recipe)
+        recipe = with_room_for(recipe, examples, *reader)
+        cut = sum(len(plain_ids(reader[0], example.target)) >= recipe.generation.longest for example in examples)
+        if cut:
+            warnings.warn(
+                f"{data}: {cut} of {len(examples)} answers have more tokens than "
+                f"generation.max_new_tokens={recipe.generation.longest}, and cannot be given in whole.",
+                stacklevel=2,
+            )
     else:
         reader = reader_of(target, recipe)
         recipe = with_room(recipe, task, *reader)

@@ -83,7 +83,11 @@ def run(
     destination = Path(output)
     check_destination(destination, input, overwrite or resume)
     entries = entries_of(target, input, recipe)
-    faults = [entry.fault for entry in entries if entry.fault and (on_error == "stop" or entry.fault.line is None)]
+    faults = [
+        fault
+        for fault in (entry.fault for entry in entries)
+        if fault and (on_error == "stop" or fault.line is None or fault.ends_file)
+    ]
     if faults:
         raise UserError(explain(faults, "Mend them, or answer the others with --on-error record."))
     is_table = destination.suffix.lower() in TABLES
@@ -92,7 +96,6 @@ def run(
         raise UserError(f"--resume: {output} is whole already. To answer again, add --overwrite instead.")
     done = finished(working, entries) if resume else 0
     model, tokenizer = load(target, recipe)
-    seed_everything(recipe.seed)
     try:
         with working.open("a" if resume else "w", encoding="utf-8") as file:
             answer(model, tokenizer, entries, done, recipe, file)
@@ -145,26 +148,29 @@ def answer(
     window = recipe.generation.batch_size * BATCHES_PER_WINDOW
     tokens, start = 0, time.perf_counter()
     with tqdm(total=len(entries), initial=done, desc="answering", unit="record") as bar:
-        for first in range(done, len(entries), window):
+        for first in range(done - done % window, len(entries), window):  # windows are the same after a --resume
+            seed_everything(recipe.seed + first // window)
             numbers = range(first, min(first + window, len(entries)))
             # Answered, or never to be, but not all before it.
             waiting = {number: entries[number].with_answer(None) for number in numbers if entries[number].fault}
             asked = [number for number in numbers if not entries[number].fault]
-            following = write_ready(file, waiting, first)
+            following = write_ready(file, waiting, first, done)
             prompts = [entries[number].prompt for number in asked]
             for index, text in complete(model, tokenizer, prompts, recipe.generation):
                 waiting[asked[index]] = entries[asked[index]].with_answer(text)
                 tokens += len(plain_ids(tokenizer, text))
-                following = write_ready(file, waiting, following)
+                following = write_ready(file, waiting, following, done)
                 bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
-                bar.update()
-            bar.update(len(numbers) - len(asked))
+                bar.update(asked[index] >= done)
+            bar.update(sum(number >= done for number in numbers if entries[number].fault))
 
 
-def write_ready(file: TextIO, waiting: dict[int, Row], following: int) -> int:
-    """Write the records that are next in order; the number of the first that is yet to come."""
+def write_ready(file: TextIO, waiting: dict[int, Row], following: int, done: int) -> int:
+    """Write the records that are next in order, from `done` on; the number of the first that is yet to come."""
     while following in waiting:
-        file.write(as_line(waiting.pop(following)) + "\n")
+        row = waiting.pop(following)
+        if following >= done:
+            file.write(as_line(row) + "\n")
         following += 1
     file.flush()
     return following
@@ -240,6 +246,8 @@ def check_destination(destination: Path, input: str, may_exist: bool) -> None:
         arrow()
     if destination.exists() and Path(input).exists() and destination.samefile(input):
         raise UserError(f"--output {destination}: is the input, too. Choose another name.")
+    if Path(input).is_dir() and Path(input).resolve() in destination.resolve().parents:
+        raise UserError(f"--output {destination}: is in the folder of the input, of which it would become a part.")
     partial = destination.with_name(destination.name + PARTIAL)
     for place in (destination, partial):
         if place.is_file() and place.stat().st_size and not may_exist:

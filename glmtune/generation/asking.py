@@ -20,13 +20,20 @@ def with_room(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, li
 
     Half of what the model takes at most, where records that are too long may be left out; else what all prompts leave.
     """
-    if recipe.generation.max_new_tokens is not None:
-        return recipe
     settings = recipe.evaluation
     examples = [
         *examples_of(task, "held_out", settings.num_examples, recipe.seed)[: settings.num_examples],
         *examples_of(task, "held_out", settings.num_examples_during, recipe.seed + 1)[-settings.num_examples_during :],
     ]
+    return with_room_for(recipe, examples, tokenizer, limit)
+
+
+def with_room_for(
+    recipe: Recipe, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> Recipe:
+    """The recipe with `generation.max_new_tokens`, where it does not say it, for some examples."""
+    if recipe.generation.max_new_tokens is not None:
+        return recipe
     longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
     room = max(SHORT_ANSWER, longest * 5 // 4)
     if limit is not None:

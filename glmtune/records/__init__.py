@@ -101,7 +101,7 @@ def read_all(
     faults: list[Fault] = []
     for entry in read(source, columns, encoding, turns):
         (faults if isinstance(entry, Fault) else records).append(entry)  # type: ignore[arg-type]
-    fatal = [fault for fault in faults if on_error == "stop" or fault.line is None]
+    fatal = [fault for fault in faults if on_error == "stop" or fault.line is None or fault.ends_file]
     if fatal:
         raise UserError(explain(fatal))
     if faults:

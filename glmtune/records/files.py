@@ -52,6 +52,7 @@ class Fault:
         field: of the record; None where it is no record.
         message: what, and what to do.
         record: the row, or the text, as it stands.
+        ends_file: nothing that follows in the file is read.
     """
 
     file: str
@@ -59,6 +60,7 @@ class Fault:
     field: str | None
     message: str
     record: Any = dataclasses.field(default=None, repr=False, compare=False)
+    ends_file: bool = False
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}, line {self.line}"
@@ -138,9 +140,9 @@ def rows_of(path: Path, encoding: str) -> Iterator[Line | Fault]:
                 text = f"{kind_of(row)}, not a JSON object {{...}}"
                 yield Fault(str(path), line, None, text, row)
         if not some:
-            yield Fault(str(path), None, None, "no records")
+            yield Fault(str(path), None, None, "no records", ends_file=True)
     except Unreadable as error:
-        yield Fault(str(path), error.line, None, str(error))
+        yield Fault(str(path), error.line, None, str(error), ends_file=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -565,9 +565,13 @@ def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
         FieldError: no question in it, or several.
     """
     prompt = row.get("prompt")
+
+    def is_answer(value: Any) -> bool:
+        return isinstance(value, str) and bool(value.strip())
+
     if columns:
         target = columns.get("target", "target")
-        return single(records_of(row if row.get(target) else {**row, target: "."}, mapped(columns)))
+        return single(records_of(row if is_answer(row.get(target)) else {**row, target: "."}, mapped(columns)))
     if isinstance(prompt, list) and prompt:
         for number, turn in enumerate(prompt, start=1):
             texts = [turn.get("role"), turn.get("content")] if isinstance(turn, dict) else [None]
@@ -575,7 +579,7 @@ def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
                 raise FieldError("prompt", f"'prompt', turn {number}: must be {{role, content}}, both texts")
             sound("prompt", turn["content"])
         return prompt
-    asked = with_answer({name: value for name, value in row.items() if value or name not in _ANSWERS})
+    asked = with_answer({name: value for name, value in row.items() if name not in _ANSWERS or is_answer(value)})
     found: dict[str, Prompt] = {}
     fault: FieldError | None = None
     for candidate in [asked] if matching(asked) else [{**asked, name: text} for name, text in _ANSWERS.items()]:

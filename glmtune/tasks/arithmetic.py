@@ -308,8 +308,9 @@ class Arithmetic(Task):
         return Score("equal" if same else "wrong", answer)
 
     def holds_out(self, prompt: Prompt) -> bool:
-        """Whether the problem in a text is of the held-out split."""
-        problem = Problem.parse(prompt) if isinstance(prompt, str) else None
+        """Whether the problem in a text, or in the last question of several, is of the held-out split."""
+        asked = [prompt] if isinstance(prompt, str) else [str(t["content"]) for t in prompt if t["role"] == "user"]
+        problem = Problem.parse(asked[-1]) if asked else None
         return problem is not None and split_of(problem.normal_form, self.settings.held_out) == "held_out"
 
     def describe(self, prompt: Prompt, target: str) -> dict[str, Any]:

@@ -74,8 +74,7 @@ class Instructions(Task):
         splits: dict[Split, list[Example]]
         if self.settings.held_out_file:
             splits = {"train": [], "held_out": read_examples(self.settings.held_out_file, self.data)}
-            judged = {problem_of(example.prompt) for example in splits["held_out"]}
-            splits["train"] = without(examples, lambda prompt: problem_of(prompt) in judged)
+            splits["train"] = without(examples, judge_of(splits["held_out"]))
             if examples and not splits["train"]:
                 raise UserError(
                     f"task.held_out_file: {self.settings.held_out_file} asks all that {self.settings.file} has; "
@@ -85,7 +84,7 @@ class Instructions(Task):
             splits = {"train": [], "held_out": []}
             for example in examples:
                 splits[self.split(example.prompt)].append(example)
-            splits["train"] = without(splits["train"], lambda prompt: self.split(prompt) == "held_out")
+            splits["train"] = without(splits["train"], judge_of(splits["held_out"]))
         for split, found in splits.items():
             if not found:
                 raise UserError(
@@ -99,13 +98,13 @@ class Instructions(Task):
         return split_of(problem_of(prompt), self.settings.held_out)
 
     @cached_property
-    def judged(self) -> set[str]:
-        """The problems that are held out."""
-        return {problem_of(example.prompt) for example in self.splits["held_out"]}
+    def is_judged(self) -> Callable[[Prompt], bool]:
+        """Tells the problems that are held out."""
+        return judge_of(self.splits["held_out"])
 
     def holds_out(self, prompt: Prompt) -> bool:
         """Whether it is one of the held-out problems."""
-        return problem_of(prompt) in self.judged
+        return self.is_judged(prompt)
 
     def records(self, split: Split) -> Sequence[Example]:
         """The records of a split, in the file's order."""
@@ -150,12 +149,16 @@ def without(examples: Sequence[Example], is_judged: Callable[[Prompt], bool]) ->
 
     Of a conversation whose earlier questions are among that, only the last answer is learned.
     """
+
+    def asks_that(prompt: Prompt) -> bool:
+        return any(map(is_judged, forms_of(prompt)))
+
     kept = []
     for example in examples:
-        if is_judged(example.prompt):
+        if asks_that(example.prompt):
             continue
         earlier = earlier_questions(example.prompt) if example.every_turn else []
-        kept.append(replace(example, every_turn=False) if any(map(is_judged, earlier)) else example)
+        kept.append(replace(example, every_turn=False) if any(map(asks_that, earlier)) else example)
     if len(kept) < len(examples):
         warnings.warn(
             f"{len(examples) - len(kept)} of {len(examples)} records are left out of training: the model is judged by "
@@ -163,6 +166,18 @@ def without(examples: Sequence[Example], is_judged: Callable[[Prompt], bool]) ->
             stacklevel=2,
         )
     return kept
+
+
+def forms_of(prompt: Prompt) -> list[Prompt]:
+    """A prompt as it is, and a single question without what a system message says before it."""
+    asked = [] if isinstance(prompt, str) else [turn["content"] for turn in prompt if turn["role"] == "user"]
+    return [prompt, *(asked if len(asked) == 1 else [])]
+
+
+def judge_of(held_out: Sequence[Example]) -> Callable[[Prompt], bool]:
+    """Tells whether a prompt asks what one of these examples asks."""
+    judged = {problem_of(form) for example in held_out for form in forms_of(example.prompt)}
+    return lambda prompt: problem_of(prompt) in judged
 
 
 def earlier_questions(prompt: Prompt) -> list[Prompt]:

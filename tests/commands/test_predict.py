@@ -296,3 +296,37 @@ def test_halves_of_characters_are_written_again(run: str, tmp_path: Path) -> Non
     for place in (output, tmp_path / "out.csv", tmp_path / "out.parquet"):
         predict.run(run, str(file), str(place), on_error="record")
     assert [one["prompt"] for one in read(output)] == ["1", "half \ud800"]
+
+
+@pytest.mark.parametrize("answer", [2, " ", None, float("nan"), ["x"]])
+def test_answers_do_not_matter(answer: Any, write_records: Any) -> None:
+    for record in ({"question": "1+1", "answer": answer}, {"prompt": "1+1", "target": answer}):
+        [found] = read_questions(str(write_records(record)))
+        assert isinstance(found, Question) and found.prompt == "1+1"
+    [found] = read_questions(str(write_records({"q": "1", "a": answer})), {"prompt": "q", "target": "a"})
+    assert isinstance(found, Question) and found.prompt == "1"
+
+
+def test_a_file_that_cannot_be_read_to_its_end_stops(run: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(b'{"prompt": "1"}\n{"prompt": "\xff"}\n{"prompt": "3"}\n')
+    with pytest.raises(UserError, match="line 2: not UTF-8"):
+        predict.run(run, str(file), str(tmp_path / "out.jsonl"), on_error="record")
+
+
+def test_the_output_is_no_part_of_the_input(run: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text('{"prompt": "1"}\n')
+    with pytest.raises(UserError, match="is in the folder of the input"):
+        predict.run(run, str(tmp_path / "in"), str(tmp_path / "in/out.jsonl"))
+
+
+def test_sampling_goes_on_as_if_it_had_not_been_cut_off(run: str, write_records: Any, tmp_path: Path) -> None:
+    settings = ["generation.do_sample=true", "generation.batch_size=1"]
+    file, whole, cut = write_records(*({"prompt": text} for text in PROMPTS)), tmp_path / "whole", tmp_path / "cut"
+    predict.run(run, str(file), str(whole), settings)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    for done in (1, 4, 5):
+        cut.write_bytes(b"".join(lines[:done]))
+        predict.run(run, str(file), str(cut), settings, resume=True)
+        assert cut.read_bytes() == whole.read_bytes()

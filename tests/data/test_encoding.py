@@ -225,6 +225,8 @@ def test_transformers_encodes_chatglm_templates_alike(count: int, chatglm: Any) 
     assert whole.tolist() == [encode_example(chatglm, messages[:-1], "2 [gMASK]")["input_ids"]] * 2
     odd = [{"role": "user", "content": "a\U00100000b"}]
     assert chatglm.apply_chat_template(odd, add_generation_prompt=True)["input_ids"] == encode_prompt(chatglm, odd)
+    two = chatglm.apply_chat_template([odd, odd], add_generation_prompt=True)["input_ids"]
+    assert two == [encode_prompt(chatglm, odd)] * 2
     text = chatglm.apply_chat_template(messages, tokenize=False)
     assert text.endswith("[gMASK]\n[gMASK]<sop>2 [gMASK]<eop>") or count > 1
 

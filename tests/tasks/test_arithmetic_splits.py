@@ -130,3 +130,15 @@ def test_the_same_seed_draws_the_same_everywhere(number: int) -> None:
 def test_the_split_is_the_same_everywhere(problem: str, position: float) -> None:
     assert split_of(problem, position - 1e-4) == "train"
     assert split_of(problem, position + 1e-4) == "held_out"
+
+
+def test_what_is_held_out_is_told_of_any_prompt() -> None:
+    task = Arithmetic(ArithmeticSettings(name="arithmetic"))
+    rng = random.Random(0)
+    for split, held in (("train", False), ("held_out", True)):
+        for _ in range(20):
+            asked = task.sample(rng, split).prompt  # type: ignore[arg-type]
+            turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+            for prompt in (asked, f"Calculate\n{asked}", [*turns, {"role": "user", "content": asked}]):
+                assert task.holds_out(prompt) == held
+    assert not task.holds_out("hello") and not task.holds_out([{"role": "system", "content": "1+1"}])

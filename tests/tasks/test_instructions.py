@@ -220,3 +220,23 @@ def test_deduplicate(tmp_path: Path) -> None:
 )
 def test_one_problem_in_two_spellings(first: str, second: str, equal: bool) -> None:
     assert (problem_of(first) == problem_of(second)) == equal
+
+
+def test_a_system_message_hides_no_judged_problem(poems: str, tmp_path: Path) -> None:
+    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "诗 7"}]
+    judged = write(tmp_path / "judged.jsonl", {"prompt": told, "target": "a"}, {"prompt": "诗 9", "target": "a"})
+    with pytest.warns(UserWarning, match="2 of 400 records are left out"):
+        learned = task(poems, held_out_file=judged).records("train")
+    assert not {"诗 7", "诗 9"} & {example.prompt for example in learned}
+
+
+def test_judged_problems_are_not_learned_as_earlier_turns(tmp_path: Path) -> None:
+    """Such a conversation teaches its last answer alone."""
+    turns = [{"role": role, "content": text} for role, text in [("user", "q0"), ("assistant", "a0"), ("user", "more")]]
+    own = write(
+        tmp_path / "own.jsonl", {"prompt": turns, "target": "b"}, {"prompt": [*turns[:2], turns[2]], "target": "c"}
+    )
+    for question, every_turn in (("q0", False), ("q1", True)):
+        judged = write(tmp_path / "judged.jsonl", {"prompt": question, "target": "a"})
+        learned = task(own, held_out_file=judged).records("train")
+        assert [example.every_turn for example in learned] == [every_turn] * 2

@@ -170,7 +170,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         if not tokenize:
             return render(chat_template=chat_template, tokenize=False, **kwargs)
         # A character that stands for it while the template is rendered: one that nobody wrote.
-        written = str(render(chat_template=chat_template, tokenize=False))
+        rendered: Any = render(chat_template=chat_template, tokenize=False)  # a text, or one of each conversation
+        written = "".join(rendered)
         sign = next(sign for sign in map(chr, range(0x100000, 0x10FFFE)) if sign not in written)
         return render(
             chat_template=self.get_chat_template(chat_template).replace(str(self.gmask_token), sign),
