@@ -120,12 +120,6 @@ def equation_value(text: str) -> Fraction | None:
     return _Expression(text[start : start + MOST_EXPRESSION + 1].partition("=")[0]).value()
 
 
-def equivalent(left: str, right: str) -> bool:
-    """Whether two texts give the same value, each as an equation `x=...` or else as its final number."""
-    values = [equation_value(text) if _UNKNOWN.search(plain(text)) else final_number(text) for text in (left, right)]
-    return values[0] is not None and values[0] == values[1]
-
-
 def written(value: Fraction) -> str:
     """A value as a decimal where that is short, else as a fraction: `3/2` -> `1.5`, `1/3` -> `1/3`."""
     for places in range(13):

@@ -154,19 +154,17 @@ def run(
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     if output:
         check_output(output)
+    reader = reader_of(target, recipe)
     if data:
         examples: Sequence[Example] = examples_from(task, data)
-        reader = reader_of(target, recipe)
         recipe = with_room_for(recipe, examples, *reader)
-        cut = sum(len(plain_ids(reader[0], example.target)) >= recipe.generation.longest for example in examples)
-        if cut:
+        if cut := sum(len(plain_ids(reader[0], example.target)) >= recipe.generation.longest for example in examples):
             warnings.warn(
                 f"{data}: {cut} of {len(examples)} answers have more tokens than "
                 f"generation.max_new_tokens={recipe.generation.longest}, and cannot be given in whole.",
                 stacklevel=2,
             )
     else:
-        reader = reader_of(target, recipe)
         recipe = with_room(recipe, task, *reader)
         examples = held_out_of(recipe, task, *reader)
     model, tokenizer = load(target, recipe, [example.prompt for example in examples] if data else (), f"{data}, line")

@@ -84,7 +84,8 @@ class Instructions(Task):
             splits = {"train": [], "held_out": []}
             for example in examples:
                 splits[self.split(example.prompt)].append(example)
-            splits["train"] = without(splits["train"], judge_of(splits["held_out"]))
+            if not all(isinstance(example.prompt, str) for example in examples):  # bare ones have one form, one split
+                splits["train"] = without(splits["train"], judge_of(splits["held_out"]))
         for split, found in splits.items():
             if not found:
                 raise UserError(
