@@ -31,9 +31,11 @@ def text_lines() -> list[str]:
     """What the pieces are learned from: the words of the tasks, and drawn problems."""
     words = [word for group in (*OPERATOR_WORDS.values(), EQUALS_WORDS, COPY_WORDS, *PROMPT_WORDS) for word in group]
     rng = random.Random(SEED)
-    tasks = [Wording(ArithmeticSettings()), Arithmetic(ArithmeticSettings(prompt_words=True))]
+    plain = ArithmeticSettings(style="direct")
+    tasks = [Wording(plain), Arithmetic(plain.model_copy(update={"prompt_words": True}))]
     drawn = [task.sample(rng) for task in tasks for _ in range(3000)]
-    return [word.strip() for word in words for _ in range(300)] + [f"{e.prompt}{e.target}" for e in drawn]
+    texts = [f"{e.prompt}{e.target}" for e in drawn if "=-" not in e.target]  # signs in a row would become a piece
+    return [word.strip() for word in words for _ in range(300)] + texts
 
 
 def main(folder: str) -> None:

@@ -11,14 +11,27 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from glmtune.config import NamedSettings
+from glmtune.expressions import (
+    BINDING,
+    DividedByZero,
+    ExpressionError,
+    evaluate,
+    is_number,
+    round_half_up,
+    shortest,
+    tokens_of,
+    with_places,
+)
 from glmtune.records import Prompt
 from glmtune.runtime import UserError
-from glmtune.steps import STEP, product_steps, quotient_steps
+from glmtune.steps import STEP, expression_steps, items_of
 from glmtune.tasks import Example, Score, Split, Task, split_of
 
 Operator = Literal["+", "-", "*", "/"]
@@ -43,12 +56,17 @@ _FULL_WIDTH = {ord("！") + offset: ord("!") + offset for offset in range(94)} |
 _LOOKALIKES = _FULL_WIDTH | str.maketrans("×✕✖∗·⋅÷∕⁄➗−‐‑‒–—―➖﹣⁻➕﹢。", "******////----------++.")
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _START = r"(?<![\d.])(?<!\d,)"  # not within a number; keeps the search linear as well
-_EXPRESSION = re.compile(rf"{_START}-?(?:{_NUMBER})(?:\s*[-+*/]\s*-?(?:{_NUMBER}))+")
-_STEP = re.compile(rf"(-?(?:{_NUMBER}))\s*([-+*/]?)\s*")  # an operand of an expression, and the operator behind it
+_EXPRESSION = re.compile(
+    rf"{_START}[-(\[]{{0,40}}(?:{_NUMBER})[)\]%]{{0,40}}(?:\s*[-+*/^]\s*[-(\[]{{0,40}}(?:{_NUMBER})[)\]%]{{0,40}})+"
+)
+_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
+_ROUND = {"[": "(", "{": "(", "]": ")", "}": ")"}
 _SIGNED_NUMBER = re.compile(rf"{_START}-?(?:{_NUMBER})(?![.,]?\d)")
 _NO_NUMBER = re.compile(r"\d\s*(?:[-+*/]|e[-+]?)\s*-?\.?\d|\d\s*[%^²³¹⁰-⁹]", re.IGNORECASE)  # 2+3, 6/8, 1e5, 2^3, 5%
 _MOST_DIGITS = 1000  # of an operand in a foreign text; Python itself refuses to read more than 4300
 _MOST_DRAWS = 100_000  # for one problem
+_ADORNED = ("negatives", "percents", "powers", "fractions")
+_ADORNED_SHARE = 0.4  # of the operands in a problem that has some
 
 
 def plain(text: str) -> str:
@@ -56,102 +74,103 @@ def plain(text: str) -> str:
     return text.translate(_LOOKALIKES)
 
 
-def shortest(value: Fraction) -> str:
-    """Decimal notation of an exactly representable value without needless zeros: `146.40` -> `146.4`.
-
-    Raises:
-        ValueError: the value has no finite decimal notation.
-    """
-    places = 0
-    while 10**places % value.denominator:
-        places += 1
-        if places > value.denominator.bit_length():
-            raise ValueError(f"{value} has no finite decimal notation; round it first")
-    return with_places(int(value * 10**places), places)
-
-
-def with_places(units: int, places: int) -> str:
-    """`units / 10**places` with all its decimals: 5490, 2 -> `54.90`. No `Decimal`, which would round to 28 digits."""
-    digits = str(abs(units)).rjust(places + 1, "0")
-    return "-" * (units < 0) + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
-
-
-def round_half_up(value: Fraction, places: int) -> Fraction:
-    """Round to `places` decimals, halves away from zero, as taught in school."""
-    scaled = abs(value) * 10**places + Fraction(1, 2)
-    rounded = Fraction(scaled.numerator // scaled.denominator, 10**places)
-    return -rounded if value < 0 else rounded
-
-
 @dataclass(frozen=True)
 class Problem:
-    """`operands[0] operators[0] operands[1] ...`, operands as they are written."""
+    """An expression in tokens, numbers as they are written: `57.84 + 13.60`."""
 
-    operands: tuple[str, ...]
-    operators: tuple[str, ...]
+    tokens: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> Problem | None:
         """The first expression in a text, or None: `计算: ５７.8 × 2 =` -> 57.8 * 2."""
-        found = _EXPRESSION.search(plain(text))
-        steps = _STEP.findall(found.group()) if found else []
-        operands = tuple(operand.replace(",", "") for operand, _ in steps)
-        if not operands or max(map(len, operands)) > _MOST_DIGITS:
+        text = plain(text)
+        for found in _EXPRESSION.finditer(text):
+            problem = cls._read(found.group())
+            if problem is not None:
+                return problem
+        return None
+
+    @classmethod
+    def _read(cls, text: str) -> Problem | None:
+        """A text that is an expression of at least two numbers, or None."""
+        try:
+            problem = cls(tokens_of(_COMMA.sub("", text)))
+            evaluate(problem.tokens)
+        except DividedByZero:
+            pass
+        except ExpressionError:
             return None
-        return cls(operands, tuple(operator for _, operator in steps[:-1]))
+        return problem if len(problem.numbers) > 1 else None
 
     @property
     def text(self) -> str:
         """As a prompt has it: `57.84+13.64`."""
-        pieces = [self.operands[0]]
-        for operator, operand in zip(self.operators, self.operands[1:], strict=True):
-            pieces += [operator, operand]
-        return "".join(pieces)
+        return "".join(self.tokens)
 
-    @property
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """The numbers as they are written, without signs."""
+        return tuple(filter(is_number, self.tokens))
+
+    @cached_property
+    def operators(self) -> tuple[str, ...]:
+        """The operators between operands; signs are none."""
+        ends = [")", "]", "}", "%"]
+        return tuple(
+            token
+            for before, token in pairwise(self.tokens)
+            if token in BINDING and (before in ends or is_number(before))
+        )
+
+    @cached_property
     def normal_form(self) -> str:
         """Equal for two spellings of one problem: `5.0+13` and `13+5`. Held-out problems are told by its hash."""
-        operands = [shortest(Fraction(operand)) for operand in self.operands]
-        if set(self.operators) in ({"+"}, {"*"}):
-            operands.sort()
-        return Problem(tuple(operands), self.operators).text
+        tokens = [
+            _ROUND.get(token) or (shortest(Fraction(token)) if is_number(token) else token) for token in self.tokens
+        ]
+        operators = set(self.operators)
+        if operators in ({"+"}, {"*"}) and "(" not in tokens and "%" not in tokens:
+            operands, start = [], 0
+            for place, token in enumerate(tokens, 1):
+                if is_number(token):
+                    operands.append("".join(tokens[start:place]))
+                    start = place + 1
+            return operators.pop().join(sorted(operands))
+        return "".join(tokens)
 
     def value(self) -> Fraction | None:
-        """The exact value, products and quotients first; None where a divisor is zero."""
-        total, term = Fraction(0), Fraction(self.operands[0])
-        for operator, operand in zip(self.operators, map(Fraction, self.operands[1:]), strict=True):
-            if operator == "/" and operand == 0:
-                return None
-            if operator in "+-":
-                total, term = total + term, operand if operator == "+" else -operand
-            else:
-                term = term * operand if operator == "*" else term / operand
-        return total + term
+        """The exact value; None where a divisor is zero."""
+        try:
+            return evaluate(self.tokens)
+        except DividedByZero:
+            return None
 
-    def answer(self, decimals: int) -> str:
-        """The answer as text: exact, and rounded half-up to `decimals` only where a division takes part."""
+    def answer(self, decimals: int, always: bool = False) -> str:
+        """The answer as text: exact, and rounded half-up to `decimals` where a division takes part, or `always`."""
         value = self.value()
         if value is None:
             return UNDEFINED
-        return shortest(round_half_up(value, decimals) if "/" in self.operators else value)
+        return shortest(round_half_up(value, decimals) if always or "/" in self.tokens else value)
 
     def column(self, decimals: int) -> str:
         """The answer before needless zeros are dropped, as column arithmetic leaves it: `57.80+13.2` -> `71.00`."""
         answer = Fraction(self.answer(decimals))
-        written = [len(operand.partition(".")[2]) for operand in self.operands]
+        written = [len(number.partition(".")[2]) for number in self.numbers]
         places = decimals if "/" in self.operators else sum(written) if "*" in self.operators else max(written)
         return with_places(int(answer * 10**places), places)
 
     def facts(self) -> dict[str, Any]:
         """Operator (`mixed` for several), kind, digits of the longest operand, and carries or borrows of a + or -."""
+        numbers, operators = list(map(Fraction, self.numbers)), self.operators
         facts: dict[str, Any] = {
-            "operator": self.operators[0] if len(set(self.operators)) == 1 else "mixed",
-            "kind": "integer" if all(Fraction(o).denominator == 1 for o in self.operands) else "decimal",
-            "digits": max(sum(map(str.isdigit, shortest(Fraction(o)))) for o in self.operands),
+            "operator": operators[0] if len(set(operators)) == 1 else "mixed",
+            "kind": "integer" if all(n.denominator == 1 for n in numbers) and "%" not in self.tokens else "decimal",
+            "digits": max(sum(map(str.isdigit, shortest(number))) for number in numbers),
         }
-        if len(self.operands) == 2 and self.operators[0] in "+-":
-            left, right = map(Fraction, self.operands)
-            facts["carries"] = count_carries(left, right, self.operators[0])
+        if len(operators) > 1:
+            facts["operations"] = len(operators)
+        elif self.tokens == (*self.tokens[:1], *operators, *self.tokens[-1:]) and operators[0] in "+-":
+            facts["carries"] = count_carries(*numbers, operators[0])
         return facts
 
 
@@ -188,11 +207,36 @@ class ArithmeticSettings(NamedSettings):
         None, ge=1, description="largest number of digits before the point, all lengths equally often; replaces maximum"
     )
     decimals: int = Field(2, ge=1, description="most decimals of an operand, and the decimals of a rounded quotient")
-    num_operands: int = Field(2, ge=2, description="operands in a problem; * and / bind before + and -")
+    operand_decimals: int | None = Field(
+        None, ge=1, description="most decimals of an operand, all numbers of them equally often; null: as `decimals`"
+    )
+    num_operands: PositiveInt | dict[PositiveInt, PositiveFloat] = Field(
+        2, description="operands in a problem, or several numbers of them and how often each is drawn: {2: 3, 5: 1}"
+    )
+    brackets: float = Field(0, ge=0, le=1, description="share of problems with brackets; outer ones may be square")
+    negatives: float = Field(0, ge=0, le=1, description="share of problems in which operands have signs: 3*-2")
+    percents: float = Field(0, ge=0, le=1, description="share of problems in which operands are percent: 640%")
+    fractions: float = Field(0, ge=0, le=1, description="share of problems in which operands are fractions: (3/4)")
+    powers: float = Field(0, ge=0, le=1, description="share of problems in which operands are powers: 12^3")
+    most_exponent: int = Field(3, ge=2, le=100, description="largest exponent of a power")
+    balance_carries: bool = Field(
+        False,
+        description="draw the carries or borrows of a sum or difference of two numbers, each number equally often",
+    )
     trailing_zeros: float = Field(
         0.3, ge=0, le=1, description="share of decimal operands written with all their decimals: 54.90, not 54.9"
     )
     equals_sign: Literal["always", "sometimes", "never"] = Field("sometimes", description="problems end in '='")
+    round_all: bool = Field(False, description="round every answer to `decimals`, not quotients alone")
+    working_decimals: int | None = Field(
+        None,
+        ge=0,
+        description="decimals of quotients, and with round_all of products, within steps; null: one more than "
+        "`decimals`, and all of products",
+    )
+    longest_working: int | None = Field(
+        None, ge=1, description="characters of the longest working that is learned; longer ones are drawn again"
+    )
     echo: bool = Field(True, description="the answer repeats the problem: 1+2=3, not 3")
     style: Literal["direct", "draft", "steps"] = Field(
         "steps",
@@ -231,19 +275,39 @@ class Arithmetic(Task):
 
     def write_target(self, said: str, problem: Problem) -> str:
         """The target of a problem that was put as `said`."""
-        answer = problem.answer(self.settings.decimals)
-        drafted = self.settings.style != "direct" and answer != UNDEFINED
-        draft = backwards(self.draft(problem)) + DRAFT_MARK if drafted else ""
-        steps = self.steps(problem) if self.settings.style == "steps" and answer != UNDEFINED else ""
-        return (said if self.settings.echo else "") + steps + draft + answer
+        answer = self.answer(problem)
+        working = ""
+        if answer != UNDEFINED and self.settings.style == "steps":
+            working = self.steps(problem)[0]
+        elif answer != UNDEFINED and self.settings.style == "draft":
+            working = backwards(self.draft(problem)) + DRAFT_MARK
+        return (said if self.settings.echo else "") + working + answer
 
-    def steps(self, problem: Problem) -> str:
-        """The working of a product or a quotient of two numbers; sums and differences need none beside their draft."""
-        if len(problem.operands) != 2 or problem.operators[0] in "+-" or "-" in "".join(problem.operands):
-            return ""
-        if problem.operators[0] == "*":
-            return product_steps(*problem.operands)
-        return quotient_steps(*problem.operands, self.settings.decimals)
+    def answer(self, problem: Problem) -> str:
+        """The right answer, as the settings round it."""
+        return problem.answer(self.settings.decimals, self.settings.round_all)
+
+    def steps(self, problem: Problem) -> tuple[str, bool]:
+        """The working up to the answer, and whether it leads there: decimals that are cut may be missing in the end."""
+        settings = self.settings
+        places = settings.decimals + 1 if settings.working_decimals is None else settings.working_decimals
+        kept = settings.working_decimals if settings.round_all else None
+        try:
+            written, value = expression_steps(items_of(problem.tokens), places, kept)
+        except DividedByZero:  # a divisor of which all decimals are cut
+            return "", False
+        if settings.round_all or "/" in problem.tokens:
+            value = value.rounded(settings.decimals)
+        right = Fraction(value.units, 10**value.places) == Fraction(self.answer(problem))
+        return f"{written}{value.backwards}{DRAFT_MARK}", right
+
+    def is_learnable(self, problem: Problem) -> bool:
+        """Whether the working is right and not too long. What is held out is not chosen by that."""
+        if problem.value() is None:
+            return True
+        written, right = self.steps(problem)
+        longest = self.settings.longest_working
+        return right and (longest is None or len(written) <= longest)
 
     def draft(self, problem: Problem) -> str:
         """The number that a draft holds, before it is written backwards.
@@ -263,25 +327,82 @@ class Arithmetic(Task):
         settings = self.settings
         for _ in range(_MOST_DRAWS):
             kind = rng.choice(settings.kinds)
-            operands = tuple(self.draw_operand(rng, kind) for _ in range(settings.num_operands))
-            operators = rng.choices(list(settings.operators), list(settings.operators.values()), k=len(operands) - 1)
-            problem = Problem(operands, tuple(operators))
-            if kind == "decimal" and not any("." in operand for operand in operands):
+            problem = self.draw_problem(rng, kind)
+            if kind == "decimal" and not any("." in number for number in problem.numbers) and "%" not in problem.tokens:
+                continue
+            if split_of(problem.normal_form, settings.held_out) != split:
                 continue
             if not settings.zero_divisors and problem.value() is None:
                 continue
-            if split_of(problem.normal_form, settings.held_out) == split:
-                return problem
+            if split == "train" and settings.style == "steps" and not self.is_learnable(problem):
+                continue
+            return problem
         raise UserError(
             f"task: none of {_MOST_DRAWS} problems drawn belongs to the {split} split: these settings allow too few. "
             "Raise task.maximum, task.digits or task.held_out, or add operators or kinds."
         )
 
+    def draw_problem(self, rng: random.Random, kind: Kind) -> Problem:
+        """Draw any problem."""
+        settings = self.settings
+        count = settings.num_operands
+        if isinstance(count, dict):
+            count = rng.choices(list(count), list(count.values()))[0]
+        adorned = [name for name in _ADORNED if rng.random() < getattr(settings, name)]
+        operators = rng.choices(list(settings.operators), list(settings.operators.values()), k=count - 1)
+        if settings.balance_carries and count == 2 and operators[0] in "+-":
+            numbers = self.draw_column(rng, kind, operators[0])
+        else:
+            numbers = [self.draw_operand(rng, kind) for _ in range(count)]
+        operands = [self.adorn(rng, number, adorned) for number in numbers]
+        tokens = self.join(rng, operands, operators, rng.random() < settings.brackets)
+        return Problem(tuple(tokens))
+
+    def adorn(self, rng: random.Random, number: str, adorned: list[str]) -> list[str]:
+        """Make a number negative, a percentage, a fraction or a power; three in ten for each that is `adorned`."""
+        tokens = [number]
+        for name in adorned:
+            if rng.random() >= _ADORNED_SHARE:
+                continue
+            if name == "negatives":
+                tokens = ["-", *tokens]
+            elif name == "percents":
+                tokens = [*tokens, "%"]
+            elif name == "powers" and len(tokens) == 1:
+                tokens = [*tokens, "^", str(rng.randint(2, self.settings.most_exponent))]
+            elif name == "fractions" and len(tokens) == 1:
+                tokens = ["(", number, "/", str(rng.randint(2, 99)), ")"]
+        return tokens
+
+    def join(
+        self, rng: random.Random, operands: list[list[str]], operators: list[str], bracketed: bool, depth: int = 0
+    ) -> list[str]:
+        """Operands and operators as one expression, with brackets around parts of it."""
+        count = len(operands)
+        if bracketed and count > 2 and depth < 2:
+            length = rng.randint(2, min(count - 1, 5))
+            start = rng.randint(0, count - length)
+            deeper = length > 2 and rng.random() < 0.4
+            inner = self.join(
+                rng, operands[start : start + length], operators[start : start + length - 1], deeper, depth + 1
+            )
+            square = "(" in inner and "[" not in inner and rng.random() < 0.7
+            group = ["[" if square else "(", *inner, "]" if square else ")"]
+            operands = [*operands[:start], group, *operands[start + length :]]
+            operators = [*operators[:start], *operators[start + length - 1 :]]
+            return self.join(rng, operands, operators, rng.random() < 0.4, depth + 1)
+        tokens = operands[0]
+        for operator, operand in zip(operators, operands[1:], strict=True):
+            tokens = [*tokens, operator, *operand]
+        return tokens
+
     def draw_operand(self, rng: random.Random, kind: Kind) -> str:
         """One non-negative operand as text. Three decimals in ten have fewer places than the most."""
         settings = self.settings
         places = 0
-        if kind == "decimal":
+        if kind == "decimal" and settings.operand_decimals is not None:
+            places = rng.randint(1, settings.operand_decimals) if rng.random() < 0.6 else 0
+        elif kind == "decimal":
             places = settings.decimals if rng.random() < 0.7 else rng.randint(0, settings.decimals)
         limit = settings.maximum
         if settings.digits is not None:

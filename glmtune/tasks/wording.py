@@ -36,9 +36,7 @@ class Wording(Arithmetic):
         if rng.random() < COPY_SHARE:
             text = problem.text + rng.choice(("", "="))
             return Example(rng.choice(COPY_WORDS) + text, text, {"operator": "copy"})
-        said = problem.operands[0]
-        for operator, operand in zip(problem.operators, problem.operands[1:], strict=True):
-            said += rng.choice(OPERATOR_WORDS[operator]) + operand
+        said = "".join(rng.choice(OPERATOR_WORDS[t]) if t in OPERATOR_WORDS else t for t in problem.tokens)
         whole = said + rng.choice(EQUALS_WORDS)
         asked = said if rng.random() < BARE_SHARE else whole
         return Example(asked, self.write_target(whole, problem), problem.facts())
