@@ -19,8 +19,9 @@ from recording import RESULTS, options, record
 
 from glmtune.cli import quiet_libraries
 from glmtune.commands import evaluate, train
+from glmtune.problems import Problem
 from glmtune.tasks import split_of
-from glmtune.tasks.arithmetic import ArithmeticSettings, Problem
+from glmtune.tasks.arithmetic import ArithmeticSettings
 
 
 def foreign_problems(count: int, seed: int) -> list[dict[str, str]]:

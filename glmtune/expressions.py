@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-MOST_CHARACTERS = 1000  # of an expression
+MOST_CHARACTERS = 2000  # of an expression
 MOST_NESTING = 32  # brackets within brackets, and exponents of exponents
 MOST_EXPONENT = 100
 MOST_BITS = 10_000  # of a numerator or denominator on the way to a value
@@ -19,7 +19,7 @@ MOST_BITS = 10_000  # of a numerator or denominator on the way to a value
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "^": 3}  # the higher binds first
 
-_TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\*\*|[-+*/^%()\[\]{}])")
+_TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\*\*|[-+*/^%()\[\]{}])", re.ASCII)
 
 
 class ExpressionError(ValueError):

@@ -171,9 +171,9 @@ def expression_steps(items: Sequence[Item], quotient_places: int, product_places
             written.append(steps)
             items[place - 1 : place + 2] = [value]
         items = simplified(items)
-    value = items[0]
-    assert isinstance(value, Value)
-    return "".join(written), value
+    [result] = items
+    assert isinstance(result, Value)
+    return "".join(written), result
 
 
 def state(items: Sequence[Item]) -> str:
@@ -207,7 +207,7 @@ def simplified(items: list[Item]) -> list[Item]:
 def is_sign(items: Sequence[Item], place: int) -> bool:
     """Whether a `+` or `-` has no number before it."""
     before = items[place - 1] if place else "("
-    return isinstance(before, str) and before not in CLOSING.values()
+    return isinstance(before, str) and before not in (*CLOSING.values(), "%")
 
 
 def next_operation(items: Sequence[Item]) -> int:

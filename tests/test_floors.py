@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "glmtune"
 
 # From the bottom. A module imports what stands on lower floors; within a package its modules import each other.
 FLOORS = [
-    {"runtime", "registry", "autoclasses", "answers", "steps"},
-    {"config"},
+    {"runtime", "registry", "autoclasses", "expressions"},
+    {"config", "answers", "steps", "problems"},
     {"records"},
     {"tasks", "models"},
     {"data", "methods"},

@@ -14,13 +14,15 @@ from typing import Any, Literal, TextIO
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from glmtune import registry
 from glmtune.commands.evaluate import check_output, load, reader_of, recipe_of
 from glmtune.config import Recipe
 from glmtune.data.encoding import plain_ids
-from glmtune.generation.decoding import Prompt, complete, encode_prompts
+from glmtune.generation.decoding import Prompt, converse, encode_prompts
 from glmtune.methods import Model
 from glmtune.records import Fault, Row, explain, read_questions
 from glmtune.runtime import UserError, read_json_lines, replacing, seed_everything
+from glmtune.tasks import Task
 
 OnError = Literal["stop", "record"]
 # Batches that are sorted by length together. Records are written in order, a window at a time.
@@ -145,6 +147,7 @@ def answer(
     file: TextIO,
 ) -> None:
     """Append the records from number `done` on, as their answers come, with how fast they do and how long it takes."""
+    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     window = recipe.generation.batch_size * BATCHES_PER_WINDOW
     tokens, start = 0, time.perf_counter()
     with tqdm(total=len(entries), initial=done, desc="answering", unit="record") as bar:
@@ -156,7 +159,7 @@ def answer(
             asked = [number for number in numbers if not entries[number].fault]
             following = write_ready(file, waiting, first, done)
             prompts = [entries[number].prompt for number in asked]
-            for index, text in complete(model, tokenizer, prompts, recipe.generation):
+            for index, text in converse(model, tokenizer, prompts, recipe.generation, task.reply):
                 waiting[asked[index]] = entries[asked[index]].with_answer(text)
                 tokens += len(plain_ids(tokenizer, text))
                 following = write_ready(file, waiting, following, done)

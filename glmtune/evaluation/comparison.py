@@ -9,8 +9,9 @@ from typing import Any
 from glmtune.answers import final_number, written
 from glmtune.evaluation.evaluator import Evaluation
 from glmtune.evaluation.intervals import paired_difference
+from glmtune.expressions import shortest
+from glmtune.problems import Problem
 from glmtune.tasks import Example, Score, Task
-from glmtune.tasks.arithmetic import Problem, shortest
 
 CHANGED = 10  # samples that got better, and as many that got worse
 SHOWN = 3  # samples of a group of failures
@@ -124,8 +125,8 @@ def operand_digits(examples: Sequence[Example], was: Sequence[bool], now: Sequen
     cells: dict[tuple[int, int], list[tuple[bool, bool]]] = {}
     for example, then, today in zip(examples, was, now, strict=True):
         problem = Problem.parse(prompt_text(example)) if "operator" in example.facts else None
-        if problem is not None and len(problem.operands) == 2:
-            left, right = (sum(map(str.isdigit, shortest(Fraction(number)))) for number in problem.operands)
+        if problem is not None and len(problem.numbers) == 2:
+            left, right = (sum(map(str.isdigit, shortest(Fraction(number)))) for number in problem.numbers)
             cells.setdefault((left, right), []).append((then, today))
     return [
         {

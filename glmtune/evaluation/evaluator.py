@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import GenerationSettings
 from glmtune.evaluation.report import summarize
-from glmtune.generation.decoding import complete
+from glmtune.generation.decoding import converse
 from glmtune.methods import Model
 from glmtune.tasks import Example, Score, Task
 
@@ -47,7 +47,7 @@ def evaluate(
     """
     examples = list(examples)
     completions = [""] * len(examples)
-    answers = complete(model, tokenizer, [example.prompt for example in examples], settings)
+    answers = converse(model, tokenizer, [example.prompt for example in examples], settings, task.reply)
     for index, text in tqdm(answers, total=len(examples), desc="answering", unit="problem", disable=not progress):
         completions[index] = text
     scores = [task.score(example, text) for example, text in zip(examples, completions, strict=True)]

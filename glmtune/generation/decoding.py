@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event, Thread
 from typing import Any
 
@@ -11,12 +11,14 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
 
 from glmtune.config import GenerationSettings
-from glmtune.data.encoding import Message, encode_prompt, lead_in, stop_ids
+from glmtune.data.encoding import Message, as_messages, encode_prompt, lead_in, stop_ids
 from glmtune.methods import Model
 from glmtune.models import max_length
 from glmtune.runtime import UserError
+from glmtune.tasks import Reply
 
 Prompt = str | list[Message]
+MOST_ROUNDS = 4  # of calls of tools
 
 
 def generation_config(
@@ -93,6 +95,44 @@ def complete(
         batch = order[start : start + settings.batch_size]
         answers = complete_batch(model, tokenizer, [encoded[i] for i in batch], settings)
         yield from zip(batch, answers, strict=True)
+
+
+def converse(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    settings: GenerationSettings,
+    reply: Callable[[Prompt, str], Reply | None],
+) -> Iterator[tuple[int, str]]:
+    """Answer prompts as `complete` does, and let tools reply to answers that call them, a few times at most.
+
+    Args:
+        reply: what a tool says to a prompt and its answer; None ends the conversation. (`Task.reply`)
+
+    Yields:
+        (index of the prompt, the model's turns, one a line, with the last word of a tool that ends it), in the order
+        of decoding.
+    """
+    asked = {index: list(as_messages(prompt)) for index, prompt in enumerate(prompts)}
+    said: dict[int, list[str]] = {index: [] for index in asked}
+    for _ in range(MOST_ROUNDS):
+        numbers = list(asked)
+        first = not any(said.values())
+        turns = [prompts[number] if first else asked[number] for number in numbers]
+        for place, text in complete(model, tokenizer, turns, settings):
+            index = numbers[place]
+            said[index].append(text)
+            answer = reply(prompts[index], text)
+            if answer is None or answer.ends:
+                said[index] += [answer.text] if answer else []
+                del asked[index]
+                yield index, "\n".join(said.pop(index))
+            else:
+                turn = {"role": "assistant", "content": text}
+                asked[index] += [turn, {"role": "observation", "content": answer.text}]
+        if not asked:
+            return
+    yield from ((index, "\n".join(said[index])) for index in asked)
 
 
 @torch.inference_mode()

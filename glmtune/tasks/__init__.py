@@ -41,15 +41,30 @@ class Score:
         verdict: `exact` as the target has it; `equal` the same value, written otherwise; `wrong`; `unparseable` no
             answer, or several.
         answer: the answer that was read off the completion.
+        faithful: where a tool was to be called: whether it was called with what was asked.
     """
 
     verdict: Verdict
     answer: str | None = None
+    faithful: bool | None = None
 
     @property
     def correct(self) -> bool:
         """The value is right: `exact` or `equal`."""
         return self.verdict in ("exact", "equal")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a tool says to a completion that calls it.
+
+    Attributes:
+        text: the result, or why there is none.
+        ends: the model is not asked again.
+    """
+
+    text: str
+    ends: bool = False
 
 
 class Task(ABC):
@@ -76,6 +91,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, example: Example, completion: str) -> Score:
         """Compare a model's text with the example's target. The text is data: it is parsed, never run."""
+
+    def reply(self, prompt: Prompt, completion: str) -> Reply | None:
+        """What a tool says to a completion; None where none is called, and the completion is the answer."""
+        return None
 
     def holds_out(self, prompt: Prompt) -> bool:
         """Whether the model is judged by this, so that it must not be learned from anywhere."""

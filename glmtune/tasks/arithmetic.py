@@ -8,31 +8,21 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
-from functools import cached_property
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, field_validator
 
 from glmtune.config import NamedSettings
-from glmtune.expressions import (
-    BINDING,
-    DividedByZero,
-    ExpressionError,
-    evaluate,
-    is_number,
-    round_half_up,
-    shortest,
-    tokens_of,
-    with_places,
-)
+from glmtune.expressions import DividedByZero, ExpressionError, evaluate, round_half_up, shortest, with_places
+from glmtune.problems import NUMBER, NUMBER_START, UNDEFINED, Problem, plain
 from glmtune.records import Prompt
 from glmtune.runtime import UserError
 from glmtune.steps import STEP, expression_steps, items_of
-from glmtune.tasks import Example, Score, Split, Task, split_of
+from glmtune.tasks import Example, Reply, Score, Split, Task, split_of
 
 Operator = Literal["+", "-", "*", "/"]
 Kind = Literal["integer", "decimal"]
@@ -49,143 +39,12 @@ PROMPT_WORDS = (
     ("初等数学:", "解析:"),
 )
 DRAFT_MARK = "|"  # between a draft and the answer
-UNDEFINED = "undefined"  # the answer to a division by zero
 
-# Full-width ASCII, and what else is taken for an operator, a point or a blank. NFKC would go too far: 5² becomes 52.
-_FULL_WIDTH = {ord("！") + offset: ord("!") + offset for offset in range(94)} | {ord("\u3000"): " "}
-_LOOKALIKES = _FULL_WIDTH | str.maketrans("×✕✖∗·⋅÷∕⁄➗−‐‑‒–—―➖﹣⁻➕﹢。", "******////----------++.")
-_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
-_START = r"(?<![\d.])(?<!\d,)"  # not within a number; keeps the search linear as well
-_EXPRESSION = re.compile(
-    rf"{_START}[-(\[]{{0,40}}(?:{_NUMBER})[)\]%]{{0,40}}(?:\s*[-+*/^]\s*[-(\[]{{0,40}}(?:{_NUMBER})[)\]%]{{0,40}})+"
-)
-_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
-_ROUND = {"[": "(", "{": "(", "]": ")", "}": ")"}
-_SIGNED_NUMBER = re.compile(rf"{_START}-?(?:{_NUMBER})(?![.,]?\d)")
+_SIGNED_NUMBER = re.compile(rf"{NUMBER_START}-?(?:{NUMBER})(?![.,]?\d)")
 _NO_NUMBER = re.compile(r"\d\s*(?:[-+*/]|e[-+]?)\s*-?\.?\d|\d\s*[%^²³¹⁰-⁹]", re.IGNORECASE)  # 2+3, 6/8, 1e5, 2^3, 5%
-_MOST_DIGITS = 1000  # of an operand in a foreign text; Python itself refuses to read more than 4300
+_CALL = re.compile(r'calculate\("([^"\n]{1,1000})"\)')
 _MOST_DRAWS = 100_000  # for one problem
 _ADORNED = ("negatives", "percents", "powers", "fractions")
-_ADORNED_SHARE = 0.4  # of the operands in a problem that has some
-
-
-def plain(text: str) -> str:
-    """The text with ASCII digits and operators: `５７．８×２` -> `57.8*2`."""
-    return text.translate(_LOOKALIKES)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An expression in tokens, numbers as they are written: `57.84 + 13.60`."""
-
-    tokens: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> Problem | None:
-        """The first expression in a text, or None: `计算: ５７.8 × 2 =` -> 57.8 * 2."""
-        text = plain(text)
-        for found in _EXPRESSION.finditer(text):
-            problem = cls._read(found.group())
-            if problem is not None:
-                return problem
-        return None
-
-    @classmethod
-    def _read(cls, text: str) -> Problem | None:
-        """A text that is an expression of at least two numbers, or None."""
-        try:
-            problem = cls(tokens_of(_COMMA.sub("", text)))
-            evaluate(problem.tokens)
-        except DividedByZero:
-            pass
-        except ExpressionError:
-            return None
-        return problem if len(problem.numbers) > 1 else None
-
-    @property
-    def text(self) -> str:
-        """As a prompt has it: `57.84+13.64`."""
-        return "".join(self.tokens)
-
-    @cached_property
-    def numbers(self) -> tuple[str, ...]:
-        """The numbers as they are written, without signs."""
-        return tuple(filter(is_number, self.tokens))
-
-    @cached_property
-    def operators(self) -> tuple[str, ...]:
-        """The operators between operands; signs are none."""
-        ends = [")", "]", "}", "%"]
-        return tuple(
-            token
-            for before, token in pairwise(self.tokens)
-            if token in BINDING and (before in ends or is_number(before))
-        )
-
-    @cached_property
-    def normal_form(self) -> str:
-        """Equal for two spellings of one problem: `5.0+13` and `13+5`. Held-out problems are told by its hash."""
-        tokens = [
-            _ROUND.get(token) or (shortest(Fraction(token)) if is_number(token) else token) for token in self.tokens
-        ]
-        operators = set(self.operators)
-        if operators in ({"+"}, {"*"}) and "(" not in tokens and "%" not in tokens:
-            operands, start = [], 0
-            for place, token in enumerate(tokens, 1):
-                if is_number(token):
-                    operands.append("".join(tokens[start:place]))
-                    start = place + 1
-            return operators.pop().join(sorted(operands))
-        return "".join(tokens)
-
-    def value(self) -> Fraction | None:
-        """The exact value; None where a divisor is zero."""
-        try:
-            return evaluate(self.tokens)
-        except DividedByZero:
-            return None
-
-    def answer(self, decimals: int, always: bool = False) -> str:
-        """The answer as text: exact, and rounded half-up to `decimals` where a division takes part, or `always`."""
-        value = self.value()
-        if value is None:
-            return UNDEFINED
-        return shortest(round_half_up(value, decimals) if always or "/" in self.tokens else value)
-
-    def column(self, decimals: int) -> str:
-        """The answer before needless zeros are dropped, as column arithmetic leaves it: `57.80+13.2` -> `71.00`."""
-        answer = Fraction(self.answer(decimals))
-        written = [len(number.partition(".")[2]) for number in self.numbers]
-        places = decimals if "/" in self.operators else sum(written) if "*" in self.operators else max(written)
-        return with_places(int(answer * 10**places), places)
-
-    def facts(self) -> dict[str, Any]:
-        """Operator (`mixed` for several), kind, digits of the longest operand, and carries or borrows of a + or -."""
-        numbers, operators = list(map(Fraction, self.numbers)), self.operators
-        facts: dict[str, Any] = {
-            "operator": operators[0] if len(set(operators)) == 1 else "mixed",
-            "kind": "integer" if all(n.denominator == 1 for n in numbers) and "%" not in self.tokens else "decimal",
-            "digits": max(sum(map(str.isdigit, shortest(number))) for number in numbers),
-        }
-        if len(operators) > 1:
-            facts["operations"] = len(operators)
-        elif self.tokens == (*self.tokens[:1], *operators, *self.tokens[-1:]) and operators[0] in "+-":
-            facts["carries"] = count_carries(*numbers, operators[0])
-        return facts
-
-
-def count_carries(left: Fraction, right: Fraction, operator: str) -> int:
-    """Carries of `left + right`, or borrows of the larger magnitude less the smaller, in column arithmetic."""
-    places = max(len(shortest(number).partition(".")[2]) for number in (left, right))
-    subtract = (operator == "-") == ((left < 0) == (right < 0))
-    high, low = sorted((int(abs(left) * 10**places), int(abs(right) * 10**places)), reverse=True)
-    carries = carry = 0
-    while high or low:
-        high, a = divmod(high, 10)
-        low, b = divmod(low, 10)
-        carry = int(a - b - carry < 0) if subtract else int(a + b + carry > 9)
-        carries += carry
-    return carries
 
 
 def backwards(number: str) -> str:
@@ -210,7 +69,7 @@ class ArithmeticSettings(NamedSettings):
     operand_decimals: int | None = Field(
         None, ge=1, description="most decimals of an operand, all numbers of them equally often; null: as `decimals`"
     )
-    num_operands: PositiveInt | dict[PositiveInt, PositiveFloat] = Field(
+    num_operands: Annotated[int, Field(ge=2)] | dict[Annotated[int, Field(ge=2)], PositiveFloat] = Field(
         2, description="operands in a problem, or several numbers of them and how often each is drawn: {2: 3, 5: 1}"
     )
     brackets: float = Field(0, ge=0, le=1, description="share of problems with brackets; outer ones may be square")
@@ -238,10 +97,14 @@ class ArithmeticSettings(NamedSettings):
         None, ge=1, description="characters of the longest working that is learned; longer ones are drawn again"
     )
     echo: bool = Field(True, description="the answer repeats the problem: 1+2=3, not 3")
-    style: Literal["direct", "draft", "steps"] = Field(
+    style: Literal["direct", "draft", "steps", "tool"] = Field(
         "steps",
         description="draft: write the digits from the last to the first, then the answer: 19+23=24|42; steps: before "
-        "that, the working of a product or a quotient, 12*34=840;0630:8040;804|408",
+        "that, the working, one operation after the other: 19+23=91+32:240;24|42; tool: call the calculator, "
+        'calculate("19+23"), and answer with its result',
+    )
+    unfaithful: Literal["flag", "refuse"] = Field(
+        "flag", description="calls of the calculator with another problem than was asked: counted, or not answered"
     )
     prompt_words: bool = Field(False, description="put one of eight pairs of Chinese words around the problem")
     zero_divisors: bool = Field(False, description=f"draw divisions by zero, answered '{UNDEFINED}'")
@@ -267,11 +130,49 @@ class Arithmetic(Task):
         problem = self.draw(rng, split)
         ending = {"always": "=", "never": ""}.get(settings.equals_sign)
         question = problem.text + (rng.choice(("", "=")) if ending is None else ending)
-        target = self.write_target(f"{problem.text}=", problem)
         if settings.prompt_words:
             before, after = rng.choice(PROMPT_WORDS)
             question = f"{before}{question}\n{after}"
-        return Example(question, target, problem.facts())
+        if settings.style == "tool":
+            return self.turn(rng, split, question, problem)
+        return Example(question, self.write_target(f"{problem.text}=", problem), problem.facts())
+
+    def turn(self, rng: random.Random, split: Split, question: str, problem: Problem) -> Example:
+        """The call of the calculator or, as often, the answer after it; what is held out asks for both in turn."""
+        call, answer = f'calculate("{problem.text}")', self.answer(problem)
+        if split == "held_out":
+            return Example(question, f"{call}\n{answer}", problem.facts())
+        if rng.random() < 0.5:
+            return Example(question, call, problem.facts())
+        turns = (("user", question), ("assistant", call), ("observation", self.calculated(problem.text)))
+        return Example([{"role": role, "content": text} for role, text in turns], answer, problem.facts())
+
+    def calculated(self, expression: str) -> str:
+        """The calculator's result: exact where it has few decimals, else rounded; or what is wrong, in words."""
+        try:
+            value = evaluate(plain(expression))
+        except DividedByZero:
+            return UNDEFINED
+        except ExpressionError as error:
+            return f"error: {error}"
+        rounded = self.settings.round_all or "/" in expression or is_endless(value)
+        return shortest(round_half_up(value, self.settings.decimals) if rounded else value)
+
+    def reply(self, prompt: Prompt, completion: str) -> Reply | None:
+        """What the calculator says, if it is called."""
+        called = _CALL.fullmatch(completion.strip()) if self.settings.style == "tool" else None
+        if called is None:
+            return None
+        if self.settings.unfaithful == "refuse" and not self.is_faithful(prompt, completion):
+            return Reply("refused: the call is not what was asked", ends=True)
+        return Reply(self.calculated(called[1]))
+
+    def is_faithful(self, prompt: Prompt, completion: str) -> bool:
+        """Whether a completion calls the calculator, and with the problem that was asked."""
+        called = _CALL.match(completion.strip())
+        asked = Problem.parse(question_in(prompt))
+        given = Problem.parse(called[1]) if called else None
+        return asked is not None and given is not None and asked.normal_form == given.normal_form
 
     def write_target(self, said: str, problem: Problem) -> str:
         """The target of a problem that was put as `said`."""
@@ -358,11 +259,30 @@ class Arithmetic(Task):
         tokens = self.join(rng, operands, operators, rng.random() < settings.brackets)
         return Problem(tuple(tokens))
 
+    def draw_column(self, rng: random.Random, kind: Kind, operator: str) -> list[str]:
+        """Two numbers, the first not the smaller, with any number of carries or borrows equally often."""
+        settings = self.settings
+        places = settings.decimals if kind == "decimal" else 0
+        width = places + (settings.digits or len(str(settings.maximum)))
+        carries = rng.randint(0, width - 1)
+        carrying = set(rng.sample(range(width - 1), carries))
+        left = right = carry = 0
+        for column in range(width):
+            pairs = [
+                (a, b)
+                for a in range(10)
+                for b in range(10)
+                if (a + b + carry > 9 if operator == "+" else a - b - carry < 0) == (column in carrying)
+            ]
+            a, b = rng.choice(pairs)
+            left, right, carry = left + a * 10**column, right + b * 10**column, int(column in carrying)
+        return [shortest(Fraction(number, 10**places)) for number in (left, right)]
+
     def adorn(self, rng: random.Random, number: str, adorned: list[str]) -> list[str]:
-        """Make a number negative, a percentage, a fraction or a power; three in ten for each that is `adorned`."""
+        """Make a number negative, a percentage, a fraction or a power; four in ten for each that is `adorned`."""
         tokens = [number]
         for name in adorned:
-            if rng.random() >= _ADORNED_SHARE:
+            if rng.random() >= 0.4:
                 continue
             if name == "negatives":
                 tokens = ["-", *tokens]
@@ -375,7 +295,7 @@ class Arithmetic(Task):
         return tokens
 
     def join(
-        self, rng: random.Random, operands: list[list[str]], operators: list[str], bracketed: bool, depth: int = 0
+        self, rng: random.Random, operands: list[list[str]], operators: Sequence[str], bracketed: bool, depth: int = 0
     ) -> list[str]:
         """Operands and operators as one expression, with brackets around parts of it."""
         count = len(operands)
@@ -418,26 +338,54 @@ class Arithmetic(Task):
 
         A foreign target without a number is compared as a text.
         """
-        target, answer = read_answer(example.target), read_answer(completion)
-        if target is None:
-            return Score("exact" if completion.strip() == example.target.strip() else "wrong", completion.strip())
+        if self.settings.style == "tool":
+            _, _, answered = completion.strip().rpartition("\n")  # a call without a result is no answer
+            score = self.compare(example.target.rpartition("\n")[2], "" if _CALL.fullmatch(answered) else answered)
+            return replace(score, faithful=self.is_faithful(example.prompt, completion))
+        return self.compare(example.target, completion)
+
+    def compare(self, target: str, completion: str) -> Score:
+        """Compare the values that two texts end with; with `round_all`, after rounding both."""
+        wanted, answer = read_answer(target), read_answer(completion)
+        if wanted is None:
+            return Score("exact" if completion.strip() == target.strip() else "wrong", completion.strip())
         if answer is None:
             return Score("unparseable", answer)
-        if answer == target:
+        if answer == wanted:
             return Score("exact", answer)
-        same = UNDEFINED not in (answer, target) and Decimal(answer) == Decimal(target)
+        if UNDEFINED in (answer, wanted):
+            return Score("wrong", answer)
+        same = Decimal(answer) == Decimal(wanted)
+        if self.settings.round_all and not same:
+            given, right = (round_half_up(Fraction(text), self.settings.decimals) for text in (answer, wanted))
+            same = given == right
         return Score("equal" if same else "wrong", answer)
 
     def holds_out(self, prompt: Prompt) -> bool:
         """Whether the problem in a text, or in the last question of several, is of the held-out split."""
-        asked = [prompt] if isinstance(prompt, str) else [str(t["content"]) for t in prompt if t["role"] == "user"]
-        problem = Problem.parse(asked[-1]) if asked else None
+        problem = Problem.parse(question_in(prompt))
         return problem is not None and split_of(problem.normal_form, self.settings.held_out) == "held_out"
 
     def describe(self, prompt: Prompt, target: str) -> dict[str, Any]:
         """Facts about the problem found in the prompt of a foreign record."""
         problem = Problem.parse(prompt) if isinstance(prompt, str) else None
         return problem.facts() if problem else {}
+
+
+def question_in(prompt: Prompt) -> str:
+    """A text, or the last of several that a user says."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((str(turn["content"]) for turn in reversed(prompt) if turn["role"] == "user"), "")
+
+
+def is_endless(value: Fraction) -> bool:
+    """Whether a value has no finite decimal notation."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest != 1
 
 
 def read_answer(text: str) -> str | None:

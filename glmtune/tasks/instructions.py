@@ -14,12 +14,12 @@ from pydantic import Field, field_validator
 
 from glmtune.answers import equation, exact, numeric
 from glmtune.config import DataSettings, NamedSettings, findable
+from glmtune.problems import Problem, plain
 from glmtune.records import Prompt, Record, read_all
 from glmtune.records.cleaning import duplicates, near_duplicates, normal_text, plain_text
 from glmtune.records.formats import prompt_of
 from glmtune.runtime import UserError
 from glmtune.tasks import Example, Score, Split, Task, split_of
-from glmtune.tasks.arithmetic import Problem, plain
 
 # What may stand around an expression that is a problem by itself.
 _AROUND = re.compile(

@@ -11,9 +11,9 @@ import pytest
 from glmtune.cli import main
 from glmtune.commands.data import run
 from glmtune.config import RecipeError
+from glmtune.problems import Problem
 from glmtune.runtime import UserError
 from glmtune.tasks import split_of
-from glmtune.tasks.arithmetic import Problem
 from glmtune.tasks.instructions import read_examples
 
 

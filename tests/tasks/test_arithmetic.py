@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmtune.config import RecipeError, load_recipe
+from glmtune.expressions import round_half_up, shortest, tokens_of
+from glmtune.problems import Problem
 from glmtune.tasks import Example
-from glmtune.tasks.arithmetic import PROMPT_WORDS, Arithmetic, ArithmeticSettings, Problem
+from glmtune.tasks.arithmetic import PROMPT_WORDS, Arithmetic, ArithmeticSettings, read_answer
 
 OPERATIONS = {
     ast.Add: Fraction.__add__,
@@ -64,9 +66,13 @@ def operands(draw: st.DrawFn, signed: bool = False) -> str:
 def problems(signed: bool = False) -> st.SearchStrategy[Problem]:
     def of_length(size: int) -> st.SearchStrategy[Problem]:
         numbers, signs = [operands(signed)] * size, [st.sampled_from("+-*/")] * (size - 1)
-        return st.builds(Problem, st.tuples(*numbers), st.tuples(*signs))
+        return st.builds(chain, st.tuples(*numbers), st.tuples(*signs))
 
     return st.integers(2, 5).flatmap(of_length)
+
+
+def chain(numbers: tuple[str, ...], signs: tuple[str, ...]) -> Problem:
+    return Problem(tokens_of("".join(map("".join, zip(numbers, (*signs, ""), strict=True)))))
 
 
 def task(**values: Any) -> Arithmetic:
@@ -169,7 +175,7 @@ def naive_carries(left: str, right: str, subtract: bool) -> int:
 
 @given(left=operands(), right=operands(), operator=st.sampled_from("+-"))
 def test_carries(left: str, right: str, operator: str) -> None:
-    assert Problem((left, right), (operator,)).facts()["carries"] == naive_carries(left, right, operator == "-")
+    assert chain((left, right), (operator,)).facts()["carries"] == naive_carries(left, right, operator == "-")
 
 
 @pytest.mark.parametrize(
@@ -193,13 +199,14 @@ def test_known_carries(expression: str, carries: int) -> None:
 
 
 def test_facts() -> None:
-    assert Problem(("5.50", "113"), ("-",)).facts() == {
+    assert chain(("5.50", "113"), ("-",)).facts() == {
         "operator": "-",
         "kind": "decimal",
         "digits": 3,
         "carries": 2,
     }
-    assert Problem(("5.0", "13", "2"), ("+", "*")).facts() == {"operator": "mixed", "kind": "integer", "digits": 2}
+    mixed = {"operator": "mixed", "kind": "integer", "digits": 2, "operations": 2}
+    assert chain(("5.0", "13", "2"), ("+", "*")).facts() == mixed
 
 
 @pytest.mark.parametrize(
@@ -233,35 +240,35 @@ def test_kinds(kind: str) -> None:
 
 
 def test_maximum() -> None:
-    seen = {int(o) for e in drawn(1500, maximum=12, kinds=["integer"]) for o in problem_of(e).operands}
+    seen = {int(o) for e in drawn(1500, maximum=12, kinds=["integer"]) for o in problem_of(e).numbers}
     assert seen == set(range(13))
-    assert max(Fraction(o) for e in drawn(maximum=12) for o in problem_of(e).operands) <= 12
+    assert max(Fraction(o) for e in drawn(maximum=12) for o in problem_of(e).numbers) <= 12
 
 
 def test_digits_come_in_all_lengths() -> None:
     made = drawn(600, digits=6, kinds=["integer"], operators="+")
-    lengths = Counter(len(o) for e in made for o in problem_of(e).operands)
+    lengths = Counter(len(o) for e in made for o in problem_of(e).numbers)
     assert set(lengths) == set(range(1, 7))
     assert min(lengths.values()) > 0.6 * 1200 / 6
 
 
 def test_decimals() -> None:
     made = drawn(kinds=["decimal"], decimals=4, operators="+/")
-    assert max(len(o.partition(".")[2]) for e in made for o in problem_of(e).operands) == 4
+    assert max(len(o.partition(".")[2]) for e in made for o in problem_of(e).numbers) == 4
     assert max(len(e.target.rpartition("|")[2].partition(".")[2]) for e in made if e.facts["operator"] == "/") == 4
 
 
 def test_trailing_zeros() -> None:
     def some(share: float) -> bool:
         made = drawn(kinds=["decimal"], operators="+", trailing_zeros=share)
-        return any("." in o and o.endswith("0") for e in made for o in problem_of(e).operands)
+        return any("." in o and o.endswith("0") for e in made for o in problem_of(e).numbers)
 
     assert some(1) and some(0.3) and not some(0)
 
 
 def test_number_of_operands() -> None:
     made = drawn(num_operands=4)
-    assert {len(problem_of(example).operands) for example in made} == {4}
+    assert {len(problem_of(example).numbers) for example in made} == {4}
     assert any(example.facts["operator"] == "mixed" for example in made)
 
 
@@ -300,7 +307,7 @@ def test_zero_divisors() -> None:
     values: dict[str, Any] = {"operators": "/", "maximum": 2, "kinds": ["integer"], "held_out": 0.5}
     assert not any("undefined" in example.target for example in drawn(**values))
     undefined = [e for e in drawn(zero_divisors=True, **values) if e.target.endswith("undefined")]
-    assert undefined and all(problem_of(e).operands[1] == "0" and "|" not in e.target for e in undefined)
+    assert undefined and all(problem_of(e).numbers[1] == "0" and "|" not in e.target for e in undefined)
 
 
 WRONG = {
@@ -309,7 +316,10 @@ WRONG = {
     "maximum": ("0", "many"),
     "digits": ("0",),
     "decimals": ("0",),
-    "num_operands": ("1",),
+    "num_operands": ("1", "{1: 2}", "{2: 0}"),
+    "brackets": ("2",),
+    "most_exponent": ("1", "1000"),
+    "unfaithful": ("ignore",),
     "trailing_zeros": ("1.1", "-0.1"),
     "held_out": ("0", "1"),
     "equals_sign": ("maybe",),
@@ -322,3 +332,126 @@ WRONG = {
 def test_wrong_settings(override: str) -> None:
     with pytest.raises(RecipeError, match="task." + override.partition("=")[0]):
         load_recipe(None, [f"task.{override}"])
+
+
+WIDE: dict[str, Any] = {
+    "num_operands": {2: 1, 3: 1, 5: 1},
+    "brackets": 0.7,
+    "negatives": 0.5,
+    "percents": 0.5,
+    "fractions": 0.3,
+    "powers": 0.3,
+    "operators": "+-*/",
+    "maximum": 9999,
+    "operand_decimals": 5,
+}
+
+
+def test_expressions_of_the_fields_breadth() -> None:
+    """All that the settings name occurs, and nothing that they do not."""
+    texts = [problem_of(example).text for example in drawn(400, **WIDE)]
+    for sign in ("(", "[", "%", "^", "--", "*-", "."):
+        assert any(sign in text for text in texts), sign
+    assert {len(problem_of(example).operators) for example in drawn(200, num_operands={3: 1, 6: 1})} == {2, 5}
+    assert not any(set("()[]%^") & set(example.prompt) for example in drawn(400, num_operands=4))
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_expressions_are_answered_exactly(split: str) -> None:
+    made = task(**WIDE, round_all=True, working_decimals=12)
+    for example in drawn(200, split, **WIDE, round_all=True, working_decimals=12):
+        problem = problem_of(example)
+        value = problem.value()
+        answer = example.target.rpartition("|")[2]
+        assert Fraction(answer) == round_half_up(value, 2)
+        assert made.score(example, example.target).verdict == "exact"
+        more = shortest(round_half_up(value, 9))
+        if Fraction(more) != Fraction(answer) and round_half_up(Fraction(more), 2) == Fraction(answer):
+            assert made.score(example, f"{problem.text}={more}").verdict == "equal"
+        assert made.score(example, shortest(Fraction(answer) + Fraction(1, 100))).verdict == "wrong"
+
+
+def test_working_that_is_wrong_or_long_is_asked_but_not_learned() -> None:
+    values = {**WIDE, "powers": 0, "fractions": 0, "round_all": True, "working_decimals": 1, "longest_working": 400}
+    made = task(**values)
+    for split, learnable in (("train", {True}), ("held_out", {True, False})):
+        examples = drawn(150, split, **values)
+        assert {made.is_learnable(problem_of(example)) for example in examples} == learnable
+        for example in examples:
+            assert Fraction(str(read_answer(example.target))) == round_half_up(problem_of(example).value(), 2)
+
+
+@pytest.mark.parametrize("operator", ["+", "-"])
+@pytest.mark.parametrize("kind", ["integer", "decimal"])
+def test_carries_are_balanced(operator: str, kind: str) -> None:
+    examples = drawn(900, balance_carries=True, operators=operator, kinds=[kind], digits=4, decimals=2)
+    counts = Counter(example.facts["carries"] for example in examples)
+    columns = 4 if kind == "integer" else 6
+    assert set(counts) == set(range(columns))
+    assert min(counts.values()) > 0.6 * 900 / columns
+
+
+def answered(made: Arithmetic, prompt: str, call: str) -> str:
+    """What a model says that makes this call and believes the calculator."""
+    reply = made.reply(prompt, call)
+    return call if reply is None else f"{call}\n{reply.text}"
+
+
+def test_the_calculator_is_called_and_believed() -> None:
+    made = task(style="tool", operators="+-*/")
+    stages = Counter()
+    for example in drawn(200, style="tool", operators="+-*/"):
+        if isinstance(example.prompt, str):
+            problem = problem_of(example)
+            assert example.target == f'calculate("{problem.text}")'
+            assert made.reply(example.prompt, example.target) is not None
+            stages["call"] += 1
+        else:
+            question, call, result = (turn["content"] for turn in example.prompt)
+            assert [turn["role"] for turn in example.prompt] == ["user", "assistant", "observation"]
+            assert answered(made, question, call) == f"{call}\n{result}" and example.target == result
+            assert made.reply(example.prompt, example.target) is None
+            stages["answer"] += 1
+    assert min(stages.values()) > 70
+    for example in drawn(50, "held_out", style="tool", operators="+-*/"):
+        call = example.target.partition("\n")[0]
+        score = made.score(example, answered(made, example.prompt, call))
+        assert score.verdict == "exact" and score.faithful
+
+
+@pytest.mark.parametrize(
+    ("call", "verdict", "faithful"),
+    [
+        ('calculate("12.5+3")', "exact", True),
+        ('calculate("3+12.50")', "exact", True),
+        ('calculate("15+0.5")', "exact", False),  # right by luck
+        ('calculate("12.5+4")', "wrong", False),
+        ('calculate("12.5+")', "unparseable", False),
+        ('calculate("9^99^9")', "unparseable", False),
+        ('calculate("1/0")', "wrong", False),
+        ('calculate("__import__")', "unparseable", False),
+        ("15.5", "exact", False),
+        ("calculate(12.5+3)", "unparseable", False),
+        ("", "unparseable", False),
+    ],
+)
+def test_calls_are_judged(call: str, verdict: str, faithful: bool) -> None:
+    made = task(style="tool")
+    example = Example("12.5+3=", 'calculate("12.5+3")\n15.5', {})
+    score = made.score(example, answered(made, example.prompt, call))
+    assert (score.verdict, score.faithful) == (verdict, faithful)
+
+
+def test_unfaithful_calls_can_be_refused() -> None:
+    made = task(style="tool", unfaithful="refuse")
+    asked, other = (made.reply("１２.5＋3=", f'calculate("{text}")') for text in ("12.5+3", "15+0.5"))
+    assert asked is not None and asked.text == "15.5" and not asked.ends
+    assert other is not None and other.text.startswith("refused") and other.ends
+    example = Example("12.5+3=", 'calculate("12.5+3")\n15.5', {})
+    assert not made.score(example, answered(made, "12.5+3=", 'calculate("15+0.5")')).correct
+
+
+@pytest.mark.parametrize("text", ["7/3", "2^-3/3", "50%", "１２×３", "5/0", "(1", "9^99", "1" * 900, "x"])
+def test_the_calculator_never_fails(text: str) -> None:
+    reply = task(style="tool").reply("1+1", f'calculate("{text}")')
+    assert reply is not None and reply.text

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from glmtune.problems import Problem
 from glmtune.tasks import Example
-from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings, Problem
+from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 from glmtune.tasks.wording import COPY_SHARE, COPY_WORDS, EQUALS_WORDS, OPERATOR_WORDS, Wording
 
 WORDS = sorted((word, sign) for sign, words in OPERATOR_WORDS.items() for word in words)[::-1]  # 加上 before 加
@@ -61,7 +62,7 @@ def test_every_wording_occurs() -> None:
 
 
 def test_chains_are_said_in_full() -> None:
-    assert all(is_copy(e) or len(with_signs(e.prompt).operands) == 3 for e in drawn(100, num_operands=3))
+    assert all(is_copy(e) or len(with_signs(e.prompt).numbers) == 3 for e in drawn(100, num_operands=3))
 
 
 def test_copies() -> None:
@@ -100,7 +101,7 @@ def test_held_out_problems_are_those_of_arithmetic() -> None:
 def test_the_same_seed_draws_the_same_everywhere() -> None:
     examples = [task().sample(random.Random(f"golden {number}")) for number in range(3)]
     assert [(example.prompt, example.target) for example in examples] == [
-        ("47分成76等于", "47分成76等于740:0:000;074:6:654;041:1:670;046:8:806;26.0|0.62"),
-        ("70.49除以74", "70.49除以74gives94070:0:00000;09407:9:00666;00983:5:00073;00091:2:00841;59.0|0.95"),
-        ("61and67得", "61and67得821|128"),
+        ("44per5gives", "44per5gives44000/5:40:0:00>44:8:04>04:8:04>00:0:00>00:0:00>;08.8|8.8"),
+        ("20加25.22是", "20加25.22是00.02+22.52:22.540;22.54|45.22"),
+        ("10减79", "10减79等于01-97<96;-96|-69"),
     ]

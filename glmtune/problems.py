@@ -1,0 +1,159 @@
+"""Problems of arithmetic: found in texts, told apart, answered and described."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from glmtune.expressions import (
+    BINDING,
+    CLOSING,
+    DividedByZero,
+    ExpressionError,
+    evaluate,
+    is_number,
+    round_half_up,
+    shortest,
+    tokens_of,
+    with_places,
+)
+
+UNDEFINED = "undefined"  # the answer to a division by zero
+
+# Full-width ASCII, and what else is taken for an operator, a point or a blank. NFKC would go too far: 5² becomes 52.
+_FULL_WIDTH = {ord("！") + offset: ord("!") + offset for offset in range(94)} | {ord("\u3000"): " "}
+_LOOKALIKES = _FULL_WIDTH | str.maketrans("×✕✖∗·⋅÷∕⁄➗−‐‑‒–—―➖﹣⁻➕﹢。", "******////----------++.")
+NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+NUMBER_START = r"(?<![\d.])(?<!\d,)"  # not within a number; keeps the search linear as well
+_EXPRESSION = re.compile(
+    rf"{NUMBER_START}[-(\[]{{0,40}}(?:{NUMBER})[)\]%]{{0,40}}(?:\s*[-+*/^]\s*[-(\[]{{0,40}}(?:{NUMBER})[)\]%]{{0,40}})+"
+)
+_BARE = re.compile(rf"-?(?:{NUMBER})(?:\s*[-+*/]\s*-?(?:{NUMBER}))+")
+_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
+_OPERAND = r"(?:(?<![\d.])-)?\d*\.?\d+"
+_CHAIN = re.compile(rf"{_OPERAND}(?:[-+*/]{_OPERAND})+")
+_ROUND = {"[": "(", "{": "(", "]": ")", "}": ")"}
+
+
+def plain(text: str) -> str:
+    """The text with ASCII digits and operators: `５７．８×２` -> `57.8*2`."""
+    return text.translate(_LOOKALIKES)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An expression in tokens, numbers as they are written: `57.84 + 13.60`."""
+
+    tokens: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Problem | None:
+        """The first expression in a text, or None: `计算: ５７.8 × 2 =` -> 57.8 * 2."""
+        for found in _EXPRESSION.finditer(plain(text)):
+            # Brackets of the sentence around it may stand beside an expression: `(3+4=7)`.
+            bare = _BARE.search(found.group())
+            for candidate in (found.group(), found.group().strip("()[]"), bare.group() if bare else ""):
+                problem = cls._read(candidate)
+                if problem is not None:
+                    return problem
+        return None
+
+    @classmethod
+    def _read(cls, text: str) -> Problem | None:
+        """A text that is an expression of at least two numbers, or None."""
+        try:
+            problem = cls(tokens_of(_COMMA.sub("", text)))
+            evaluate(problem.tokens)
+        except DividedByZero:
+            pass
+        except ExpressionError:
+            return None
+        return problem if len(problem.numbers) > 1 else None
+
+    @property
+    def text(self) -> str:
+        """As a prompt has it: `57.84+13.64`."""
+        return "".join(self.tokens)
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """The numbers as they are written, without signs."""
+        return tuple(filter(is_number, self.tokens))
+
+    @cached_property
+    def operators(self) -> tuple[str, ...]:
+        """The operators between operands; signs are none."""
+        ends = {*CLOSING.values(), "%"}
+        return tuple(
+            token
+            for before, token in pairwise(self.tokens)
+            if token in BINDING and (before in ends or is_number(before))
+        )
+
+    @cached_property
+    def normal_form(self) -> str:
+        """Equal for two spellings of one problem: `5.0+13` and `13+5`. Held-out problems are told by its hash."""
+        operands = self.signed_operands()
+        if operands is not None and set(self.operators) in ({"+"}, {"*"}):
+            return self.operators[0].join(sorted(shortest(Fraction(operand)) for operand in operands))
+        return "".join(shortest(Fraction(t)) if is_number(t) else _ROUND.get(t, t) for t in self.tokens)
+
+    def signed_operands(self) -> list[str] | None:
+        """The operands of a chain `3*-2+5`; None where there are brackets, percents or powers."""
+        found = _CHAIN.fullmatch(self.text)
+        return re.findall(_OPERAND, self.text) if found else None
+
+    def value(self) -> Fraction | None:
+        """The exact value; None where a divisor is zero."""
+        try:
+            return evaluate(self.tokens)
+        except DividedByZero:
+            return None
+
+    def answer(self, decimals: int, always: bool = False) -> str:
+        """The answer as text: exact, and rounded half-up to `decimals` where a division takes part, or `always`."""
+        value = self.value()
+        if value is None:
+            return UNDEFINED
+        return shortest(round_half_up(value, decimals) if always or "/" in self.tokens else value)
+
+    def column(self, decimals: int) -> str:
+        """The answer before needless zeros are dropped, as column arithmetic leaves it: `57.80+13.2` -> `71.00`."""
+        answer = Fraction(self.answer(decimals))
+        written = [len(number.partition(".")[2]) for number in self.numbers]
+        places = decimals if "/" in self.operators else sum(written) if "*" in self.operators else max(written)
+        return with_places(int(answer * 10**places), places)
+
+    def facts(self) -> dict[str, Any]:
+        """Operator (`mixed` for several), kind, digits of the longest operand, and carries or borrows of a + or -."""
+        numbers, operators = list(map(Fraction, self.numbers)), self.operators
+        facts: dict[str, Any] = {
+            "operator": operators[0] if len(set(operators)) == 1 else "mixed",
+            "kind": "integer" if all(n.denominator == 1 for n in numbers) and "%" not in self.tokens else "decimal",
+            "digits": max(sum(map(str.isdigit, shortest(number))) for number in numbers),
+        }
+        operands = self.signed_operands()
+        if operands is not None and len(operands) == 2 and operators[0] in "+-":
+            left, right = map(Fraction, operands)
+            facts["carries"] = count_carries(left, right, operators[0])
+        elif len(operators) > 1:
+            facts["operations"] = len(operators)
+        return facts
+
+
+def count_carries(left: Fraction, right: Fraction, operator: str) -> int:
+    """Carries of `left + right`, or borrows of the larger magnitude less the smaller, in column arithmetic."""
+    places = max(len(shortest(number).partition(".")[2]) for number in (left, right))
+    subtract = (operator == "-") == ((left < 0) == (right < 0))
+    high, low = sorted((int(abs(left) * 10**places), int(abs(right) * 10**places)), reverse=True)
+    carries = carry = 0
+    while high or low:
+        high, a = divmod(high, 10)
+        low, b = divmod(low, 10)
+        carry = int(a - b - carry < 0) if subtract else int(a + b + carry > 9)
+        carries += carry
+    return carries
