@@ -1,7 +1,7 @@
 """Numbers and equations in free text, read exactly: `Fraction`s throughout, and nothing that a model wrote is run.
 
 All work is bounded: texts, numbers, nesting, exponents and results have largest sizes, and what is beyond them is None.
-This module imports nothing of glmtune.
+Expressions are read by `glmtune.expressions`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from glmtune.expressions import ExpressionError, evaluate_start
+
 Judgement = tuple[Literal["exact", "equal", "wrong", "unparseable"], str | None]  # verdict, the answer that was read
 
 MOST_CHARACTERS = 20_000  # of a text; of a longer one, only the end is read
 MOST_EXPRESSION = 1000  # characters of an expression
-MOST_NESTING = 32  # brackets within brackets, and exponents of exponents
-MOST_EXPONENT = 100
-MOST_BITS = 10_000  # of a numerator or denominator on the way to a value
 
 _FULL_WIDTH = {ord("！") + offset: ord("!") + offset for offset in range(94)} | {ord("\u3000"): " ", ord("，"): ";"}
 _LOOKALIKES = str.maketrans("×✕✖∗·⋅÷∕⁄➗−‐‑‒–—―➖﹣⁻➕﹢【】〔〕、￥\u00a0\u2009", "******////----------++[][];¥  ")
@@ -36,6 +35,7 @@ _START = r"(?<![\d.A-Za-z_])"  # not within a number or a name: the 2 of H2O, th
 _END = r"(?!\.?\d|[eE][-+]?\d)"
 _NUMBER = rf"(?:(?:\d{{1,3}}(?:,\d{{3}}){{1,20}}(?!\d)|\d{{1,1000}})(?:\.\d{{1,1000}})?|\.\d{{1,1000}}){_END}"
 _MIXED = re.compile(r"(\d{1,100})(?:\s?\(\s?|\s|\s?又\s?)(\d{1,100})\s?/\s?(\d{1,100})(?!\.?\d)\)?")
+_MIXED_FACTOR = re.compile(r"(?<![\d.])(\d{1,100})\((\d{1,100})/(\d{1,100})\)")
 _RATIO = re.compile(rf"({_NUMBER})\s?/\s?({_NUMBER})")
 _SINGLE = re.compile(rf"({_NUMBER})")
 _CANDIDATE = re.compile(rf"{_START}(?:\d|\.\d)")
@@ -117,7 +117,14 @@ def equation_value(text: str) -> Fraction | None:
     start = 0
     for found in _UNKNOWN.finditer(text):
         start = found.end()
-    return _Expression(text[start : start + MOST_EXPRESSION + 1].partition("=")[0]).value()
+    text = _MIXED_FACTOR.sub(_mixed_sum, text[start : start + MOST_EXPRESSION + 1].partition("=")[0])
+    if len(text) > MOST_EXPRESSION:
+        return None
+    try:
+        value, rest = evaluate_start(text.replace(":", "/"))
+    except ExpressionError:
+        return None
+    return None if _EXPRESSION_GOES_ON.match(rest) else value
 
 
 def written(value: Fraction) -> str:
@@ -226,6 +233,12 @@ def _fraction(found: re.Match[str]) -> str:
     return f" {above}/{below}" if above.isdigit() and below.isdigit() else f"({above})/({below})"
 
 
+def _mixed_sum(found: re.Match[str]) -> str:
+    """`1(3/4)` -> `(1+3/4)`; a fraction that is none, `3(4/2)`, stays."""
+    whole, above, below = found.groups()
+    return f"({whole}+{above}/{below})" if int(above) < int(below) else found[0]
+
+
 def _numbers(text: str) -> Iterator[Found]:
     """The numbers of a text that is `plain`, from the first to the last."""
     place = 0
@@ -285,112 +298,3 @@ def _digits(text: str, start: int) -> str:
     while end < len(text) and (text[end].isdigit() or text[end] == "."):
         end += 1
     return text[start:end]
-
-
-class _TooMuch(Exception):
-    """What stands there is no expression, or one that is too large or has no value."""
-
-
-class _Expression:
-    """Reads an expression from its beginning; a unit or a sentence may follow it.
-
-    expression: term {+ - term}; term: signed {* / : signed}; signed: {+ -} power; power: item {%} [** ^ signed]
-    """
-
-    _TOKEN = re.compile(r"\s*(?:(\d{1,300}(?:\.\d{1,300})?|\.\d{1,300})|(\*\*|[-+*/:^%()\[\]{}]))")
-    _CLOSING = {"(": ")", "[": "]", "{": "}"}
-    _MIXED = re.compile(r"\((\d{1,100})/(\d{1,100})\)")
-
-    def __init__(self, text: str):
-        self.text, self.place, self.depth = text, 0, 0
-
-    def value(self) -> Fraction | None:
-        """The value of the expression, or None."""
-        if len(self.text) > MOST_EXPRESSION:
-            return None
-        try:
-            value = self.sum()
-        except _TooMuch:
-            return None
-        return None if _EXPRESSION_GOES_ON.match(self.text, self.place) else value
-
-    def peek(self) -> str:
-        """The next operator or bracket, or nothing."""
-        found = self._TOKEN.match(self.text, self.place)
-        return (found[2] or "") if found else ""
-
-    def take(self) -> str:
-        """The next token, which is behind us then."""
-        found = self._TOKEN.match(self.text, self.place)
-        if found is None:
-            raise _TooMuch
-        self.place = found.end()
-        return found[1] or found[2]
-
-    def sum(self) -> Fraction:
-        """A sum or difference."""
-        total = self.product()
-        while self.peek() in ("+", "-"):
-            total = bounded(total + self.product() if self.take() == "+" else total - self.product())
-        return total
-
-    def product(self) -> Fraction:
-        """A product or quotient."""
-        total = self.signed()
-        while self.peek() in ("*", "/", ":"):
-            multiplies = self.take() == "*"
-            factor = self.signed()
-            if not multiplies and not factor:
-                raise _TooMuch
-            total = bounded(total * factor if multiplies else total / factor)
-        return total
-
-    def signed(self) -> Fraction:
-        """A power with signs before it; `-2^2` is -4."""
-        negative = False
-        while self.peek() in ("+", "-"):
-            negative ^= self.take() == "-"
-        return -self.power() if negative else self.power()
-
-    def power(self) -> Fraction:
-        """A power; `2^3^2` is 2^9."""
-        base = self.item()
-        while self.peek() == "%":
-            self.take()
-            base = bounded(base / 100)
-        if self.peek() not in ("**", "^"):
-            return base
-        self.take()
-        self.depth += 1
-        exponent = self.signed() if self.depth <= MOST_NESTING else Fraction(1, 2)
-        self.depth -= 1
-        if exponent.denominator != 1 or abs(exponent) > MOST_EXPONENT or (exponent < 0 and not base):
-            raise _TooMuch
-        return bounded(base ** int(exponent))
-
-    def item(self) -> Fraction:
-        """A number, a mixed number or something in brackets."""
-        token = self.take()
-        if token in self._CLOSING:
-            self.depth += 1
-            if self.depth > MOST_NESTING:
-                raise _TooMuch
-            inner = self.sum()
-            self.depth -= 1
-            if self.take() != self._CLOSING[token]:
-                raise _TooMuch
-            return inner
-        if not token[-1].isdigit():
-            raise _TooMuch
-        mixed = self._MIXED.match(self.text, self.place)
-        if mixed is not None and token.isdigit() and int(mixed[1]) < int(mixed[2]):
-            self.place = mixed.end()
-            return Fraction(token) + Fraction(int(mixed[1]), int(mixed[2]))
-        return Fraction(token)
-
-
-def bounded(value: Fraction) -> Fraction:
-    """The value, if it is not too large to go on with."""
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MOST_BITS:
-        raise _TooMuch
-    return value

@@ -36,16 +36,23 @@ def tokens_of(text: str) -> tuple[str, ...]:
     Raises:
         ExpressionError: it is too long, or there is something else in it.
     """
+    tokens, ends = _scan(text)
+    rest = text[ends[-1] if ends else 0 :].strip()
+    if rest:
+        raise ExpressionError(f"{rest[:1]!r} in {text[:60]!r} is no part of an expression")
+    return tokens
+
+
+def _scan(text: str) -> tuple[tuple[str, ...], list[int]]:
+    """The tokens that a text begins with, and where each ends."""
     if len(text) > MOST_CHARACTERS:
         raise ExpressionError(f"the expression has {len(text)} characters; at most {MOST_CHARACTERS} are read")
-    tokens, place, end = [], 0, len(text.rstrip())
-    while place < end:
-        found = _TOKEN.match(text, place)
-        if found is None:
-            raise ExpressionError(f"{text[place:].strip()[:1]!r} in {text[:60]!r} is no part of an expression")
+    tokens, ends, place = [], [], 0
+    while (found := _TOKEN.match(text, place)) is not None:
         tokens.append("^" if found[1] == "**" else found[1])
         place = found.end()
-    return tuple(tokens)
+        ends.append(place)
+    return tuple(tokens), ends
 
 
 def is_number(token: str) -> bool:
@@ -66,6 +73,19 @@ def evaluate(expression: str | Sequence[str]) -> Fraction:
     if reader.place < len(tokens):
         raise ExpressionError(f"{tokens[reader.place]!r} stands where an operator or the end is expected")
     return value
+
+
+def evaluate_start(text: str) -> tuple[Fraction, str]:
+    """The exact value of the expression that a text begins with, and what follows it: `3*4 apples` -> 12, ` apples`.
+
+    Raises:
+        DividedByZero: it has no value.
+        ExpressionError: there is none, or one that is too large.
+    """
+    tokens, ends = _scan(text)
+    reader = _Reader(tokens)
+    value = reader.sum()
+    return value, text[ends[reader.place - 1] :]
 
 
 @dataclass

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -46,9 +46,9 @@ class Entry:
     prompt: Prompt
     fault: Fault | None = None
 
-    def with_answer(self, completion: str | None) -> Row:
-        """The record as the output has it."""
-        told = {"error": str(self.fault)} if self.fault else {}
+    def with_answer(self, completion: str | None, remarks: Mapping[str, Any] | None = None) -> Row:
+        """The record as the output has it, with what its task remarks on the answer."""
+        told = {"error": str(self.fault)} if self.fault else remarks or {}
         return {**self.row, "completion": completion, **told}
 
 
@@ -160,7 +160,8 @@ def answer(
             following = write_ready(file, waiting, first, done)
             prompts = [entries[number].prompt for number in asked]
             for index, text in converse(model, tokenizer, prompts, recipe.generation, task.reply):
-                waiting[asked[index]] = entries[asked[index]].with_answer(text)
+                entry = entries[asked[index]]
+                waiting[asked[index]] = entry.with_answer(text, task.remarks(entry.prompt, text))
                 tokens += len(plain_ids(tokenizer, text))
                 following = write_ready(file, waiting, following, done)
                 bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
@@ -274,9 +275,9 @@ def finished(working: Path, entries: Sequence[Entry]) -> int:
         with working.open("r+b") as file:
             file.truncate(len(whole))
     count = 0
-    added = {"completion": None, "error": None}
     for (number, written), entry in zip(read_json_lines(working), entries, strict=False):
-        if {**entry.row, **added} != {**written, **added}:
+        own = {name: value for name, value in entry.row.items() if name not in ("completion", "error")}
+        if own != {name: written[name] for name in own if name in written}:
             raise UserError(
                 f"--resume: line {number} of {working} is not that of the input. Was it made of another file? "
                 "Choose another name."

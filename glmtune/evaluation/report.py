@@ -34,7 +34,8 @@ def summarize(
     Returns:
         `n`, `exact_match` (share of right values, 0 to 1) with `exact_match_ci95` [low, high], `verdicts` (counts),
         `by` (the same share for each value of each fact that is a text or an integer, unless it takes more than
-        `MOST_VALUES` of them), `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4` (0 to 100), the first `samples` and the
+        `MOST_VALUES` of them), `faithful_calls` (share of the calls of a tool that were what was asked; only where one
+        was to be called), `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4` (0 to 100), the first `samples` and the
         first `failures`.
 
     Raises:
@@ -47,6 +48,9 @@ def summarize(
     for score in scores:
         verdicts[score.verdict] += 1
     report: dict[str, Any] = {"format": 1, **_share(scores), "verdicts": verdicts, "by": _breakdown(examples, scores)}
+    calls = [score.faithful for score in scores if score.faithful is not None]
+    if calls:
+        report["faithful_calls"] = sum(calls) / len(calls)
     if text_metrics:
         targets = [example.target for example in examples]
         report |= {**rouge(completions, targets), "bleu-4": bleu4(completions, targets)}
@@ -84,10 +88,12 @@ def comparison_table(before: dict[str, Any] | None, after: dict[str, Any]) -> Ta
     operators = [*labels_of((before, after), "operator"), None]
     kinds = [*labels_of((before, after), "kind"), None]
     kinds = kinds if len(kinds) > 2 else [None]  # one kind is the same as all
+    faithful = after.get("faithful_calls")
+    calls = "" if faithful is None else f"; {faithful:.1%} of the calls are what was asked"
     low, high = after["exact_match_ci95"]
     table = Table(
         title="Right answers",
-        caption=f"all: {after['exact_match']:.1%} right, 95% interval {low:.1%} to {high:.1%}",
+        caption=f"all: {after['exact_match']:.1%} right, 95% interval {low:.1%} to {high:.1%}{calls}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,

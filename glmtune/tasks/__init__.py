@@ -96,6 +96,10 @@ class Task(ABC):
         """What a tool says to a completion; None where none is called, and the completion is the answer."""
         return None
 
+    def remarks(self, prompt: Prompt, completion: str) -> dict[str, Any]:
+        """What is to be known of an answer for which there is no target: fields beside it in a file of predictions."""
+        return {}
+
     def holds_out(self, prompt: Prompt) -> bool:
         """Whether the model is judged by this, so that it must not be learned from anywhere."""
         return False

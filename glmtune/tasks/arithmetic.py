@@ -167,6 +167,10 @@ class Arithmetic(Task):
             return Reply("refused: the call is not what was asked", ends=True)
         return Reply(self.calculated(called[1]))
 
+    def remarks(self, prompt: Prompt, completion: str) -> dict[str, Any]:
+        """Whether the calculator was asked what the user asked."""
+        return {"faithful": self.is_faithful(prompt, completion)} if self.settings.style == "tool" else {}
+
     def is_faithful(self, prompt: Prompt, completion: str) -> bool:
         """Whether a completion calls the calculator, and with the problem that was asked."""
         called = _CALL.match(completion.strip())

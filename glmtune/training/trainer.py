@@ -29,6 +29,7 @@ from glmtune.models import choose_dtype
 from glmtune.runtime import UserError
 from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
 from glmtune.training.loss import target_loss
+from glmtune.training.muon import Muon
 
 METRIC = "exact_match"
 PACKED_IN_CHECK = 4
@@ -36,6 +37,7 @@ PACKING_TOLERANCE = 2e-2  # of a loss computed in 16 bits; a hundredth of it in 
 WEIGHTS = "trainable.safetensors"
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
+    "muon": "adamw_torch_fused",  # our own takes its place
     "adamw_8bit": "adamw_bnb_8bit",
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
@@ -62,9 +64,11 @@ class Trainer(TransformersTrainer):
     Args:
         judge: scores the model on held-out examples.
         groups: of trainable parameters, as `Method.parameter_groups` gives them.
+        uses_muon: update matrices with Muon, which transformers does not have.
     """
 
-    def __init__(self, judge: Judge, groups: list[dict[str, Any]], **kwargs: Any):
+    def __init__(self, judge: Judge, groups: list[dict[str, Any]], uses_muon: bool = False, **kwargs: Any):
+        self.uses_muon = uses_muon
         super().__init__(**kwargs)
         self.judge = judge
         self.groups = groups
@@ -98,7 +102,12 @@ class Trainer(TransformersTrainer):
                 for decayed in (True, False)
                 if (chosen := [weight for weight in group["params"] if decays[id(weight)] == decayed])
             ]
-            self.optimizer = kind(groups, **options)
+            if self.uses_muon:
+                self.optimizer = Muon(
+                    groups, trained, (self.args.adam_beta1, self.args.adam_beta2), self.args.adam_epsilon
+                )
+            else:
+                self.optimizer = kind(groups, **options)
             if options.get("optim_bits") == 8:
                 keep_embeddings_precise(self.optimizer, trained)
         return self.optimizer
@@ -268,7 +277,7 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
     assert settings.learning_rate is not None, "the command fills in the method's"
     if torch.distributed.is_torchelastic_launched():
         raise UserError("torchrun: several processes are not supported yet. Start glmtune without it.")
-    if settings.optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
+    if settings.optimizer not in ("adamw", "muon") and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"training.optimizer={settings.optimizer} needs bitsandbytes, which is not installed: "
             "pip install 'glmtune[quantization]'. Or use adamw."
@@ -400,6 +409,7 @@ def make_trainer(
     trainer = Trainer(
         judge=judge,
         groups=groups or [{"params": [weight for weight in model.parameters() if weight.requires_grad]}],
+        uses_muon=recipe.training.optimizer == "muon",
         model=model,
         args=training_arguments(recipe, steps, checkpoints, model),
         train_dataset=dataset,
