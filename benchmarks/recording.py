@@ -33,7 +33,8 @@ def record(name: str, settings: dict[str, Any], rows: Sequence[dict[str, Any]], 
     console = Console()
     console.print(table)
     for key, value in summary.items():
-        console.print(f"{key}: {value}")
+        if not isinstance(value, list):  # the points of a curve
+            console.print(f"{key}: {value}")
     write_json(RESULTS / f"{name}.json", {"settings": settings, "rows": list(rows), **summary, "machine": where})
 
 
