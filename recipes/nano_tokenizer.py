@@ -1,6 +1,7 @@
 """Makes the tokenizer and the configuration of the embedded model `nano`; `recipes/nano.yaml` trains its weights.
 
     python recipes/nano_tokenizer.py glmtune/models/nano
+    python recipes/nano_tokenizer.py runs/arithmetic-wide-base 4096  # the same for longer texts
 
 The tokenizer is a SentencePiece model laid out like ChatGLM-6B's: control pieces for `[MASK] [gMASK] <sop> <eop>`,
 pieces for newline, tab and runs of blanks, single digits, bytes for everything else. Its text is drawn from the
@@ -38,7 +39,7 @@ def text_lines() -> list[str]:
     return [word.strip() for word in words for _ in range(300)] + texts
 
 
-def main(folder: str) -> None:
+def main(folder: str, max_sequence_length: str = "512") -> None:
     """Write `ice_text.model`, `tokenizer_config.json` and `config.json` into the folder."""
     with tempfile.TemporaryDirectory() as work:
         corpus = Path(work, "corpus.txt")
@@ -72,7 +73,7 @@ def main(folder: str) -> None:
         num_layers=4,
         num_attention_heads=4,
         inner_hidden_size=512,
-        max_sequence_length=512,
+        max_sequence_length=int(max_sequence_length),
         # 1 / sqrt(hidden_size): with a residual scaled by sqrt(56), smaller weights are hardly heard at first.
         initializer_range=0.08,
         mask_token_id=ids["mask_token"],
@@ -84,4 +85,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:3])

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, field_validator
@@ -108,6 +110,9 @@ class ArithmeticSettings(NamedSettings):
     )
     prompt_words: bool = Field(False, description="put one of eight pairs of Chinese words around the problem")
     zero_divisors: bool = Field(False, description=f"draw divisions by zero, answered '{UNDEFINED}'")
+    exclude: str | None = Field(
+        None, description="text file of problems, one a line, that are never learned, however they are spelled"
+    )
     held_out: float = Field(0.1, gt=0, lt=1, description="share of all problems kept out of training")
 
     @field_validator("operators", mode="before")
@@ -206,6 +211,28 @@ class Arithmetic(Task):
         right = Fraction(value.units, 10**value.places) == Fraction(self.answer(problem))
         return f"{written}{value.backwards}{DRAFT_MARK}", right
 
+    @cached_property
+    def excluded(self) -> frozenset[str]:
+        """Normal forms of what `task.exclude` keeps out.
+
+        Raises:
+            UserError: no such file, or lines in it that are no problems.
+        """
+        if self.settings.exclude is None:
+            return frozenset()
+        try:
+            lines = Path(self.settings.exclude).expanduser().read_text("utf-8").splitlines()
+        except (OSError, UnicodeError) as error:
+            raise UserError(f"task.exclude={self.settings.exclude}: cannot be read: {error}") from error
+        problems = [(number, Problem.parse(line)) for number, line in enumerate(lines, 1) if line.strip()]
+        strange = [number for number, problem in problems if problem is None]
+        if strange:
+            raise UserError(
+                f"task.exclude={self.settings.exclude}: line {strange[0]} is no problem of arithmetic: "
+                f"{lines[strange[0] - 1][:60]!r}. Write one a line, as 3*(4+5)=."
+            )
+        return frozenset(problem.normal_form for _, problem in problems if problem is not None)
+
     def is_learnable(self, problem: Problem) -> bool:
         """Whether the working is right and not too long. What is held out is not chosen by that."""
         if problem.value() is None:
@@ -238,6 +265,8 @@ class Arithmetic(Task):
             if split_of(problem.normal_form, settings.held_out) != split:
                 continue
             if not settings.zero_divisors and problem.value() is None:
+                continue
+            if split == "train" and problem.normal_form in self.excluded:
                 continue
             if split == "train" and settings.style == "steps" and not self.is_learnable(problem):
                 continue

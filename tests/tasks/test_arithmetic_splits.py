@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,3 +153,25 @@ def test_what_is_held_out_is_told_of_any_prompt() -> None:
             for prompt in (asked, f"Calculate\n{asked}", [*turns, {"role": "user", "content": asked}]):
                 assert task.holds_out(prompt) == held
     assert not task.holds_out("hello") and not task.holds_out([{"role": "system", "content": "1+1"}])
+
+
+def test_what_is_excluded_is_never_learned(tmp_path: Path) -> None:
+    """Whatever its spelling; held-out problems may be in the file."""
+    values: dict[str, Any] = {"operators": "+-", "maximum": 4, "kinds": ["integer"], "held_out": 0.3}
+    learned = forms(400, "train", **values)
+    out = sorted(learned)[::2]
+    file = tmp_path / "out.txt"
+    file.write_text("\n".join(form.replace("+", ".0 + ") + "=" for form in out) + "\n\n")
+    assert forms(400, "train", **values, exclude=str(file)) == learned - set(out)
+    assert forms(400, "held_out", **values, exclude=str(file)) == forms(400, "held_out", **values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("1+1=\nhello\n", "line 2 is no problem.*hello"), (None, "cannot be read")]
+)
+def test_excluded_problems_must_be_read(tmp_path: Path, text: str | None, message: str) -> None:
+    file = tmp_path / "out.txt"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=f"task.exclude=.*{message}"):
+        forms(1, "train", exclude=str(file))
