@@ -35,7 +35,7 @@ rounded to two decimals. No calculator is used.
 |---|---|
 | recipes | `recipes/arithmetic_wide.yaml`, then `recipes/arithmetic_wide_2.yaml`; every weight comes from them |
 | data | {examples:,} problems that `tasks/arithmetic.py` drew, without those of the public sample that it is asked |
-| training | {steps} steps, Muon, {hours:.1f} hours on one core of {processor}: as far as a CPU got, no GPU was at hand |
+| training | {steps} steps, Muon, {hours:.1f} hours on one core of {processor}, as far as that got; no GPU |
 | date, versions | {date}, torch {torch}, transformers {transformers} |
 | held-out problems of its own kind | {exact_match:.1%} of {n} right ({low:.1%} to {high:.1%}) |
 | by operations | {by} |
@@ -46,7 +46,7 @@ Limits: numbers longer than those it saw, powers, words. Weights are bf16, compu
 
 
 def main(run_folder: str, destination: str) -> None:
-    """Write weights, tokenizer, the recipe's task and the card; earlier stages are found by the recipe's `model.path`."""
+    """Write weights, tokenizer, task and card; earlier stages are found by the recipe's `model.path`."""
     target = Path(destination)
     target.mkdir(parents=True, exist_ok=True)
     run = RunFolder(run_folder)

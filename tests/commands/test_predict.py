@@ -12,7 +12,7 @@ from glmtune import models
 from glmtune.commands import predict
 from glmtune.commands.train import Run
 from glmtune.config import load_recipe
-from glmtune.generation.decoding import complete
+from glmtune.generation.decoding import complete, converse
 from glmtune.records import Fault, Question, read_questions
 from glmtune.records.files import rows as file_rows
 from glmtune.runtime import UserError
@@ -52,14 +52,14 @@ def test_the_file_grows_while_it_is_answered(
     file, output = write_records(*({"prompt": text} for text in PROMPTS)), tmp_path / "out.jsonl"
     grown: list[int] = []
 
-    def watched(model: Any, tokenizer: Any, prompts: list[str], settings: Any) -> Any:
+    def watched(model: Any, tokenizer: Any, prompts: list[str], *others: Any) -> Any:
         grown.append(len(read(output)))
         if len(grown) == 3:
             raise RuntimeError("no such luck")
-        yield from complete(model, tokenizer, prompts, settings)
+        yield from converse(model, tokenizer, prompts, *others)
 
     monkeypatch.setattr(predict, "BATCHES_PER_WINDOW", 1)
-    monkeypatch.setattr(predict, "complete", watched)
+    monkeypatch.setattr(predict, "converse", watched)
     with pytest.raises(RuntimeError):
         predict.run(run, str(file), str(output), ["generation.batch_size=2"])
     assert grown == [0, 2, 4]

@@ -14,8 +14,17 @@ from torch.nn.functional import one_hot
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.generation import decoding
-from glmtune.generation.decoding import complete, encode_prompts, generation_config, stream, text_of
+from glmtune.generation.decoding import (
+    MOST_ROUNDS,
+    complete,
+    converse,
+    encode_prompts,
+    generation_config,
+    stream,
+    text_of,
+)
 from glmtune.runtime import UserError
+from glmtune.tasks import Reply
 
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "问:1+1", "100/7=", "5*5"]
 GREEDY = GenerationSettings(max_new_tokens=12, batch_size=3)
@@ -188,3 +197,35 @@ def test_messages_that_the_template_refuses_are_told(tiny: Loaded) -> None:
 def test_messages_are_a_prompt(tiny: Loaded) -> None:
     said = [{"role": "user", "content": "1+2="}]
     assert answers(tiny, [said]) == answers(tiny, ["1+2="])
+
+
+def test_tools_reply_until_there_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt goes on by itself; what was said and replied is asked again, and nobody calls for ever."""
+    asked: list[list[Any]] = []
+
+    def says_again(model: Any, tokenizer: Any, prompts: list[Any], settings: Any) -> Any:
+        asked.append(prompts)
+        for index, prompt in reversed(list(enumerate(prompts))):
+            question = prompt if isinstance(prompt, str) else prompt[0]["content"]
+            rounds = 0 if isinstance(prompt, str) else len(prompt) // 2
+            yield index, "done" if rounds == int(question) else f"call {rounds}"
+
+    def reply(prompt: Any, text: str) -> Reply | None:
+        if text == "done":
+            return None
+        return Reply("no", ends=True) if prompt == "2" and text == "call 1" else Reply(f"result of {text}")
+
+    monkeypatch.setattr(decoding, "complete", says_again)
+    found = dict(converse(None, None, ["1", "0", "9", "2"], GREEDY, reply))  # type: ignore[arg-type]
+    assert found == {0: "call 0\ndone", 1: "done", 2: "call 0\ncall 1\ncall 2\ncall 3", 3: "call 0\ncall 1\nno"}
+    assert [len(prompts) for prompts in asked] == [4, 3, 1, 1] and len(asked) == MOST_ROUNDS
+    assert asked[1][0] == [
+        {"role": "user", "content": "1"},
+        {"role": "assistant", "content": "call 0"},
+        {"role": "observation", "content": "result of call 0"},
+    ]
+
+
+def test_without_tools_it_is_complete(tiny: Loaded) -> None:
+    found = dict(converse(*tiny, PROMPTS, GREEDY, lambda prompt, text: None))
+    assert [found[index] for index in range(len(PROMPTS))] == answers(tiny, PROMPTS)
