@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow check bench nano clean
+.PHONY: help demo test test-slow check bench nano wide clean
 
 help:
 	@echo "make demo       fine-tune the embedded model on arithmetic (about three minutes of training on two cores)"
@@ -52,11 +52,20 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/styles.py
+	$(BIN)/python benchmarks/wide.py
 
 nano: $(VENV)/.installed
 	$(BIN)/python recipes/nano_tokenizer.py glmtune/models/nano
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/nano.yaml
-	$(BIN)/python recipes/nano_publish.py runs/nano glmtune/models/nano
+	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/nano_2.yaml
+	$(BIN)/python recipes/nano_publish.py runs/nano runs/nano-2 glmtune/models/nano
+
+wide: $(VENV)/.installed
+	$(BIN)/python recipes/nano_tokenizer.py runs/arithmetic-wide-base 4096
+	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide.yaml
+	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide_2.yaml
+	$(BIN)/python recipes/wide_publish.py runs/arithmetic-wide-1 runs/arithmetic-wide-2 checkpoints/arithmetic-wide
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

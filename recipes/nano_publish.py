@@ -1,19 +1,18 @@
-"""Puts the weights of a pre-training run into the package, with a model card made from the run's own files.
+"""Puts the weights of a pre-training into the package, with a model card made from the runs' own files.
 
-python recipes/nano_publish.py runs/nano glmtune/models/nano
+python recipes/nano_publish.py runs/nano@14000 runs/nano-2 glmtune/models/nano
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
 
+from stages import amounts
 from transformers import AutoModelForCausalLM
 
 import glmtune  # registers the Auto classes
-from glmtune.config import load_recipe
 from glmtune.runtime import RunFolder, replacing
 
 DATA = (
@@ -30,12 +29,12 @@ It makes every command run on a fresh machine without a download. It knows arith
 
 | | |
 |---|---|
-| recipe | `recipes/nano.yaml`, from random weights; every weight comes from it |
+| recipe | `recipes/nano.yaml` from random weights, then `recipes/nano_2.yaml`; every weight comes from them |
 | tokenizer | `recipes/nano_tokenizer.py`: SentencePiece unigram, single digits, byte fallback, Chinese prompt words |
-| seed | {seed} |
+| seed | {seed} (second stage) |
 | data | {examples:,} examples that `tasks/wording.py` drew: {data} |
 | held out | a tenth of all problems by hash, the same that fine-tuning holds out; never trained on |
-| training | {steps:,} steps of {batch_size}, AdamW {learning_rate}, {hours:.2f} hours on one core of {processor} |
+| training | {steps}, {hours:.2f} hours on one core of {processor} |
 | date, versions | {date}, torch {torch}, transformers {transformers} |
 | held-out exact match | {exact_match:.1%} of {n}: {by} |
 
@@ -44,12 +43,13 @@ Licence: Apache-2.0, as the project.
 """
 
 
-def main(run_folder: str, destination: str) -> None:
-    """Copy the weights and write the card."""
-    run = RunFolder(run_folder)
-    recipe, report = load_recipe(run.recipe), json.loads(run.report.read_text())
+def main(*arguments: str) -> None:
+    """Copy the weights of the last stage and write the card."""
+    *stages, destination = arguments
+    done = amounts(stages)
+    run = RunFolder(stages[-1])
     model = AutoModelForCausalLM.from_pretrained(run.model)
-    config, where, after = model.config, report["machine"], report["after"]
+    config, where, after = model.config, done["report"]["machine"], done["report"]["after"]
     card = CARD.format(
         version=glmtune.__version__,
         data=DATA,
@@ -58,12 +58,10 @@ def main(run_folder: str, destination: str) -> None:
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         vocabulary=config.vocab_size,
-        seed=recipe.seed,
-        examples=(recipe.training.steps or 0) * recipe.training.batch_size,
-        steps=recipe.training.steps,
-        batch_size=recipe.training.batch_size,
-        learning_rate=recipe.training.learning_rate,
-        hours=report["training_seconds"] / 3600,
+        seed=done["recipe"].seed,
+        examples=done["examples"],
+        steps=done["steps"],
+        hours=done["hours"],
         processor=where["processor"],
         date=where["date"],
         torch=where["versions"]["torch"],
@@ -83,4 +81,4 @@ def main(run_folder: str, destination: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:])

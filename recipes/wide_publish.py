@@ -1,20 +1,19 @@
 """Puts the weights of the last stage of `arithmetic_wide` where they can be scored, in bf16, with a model card.
 
-python recipes/wide_publish.py runs/arithmetic-wide-2 checkpoints/arithmetic-wide
+python recipes/wide_publish.py runs/arithmetic-wide-1 runs/arithmetic-wide-2 checkpoints/arithmetic-wide
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import torch
 import yaml
+from stages import amounts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glmtune  # registers the Auto classes
-from glmtune.config import load_recipe
 from glmtune.runtime import RunFolder, replacing
 
 CARD = """\
@@ -35,7 +34,7 @@ rounded to two decimals. No calculator is used.
 |---|---|
 | recipes | `recipes/arithmetic_wide.yaml`, then `recipes/arithmetic_wide_2.yaml`; every weight comes from them |
 | data | {examples:,} problems that `tasks/arithmetic.py` drew, without those of the public sample that it is asked |
-| training | {steps} steps, Muon, {hours:.1f} hours on one core of {processor}, as far as that got; no GPU |
+| training | {steps}, {hours:.1f} hours on one core of {processor}, as far as that got; no GPU |
 | date, versions | {date}, torch {torch}, transformers {transformers} |
 | held-out problems of its own kind | {exact_match:.1%} of {n} right ({low:.1%} to {high:.1%}) |
 | by operations | {by} |
@@ -45,17 +44,12 @@ Limits: numbers longer than those it saw, powers, words. Weights are bf16, compu
 """
 
 
-def main(run_folder: str, destination: str) -> None:
-    """Write weights, tokenizer, task and card; earlier stages are found by the recipe's `model.path`."""
-    target = Path(destination)
+def main(*arguments: str) -> None:
+    """Write the weights of the last stage, tokenizer, task and card."""
+    *stages, destination = arguments
+    done = amounts(stages)
+    run, target = RunFolder(stages[-1]), Path(destination)
     target.mkdir(parents=True, exist_ok=True)
-    run = RunFolder(run_folder)
-    stages = [run]
-    while (earlier := RunFolder(Path(load_recipe(stages[-1].recipe).model.path).parent)).recipe.is_file():
-        stages.append(earlier)
-    recipes = [load_recipe(stage.recipe) for stage in reversed(stages)]
-    logs = [[json.loads(line) for line in stage.log.read_text().splitlines()] for stage in reversed(stages)]
-    report = json.loads(run.report.read_text())
     model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.bfloat16)
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(run.model).save_pretrained(target)
@@ -63,16 +57,16 @@ def main(run_folder: str, destination: str) -> None:
     kept["task"].pop("exclude", None)
     with replacing(target / "recipe.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    config, where, after = model.config, report["machine"], report["after"]
+    config, where, after = model.config, done["report"]["machine"], done["report"]["after"]
     card = CARD.format(
         version=glmtune.__version__,
         parameters=model.num_parameters(),
         layers=config.num_layers,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
-        examples=sum((recipe.training.steps or 0) * recipe.training.batch_size for recipe in recipes),
-        steps=" + ".join(f"{recipe.training.steps:,}" for recipe in recipes),
-        hours=sum(max(line.get("seconds", 0) for line in log) for log in logs) / 3600,
+        examples=done["examples"],
+        steps=done["steps"],
+        hours=done["hours"],
         processor=where["processor"],
         date=where["date"],
         torch=where["versions"]["torch"],
@@ -89,4 +83,4 @@ def main(run_folder: str, destination: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:])

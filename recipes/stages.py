@@ -1,0 +1,34 @@
+"""What a training of several runs, one after the other, amounts to: for model cards."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from glmtune.config import load_recipe
+from glmtune.runtime import RunFolder
+
+
+def amounts(stages: list[str]) -> dict[str, Any]:
+    """`examples`, `steps`, `hours` and the last run's `recipe` and `report`.
+
+    Args:
+        stages: run folders; `FOLDER@STEP` where the next run went on from a checkpoint of this one.
+    """
+    examples, steps, seconds = 0, [], 0.0
+    for stage in stages:
+        folder, _, cut = stage.partition("@")
+        run = RunFolder(folder)
+        recipe = load_recipe(run.recipe)
+        count = int(cut) if cut else recipe.training.steps or 0
+        log = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
+        seconds += max(line["seconds"] for line in log if line["step"] <= count and "seconds" in line)
+        examples += count * recipe.training.batch_size
+        steps.append(f"{count:,} steps of {recipe.training.batch_size} ({recipe.training.optimizer})")
+    return {
+        "examples": examples,
+        "steps": ", then ".join(steps),
+        "hours": seconds / 3600,
+        "recipe": recipe,
+        "report": json.loads(run.report.read_text(encoding="utf-8")),
+    }
