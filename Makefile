@@ -13,6 +13,7 @@ help:
 	@echo "make check      ruff and mypy"
 	@echo "make bench      the benchmarks; results go to benchmarks/results/"
 	@echo "make nano       pre-train the embedded model again (an hour and a half)"
+	@echo "make wide       train checkpoints/arithmetic-wide again (two hours)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

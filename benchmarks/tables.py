@@ -1,4 +1,4 @@
-"""The tables of the README, in Markdown, from the files in `results/`: `python benchmarks/tables.py`."""
+"""Tables of the README and docs/results.md in Markdown, from the files in `results/`: `python benchmarks/tables.py`."""
 
 from __future__ import annotations
 
@@ -83,10 +83,88 @@ def speed_table(name: str = "memory_cpu") -> str:
     return markdown(["", *shapes], [[name, *(row.get(shape, "") for shape in shapes)] for name, row in rows.items()])
 
 
+def demo_table() -> str:
+    """The demo: each operator and kind of numbers, before and after."""
+    shares = {row["examples"]: row for row in read("demo")["rows"]}
+    head = ["", *(f"{kind}, {when}" for kind in ("integers", "decimals") for when in ("before", "after"))]
+    rows = [
+        [
+            f"`{operator}`",
+            *(
+                f"{shares[f'{when}, {operator} {kind}']['exact_match']:.1%}"
+                for kind in ("integer", "decimal")
+                for when in ("before", "after")
+            ),
+        ]
+        for operator in "+-*/"
+    ]
+    return markdown(head, rows)
+
+
+def styles_table() -> str:
+    """Direct answers, steps and the calculator, within the lengths that were trained and one and two digits beyond."""
+    result = read("styles")
+    trained = 4
+
+    def share(style: str, longest: int, name: str = "exact_match", operator: str | None = None) -> str:
+        chosen = [
+            row
+            for row in result["rows"]
+            if row["style"] == style
+            and operator in (None, row["operator"])
+            and (
+                max(row["left"], row["right"]) == longest
+                if longest > trained
+                else max(row["left"], row["right"]) <= trained
+            )
+        ]
+        return f"{sum(row[name] * row['n'] for row in chosen) / sum(row['n'] for row in chosen):.1%}"
+
+    head = [
+        "",
+        "`+`",
+        "`-`",
+        "`*`",
+        "`/`",
+        "5 digits, all",
+        "6 digits, all",
+        "faithful calls, 4, 5, 6 digits",
+        "minutes",
+    ]
+    rows = []
+    for style in ("direct", "steps", "tool"):
+        calls = ", ".join(share(style, longest, "faithful_calls") for longest in (4, 5, 6)) if style == "tool" else ""
+        seconds = result["training_seconds"][style]
+        within = [share(style, trained, operator=operator) for operator in "+-*/"]
+        rows.append([style, *within, share(style, 5), share(style, 6), calls, f"{seconds / 60:.1f}"])
+    return markdown(head, rows)
+
+
+def long_table() -> str:
+    """Long sums and differences by their digits."""
+    rows = read("styles")["long"]
+    lengths = sorted({row["left"] for row in rows})
+    shares = {(row["operator"], row["left"]): f"{row['exact_match']:.0%}" for row in rows}
+    return markdown(
+        ["digits", *map(str, lengths)],
+        [[f"`{operator}`", *(shares[operator, length] for length in lengths)] for operator in "+-"],
+    )
+
+
+def wide_table(name: str = "wide") -> str:
+    """arithmetic-wide on problems of MathGLM's kind."""
+    rows = read(name)["rows"]
+    head = ["problems", "n", "right", "95 %"]
+    return markdown(
+        head, [[r["problems"], str(r["n"]), f"{r['right']:.1%}", f"{r['low']:.1%} to {r['high']:.1%}"] for r in rows]
+    )
+
+
 def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
     """What ours and plain have in common."""
     return tuple(row[name] for name in ("method", "bits", "batch", "length", "target", "quantize_embedding"))
 
 
 if __name__ == "__main__":
-    print(methods_table(), memory_table(), speed_table(), sep="\n\n")
+    tables = (methods_table, memory_table, speed_table, demo_table, styles_table, long_table, wide_table)
+    print(*(table() for table in tables), sep="\n\n")

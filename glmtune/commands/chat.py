@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+from glmtune import registry
 from glmtune.commands.evaluate import load, recipe_of
 from glmtune.data.encoding import Message
-from glmtune.generation.decoding import stream
+from glmtune.generation.decoding import MOST_ROUNDS, stream
 from glmtune.models import max_length
 from glmtune.runtime import RunFolder, UserError
+from glmtune.tasks import Task
 
 LONG_ANSWER = 1024  # tokens, where nobody says how long an answer may be
 GREETING = "Type a question. 'clear' forgets the conversation, 'stop' or Ctrl-D ends it."
@@ -31,6 +33,7 @@ class Conversation:
             keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
         """
         recipe = recipe_of(target, overrides)
+        self.task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
         self.model, self.tokenizer = load(target, recipe)
         limit = max_length(self.model.config)
         room = recipe.generation.max_new_tokens or (min(LONG_ANSWER, limit // 2) if limit else LONG_ANSWER)
@@ -39,18 +42,27 @@ class Conversation:
         self.messages: list[Message] = []
 
     def ask(self, question: str) -> Iterator[str]:
-        """The answer, piece by piece.
+        """The answer, piece by piece; where a tool is called, its reply stands between the model's turns.
 
         Raises:
             UserError: the conversation has become too long for the model.
         """
         asked: list[Message] = [*self.messages, {"role": "user", "content": question}]
-        pieces = []
-        for piece in stream(self.model, self.tokenizer, asked, self.settings):
-            pieces.append(piece)
-            yield piece
+        for _ in range(MOST_ROUNDS):
+            text = ""
+            for piece in stream(self.model, self.tokenizer, asked, self.settings):
+                text += piece
+                yield piece
+            asked.append({"role": "assistant", "content": text})
+            reply = self.task.reply(question, text)
+            if reply is None:
+                break
+            yield f"\n{reply.text}\n"
+            if reply.ends:
+                break
+            asked.append({"role": "observation", "content": reply.text})
         if self.keep_history:
-            self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+            self.messages = asked
 
 
 def run(

@@ -106,3 +106,26 @@ def test_settings_reach_the_model(run: str, expected: Any) -> None:
 def test_a_question_too_long_is_told(run: str) -> None:
     with pytest.raises(UserError, match="203 tokens"):
         chat.run(run, "1" * 200)
+
+
+def test_a_tool_replies_between_turns(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calculator's result is shown and asked about; what was said stays in the conversation."""
+    asked: list[list[str]] = []
+
+    def stream(model: Any, tokenizer: Any, prompt: Any, settings: Any) -> Any:
+        asked.append([message["content"] for message in prompt])
+        yield from ("cal", 'culate("6*7")') if len(prompt) % 4 == 1 else (prompt[-1]["content"],)
+
+    monkeypatch.setattr(chat, "stream", stream)
+    conversation = Conversation(run, ["task.style=tool"], keep_history=True)
+    assert "".join(conversation.ask("6*7=")) == 'calculate("6*7")\n42\n42'
+    assert asked == [["6*7="], ["6*7=", 'calculate("6*7")', "42"]]
+    assert "".join(conversation.ask("6×7")).endswith("42")
+    assert [message["role"] for message in conversation.messages] == [
+        "user",
+        "assistant",
+        "observation",
+        "assistant",
+    ] * 2
+    refusing = Conversation(run, ["task.style=tool", "task.unfaithful=refuse"])
+    assert "".join(refusing.ask("5*7=")).endswith("refused: the call is not what was asked\n")
