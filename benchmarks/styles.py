@@ -41,7 +41,7 @@ COMMON = [
     "task.kinds=[integer]",
     "training.learning_rate=5e-4",
     "evaluation.text_metrics=false",
-    "evaluation.num_examples_during=200",
+    "evaluation.num_examples_during=100",
 ]
 
 
