@@ -51,7 +51,7 @@ def kinds_of(problem: Problem) -> list[str]:
 def problems_in(file: str, count: int) -> list[Problem]:
     """The problems of a file, or drawn ones."""
     if file:
-        found = [Problem.parse(line) for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
+        found = [Problem.exactly(line) for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
         return [problem for problem in found if problem is not None]
     task = Arithmetic(load_recipe(f"{CHECKPOINT}/recipe.yaml").task)
     drawn = [Problem.parse(str(example.prompt)) for example in DrawnExamples(task, count, 7, "held_out")]

@@ -180,8 +180,9 @@ class TrainingSettings(Settings):
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: the method's")
     optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
         "adamw",
-        description="AdamW; Muon for the matrices, which learns faster from scratch; AdamW with its two moments at 8 "
-        "bits, or in pages that move to the CPU when the GPU is full (these need bitsandbytes)",
+        description="AdamW; Muon for the matrices, which learns faster from scratch, with AdamW at half the rate for "
+        "the rest; AdamW with its two moments at 8 bits, or in pages that move to the CPU when the GPU is full (these "
+        "need bitsandbytes)",
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = Field(
         "cosine", description="course of the learning rate after the warm-up"

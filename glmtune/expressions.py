@@ -180,17 +180,31 @@ def _bounded(value: Fraction) -> Fraction:
     return value
 
 
+def is_endless(value: Fraction) -> bool:
+    """Whether a value has no finite decimal notation."""
+    return _places(value) is None
+
+
+def _places(value: Fraction) -> int | None:
+    """The decimals that a value needs; None where they never end."""
+    counts, rest = [], value.denominator
+    for prime in (2, 5):
+        counts.append(0)
+        while rest % prime == 0:
+            rest //= prime
+            counts[-1] += 1
+    return max(counts) if rest == 1 else None
+
+
 def shortest(value: Fraction) -> str:
     """Decimal notation of an exactly representable value without needless zeros: `146.40` -> `146.4`.
 
     Raises:
         ValueError: the value has no finite decimal notation.
     """
-    places = 0
-    while 10**places % value.denominator:
-        places += 1
-        if places > value.denominator.bit_length():
-            raise ValueError(f"{value} has no finite decimal notation; round it first")
+    places = _places(value)
+    if places is None:
+        raise ValueError(f"{value} has no finite decimal notation; round it first")
     return with_places(int(value * 10**places), places)
 
 

@@ -15,6 +15,7 @@ from glmtune.expressions import (
     DividedByZero,
     ExpressionError,
     evaluate,
+    is_endless,
     is_number,
     round_half_up,
     shortest,
@@ -29,9 +30,10 @@ _FULL_WIDTH = {ord("！") + offset: ord("!") + offset for offset in range(94)} |
 _LOOKALIKES = _FULL_WIDTH | str.maketrans("×✕✖∗·⋅÷∕⁄➗−‐‑‒–—―➖﹣⁻➕﹢。", "******////----------++.")
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 NUMBER_START = r"(?<![\d.])(?<!\d,)"  # not within a number; keeps the search linear as well
-_EXPRESSION = re.compile(
-    rf"{NUMBER_START}[-(\[]{{0,40}}(?:{NUMBER})[)\]%]{{0,40}}(?:\s*[-+*/^]\s*[-(\[]{{0,40}}(?:{NUMBER})[)\]%]{{0,40}})+"
-)
+_OPENING = r"(?:[(\[{]\s{0,3}|-){0,40}"
+_CLOSING = r"(?:\s{0,3}[)\]}%]){0,40}"
+_OPERAND_PART = rf"{_OPENING}(?:{NUMBER}){_CLOSING}"
+_EXPRESSION = re.compile(rf"{NUMBER_START}{_OPERAND_PART}(?:\s*(?:\*\*|[-+*/^])\s*{_OPERAND_PART})+")
 _BARE = re.compile(rf"-?(?:{NUMBER})(?:\s*[-+*/]\s*-?(?:{NUMBER}))+")
 _COMMA = re.compile(r"(?<=\d),(?=\d{3})")
 _OPERAND = r"(?:(?<![\d.])-)?\d*\.?\d+"
@@ -53,6 +55,9 @@ class Problem:
     @classmethod
     def parse(cls, text: str) -> Problem | None:
         """The first expression in a text, or None: `计算: ５７.8 × 2 =` -> 57.8 * 2."""
+        whole = cls.exactly(text)
+        if whole is not None:
+            return whole
         for found in _EXPRESSION.finditer(plain(text)):
             # Brackets of the sentence around it may stand beside an expression: `(3+4=7)`.
             bare = _BARE.search(found.group())
@@ -61,6 +66,11 @@ class Problem:
                 if problem is not None:
                     return problem
         return None
+
+    @classmethod
+    def exactly(cls, text: str) -> Problem | None:
+        """A text that is nothing but a problem, or None: `５７.8 × 2 =` -> 57.8 * 2."""
+        return cls._read(plain(text).strip().removesuffix("=").rstrip())
 
     @classmethod
     def _read(cls, text: str) -> Problem | None:
@@ -115,17 +125,19 @@ class Problem:
             return None
 
     def answer(self, decimals: int, always: bool = False) -> str:
-        """The answer as text: exact, and rounded half-up to `decimals` where a division takes part, or `always`."""
+        """The answer as text: exact, and rounded half-up to `decimals` where it divides, never ends, or `always`."""
         value = self.value()
         if value is None:
             return UNDEFINED
-        return shortest(round_half_up(value, decimals) if always or "/" in self.tokens else value)
+        rounded = always or "/" in self.tokens or is_endless(value)
+        return shortest(round_half_up(value, decimals) if rounded else value)
 
     def column(self, decimals: int) -> str:
         """The answer before needless zeros are dropped, as column arithmetic leaves it: `57.80+13.2` -> `71.00`."""
         answer = Fraction(self.answer(decimals))
         written = [len(number.partition(".")[2]) for number in self.numbers]
         places = decimals if "/" in self.operators else sum(written) if "*" in self.operators else max(written)
+        places = max(places, len(shortest(answer).partition(".")[2]))  # of percents and powers
         return with_places(int(answer * 10**places), places)
 
     def facts(self) -> dict[str, Any]:

@@ -93,8 +93,8 @@ class RunFolder:
 
     @classmethod
     def is_run(cls, path: Path | str) -> bool:
-        """Whether `path` holds a run."""
-        return cls(path).recipe.is_file()
+        """Whether `path` holds a run; a checkpoint that carries a recipe is none."""
+        return cls(path).recipe.is_file() and not (Path(path) / "config.json").is_file()
 
     @classmethod
     def create(cls, path: Path | str | None, default_name: str) -> RunFolder:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from glmtune.expressions import BINDING, CLOSING, DividedByZero, is_number, with_places
+from glmtune.expressions import BINDING, CLOSING, DividedByZero, ExpressionError, is_number, with_places
 
 STEP = ";"  # ends a step
 _SHIFT = 8  # quotients' digits are guessed from the quotient and an eighth
@@ -146,6 +146,7 @@ def expression_steps(items: Sequence[Item], quotient_places: int, product_places
 
     Raises:
         DividedByZero: a divisor is zero, or becomes so where decimals are cut.
+        ExpressionError: an exponent is no whole number.
     """
     bare = len(items) == 3 and isinstance(items[0], Value) and isinstance(items[2], Value)
     items, written = simplified(list(items)), []
@@ -156,6 +157,8 @@ def expression_steps(items: Sequence[Item], quotient_places: int, product_places
         left, operator, right = items[place - 1 : place + 2]
         assert isinstance(left, Value) and isinstance(right, Value)
         if operator == "^":
+            if right.places or right.units < 0:
+                raise ExpressionError("steps of powers are products; their exponents are whole numbers")
             factors: list[Item] = [left]
             for _ in range(right.units - 1):
                 factors += ["*", left]

@@ -33,7 +33,7 @@ rounded to two decimals. No calculator is used.
 | | |
 |---|---|
 | recipes | `recipes/arithmetic_wide.yaml`, then `recipes/arithmetic_wide_2.yaml`; every weight comes from them |
-| data | {examples:,} problems that `tasks/arithmetic.py` drew, without those of the public sample that it is asked |
+| data | {examples:,} problems that `tasks/arithmetic.py` drew{without} |
 | training | {steps}, {hours:.1f} hours on one core of {processor}, as far as that got; no GPU |
 | date, versions | {date}, torch {torch}, transformers {transformers} |
 | held-out problems of its own kind | {exact_match:.1%} of {n} right ({low:.1%} to {high:.1%}) |
@@ -65,6 +65,7 @@ def main(*arguments: str) -> None:
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         examples=done["examples"],
+        without=", in the last stage none of those it is scored by" if done["recipe"].task.exclude else "",
         steps=done["steps"],
         hours=done["hours"],
         processor=where["processor"],

@@ -160,3 +160,8 @@ def test_division_by_zero() -> None:
         quotient_steps(Value(5, 0), Value(0, 2), 2)
     with pytest.raises(DividedByZero):  # after cutting
         expression_steps(items_of(tokens_of("5/(1/1000)")), 2, 2)
+
+
+def test_powers_without_steps() -> None:
+    with pytest.raises(ExpressionError, match="whole numbers"):
+        expression_steps(items_of(tokens_of("2^2.0")), 2, 2)

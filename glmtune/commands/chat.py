@@ -38,7 +38,7 @@ class Conversation:
         limit = max_length(self.model.config)
         room = recipe.generation.max_new_tokens or (min(LONG_ANSWER, limit // 2) if limit else LONG_ANSWER)
         self.settings = recipe.generation.model_copy(update={"max_new_tokens": room})
-        self.keep_history = not RunFolder.is_run(target) if keep_history is None else keep_history
+        self.keep_history = not RunFolder(target).recipe.is_file() if keep_history is None else keep_history
         self.messages: list[Message] = []
 
     def ask(self, question: str) -> Iterator[str]:

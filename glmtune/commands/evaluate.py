@@ -25,12 +25,13 @@ from glmtune.tasks.instructions import read_examples
 
 
 def recipe_of(target: str, overrides: list[str] | None) -> Recipe:
-    """The recipe of a run, or the default one for a bare model, with overrides.
+    """The recipe of a run, or of a checkpoint that carries one, or the default one, with overrides.
 
     Raises:
         UserError: faults in it.
     """
-    return load_recipe(RunFolder(target).recipe if RunFolder.is_run(target) else None, overrides or [])
+    own = RunFolder(target).recipe
+    return load_recipe(own if own.is_file() else None, overrides or [])
 
 
 def load(

@@ -24,6 +24,7 @@ from glmtune.records import Fault, Row, explain, read_questions
 from glmtune.runtime import UserError, read_json_lines, replacing, seed_everything
 from glmtune.tasks import Task
 
+ADDED = ("completion", "error", "faithful")  # to a record, whatever it had there
 OnError = Literal["stop", "record"]
 # Batches that are sorted by length together. Records are written in order, a window at a time.
 BATCHES_PER_WINDOW = 4
@@ -276,7 +277,7 @@ def finished(working: Path, entries: Sequence[Entry]) -> int:
             file.truncate(len(whole))
     count = 0
     for (number, written), entry in zip(read_json_lines(working), entries, strict=False):
-        own = {name: value for name, value in entry.row.items() if name not in ("completion", "error")}
+        own = {name: value for name, value in entry.row.items() if name not in ADDED}
         if own != {name: written[name] for name in own if name in written}:
             raise UserError(
                 f"--resume: line {number} of {working} is not that of the input. Was it made of another file? "

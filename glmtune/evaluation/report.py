@@ -34,8 +34,8 @@ def summarize(
     Returns:
         `n`, `exact_match` (share of right values, 0 to 1) with `exact_match_ci95` [low, high], `verdicts` (counts),
         `by` (the same share for each value of each fact that is a text or an integer, unless it takes more than
-        `MOST_VALUES` of them), `faithful_calls` (share of the calls of a tool that were what was asked; only where one
-        was to be called), `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4` (0 to 100), the first `samples` and the
+        `MOST_VALUES` of them), `faithful_calls` (share of the answers that called the tool with what was asked; only
+        where one was to be called), `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4` (0 to 100), the first `samples` and the
         first `failures`.
 
     Raises:
@@ -89,7 +89,7 @@ def comparison_table(before: dict[str, Any] | None, after: dict[str, Any]) -> Ta
     kinds = [*labels_of((before, after), "kind"), None]
     kinds = kinds if len(kinds) > 2 else [None]  # one kind is the same as all
     faithful = after.get("faithful_calls")
-    calls = "" if faithful is None else f"; {faithful:.1%} of the calls are what was asked"
+    calls = "" if faithful is None else f"; {faithful:.1%} called the tool with what was asked"
     low, high = after["exact_match_ci95"]
     table = Table(
         title="Right answers",

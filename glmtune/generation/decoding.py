@@ -97,6 +97,12 @@ def complete(
         yield from zip(batch, answers, strict=True)
 
 
+def has_room(model: Model, tokenizer: PreTrainedTokenizerBase, messages: Prompt, settings: GenerationSettings) -> bool:
+    """Whether the model can take a conversation and an answer."""
+    limit = max_length(model.config)
+    return limit is None or len(encode_prompt(tokenizer, messages)) + settings.longest <= limit
+
+
 def converse(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
@@ -130,6 +136,10 @@ def converse(
             else:
                 turn = {"role": "assistant", "content": text}
                 asked[index] += [turn, {"role": "observation", "content": answer.text}]
+        # What has outgrown the model ends with its last call.
+        for index in [index for index, turns in asked.items() if not has_room(model, tokenizer, turns, settings)]:
+            del asked[index]
+            yield index, "\n".join(said.pop(index))
         if not asked:
             return
     yield from ((index, "\n".join(said[index])) for index in asked)

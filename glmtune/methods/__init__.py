@@ -280,8 +280,6 @@ def find(path: str | Path, adapter: str | Path | None = None) -> tuple[str, Path
         folder, base = adapter_folder(Path(adapter)), str(path)
     elif RunFolder.is_run(path) and RunFolder(path).model.is_dir():
         return str(RunFolder(path).model), None
-    elif RunFolder.is_run(path) and (Path(path) / "config.json").is_file():
-        return str(path), None  # a checkpoint that carries its recipe
     elif RunFolder.is_run(path) or is_adapter(Path(path)):
         folder = adapter_folder(Path(path))
         base = base_of(folder)

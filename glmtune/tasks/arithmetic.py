@@ -19,7 +19,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, field_validator
 
 from glmtune.config import NamedSettings
-from glmtune.expressions import DividedByZero, ExpressionError, evaluate, round_half_up, shortest, with_places
+from glmtune.expressions import (
+    DividedByZero,
+    ExpressionError,
+    evaluate,
+    is_endless,
+    round_half_up,
+    shortest,
+    with_places,
+)
 from glmtune.problems import NUMBER, NUMBER_START, UNDEFINED, Problem, plain
 from glmtune.records import Prompt
 from glmtune.runtime import UserError
@@ -44,7 +52,10 @@ DRAFT_MARK = "|"  # between a draft and the answer
 
 _SIGNED_NUMBER = re.compile(rf"{NUMBER_START}-?(?:{NUMBER})(?![.,]?\d)")
 _NO_NUMBER = re.compile(r"\d\s*(?:[-+*/]|e[-+]?)\s*-?\.?\d|\d\s*[%^²³¹⁰-⁹]", re.IGNORECASE)  # 2+3, 6/8, 1e5, 2^3, 5%
+_COMMA = re.compile(r"(?<=\d),(?=\d{3})")  # between thousands
+_MOST_BITS = 400  # of a calculator's result, some 120 digits
 _CALL = re.compile(r'calculate\("([^"\n]{1,1000})"\)')
+_MOST_CALLED = 1000  # characters of a called expression
 _MOST_DRAWS = 100_000  # for one problem
 _ADORNED = ("negatives", "percents", "powers", "fractions")
 
@@ -71,7 +82,9 @@ class ArithmeticSettings(NamedSettings):
     operand_decimals: int | None = Field(
         None, ge=1, description="most decimals of an operand, all numbers of them equally often; null: as `decimals`"
     )
-    num_operands: Annotated[int, Field(ge=2)] | dict[Annotated[int, Field(ge=2)], PositiveFloat] = Field(
+    num_operands: (
+        Annotated[int, Field(ge=2)] | Annotated[dict[Annotated[int, Field(ge=2)], PositiveFloat], Field(min_length=1)]
+    ) = Field(
         2, description="operands in a problem, or several numbers of them and how often each is drawn: {2: 3, 5: 1}"
     )
     brackets: float = Field(0, ge=0, le=1, description="share of problems with brackets; outer ones may be square")
@@ -82,7 +95,8 @@ class ArithmeticSettings(NamedSettings):
     most_exponent: int = Field(3, ge=2, le=100, description="largest exponent of a power")
     balance_carries: bool = Field(
         False,
-        description="draw the carries or borrows of a sum or difference of two numbers, each number equally often",
+        description="draw the carries or borrows of a sum or difference of two numbers, each number of them equally "
+        "often; operands have up to the digits of `digits` or `maximum`, and all their decimals",
     )
     trailing_zeros: float = Field(
         0.3, ge=0, le=1, description="share of decimal operands written with all their decimals: 54.90, not 54.9"
@@ -111,7 +125,9 @@ class ArithmeticSettings(NamedSettings):
     prompt_words: bool = Field(False, description="put one of eight pairs of Chinese words around the problem")
     zero_divisors: bool = Field(False, description=f"draw divisions by zero, answered '{UNDEFINED}'")
     exclude: str | None = Field(
-        None, description="text file of problems, one a line, that are never learned, however they are spelled"
+        None,
+        description="text file of problems, one a line, that are never learned; needless zeros, the shape of brackets "
+        "and the order within a pure sum or product do not count",
     )
     held_out: float = Field(0.1, gt=0, lt=1, description="share of all problems kept out of training")
 
@@ -153,21 +169,27 @@ class Arithmetic(Task):
         return Example([{"role": role, "content": text} for role, text in turns], answer, problem.facts())
 
     def calculated(self, expression: str) -> str:
-        """The calculator's result: exact where it has few decimals, else rounded; or what is wrong, in words."""
+        """The calculator's result, exact but for what the settings round and for what never ends; or what is wrong."""
+        expression = _COMMA.sub("", plain(expression))
         try:
-            value = evaluate(plain(expression))
+            value = evaluate(expression)
         except DividedByZero:
             return UNDEFINED
         except ExpressionError as error:
             return f"error: {error}"
         rounded = self.settings.round_all or "/" in expression or is_endless(value)
-        return shortest(round_half_up(value, self.settings.decimals) if rounded else value)
+        value = round_half_up(value, self.settings.decimals) if rounded else value
+        if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MOST_BITS:
+            return "error: the result has too many digits"
+        return shortest(value)
 
     def reply(self, prompt: Prompt, completion: str) -> Reply | None:
         """What the calculator says, if it is called."""
-        called = _CALL.fullmatch(completion.strip()) if self.settings.style == "tool" else None
+        called = _CALL.match(completion.strip()) if self.settings.style == "tool" else None
         if called is None:
             return None
+        if called.end() < len(completion.strip()):
+            return Reply("refused: a call stands alone, its result comes from the calculator", ends=True)
         if self.settings.unfaithful == "refuse" and not self.is_faithful(prompt, completion):
             return Reply("refused: the call is not what was asked", ends=True)
         return Reply(self.calculated(called[1]))
@@ -177,11 +199,11 @@ class Arithmetic(Task):
         return {"faithful": self.is_faithful(prompt, completion)} if self.settings.style == "tool" else {}
 
     def is_faithful(self, prompt: Prompt, completion: str) -> bool:
-        """Whether a completion calls the calculator, and with the problem that was asked."""
-        called = _CALL.match(completion.strip())
+        """Whether a completion calls the calculator, and each time with the problem that was asked."""
         asked = Problem.parse(question_in(prompt))
-        given = Problem.parse(called[1]) if called else None
-        return asked is not None and given is not None and asked.normal_form == given.normal_form
+        calls = [_CALL.fullmatch(line.strip()) for line in completion.splitlines() if line.startswith("calculate")]
+        given = [Problem.exactly(call[1]) if call else None for call in calls]
+        return asked is not None and bool(given) and all(p and p.normal_form == asked.normal_form for p in given)
 
     def write_target(self, said: str, problem: Problem) -> str:
         """The target of a problem that was put as `said`."""
@@ -204,7 +226,7 @@ class Arithmetic(Task):
         kept = settings.working_decimals if settings.round_all else None
         try:
             written, value = expression_steps(items_of(problem.tokens), places, kept)
-        except DividedByZero:  # a divisor of which all decimals are cut
+        except ExpressionError:  # a divisor of which all decimals are cut; an exponent for which there are no steps
             return "", False
         if settings.round_all or "/" in problem.tokens:
             value = value.rounded(settings.decimals)
@@ -224,7 +246,7 @@ class Arithmetic(Task):
             lines = Path(self.settings.exclude).expanduser().read_text("utf-8").splitlines()
         except (OSError, UnicodeError) as error:
             raise UserError(f"task.exclude={self.settings.exclude}: cannot be read: {error}") from error
-        problems = [(number, Problem.parse(line)) for number, line in enumerate(lines, 1) if line.strip()]
+        problems = [(number, Problem.exactly(line)) for number, line in enumerate(lines, 1) if line.strip()]
         strange = [number for number, problem in problems if problem is None]
         if strange:
             raise UserError(
@@ -264,7 +286,12 @@ class Arithmetic(Task):
                 continue
             if split_of(problem.normal_form, settings.held_out) != split:
                 continue
-            if not settings.zero_divisors and problem.value() is None:
+            try:
+                if not settings.zero_divisors and problem.value() is None:
+                    continue
+            except ExpressionError:  # too large to be worked out
+                continue
+            if settings.style == "tool" and len(problem.text) > _MOST_CALLED:
                 continue
             if split == "train" and problem.normal_form in self.excluded:
                 continue
@@ -293,7 +320,7 @@ class Arithmetic(Task):
         return Problem(tuple(tokens))
 
     def draw_column(self, rng: random.Random, kind: Kind, operator: str) -> list[str]:
-        """Two numbers, the first not the smaller, with any number of carries or borrows equally often."""
+        """Two numbers, of a difference the smaller last, with any number of carries or borrows equally often."""
         settings = self.settings
         places = settings.decimals if kind == "decimal" else 0
         width = places + (settings.digits or len(str(settings.maximum)))
@@ -395,9 +422,12 @@ class Arithmetic(Task):
         return Score("equal" if same else "wrong", answer)
 
     def holds_out(self, prompt: Prompt) -> bool:
-        """Whether the problem in a text, or in the last question of several, is of the held-out split."""
+        """Whether the problem in a text, or in the last question of several, is held out or excluded."""
         problem = Problem.parse(question_in(prompt))
-        return problem is not None and split_of(problem.normal_form, self.settings.held_out) == "held_out"
+        if problem is None:
+            return False
+        form = problem.normal_form
+        return form in self.excluded or split_of(form, self.settings.held_out) == "held_out"
 
     def describe(self, prompt: Prompt, target: str) -> dict[str, Any]:
         """Facts about the problem found in the prompt of a foreign record."""
@@ -410,15 +440,6 @@ def question_in(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return next((str(turn["content"]) for turn in reversed(prompt) if turn["role"] == "user"), "")
-
-
-def is_endless(value: Fraction) -> bool:
-    """Whether a value has no finite decimal notation."""
-    rest = value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return rest != 1
 
 
 def read_answer(text: str) -> str | None:

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from glmtune.runtime import UserError
-
 OTHERS_SHARE = 0.5  # of the learning rate, for what AdamW updates
 
 
@@ -21,18 +19,11 @@ class Muon(torch.optim.Optimizer):
         groups: of parameters, each with `lr` and `weight_decay`.
         model: tells embeddings from other matrices.
         betas, eps: of AdamW.
-
-    Raises:
-        UserError: this torch has no Muon.
     """
 
     def __init__(
         self, groups: list[dict[str, Any]], model: torch.nn.Module, betas: tuple[float, float], eps: float
     ) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(
-                f"training.optimizer=muon needs torch 2.9 or newer; this is {torch.__version__}. Use adamw."
-            )
         embedded = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
         head = getattr(model, "get_output_embeddings", lambda: None)()
         embedded |= {id(head.weight)} if head is not None else set()
@@ -57,10 +48,15 @@ class Muon(torch.optim.Optimizer):
         """Let schedules, which change the groups here, change those of the parts."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update all parameters."""
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """Update all parameters; a closure computes the loss again before."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for part in self.parts:
             part.step()
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """The states of both parts."""

@@ -216,6 +216,7 @@ def test_tools_reply_until_there_is_an_answer(monkeypatch: pytest.MonkeyPatch) -
         return Reply("no", ends=True) if prompt == "2" and text == "call 1" else Reply(f"result of {text}")
 
     monkeypatch.setattr(decoding, "complete", says_again)
+    monkeypatch.setattr(decoding, "has_room", lambda model, tokenizer, messages, settings: len(messages) < 9)
     found = dict(converse(None, None, ["1", "0", "9", "2"], GREEDY, reply))  # type: ignore[arg-type]
     assert found == {0: "call 0\ndone", 1: "done", 2: "call 0\ncall 1\ncall 2\ncall 3", 3: "call 0\ncall 1\nno"}
     assert [len(prompts) for prompts in asked] == [4, 3, 1, 1] and len(asked) == MOST_ROUNDS

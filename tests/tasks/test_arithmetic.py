@@ -433,6 +433,10 @@ def test_the_calculator_is_called_and_believed() -> None:
         ("15.5", "exact", False),
         ("calculate(12.5+3)", "unparseable", False),
         ("", "unparseable", False),
+        ('calculate("2**3+12.5+3")', "wrong", False),  # the problem is only a part of what is called
+        ('calculate("5*(12.5+3)")', "wrong", False),
+        ('calculate("12.5+3")\n15.5', "unparseable", True),  # the model made the result up
+        ('calculate("12.5+3")\ncalculate("9*9")\n15.5', "unparseable", False),
     ],
 )
 def test_calls_are_judged(call: str, verdict: str, faithful: bool) -> None:
@@ -451,7 +455,39 @@ def test_unfaithful_calls_can_be_refused() -> None:
     assert not made.score(example, answered(made, "12.5+3=", 'calculate("15+0.5")')).correct
 
 
-@pytest.mark.parametrize("text", ["7/3", "2^-3/3", "50%", "１２×３", "5/0", "(1", "9^99", "1" * 900, "x"])
-def test_the_calculator_never_fails(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("7/3", "2.33"),
+        ("1÷8", "0.13"),
+        ("3^-1", "0.33"),
+        ("50%", "0.5"),
+        ("１２×３", "36"),
+        ("1,234+5", "1239"),
+        ("5/0", "undefined"),
+        ("(1", "error: .*"),
+        ("x", "error: .*"),
+        ("1.5^30", r"191751\.\d+"),
+        ("9^99", "\\d{95}"),
+        ("9^99*9^99", "error: .*too many digits"),
+        ("(0.5^99)^100", "error: .*"),
+        ("1" * 900, "error: .*too many digits"),
+    ],
+)
+def test_the_calculator_never_fails(text: str, result: str) -> None:
     reply = task(style="tool").reply("1+1", f'calculate("{text}")')
-    assert reply is not None and reply.text
+    assert reply is not None and re.fullmatch(result, reply.text)
+
+
+@pytest.mark.parametrize("style", ["draft", "steps"])
+@pytest.mark.parametrize("adorned", ["percents", "powers", "fractions"])
+def test_drafts_of_expressions_are_right(style: str, adorned: str) -> None:
+    for example in drawn(100, style=style, **{adorned: 1.0}):
+        draft, _, answer = example.target.rpartition("|")
+        draft = re.split("[=;]", draft)[-1]
+        assert Fraction(draft.lstrip("-")[::-1]) == abs(Fraction(answer))
+
+
+def test_expressions_too_large_are_drawn_again() -> None:
+    assert drawn(3, digits=60, powers=1.0, most_exponent=100, style="direct", num_operands=3)
+    assert all(len(example.target) < 1100 for example in drawn(20, style="tool", digits=200, num_operands=12))

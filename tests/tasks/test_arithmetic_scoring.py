@@ -231,6 +231,10 @@ def test_huge_numbers_are_compared() -> None:
         ("the sum (3+4=7)", "3+4"),
         ("what (in words) is (3+4", "3+4"),
         ("5/0=", "5/0"),
+        ("( 3 + 4 ) * 5=", "(3+4)*5"),
+        ("2**3+1=", "2^3+1"),
+        ("what is [ 3+4 ] * 5 %?", "[3+4]*5%"),
+        ("3 * ( 4 + {5} )", "3*(4+{5})"),
     ],
 )
 def test_parse(text: str, problem: str) -> None:

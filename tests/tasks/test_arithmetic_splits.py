@@ -164,6 +164,8 @@ def test_what_is_excluded_is_never_learned(tmp_path: Path) -> None:
     file.write_text("\n".join(form.replace("+", ".0 + ") + "=" for form in out) + "\n\n")
     assert forms(400, "train", **values, exclude=str(file)) == learned - set(out)
     assert forms(400, "held_out", **values, exclude=str(file)) == forms(400, "held_out", **values)
+    task = Arithmetic(ArithmeticSettings(name="arithmetic", **values, exclude=str(file)))
+    assert all(task.holds_out(form) for form in out) and not any(map(task.holds_out, learned - set(out)))
 
 
 @pytest.mark.parametrize(
