@@ -54,6 +54,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/styles.py
+	$(BIN)/python benchmarks/long_sums.py
 	$(BIN)/python benchmarks/wide.py
 
 nano: $(VENV)/.installed

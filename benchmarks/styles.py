@@ -159,7 +159,7 @@ def draw_curves(curves: Rows, long: Rows, calls: Rows, path: Path) -> None:
 
 def main() -> None:
     """Train in each style, ask, record, draw."""
-    chosen = options(__doc__, steps=1500, long_steps=1500, problems=20, held_out=300)
+    chosen = options(__doc__, steps=800, long_steps=800, problems=12, held_out=200)
     quiet_libraries()
     often = [f"training.eval_steps={max(1, chosen.steps // 10)}", f"evaluation.num_examples={chosen.held_out}"]
     short = [f"task.digits={TRAINED}", f"training.steps={chosen.steps}", "task.operators='+-*/'", *often]

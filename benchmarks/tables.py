@@ -142,7 +142,7 @@ def styles_table() -> str:
 
 def long_table() -> str:
     """Long sums and differences by their digits."""
-    rows = read("styles")["long"]
+    rows = read("long_sums")["rows"]
     lengths = sorted({row["left"] for row in rows})
     shares = {(row["operator"], row["left"]): f"{row['exact_match']:.0%}" for row in rows}
     return markdown(
@@ -151,7 +151,7 @@ def long_table() -> str:
     )
 
 
-def wide_table(name: str = "wide_drawn") -> str:
+def wide_table(name: str = "wide") -> str:
     """arithmetic-wide on problems of MathGLM's kind."""
     rows = read(name)["rows"]
     head = ["problems", "n", "right", "95 %"]
