@@ -46,6 +46,11 @@ def plain(text: str) -> str:
     return text.translate(_LOOKALIKES)
 
 
+def without_commas(text: str) -> str:
+    """The text without commas between thousands: `1,234+5` -> `1234+5`."""
+    return _COMMA.sub("", text)
+
+
 @dataclass(frozen=True)
 class Problem:
     """An expression in tokens, numbers as they are written: `57.84 + 13.60`."""
@@ -76,7 +81,7 @@ class Problem:
     def _read(cls, text: str) -> Problem | None:
         """A text that is an expression of at least two numbers, or None."""
         try:
-            problem = cls(tokens_of(_COMMA.sub("", text)))
+            problem = cls(tokens_of(without_commas(text)))
             evaluate(problem.tokens)
         except DividedByZero:
             pass

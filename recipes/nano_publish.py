@@ -12,7 +12,8 @@ from pathlib import Path
 from stages import amounts
 from transformers import AutoModelForCausalLM
 
-import glmtune  # registers the Auto classes
+import glmtune  # noqa: F401  (registers the Auto classes)
+from glmtune.config import load_recipe
 from glmtune.runtime import RunFolder, replacing
 
 DATA = (
@@ -46,28 +47,14 @@ Licence: Apache-2.0, as the project.
 def main(*arguments: str) -> None:
     """Copy the weights of the last stage and write the card."""
     *stages, destination = arguments
-    done = amounts(stages)
     run = RunFolder(stages[-1])
     model = AutoModelForCausalLM.from_pretrained(run.model)
-    config, where, after = model.config, done["report"]["machine"], done["report"]["after"]
+    facts, after = amounts(stages, model)
     card = CARD.format(
-        version=glmtune.__version__,
+        **facts,
         data=DATA,
-        parameters=model.num_parameters(),
-        layers=config.num_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        vocabulary=config.vocab_size,
-        seed=done["recipe"].seed,
-        examples=done["examples"],
-        steps=done["steps"],
-        hours=done["hours"],
-        processor=where["processor"],
-        date=where["date"],
-        torch=where["versions"]["torch"],
-        transformers=where["versions"]["transformers"],
-        exact_match=after["exact_match"],
-        n=after["n"],
+        vocabulary=model.config.vocab_size,
+        seed=load_recipe(run.recipe).seed,
         by=", ".join(f"`{name}` {part['exact_match']:.1%}" for name, part in after["by"]["operator,kind"].items()),
     )
     target = Path(destination)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import glmtune
 from glmtune.config import load_recipe
 from glmtune.runtime import RunFolder
 
 
-def amounts(stages: list[str]) -> dict[str, Any]:
-    """`examples`, `steps`, `hours` and the last run's `recipe` and `report`.
+def amounts(stages: list[str], model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What cards say of any model, and the last run's report of it.
 
     Args:
+        model: what came out.
         stages: run folders; `FOLDER@STEP` where the next run went on from a checkpoint of this one.
     """
     examples, steps, seconds = 0, [], 0.0
@@ -25,10 +27,21 @@ def amounts(stages: list[str]) -> dict[str, Any]:
         seconds += max(line["seconds"] for line in log if line["step"] <= count and "seconds" in line)
         examples += count * recipe.training.batch_size
         steps.append(f"{count:,} steps of {recipe.training.batch_size} ({recipe.training.optimizer})")
+    report = json.loads(run.report.read_text(encoding="utf-8"))
+    where, config = report["machine"], model.config
     return {
+        "version": glmtune.__version__,
+        "parameters": model.num_parameters(),
+        "layers": config.num_layers,
+        "hidden": config.hidden_size,
+        "heads": config.num_attention_heads,
         "examples": examples,
         "steps": ", then ".join(steps),
         "hours": seconds / 3600,
-        "recipe": recipe,
-        "report": json.loads(run.report.read_text(encoding="utf-8")),
-    }
+        "processor": where["processor"],
+        "date": where["date"],
+        "torch": where["versions"]["torch"],
+        "transformers": where["versions"]["transformers"],
+        "exact_match": report["after"]["exact_match"],
+        "n": report["after"]["n"],
+    }, report["after"]

@@ -119,13 +119,11 @@ def converse(
         (index of the prompt, the model's turns, one a line, with the last word of a tool that ends it), in the order
         of decoding.
     """
-    asked = {index: list(as_messages(prompt)) for index, prompt in enumerate(prompts)}
+    asked = dict(enumerate(prompts))
     said: dict[int, list[str]] = {index: [] for index in asked}
     for _ in range(MOST_ROUNDS):
         numbers = list(asked)
-        first = not any(said.values())
-        turns = [prompts[number] if first else asked[number] for number in numbers]
-        for place, text in complete(model, tokenizer, turns, settings):
+        for place, text in complete(model, tokenizer, list(asked.values()), settings):
             index = numbers[place]
             said[index].append(text)
             answer = reply(prompts[index], text)
@@ -135,7 +133,7 @@ def converse(
                 yield index, "\n".join(said.pop(index))
             else:
                 turn = {"role": "assistant", "content": text}
-                asked[index] += [turn, {"role": "observation", "content": answer.text}]
+                asked[index] = [*as_messages(asked[index]), turn, {"role": "observation", "content": answer.text}]
         # What has outgrown the model ends with its last call.
         for index in [index for index, turns in asked.items() if not has_room(model, tokenizer, turns, settings)]:
             del asked[index]

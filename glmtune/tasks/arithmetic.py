@@ -28,7 +28,7 @@ from glmtune.expressions import (
     shortest,
     with_places,
 )
-from glmtune.problems import NUMBER, NUMBER_START, UNDEFINED, Problem, plain
+from glmtune.problems import NUMBER, NUMBER_START, UNDEFINED, Problem, plain, without_commas
 from glmtune.records import Prompt
 from glmtune.runtime import UserError
 from glmtune.steps import STEP, expression_steps, items_of
@@ -52,7 +52,6 @@ DRAFT_MARK = "|"  # between a draft and the answer
 
 _SIGNED_NUMBER = re.compile(rf"{NUMBER_START}-?(?:{NUMBER})(?![.,]?\d)")
 _NO_NUMBER = re.compile(r"\d\s*(?:[-+*/]|e[-+]?)\s*-?\.?\d|\d\s*[%^²³¹⁰-⁹]", re.IGNORECASE)  # 2+3, 6/8, 1e5, 2^3, 5%
-_COMMA = re.compile(r"(?<=\d),(?=\d{3})")  # between thousands
 _MOST_BITS = 400  # of a calculator's result, some 120 digits
 _CALL = re.compile(r'calculate\("([^"\n]{1,1000})"\)')
 _MOST_CALLED = 1000  # characters of a called expression
@@ -170,7 +169,7 @@ class Arithmetic(Task):
 
     def calculated(self, expression: str) -> str:
         """The calculator's result, exact but for what the settings round and for what never ends; or what is wrong."""
-        expression = _COMMA.sub("", plain(expression))
+        expression = without_commas(plain(expression))
         try:
             value = evaluate(expression)
         except DividedByZero:
