@@ -33,7 +33,7 @@ NUMBER_START = r"(?<![\d.])(?<!\d,)"  # not within a number; keeps the search li
 _OPENING = r"(?:[(\[{]\s{0,3}|-){0,40}"
 _CLOSING = r"(?:\s{0,3}[)\]}%]){0,40}"
 _OPERAND_PART = rf"{_OPENING}(?:{NUMBER}){_CLOSING}"
-_EXPRESSION = re.compile(rf"{NUMBER_START}{_OPERAND_PART}(?:\s*(?:\*\*|[-+*/^])\s*{_OPERAND_PART})+")
+_EXPRESSION = re.compile(rf"(?:{NUMBER_START}|(?=[(\[{{])){_OPERAND_PART}(?:\s*(?:\*\*|[-+*/^])\s*{_OPERAND_PART})+")
 _BARE = re.compile(rf"-?(?:{NUMBER})(?:\s*[-+*/]\s*-?(?:{NUMBER}))+")
 _COMMA = re.compile(r"(?<=\d),(?=\d{3})")
 _OPERAND = r"(?:(?<![\d.])-)?\d*\.?\d+"
@@ -64,6 +64,8 @@ class Problem:
         if whole is not None:
             return whole
         for found in _EXPRESSION.finditer(plain(text)):
+            if found[0][0] in CLOSING and text[found.start() - 1 : found.start()].isdigit():
+                continue  # 5(3+4) is another problem than 3+4
             # Brackets of the sentence around it may stand beside an expression: `(3+4=7)`.
             bare = _BARE.search(found.group())
             for candidate in (found.group(), found.group().strip("()[]"), bare.group() if bare else ""):

@@ -24,6 +24,7 @@ from glmtune.tasks import Example
 
 # {"role": "user" | "assistant" | "system" | ..., "content": text}, and what else a template knows, such as "metadata".
 Message = dict[str, Any]
+TOOL_ROLES = ("observation", "tool")  # what tools say: in GLM's templates, in those of others
 IGNORED = -100  # label of a token that is not learned
 
 # The first of the characters that stand for what people wrote while a template is rendered, one for each text. They
@@ -61,6 +62,36 @@ def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
+def with_known_roles(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[Message]:
+    """What a tool said, which is an `observation` in GLM's templates, in the role that this template has for it.
+
+    Raises:
+        UserError: it has none, and would leave the tool's words out.
+    """
+    if tokenizer.chat_template is None or all(message.get("role") != TOOL_ROLES[0] for message in messages):
+        return messages
+    role = _tool_role(tokenizer.get_chat_template(), tuple(named_tokens(tokenizer).items()))
+    if role is None:
+        raise UserError(
+            f"The chat template has no form for what a tool says (the role {' or '.join(TOOL_ROLES)}). Choose another "
+            "data.template, such as chatml, or leave out turns with tools."
+        )
+    return [{**message, "role": role} if message.get("role") == TOOL_ROLES[0] else message for message in messages]
+
+
+@lru_cache(maxsize=64)
+def _tool_role(template: str, named: tuple[tuple[str, str], ...]) -> str | None:
+    for role in TOOL_ROLES:
+        turns, _ = with_stand_ins([{"role": name, "content": "."} for name in ("user", "assistant", role)])
+        try:
+            rendered, _ = _render(template, turns, True, dict(named))
+        except TemplateError:
+            continue
+        if turns[-1]["content"] in rendered:
+            return role
+    return None
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> list[int]:
     """Token ids of a prompt, ready to be answered: template and special tokens included.
 
@@ -68,7 +99,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mes
         tokenizer: with a `chat_template`; without one the bare prompt gets the tokenizer's own special tokens.
         prompt: a text, which is one user message, or messages.
     """
-    messages = as_messages(prompt)
+    messages = with_known_roles(tokenizer, as_messages(prompt))
     if tokenizer.chat_template is None:
         text = "\n".join(message["content"] for message in messages)
         return cast(list[int], tokenizer(text, split_special_tokens=True)["input_ids"])
@@ -98,7 +129,7 @@ def encode_example(
         every_turn: the assistant's turns in the prompt are learned, too, as far as the template marks them.
         learn_start: the control token right before an answer is learned, too.
     """
-    messages = as_messages(prompt)
+    messages = with_known_roles(tokenizer, as_messages(prompt))
     if tokenizer.chat_template is None:
         prompt_ids = encode_prompt(tokenizer, messages)
         target_ids = [*plain_ids(tokenizer, target), end_id(tokenizer)]

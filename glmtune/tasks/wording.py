@@ -11,8 +11,10 @@ import random
 import re
 from dataclasses import replace
 
+from pydantic import field_validator
+
 from glmtune.tasks import Example, Score, Split
-from glmtune.tasks.arithmetic import Arithmetic
+from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 
 OPERATOR_WORDS = {
     "+": ("加", "加上", "plus", "and"),
@@ -27,8 +29,21 @@ EQUALS_WORDS = ("得", "等于", "是", "is", "makes", "gives")
 _EQUALS = re.compile("|".join(EQUALS_WORDS))
 
 
+class WordingSettings(ArithmeticSettings):
+    """Those of `arithmetic`; there is no calculator for words."""
+
+    @field_validator("style")
+    @classmethod
+    def _without_calculator(cls, value: str) -> str:
+        if value == "tool":
+            raise ValueError("the calculator reads signs, not words; set task.style=steps, or task.name=arithmetic")
+        return value
+
+
 class Wording(Arithmetic):
-    """The problems of `arithmetic` with words for `+ - * / =`; settings and scores are the same."""
+    """The problems of `arithmetic` with words for `+ - * / =`; scores are the same."""
+
+    Settings = WordingSettings
 
     def sample(self, rng: random.Random, split: Split = "train") -> Example:
         """Draw a problem and say it in one of the wordings, or ask for a copy of it."""

@@ -1,8 +1,8 @@
 """What a run needs of memory and disk, from the sizes of the model and the recipe alone. No torch here.
 
-Counted is what this package keeps: the base in its storage, what learns in fp32, AdamW's two moments, what each block
-saves for its backward pass, the logits of the targets (`glmtune.training.loss`), and the cache of the answers that are
-decoded between the steps. A peak on a GPU is torch's `max_memory_allocated`; the context of CUDA comes on top of it. A
+Counted is what this package keeps: the base in its storage, what learns in fp32, the optimiser's moments, what each
+block saves for its backward pass, the logits of the targets (`glmtune.training.loss`), and the cache of the answers that
+are decoded between the steps. A peak on a GPU is torch's `max_memory_allocated`; the context of CUDA comes on top of it. A
 peak on a CPU is resident memory, the libraries included. All sizes are bytes; 1 GiB is 2**30.
 """
 
@@ -97,12 +97,18 @@ class Estimate:
 
     @property
     def optimizer(self) -> int:
-        """AdamW's two moments, in fp32 or at 8 bits with a scale for 256; those of embeddings are always fp32."""
-        if not self.recipe.training.optimizer.endswith("8bit"):
-            return 8 * self.learning.parameters
+        """AdamW's two moments, in fp32 or at 8 bits with a scale for 256; those of embeddings are always fp32.
+
+        Muon keeps one moment of a matrix, and leaves embeddings to AdamW.
+        """
+        name = self.recipe.training.optimizer
         precise = self.architecture.vocab_size * self.architecture.hidden_size if self.learning.embedding else 0
         if self.learning.prefix and not self.learning.cast:  # a bare prefix is an embedding
             precise = self.learning.parameters
+        if name == "muon":
+            return 4 * (self.learning.parameters + precise)
+        if not name.endswith("8bit"):
+            return 8 * self.learning.parameters
         return int(8 * precise + (self.learning.parameters - precise) * 2 * (1 + 4 / 256))
 
     @property

@@ -248,3 +248,24 @@ def test_the_token_before_an_answer_is_learned_if_asked(chatglm: Any) -> None:
     place = without["input_ids"].index(chatglm.bos_token_id)
     assert with_start["labels"][place] == chatglm.bos_token_id and without["labels"][place] == IGNORED
     assert with_start["labels"][place + 1 :] == without["labels"][place + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("known", "said"), [("user assistant observation", "observation"), ("user assistant tool", "tool"), ("user", None)]
+)
+def test_what_a_tool_says_reaches_templates_of_others(known: str, said: str | None, chatml: Any) -> None:
+    tokenizer = copy.deepcopy(chatml)
+    tokenizer.chat_template = (
+        "{%- for message in messages -%}{%- if message.role in '" + known + "'.split() -%}"
+        "{{ '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}{%- endif -%}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+    )
+    roles = ("user", "assistant", "observation")
+    messages = [{"role": role, "content": f"{number}."} for number, role in enumerate(roles)]
+    if said is None:
+        with pytest.raises(UserError, match="no form for what a tool says"):
+            encode_prompt(tokenizer, messages)
+        assert encode_prompt(tokenizer, messages[:1])
+        return
+    for ids in (encode_prompt(tokenizer, messages), encode_example(tokenizer, messages, "3.")["input_ids"]):
+        assert f"{said}\n2." in tokenizer.decode(ids)

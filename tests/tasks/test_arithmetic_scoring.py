@@ -235,6 +235,7 @@ def test_huge_numbers_are_compared() -> None:
         ("2**3+1=", "2^3+1"),
         ("what is [ 3+4 ] * 5 %?", "[3+4]*5%"),
         ("3 * ( 4 + {5} )", "3*(4+{5})"),
+        ("1.(3+4)*2=", "(3+4)*2"),
     ],
 )
 def test_parse(text: str, problem: str) -> None:
@@ -242,7 +243,9 @@ def test_parse(text: str, problem: str) -> None:
     assert found is not None and found.text == problem
 
 
-@pytest.mark.parametrize("text", ["", "5", "5=", "+5", "5+", "a+b", "你好", "1.2.3+4.", "__import__('os')", "5 加 3"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "5=", "+5", "5+", "a+b", "你好", "1.2.3+4.", "5 加 3", "5(3+4)", "5[(3+4)*2]"]
+)
 def test_parse_finds_nothing(text: str) -> None:
     assert Problem.parse(text) is None
     assert TASK.describe(text, "") == {}

@@ -8,7 +8,7 @@ import pytest
 from glmtune.problems import Problem
 from glmtune.tasks import Example
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
-from glmtune.tasks.wording import COPY_SHARE, COPY_WORDS, EQUALS_WORDS, OPERATOR_WORDS, Wording
+from glmtune.tasks.wording import COPY_SHARE, COPY_WORDS, EQUALS_WORDS, OPERATOR_WORDS, Wording, WordingSettings
 
 WORDS = sorted((word, sign) for sign, words in OPERATOR_WORDS.items() for word in words)[::-1]  # 加上 before 加
 
@@ -105,3 +105,8 @@ def test_the_same_seed_draws_the_same_everywhere() -> None:
         ("20加25.22是", "20加25.22是00.02+22.52:22.540;22.54|45.22"),
         ("10减79", "10减79等于01-97<96;-96|-69"),
     ]
+
+
+def test_words_have_no_calculator() -> None:
+    with pytest.raises(ValueError, match="the calculator reads signs"):
+        WordingSettings(name="wording", style="tool")

@@ -16,6 +16,7 @@ from glmtune.models.architecture import Architecture
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.training.loss import target_loss
 from glmtune.training.memory import GIB, LIBRARIES, Estimate
+from glmtune.training.muon import Muon
 from glmtune.training.trainer import keep_embeddings_precise
 
 BATCH, LENGTH, TARGETS = 2, 96, 40
@@ -109,7 +110,7 @@ def test_weights_and_gradients(family: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["{name: full}", "{name: freeze}", "{name: lora, rank: 64}", "{name: ptuning_v2}"])
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adamw_8bit"])
 def test_moments(optimizer: str, method: str) -> None:
     """Those of an optimiser that has made a step; bitsandbytes leaves small tensors and embeddings in fp32."""
     expected = estimate_of("chatglm", f"method={method}", f"training.optimizer={optimizer}")
@@ -120,13 +121,16 @@ def test_moments(optimizer: str, method: str) -> None:
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     if optimizer == "adamw":
         made: Any = torch.optim.AdamW(learned)
+    elif optimizer == "muon":
+        made = Muon([{"params": learned, "lr": 1e-3, "weight_decay": 0.0}], model, (0.9, 0.99), 1e-8)
     else:
         made = pytest.importorskip("bitsandbytes").optim.AdamW8bit(learned)
         keep_embeddings_precise(made, model)
     for weight in learned:
         weight.grad = torch.zeros_like(weight)
     made.step()
-    moments = [value for state in made.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    states = [state for part in getattr(made, "parts", [made]) for state in part.state.values()]
+    moments = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
     shared = {value.data_ptr(): value.nbytes for value in moments}  # tables of the 8-bit numbers, used by all
     assert expected.optimizer == pytest.approx(sum(shared.values()), rel=0.05)
 
