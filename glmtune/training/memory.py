@@ -1,9 +1,9 @@
 """What a run needs of memory and disk, from the sizes of the model and the recipe alone. No torch here.
 
 Counted is what this package keeps: the base in its storage, what learns in fp32, the optimiser's moments, what each
-block saves for its backward pass, the logits of the targets (`glmtune.training.loss`), and the cache of the answers that
-are decoded between the steps. A peak on a GPU is torch's `max_memory_allocated`; the context of CUDA comes on top of it. A
-peak on a CPU is resident memory, the libraries included. All sizes are bytes; 1 GiB is 2**30.
+block saves for its backward pass, the logits of the targets (`glmtune.training.loss`), and the cache of the answers
+that are decoded between the steps. A peak on a GPU is torch's `max_memory_allocated`; the context of CUDA comes on
+top of it. A peak on a CPU is resident memory, the libraries included. All sizes are bytes; 1 GiB is 2**30.
 """
 
 from __future__ import annotations
