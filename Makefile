@@ -12,8 +12,8 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make check      ruff and mypy"
 	@echo "make bench      the benchmarks; results go to benchmarks/results/"
-	@echo "make nano       pre-train the embedded model again (an hour and a half)"
-	@echo "make wide       train checkpoints/arithmetic-wide again (two hours)"
+	@echo "make nano       pre-train the embedded model again (two and a half hours)"
+	@echo "make wide       train checkpoints/arithmetic-wide again (four hours)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -61,13 +61,16 @@ nano: $(VENV)/.installed
 	$(BIN)/python recipes/nano_tokenizer.py glmtune/models/nano
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/nano.yaml
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/nano_2.yaml
-	$(BIN)/python recipes/nano_publish.py runs/nano runs/nano-2 glmtune/models/nano
+	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/nano_3.yaml
+	$(BIN)/python recipes/nano_publish.py runs/nano runs/nano-2 runs/nano-3 glmtune/models/nano
 
 wide: $(VENV)/.installed
 	$(BIN)/python recipes/nano_tokenizer.py runs/arithmetic-wide-base 4096
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide.yaml
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide_2.yaml
-	$(BIN)/python recipes/wide_publish.py runs/arithmetic-wide-1 runs/arithmetic-wide-2 checkpoints/arithmetic-wide
+	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide_3.yaml
+	$(BIN)/python recipes/wide_publish.py runs/arithmetic-wide-1 runs/arithmetic-wide-2 runs/arithmetic-wide-3 \
+		checkpoints/arithmetic-wide
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

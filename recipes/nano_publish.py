@@ -1,6 +1,6 @@
 """Puts the weights of a pre-training into the package, with a model card made from the runs' own files.
 
-python recipes/nano_publish.py runs/nano@14000 runs/nano-2 glmtune/models/nano
+python recipes/nano_publish.py runs/nano@14000 runs/nano-2 runs/nano-3 glmtune/models/nano
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ It makes every command run on a fresh machine without a download. It knows arith
 
 | | |
 |---|---|
-| recipe | `recipes/nano.yaml` from random weights, then `recipes/nano_2.yaml`; every weight comes from them |
+| recipe | `recipes/nano.yaml` from random weights, then `nano_2.yaml` and `nano_3.yaml`; every weight comes from them |
 | tokenizer | `recipes/nano_tokenizer.py`: SentencePiece unigram, single digits, byte fallback, Chinese prompt words |
-| seed | {seed} (second stage) |
+| seed | {seed} (last stage) |
 | data | {examples:,} examples that `tasks/wording.py` drew: {data} |
 | held out | a tenth of all problems by hash, the same that fine-tuning holds out; never trained on |
 | training | {steps}, {hours:.2f} hours on one core of {processor} |

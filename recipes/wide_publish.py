@@ -1,6 +1,6 @@
 """Puts the weights of the last stage of `arithmetic_wide` where they can be scored, in bf16, with a model card.
 
-python recipes/wide_publish.py runs/arithmetic-wide-1 runs/arithmetic-wide-2 checkpoints/arithmetic-wide
+python recipes/wide_publish.py runs/arithmetic-wide-{1,2,3} checkpoints/arithmetic-wide
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ rounded to two decimals. No calculator is used.
 
 | | |
 |---|---|
-| recipes | `recipes/arithmetic_wide.yaml`, then `recipes/arithmetic_wide_2.yaml`; every weight comes from them |
+| recipes | `recipes/arithmetic_wide.yaml`, then `_2` and `_3`; every weight comes from them |
 | data | {examples:,} problems that `tasks/arithmetic.py` drew{without} |
 | training | {steps}, {hours:.1f} hours on one core of {processor}, as far as that got; no GPU |
 | date, versions | {date}, torch {torch}, transformers {transformers} |
@@ -60,7 +60,7 @@ def main(*arguments: str) -> None:
     facts, after = amounts(stages, model)
     card = CARD.format(
         **facts,
-        without=", in the last stage none of those it is scored by" if excluded else "",
+        without=", in the later stages none of those it is scored by" if excluded else "",
         low=after["exact_match_ci95"][0],
         high=after["exact_match_ci95"][1],
         by=", ".join(f"{name}: {part['exact_match']:.0%}" for name, part in after["by"].get("operations", {}).items()),

@@ -66,16 +66,13 @@ def with_known_roles(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
     """What a tool said, which is an `observation` in GLM's templates, in the role that this template has for it.
 
     Raises:
-        UserError: it has none, and would leave the tool's words out.
+        TemplateError: it has none, and would leave the tool's words out.
     """
     if tokenizer.chat_template is None or all(message.get("role") != TOOL_ROLES[0] for message in messages):
         return messages
     role = _tool_role(tokenizer.get_chat_template(), tuple(named_tokens(tokenizer).items()))
     if role is None:
-        raise UserError(
-            f"The chat template has no form for what a tool says (the role {' or '.join(TOOL_ROLES)}). Choose another "
-            "data.template, such as chatml, or leave out turns with tools."
-        )
+        raise TemplateError(f"it has no form for what a tool says, the role {' or '.join(TOOL_ROLES)}")
     return [{**message, "role": role} if message.get("role") == TOOL_ROLES[0] else message for message in messages]
 
 

@@ -19,6 +19,7 @@ from glmtune.tasks import Reply
 
 Prompt = str | list[Message]
 MOST_ROUNDS = 4  # of calls of tools
+FEW_ROWS = 8  # that are decoded to their ends together
 
 
 def generation_config(
@@ -147,19 +148,52 @@ def converse(
 def complete_batch(
     model: Model, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], settings: GenerationSettings
 ) -> list[str]:
-    """Answer encoded prompts together, padded on the left."""
+    """Answer encoded prompts together, padded on the left.
+
+    Answers differ in length. When half of the rows have ended they leave, and the others are read again and go on: in
+    a few rounds, so that reading costs little, and without a cache to cut, of which models have many kinds.
+    """
     length = max(map(len, prompts))
     pad = tokenizer.pad_token_id
-    input_ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     stops = stops_of(model, tokenizer)
-    sequences = model.generate(  # type: ignore[operator]
-        input_ids=input_ids,
-        attention_mask=mask,
-        generation_config=generation_config(tokenizer, settings, stops),
-    )
+    stop_tokens = torch.tensor(stops, device=model.device)
+    config = generation_config(tokenizer, settings, stops)
     before = lead_in(tokenizer)
-    return [text_of(tokenizer, row, stops, before) for row in sequences[:, length:].tolist()]
+    answers = [""] * len(prompts)
+    rows = torch.arange(len(prompts), device=model.device)
+    while len(rows):
+        ids = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            stopping_criteria=[HalfDone(stop_tokens)] if len(rows) > FEW_ROWS else [],
+        )
+        config.max_new_tokens = length + settings.longest - ids.shape[1]
+        done = torch.isin(ids[:, length:], stop_tokens).any(-1) | (config.max_new_tokens <= 0)
+        for row, answer in zip(rows[done].tolist(), ids[done, length:].tolist(), strict=True):
+            answers[row] = text_of(tokenizer, answer, stops, before)
+        rows, ids = rows[~done], ids[~done]
+        mask = torch.nn.functional.pad(mask[~done], (0, ids.shape[1] - mask.shape[1]), value=1)
+    return answers
+
+
+class HalfDone(StoppingCriteria):
+    """Ends a round of decoding when half of its rows have ended.
+
+    Args:
+        stop_tokens: (N,) ids of the tokens that end a row.
+    """
+
+    def __init__(self, stop_tokens: torch.Tensor) -> None:
+        self.stop_tokens = stop_tokens
+        self.done: torch.Tensor | bool = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """(B,) bool, all alike."""
+        self.done = torch.isin(input_ids[:, -1], self.stop_tokens) | self.done
+        return (2 * self.done.sum() >= len(input_ids)).expand(len(input_ids))
 
 
 def stops_of(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 
 from glmtune.data.encoding import (
     IGNORED,
@@ -263,7 +264,7 @@ def test_what_a_tool_says_reaches_templates_of_others(known: str, said: str | No
     roles = ("user", "assistant", "observation")
     messages = [{"role": role, "content": f"{number}."} for number, role in enumerate(roles)]
     if said is None:
-        with pytest.raises(UserError, match="no form for what a tool says"):
+        with pytest.raises(TemplateError, match="no form for what a tool says"):
             encode_prompt(tokenizer, messages)
         assert encode_prompt(tokenizer, messages[:1])
         return

@@ -22,8 +22,9 @@ from transformers import GlmForCausalLM
 import glmtune
 from glmtune import models, registry
 from glmtune.commands import evaluate, export, train
-from glmtune.config import ModelSettings, load_recipe
+from glmtune.config import GenerationSettings, ModelSettings, load_recipe
 from glmtune.data.encoding import encode_example, encode_prompt
+from glmtune.generation import decoding
 from glmtune.runtime import UserError
 
 README = Path(__file__).parents[2] / "README.md"
@@ -233,3 +234,18 @@ def test_transformers_alone_opens_merged_models(run_of: Any, tmp_path: Path) -> 
         found_name, found_ids, found_numbers = json.loads(line)
         assert (found_name, found_ids) == (name, ids)
         torch.testing.assert_close(torch.tensor(found_numbers), torch.tensor(numbers), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", SUPPORT)
+def test_rows_that_leave_early_change_nothing(
+    family: str, checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many stop tokens, answers end at many lengths."""
+    model, tokenizer = glmtune.load(checkpoint_of(family))
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [*range(3, model.config.vocab_size, 7)])
+    prompts = ["1+" * (number % 5) + str(number) for number in range(12)]
+    found = []
+    for few in (100, 1):
+        monkeypatch.setattr(decoding, "FEW_ROWS", few)
+        found.append(dict(decoding.complete(model, tokenizer, prompts, GenerationSettings(max_new_tokens=16))))
+    assert found[0] == found[1] and len(set(found[0].values())) > 1

@@ -4,6 +4,7 @@ import copy
 import threading
 from collections.abc import Callable
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+import glmtune
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.generation import decoding
@@ -23,6 +25,7 @@ from glmtune.generation.decoding import (
     stream,
     text_of,
 )
+from glmtune.methods.ptuning_v2 import PTuningV2, PTuningV2Settings
 from glmtune.runtime import UserError
 from glmtune.tasks import Reply
 
@@ -69,6 +72,30 @@ def test_batched_is_single_is_by_hand(tiny: Loaded) -> None:
         ids = torch.tensor([encode_prompt(tokenizer, prompt)])
         by_hand = model.generate(input_ids=ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :]
         assert tokenizer.decode(by_hand, skip_special_tokens=True) == answer
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_rows_that_leave_early_change_nothing(
+    prefix: bool, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many stop tokens, answers end at many lengths."""
+    model, tokenizer = glmtune.load(tiny_checkpoint)
+    if prefix:
+        model = PTuningV2(PTuningV2Settings(name="ptuning_v2", num_virtual_tokens=5)).apply(model).eval()
+    ends = [*range(10, model.config.vocab_size, 17), tokenizer.eos_token_id]
+    monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
+    prompts = [f"{number}+{number * number}" for number in range(16)]
+    settings = GenerationSettings(max_new_tokens=40, batch_size=16)
+    rounds = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **named: rounds.append(len(named["input_ids"])) or generate(**named))
+    alone = [answers((model, tokenizer), [prompt], settings) for prompt in prompts]
+    rounds.clear()
+    for few in (100, 1):
+        monkeypatch.setattr(decoding, "FEW_ROWS", few)
+        assert [[text] for text in answers((model, tokenizer), prompts, settings)] == alone
+    assert rounds[:2] == [16, 16] and rounds[2] <= 8
+    assert len({len(text) for [text] in alone}) > 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
