@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
@@ -305,7 +308,9 @@ def with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str
             continue
         node = values
         for section in sections:
-            if not isinstance(node.setdefault(section, {}), dict):
+            if node.get(section) is None:  # the recipe of a run says null where nothing was set
+                node[section] = {}
+            if not isinstance(node[section], dict):
                 faults.append(f"'{override}': {section} is no section")
                 break
             node = node[section]
@@ -355,16 +360,47 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     try:
         made = recipe.model_validate(values)
     except ValidationError as error:
-        faults += [explain(fault, recipe) for fault in error.errors()]
+        faults += explain(error, recipe)
     if faults:
         raise RecipeError(faults)
     return made
 
 
-def explain(fault: Any, recipe: type[Recipe]) -> str:
+def explain(error: ValidationError, recipe: type[Recipe]) -> list[str]:
+    """One line for each fault; of the kinds that a setting may be of, those that are about a value of its kind."""
+    settings: dict[tuple[str, ...], list[Any]] = {}
+    for fault in error.errors():
+        setting, within = at_setting(fault["loc"], recipe)
+        settings.setdefault(setting, []).append((within, fault))
+    lines = []
+    for setting, faults in settings.items():
+        if has_kinds(setting, recipe):
+            faults = [(within[1:], fault) for within, fault in faults]
+            faults = [one for one in faults if not one[1]["type"].endswith("_type")] or faults
+        lines += [explain_one(".".join([*setting, *within]), fault, recipe) for within, fault in faults]
+    return lines
+
+
+def at_setting(place: tuple[int | str, ...], recipe: type[Recipe]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A place in the tree, cut behind the name of the setting: `task.operators`, `x`."""
+    parts = tuple(str(part) for part in place if part != "[key]")
+    for end in range(1, len(parts)):
+        group = group_at(recipe, parts[:end])
+        if group is group_at(recipe, parts[: end - 1]) and parts[end - 1] in group.model_fields:
+            return parts[:end], parts[end:]
+    return parts, ()
+
+
+def has_kinds(setting: tuple[str, ...], recipe: type[Recipe]) -> bool:
+    """Whether a setting takes values of several kinds, such as a number or a dictionary; None is none."""
+    field = group_at(recipe, setting[:-1]).model_fields.get(setting[-1])
+    kinds = get_args(field.annotation) if field and get_origin(field.annotation) in (Union, UnionType) else ()
+    return len([kind for kind in kinds if kind is not NoneType]) > 1
+
+
+def explain_one(where: str, fault: Any, recipe: type[Recipe]) -> str:
     """One line for one of pydantic's faults."""
     *sections, setting = [str(part) for part in fault["loc"]]
-    where = ".".join([*sections, setting])
     group = group_at(recipe, sections)
     if fault["type"] == "extra_forbidden":
         groups = {section: group_at(recipe, [section]) for section in recipe.model_fields}
@@ -377,7 +413,11 @@ def explain(fault: Any, recipe: type[Recipe]) -> str:
         return f"{where}: unknown setting.{hint}"
     if fault["type"] == "missing":
         return f"{where}: is needed: {group.model_fields[setting].description}"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+    told = f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+    if fault["type"] == "literal_error":
+        close = get_close_matches(str(fault["input"]), re.findall(r"'(\w+)'", fault["msg"]), n=1)
+        told += f". Did you mean '{close[0]}'?" if close else ""
+    return told
 
 
 def group_at(recipe: type[Recipe], sections: Iterable[str]) -> type[Settings]:

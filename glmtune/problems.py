@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from glmtune.expressions import (
@@ -113,11 +113,12 @@ class Problem:
 
     @cached_property
     def normal_form(self) -> str:
-        """Equal for two spellings of one problem: `5.0+13` and `13+5`. Held-out problems are told by its hash."""
-        operands = self.signed_operands()
-        if operands is not None and set(self.operators) in ({"+"}, {"*"}):
-            return self.operators[0].join(sorted(shortest(Fraction(operand)) for operand in operands))
-        return "".join(shortest(Fraction(t)) if is_number(t) else _ROUND.get(t, t) for t in self.tokens)
+        """Equal for two spellings of one problem: `5.0+13` and `(13)+5`. Held-out problems are told by its hash."""
+        bare = Problem(without_needless_brackets(self.tokens))
+        operands = bare.signed_operands()
+        if operands is not None and set(bare.operators) in ({"+"}, {"*"}):
+            return bare.operators[0].join(sorted(shortest(Fraction(operand)) for operand in operands))
+        return "".join(shortest(Fraction(t)) if is_number(t) else _ROUND.get(t, t) for t in bare.tokens)
 
     def signed_operands(self) -> list[str] | None:
         """The operands of a chain `3*-2+5`; None where there are brackets, percents or powers."""
@@ -162,6 +163,25 @@ class Problem:
         elif len(operators) > 1:
             facts["operations"] = len(operators)
         return facts
+
+
+def without_needless_brackets(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    """Tokens without brackets around a single number or around all of them."""
+    kept: list[str] = []
+    opened: list[int] = []
+    for token in tokens:
+        if token in CLOSING:
+            opened.append(len(kept))
+        elif token in CLOSING.values():
+            start = opened.pop()
+            if len(kept) == start + 2 and is_number(kept[-1]):
+                del kept[start]
+                continue
+        kept.append(token)
+    partners = list(accumulate((token in CLOSING) - (token in CLOSING.values()) for token in kept))
+    if kept[0] in CLOSING and 0 not in partners[:-1]:
+        return without_needless_brackets(tuple(kept[1:-1]))
+    return tuple(kept)
 
 
 def count_carries(left: Fraction, right: Fraction, operator: str) -> int:

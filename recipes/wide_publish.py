@@ -27,8 +27,8 @@ rounded to two decimals. No calculator is used.
     glmtune predict checkpoints/arithmetic-wide --input problems.jsonl --output answers.jsonl
     glmtune evaluate checkpoints/arithmetic-wide
 
-`problems.jsonl` has lines like `{{"prompt": "(766%/1874.0)/2277%-3125="}}`; what stands behind the last `|` of a
-`completion` is the answer.
+`problems.jsonl` has lines like `{{"prompt": "(766%/1874.0)/2277%-3125="}}`, without blanks and with `=` at the end;
+what stands behind the last `|` of a `completion` is the answer.
 
 | | |
 |---|---|
@@ -41,7 +41,8 @@ rounded to two decimals. No calculator is used.
 
 On 592 problems of MathGLM's public test set see `docs/results.md`; the held-out share above is of a few problems only.
 Quotients and products are worked out to six decimals: about seven in a hundred problems of this kind need more.
-Limits: numbers longer than those it saw, powers, words. Weights are bf16, computation is fp32. Licence: Apache-2.0.
+Limits: numbers longer than those it saw, problems written in another way, powers, words; and small problems such as
+`3*4=`, which are rare among those it learned. Weights are bf16, computation is fp32. Licence: Apache-2.0.
 """
 
 

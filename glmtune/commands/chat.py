@@ -53,8 +53,8 @@ class Conversation:
             for piece in stream(self.model, self.tokenizer, asked, self.settings):
                 text += piece
                 yield piece
+            reply = self.task.reply(asked, text)
             asked.append({"role": "assistant", "content": text})
-            reply = self.task.reply(question, text)
             if reply is None:
                 break
             yield f"\n{reply.text}\n"
@@ -73,6 +73,8 @@ def run(
     Raises:
         UserError: no such model.
     """
+    if question is not None and not question.strip():
+        raise UserError("--question is empty. Write the question behind it, or leave it out to type questions.")
     conversation = Conversation(target, overrides, keep_history)
     if question is not None:
         answer(conversation, question)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -11,6 +12,8 @@ from glmtune.config import make_recipe, with_overrides
 from glmtune.data import examples_of
 from glmtune.runtime import UserError, replacing
 from glmtune.tasks import Split, Task
+
+TABLES = (".csv", ".tsv", ".parquet", ".xlsx")  # that a reader would take the file for
 
 
 def run(task_name: str, n: int, output: str, split: Split = "train", overrides: list[str] | None = None) -> int:
@@ -27,10 +30,12 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
         The number written.
 
     Raises:
-        UserError: unknown task or setting.
+        UserError: unknown task or setting, or a name for a table.
     """
     if n < 1:
         raise UserError(f"--n {n}: must be at least 1")
+    if Path(output).suffix.lower() in TABLES:
+        raise UserError(f"--output {output}: examples are written as JSON lines. Name it {Path(output).stem}.jsonl.")
     recipe = make_recipe(with_overrides({"task": {"name": task_name}}, overrides or []))
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     examples = examples_of(task, split, n, recipe.seed)

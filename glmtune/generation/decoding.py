@@ -127,7 +127,7 @@ def converse(
         for place, text in complete(model, tokenizer, list(asked.values()), settings):
             index = numbers[place]
             said[index].append(text)
-            answer = reply(prompts[index], text)
+            answer = reply(asked[index], text)
             if answer is None or answer.ends:
                 said[index] += [answer.text] if answer else []
                 del asked[index]

@@ -33,7 +33,7 @@ _ROLES = {
 _FOLLOWS = {
     None: ("user",),
     "user": ("assistant", "call"),
-    "assistant": ("user", "call"),
+    "assistant": ("user", "call", "observation"),  # its text may be a call
     "call": ("observation", "call"),
     "observation": ("assistant", "call", "observation"),
 }
@@ -595,7 +595,8 @@ def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
     if not found:
         reason = str(fault).partition("; the record has ")[0] if fault else None
         unknown = "'prompt' is missing, empty or not a text, and no known format is here"
-        raise FieldError(fault.field if fault else "prompt", f"{reason or unknown}; {has}")
+        remedy = "Name the question: data.columns.prompt=FIELD"
+        raise FieldError(fault.field if fault else "prompt", f"{reason or unknown}; {has}. {remedy}")
     return next(iter(found.values()))
 
 

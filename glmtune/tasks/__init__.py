@@ -93,7 +93,12 @@ class Task(ABC):
         """Compare a model's text with the example's target. The text is data: it is parsed, never run."""
 
     def reply(self, prompt: Prompt, completion: str) -> Reply | None:
-        """What a tool says to a completion; None where none is called, and the completion is the answer."""
+        """What a tool says to a completion; None where none is called, and the completion is the answer.
+
+        Args:
+            prompt: what was asked, with the calls and observations since.
+            completion: the model's next words.
+        """
         return None
 
     def remarks(self, prompt: Prompt, completion: str) -> dict[str, Any]:

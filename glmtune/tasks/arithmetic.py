@@ -55,6 +55,7 @@ _NO_NUMBER = re.compile(r"\d\s*(?:[-+*/]|e[-+]?)\s*-?\.?\d|\d\s*[%^²³¹⁰-⁹
 _MOST_BITS = 400  # of a calculator's result, some 120 digits
 _CALL = re.compile(r'calculate\("([^"\n]{1,1000})"\)')
 _MOST_CALLED = 1000  # characters of a called expression
+MOST_OPERANDS = 100  # the steps of more take long: each step writes what is left again
 _MOST_DRAWS = 100_000  # for one problem
 _ADORNED = ("negatives", "percents", "powers", "fractions")
 
@@ -82,15 +83,27 @@ class ArithmeticSettings(NamedSettings):
         None, ge=1, description="most decimals of an operand, all numbers of them equally often; null: as `decimals`"
     )
     num_operands: (
-        Annotated[int, Field(ge=2)] | Annotated[dict[Annotated[int, Field(ge=2)], PositiveFloat], Field(min_length=1)]
+        Annotated[int, Field(ge=2, le=MOST_OPERANDS)]
+        | Annotated[dict[Annotated[int, Field(ge=2, le=MOST_OPERANDS)], PositiveFloat], Field(min_length=1)]
     ) = Field(
         2, description="operands in a problem, or several numbers of them and how often each is drawn: {2: 3, 5: 1}"
     )
-    brackets: float = Field(0, ge=0, le=1, description="share of problems with brackets; outer ones may be square")
-    negatives: float = Field(0, ge=0, le=1, description="share of problems in which operands have signs: 3*-2")
-    percents: float = Field(0, ge=0, le=1, description="share of problems in which operands are percent: 640%")
-    fractions: float = Field(0, ge=0, le=1, description="share of problems in which operands are fractions: (3/4)")
-    powers: float = Field(0, ge=0, le=1, description="share of problems in which operands are powers: 12^3")
+    brackets: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="share of problems of three and more operands that have brackets; outer ones may be square",
+    )
+    negatives: float = Field(
+        0, ge=0, le=1, description="share of problems in which four operands in ten have signs: 3*-2"
+    )
+    percents: float = Field(
+        0, ge=0, le=1, description="share of problems in which four operands in ten are percent: 640%"
+    )
+    fractions: float = Field(
+        0, ge=0, le=1, description="share of problems in which four operands in ten are fractions: (3/4)"
+    )
+    powers: float = Field(0, ge=0, le=1, description="share of problems in which four operands in ten are powers: 12^3")
     most_exponent: int = Field(3, ge=2, le=100, description="largest exponent of a power")
     balance_carries: bool = Field(
         False,
@@ -109,7 +122,10 @@ class ArithmeticSettings(NamedSettings):
         "`decimals`, and all of products",
     )
     longest_working: int | None = Field(
-        None, ge=1, description="characters of the longest working that is learned; longer ones are drawn again"
+        None,
+        ge=1,
+        description="characters of the longest working that is learned, counted from the first `=`; problems with a "
+        "longer one are drawn again",
     )
     echo: bool = Field(True, description="the answer repeats the problem: 1+2=3, not 3")
     style: Literal["direct", "draft", "steps", "tool"] = Field(
@@ -119,14 +135,16 @@ class ArithmeticSettings(NamedSettings):
         'calculate("19+23"), and answer with its result',
     )
     unfaithful: Literal["flag", "refuse"] = Field(
-        "flag", description="calls of the calculator with another problem than was asked: counted, or not answered"
+        "flag",
+        description="with style=tool, answers without the calculator, or with another problem than was asked: counted, "
+        "or refused",
     )
     prompt_words: bool = Field(False, description="put one of eight pairs of Chinese words around the problem")
     zero_divisors: bool = Field(False, description=f"draw divisions by zero, answered '{UNDEFINED}'")
     exclude: str | None = Field(
         None,
-        description="text file of problems, one a line, that are never learned; needless zeros, the shape of brackets "
-        "and the order within a pure sum or product do not count",
+        description="text file of problems, one a line, that are never learned; needless zeros, needless "
+        "brackets, their shape and the order within a pure sum or product do not count",
     )
     held_out: float = Field(0.1, gt=0, lt=1, description="share of all problems kept out of training")
 
@@ -134,6 +152,8 @@ class ArithmeticSettings(NamedSettings):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         """'+-×' means + - and * equally often."""
+        if not value:
+            raise ValueError("name at least one operator, such as task.operators='+-'")
         value = dict.fromkeys(value, 1.0) if isinstance(value, str | list) else value
         return {plain(str(key)): weight for key, weight in value.items()} if isinstance(value, dict) else value
 
@@ -184,9 +204,14 @@ class Arithmetic(Task):
 
     def reply(self, prompt: Prompt, completion: str) -> Reply | None:
         """What the calculator says, if it is called."""
-        called = _CALL.match(completion.strip()) if self.settings.style == "tool" else None
-        if called is None:
+        if self.settings.style != "tool":
             return None
+        called = _CALL.match(completion.strip())
+        if called is None:
+            is_answered = not isinstance(prompt, str) and prompt[-1]["role"] == "observation"
+            if is_answered or self.settings.unfaithful == "flag":
+                return None
+            return Reply("refused: the calculator was not called", ends=True)
         if called.end() < len(completion.strip()):
             return Reply("refused: a call stands alone, its result comes from the calculator", ends=True)
         if self.settings.unfaithful == "refuse" and not self.is_faithful(prompt, completion):
@@ -244,7 +269,11 @@ class Arithmetic(Task):
         try:
             lines = Path(self.settings.exclude).expanduser().read_text("utf-8").splitlines()
         except (OSError, UnicodeError) as error:
-            raise UserError(f"task.exclude={self.settings.exclude}: cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+            raise UserError(
+                f"task.exclude={self.settings.exclude}: cannot be read: {reason}. Name a text file of problems, one a "
+                "line, or leave the setting out."
+            ) from error
         problems = [(number, Problem.exactly(line)) for number, line in enumerate(lines, 1) if line.strip()]
         strange = [number for number, problem in problems if problem is None]
         if strange:
@@ -278,6 +307,7 @@ class Arithmetic(Task):
             UserError: the settings leave (nearly) no such problem.
         """
         settings = self.settings
+        too_long = 0
         for _ in range(_MOST_DRAWS):
             kind = rng.choice(settings.kinds)
             problem = self.draw_problem(rng, kind)
@@ -295,8 +325,15 @@ class Arithmetic(Task):
             if split == "train" and problem.normal_form in self.excluded:
                 continue
             if split == "train" and settings.style == "steps" and not self.is_learnable(problem):
+                too_long += 1
                 continue
             return problem
+        if too_long:
+            raise UserError(
+                f"task: of {_MOST_DRAWS} problems drawn, {too_long} had a working too long to be learned, or one that "
+                "does not lead to the answer, and the others are not in the train split. Raise task.longest_working or "
+                "task.working_decimals."
+            )
         raise UserError(
             f"task: none of {_MOST_DRAWS} problems drawn belongs to the {split} split: these settings allow too few. "
             "Raise task.maximum, task.digits or task.held_out, or add operators or kinds."

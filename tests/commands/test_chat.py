@@ -129,3 +129,8 @@ def test_a_tool_replies_between_turns(run: str, monkeypatch: pytest.MonkeyPatch)
     ] * 2
     refusing = Conversation(run, ["task.style=tool", "task.unfaithful=refuse"])
     assert "".join(refusing.ask("5*7=")).endswith("refused: the call is not what was asked\n")
+
+
+def test_an_empty_question_is_told(run: str) -> None:
+    with pytest.raises(UserError, match="--question is empty"):
+        chat.run(run, " ")

@@ -34,6 +34,18 @@ def test_records(tmp_path: Path) -> None:
     assert list(output.parent.iterdir()) == [output]
 
 
+def test_what_is_written_can_be_learned_again(tmp_path: Path) -> None:
+    output = str(tmp_path / "data.jsonl")
+    run("arithmetic", 20, output, "train", ["task.style=tool"])
+    assert len(read_examples(output)) == 20
+
+
+def test_no_table_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"written as JSON lines. Name it data\.jsonl"):
+        run("arithmetic", 20, str(tmp_path / "data.csv"))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_split(split: Any, tmp_path: Path) -> None:
     run("arithmetic", 30, str(tmp_path / "data.jsonl"), split)

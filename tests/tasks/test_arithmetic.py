@@ -451,6 +451,10 @@ def test_unfaithful_calls_can_be_refused() -> None:
     asked, other = (made.reply("１２.5＋3=", f'calculate("{text}")') for text in ("12.5+3", "15+0.5"))
     assert asked is not None and asked.text == "15.5" and not asked.ends
     assert other is not None and other.text.startswith("refused") and other.ends
+    without = made.reply("12.5+3=", "15.5")
+    assert without is not None and without.text.startswith("refused") and without.ends
+    turns = [("user", "12.5+3="), ("assistant", 'calculate("12.5+3")'), ("observation", "15.5")]
+    assert made.reply([{"role": role, "content": text} for role, text in turns], "15.5") is None
     example = Example("12.5+3=", 'calculate("12.5+3")\n15.5', {})
     assert not made.score(example, answered(made, "12.5+3=", 'calculate("15+0.5")')).correct
 

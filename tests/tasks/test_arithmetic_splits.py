@@ -57,7 +57,7 @@ def test_equal_spellings_have_one_form(numbers: list[Decimal], operator: str, da
 @pytest.mark.parametrize(
     "spellings",
     [
-        ("13+5", "13+5.0", "5+13", "１３＋５", " 13 + 5.00 =", "口算:5+13=\n解:", "013+5"),
+        ("13+5", "13+5.0", "5+13", "１３＋５", " 13 + 5.00 =", "口算:5+13=\n解:", "013+5", "(13)+[5]", "[((5)+13)]="),
         ("6*7.5", "7.50×6", "６ ✕ ７．５", "7.5*6.0"),
         ("8/4", "8÷4", "8.0 ÷ 4", "８／４＝"),
         ("8-4", "8−4", "8 – 4", "８－４", "8.00-4"),
@@ -72,6 +72,7 @@ def test_equal_spellings_fall_into_one_split(spellings: tuple[str, ...], share: 
 
 
 def test_order_counts_where_it_matters() -> None:
+    assert len(set(map(form_of, ("(1+2)*3", "1+2*3", "(-2)^2+1", "-2^2+1", "(1+2)*(3+4)", "1+2*3+4")))) == 6
     assert len(set(map(form_of, ("8-4", "4-8", "8/4", "4/8", "8+4", "8*4", "1+2*3", "2+1*3")))) == 8
 
 
@@ -91,6 +92,8 @@ def test_too_few_problems_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_DRAWS", 2000)
     with pytest.raises(UserError, match=r"held_out split.*task\.maximum"):
         forms(1, "held_out", operators="+", kinds=["integer"], maximum=1, held_out=0.001)
+    with pytest.raises(UserError, match=r"too long to be learned.*task\.longest_working"):
+        forms(1, "train", longest_working=2)
 
 
 GOLDEN: list[tuple[dict[str, Any], Any, str, str]] = [
