@@ -20,6 +20,8 @@ from glmtune.runtime import UserError
 OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods"}
 
 
+_OTHER_TYPE = re.compile(r"_type$|^literal_error$")  # faults of a value that was meant for another type of a union
+
 # Steps where a task draws without end and the recipe names none: the demo.
 ENDLESS_STEPS = 2000
 SHORT_ANSWER = 64  # tokens
@@ -367,16 +369,16 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
 
 
 def explain(error: ValidationError, recipe: type[Recipe]) -> list[str]:
-    """One line for each fault; of the kinds that a setting may be of, those that are about a value of its kind."""
+    """One line for each fault. Of a union of types, those of the type that the value was meant for."""
     settings: dict[tuple[str, ...], list[Any]] = {}
     for fault in error.errors():
         setting, within = at_setting(fault["loc"], recipe)
         settings.setdefault(setting, []).append((within, fault))
     lines = []
     for setting, faults in settings.items():
-        if has_kinds(setting, recipe):
-            faults = [(within[1:], fault) for within, fault in faults]
-            faults = [one for one in faults if not one[1]["type"].endswith("_type")] or faults
+        if is_union(setting, recipe):
+            faults = [(within[1:], fault) for within, fault in faults]  # without the type's name
+            faults = [one for one in faults if one[0] or not _OTHER_TYPE.search(one[1]["type"])] or faults
         lines += [explain_one(".".join([*setting, *within]), fault, recipe) for within, fault in faults]
     return lines
 
@@ -391,11 +393,11 @@ def at_setting(place: tuple[int | str, ...], recipe: type[Recipe]) -> tuple[tupl
     return parts, ()
 
 
-def has_kinds(setting: tuple[str, ...], recipe: type[Recipe]) -> bool:
-    """Whether a setting takes values of several kinds, such as a number or a dictionary; None is none."""
+def is_union(setting: tuple[str, ...], recipe: type[Recipe]) -> bool:
+    """Whether a setting takes values of several types, such as a number or a dictionary, besides None."""
     field = group_at(recipe, setting[:-1]).model_fields.get(setting[-1])
-    kinds = get_args(field.annotation) if field and get_origin(field.annotation) in (Union, UnionType) else ()
-    return len([kind for kind in kinds if kind is not NoneType]) > 1
+    types = get_args(field.annotation) if field and get_origin(field.annotation) in (Union, UnionType) else ()
+    return len([one for one in types if one is not NoneType]) > 1
 
 
 def explain_one(where: str, fault: Any, recipe: type[Recipe]) -> str:
@@ -411,11 +413,11 @@ def explain_one(where: str, fault: Any, recipe: type[Recipe]) -> str:
         ]
         hint = f" It is {elsewhere[0]}." if elsewhere else registry.suggest(setting, list(group.model_fields))
         return f"{where}: unknown setting.{hint}"
-    if fault["type"] == "missing":
+    if fault["type"] == "missing" and setting in group.model_fields:
         return f"{where}: is needed: {group.model_fields[setting].description}"
     told = f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
     if fault["type"] == "literal_error":
-        close = get_close_matches(str(fault["input"]), re.findall(r"'(\w+)'", fault["msg"]), n=1)
+        close = get_close_matches(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]), n=1)
         told += f". Did you mean '{close[0]}'?" if close else ""
     return told
 

@@ -72,7 +72,7 @@ def evaluate(expression: str | Sequence[str]) -> Fraction:
     value = reader.sum()
     if reader.place < len(tokens):
         raise ExpressionError(f"{tokens[reader.place]!r} stands where an operator or the end is expected")
-    return value
+    return reader.checked(value)
 
 
 def evaluate_start(text: str) -> tuple[Fraction, str]:
@@ -85,7 +85,7 @@ def evaluate_start(text: str) -> tuple[Fraction, str]:
     tokens, ends = _scan(text)
     reader = _Reader(tokens)
     value = reader.sum()
-    return value, text[ends[reader.place - 1] :]
+    return reader.checked(value), text[ends[reader.place - 1] :]
 
 
 @dataclass
@@ -93,11 +93,19 @@ class _Reader:
     """Reads tokens from the first on.
 
     sum: product {+ - product}; product: signed {* / signed}; signed: {+ -} power; power: item {%} [^ signed]
+
+    What divides by zero is read to its end, as if by one: only then is it known to be an expression.
     """
 
     tokens: tuple[str, ...]
     place: int = 0
     depth: int = 0
+    divides_by_zero: bool = False
+
+    def checked(self, value: Fraction) -> Fraction:
+        if self.divides_by_zero:
+            raise DividedByZero("the expression divides by zero")
+        return value
 
     def peek(self) -> str:
         return self.tokens[self.place] if self.place < len(self.tokens) else ""
@@ -119,7 +127,7 @@ class _Reader:
         while self.peek() in ("*", "/"):
             multiplies, factor = self.take() == "*", self.signed()
             if not multiplies and not factor:
-                raise DividedByZero("the expression divides by zero")
+                self.divides_by_zero, factor = True, Fraction(1)
             total = _bounded(total * factor if multiplies else total / factor)
         return total
 
@@ -142,7 +150,7 @@ class _Reader:
         if exponent.denominator != 1 or abs(exponent) > MOST_EXPONENT:
             raise ExpressionError(f"exponents are whole numbers up to {MOST_EXPONENT}, not {exponent}")
         if exponent < 0 and not base:
-            raise DividedByZero("the expression divides by zero")
+            self.divides_by_zero, base = True, Fraction(1)
         return _bounded(base ** int(exponent))
 
     def item(self) -> Fraction:

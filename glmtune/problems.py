@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 from glmtune.expressions import (
@@ -35,6 +35,7 @@ _CLOSING = r"(?:\s{0,3}[)\]}%]){0,40}"
 _OPERAND_PART = rf"{_OPENING}(?:{NUMBER}){_CLOSING}"
 _EXPRESSION = re.compile(rf"(?:{NUMBER_START}|(?=[(\[{{])){_OPERAND_PART}(?:\s*(?:\*\*|[-+*/^])\s*{_OPERAND_PART})+")
 _BARE = re.compile(rf"-?(?:{NUMBER})(?:\s*[-+*/]\s*-?(?:{NUMBER}))+")
+_FACTOR = re.compile(r"[(\[{]{0,40}-?\.?\d")
 _COMMA = re.compile(r"(?<=\d),(?=\d{3})")
 _OPERAND = r"(?:(?<![\d.])-)?\d*\.?\d+"
 _CHAIN = re.compile(rf"{_OPERAND}(?:[-+*/]{_OPERAND})+")
@@ -63,9 +64,13 @@ class Problem:
         whole = cls.exactly(text)
         if whole is not None:
             return whole
+        factor_end = -1  # of an expression that goes on with a factor without a sign: 5(3+4), (1+2)(3+4)
         for found in _EXPRESSION.finditer(plain(text)):
-            if found[0][0] in CLOSING and text[found.start() - 1 : found.start()].isdigit():
-                continue  # 5(3+4) is another problem than 3+4
+            before, behind = found.string[: found.start()][-1:], found.string[found.end() :]
+            follows = found.group()[0] in CLOSING and (before.isdigit() or found.start() == factor_end)
+            if follows or (found.group()[-1] in CLOSING.values() and _FACTOR.match(behind)):
+                factor_end = found.end()
+                continue
             # Brackets of the sentence around it may stand beside an expression: `(3+4=7)`.
             bare = _BARE.search(found.group())
             for candidate in (found.group(), found.group().strip("()[]"), bare.group() if bare else ""):
@@ -166,22 +171,28 @@ class Problem:
 
 
 def without_needless_brackets(tokens: tuple[str, ...]) -> tuple[str, ...]:
-    """Tokens without brackets around a single number or around all of them."""
+    """Tokens of an expression without brackets around one number, around brackets, or around the whole.
+
+    `((3+4))*(-2)` -> `(3+4)*-2`; a signed number keeps its brackets before a power, `(-2)^2`.
+    """
     kept: list[str] = []
     opened: list[int] = []
-    for token in tokens:
+    inner = (-1, -1)  # the last brackets that were kept: where they begin and end
+    for place, token in enumerate(tokens):
         if token in CLOSING:
             opened.append(len(kept))
         elif token in CLOSING.values():
             start = opened.pop()
-            if len(kept) == start + 2 and is_number(kept[-1]):
+            content = kept[start + 1 :]
+            is_number_alone = len(content) == 1
+            is_signed = len(content) == 2 and content[0] in "+-" and tokens[place + 1 : place + 2] != ("^",)
+            if is_number_alone or is_signed or inner == (start + 1, len(kept) - 1):
                 del kept[start]
+                inner = (start, len(kept) - 1) if inner == (start + 1, len(kept)) else (-1, -1)
                 continue
+            inner = (start, len(kept))
         kept.append(token)
-    partners = list(accumulate((token in CLOSING) - (token in CLOSING.values()) for token in kept))
-    if kept[0] in CLOSING and 0 not in partners[:-1]:
-        return without_needless_brackets(tuple(kept[1:-1]))
-    return tuple(kept)
+    return tuple(kept[1:-1] if inner == (0, len(kept) - 1) else kept)
 
 
 def count_carries(left: Fraction, right: Fraction, operator: str) -> int:

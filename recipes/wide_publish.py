@@ -14,6 +14,7 @@ from stages import amounts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glmtune  # noqa: F401  (registers the Auto classes)
+from glmtune.config import load_recipe
 from glmtune.runtime import RunFolder, replacing
 
 CARD = """\
@@ -55,13 +56,14 @@ def main(*arguments: str) -> None:
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(run.model).save_pretrained(target)
     kept = {name: yaml.safe_load(run.recipe.read_text())[name] for name in ("task", "data", "generation")}
-    excluded = kept["task"].pop("exclude", None)
+    kept["task"].pop("exclude", None)
+    excludes = [load_recipe(RunFolder(stage.partition("@")[0]).recipe).task.exclude for stage in stages]
     with replacing(target / "recipe.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
     facts, after = amounts(stages, model)
     card = CARD.format(
         **facts,
-        without=", in the later stages none of those it is scored by" if excluded else "",
+        without=", in the later stages none of those it is scored by" if all(excludes[1:]) else "",
         low=after["exact_match_ci95"][0],
         high=after["exact_match_ci95"][1],
         by=", ".join(f"{name}: {part['exact_match']:.0%}" for name, part in after["by"].get("operations", {}).items()),

@@ -10,10 +10,9 @@ from tqdm import tqdm
 from glmtune import registry
 from glmtune.config import make_recipe, with_overrides
 from glmtune.data import examples_of
+from glmtune.records.files import READERS
 from glmtune.runtime import UserError, replacing
 from glmtune.tasks import Split, Task
-
-TABLES = (".csv", ".tsv", ".parquet", ".xlsx")  # that a reader would take the file for
 
 
 def run(task_name: str, n: int, output: str, split: Split = "train", overrides: list[str] | None = None) -> int:
@@ -34,7 +33,7 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
     """
     if n < 1:
         raise UserError(f"--n {n}: must be at least 1")
-    if Path(output).suffix.lower() in TABLES:
+    if Path(output).suffix.lower() in {*READERS} - {".jsonl"}:
         raise UserError(f"--output {output}: examples are written as JSON lines. Name it {Path(output).stem}.jsonl.")
     recipe = make_recipe(with_overrides({"task": {"name": task_name}}, overrides or []))
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)

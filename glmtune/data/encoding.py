@@ -63,22 +63,26 @@ def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
 
 
 def with_known_roles(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[Message]:
-    """What a tool said, which is an `observation` in GLM's templates, in the role that this template has for it.
+    """What a tool said in the role that the template has for it: GLM's say `observation`, those of others `tool`.
 
     Raises:
-        TemplateError: it has none, and would leave the tool's words out.
+        UserError: it has none, and would leave the tool's words out.
     """
-    if tokenizer.chat_template is None or all(message.get("role") != TOOL_ROLES[0] for message in messages):
+    if tokenizer.chat_template is None or all(message.get("role") not in TOOL_ROLES for message in messages):
         return messages
     role = _tool_role(tokenizer.get_chat_template(), tuple(named_tokens(tokenizer).items()))
     if role is None:
-        raise TemplateError(f"it has no form for what a tool says, the role {' or '.join(TOOL_ROLES)}")
-    return [{**message, "role": role} if message.get("role") == TOOL_ROLES[0] else message for message in messages]
+        raise UserError(
+            f"The model's chat template has no form for what a tool says, the role {' or '.join(TOOL_ROLES)}. Choose "
+            "another data.template, such as chatml, or leave out turns of tools."
+        )
+    return [{**message, "role": role} if message.get("role") in TOOL_ROLES else message for message in messages]
 
 
 @lru_cache(maxsize=64)
 def _tool_role(template: str, named: tuple[tuple[str, str], ...]) -> str | None:
-    for role in TOOL_ROLES:
+    # Some write whatever role they are given; what they name comes first.
+    for role in sorted(TOOL_ROLES, key=lambda role: role not in template):
         turns, _ = with_stand_ins([{"role": name, "content": "."} for name in ("user", "assistant", role)])
         try:
             rendered, _ = _render(template, turns, True, dict(named))

@@ -19,7 +19,7 @@ from glmtune.tasks import Reply
 
 Prompt = str | list[Message]
 MOST_ROUNDS = 4  # of calls of tools
-FEW_ROWS = 8  # that are decoded to their ends together
+FEW_ROWS = 8  # are not worth being read again
 
 
 def generation_config(
@@ -39,6 +39,7 @@ def generation_config(
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
         num_beams=1,
+        min_new_tokens=0,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         **sampling,
@@ -70,6 +71,8 @@ def encode_prompts(
             ids = encode_prompt(tokenizer, prompt)
         except TemplateError as error:
             raise UserError(f"{label} {number}: the model's chat template does not take it: {error}") from error
+        except UserError as error:
+            raise UserError(f"{label} {number}: {error}") from error
         if limit is not None and len(ids) + max_new_tokens > limit:
             raise UserError(
                 f"{label} {number} has {len(ids)} tokens; with generation.max_new_tokens={max_new_tokens} "
@@ -150,8 +153,8 @@ def complete_batch(
 ) -> list[str]:
     """Answer encoded prompts together, padded on the left.
 
-    Answers differ in length. When half of the rows have ended they leave, and the others are read again and go on: in
-    a few rounds, so that reading costs little, and without a cache to cut, of which models have many kinds.
+    Answers differ in length. When half of the rows have ended they leave, and the others go on. They are read again
+    rather than cut out of the cache, of which models have many kinds; there are few rounds, so that it costs little.
     """
     length = max(map(len, prompts))
     pad = tokenizer.pad_token_id

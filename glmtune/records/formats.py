@@ -594,9 +594,10 @@ def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
         raise FieldError("prompt", f"several fields may be the question; {has}. Name it: data.columns.prompt=FIELD")
     if not found:
         reason = str(fault).partition("; the record has ")[0] if fault else None
+        if reason is None:
+            has += ". Name the question: data.columns.prompt=FIELD"
         unknown = "'prompt' is missing, empty or not a text, and no known format is here"
-        remedy = "Name the question: data.columns.prompt=FIELD"
-        raise FieldError(fault.field if fault else "prompt", f"{reason or unknown}; {has}. {remedy}")
+        raise FieldError(fault.field if fault else "prompt", f"{reason or unknown}; {has}")
     return next(iter(found.values()))
 
 

@@ -55,7 +55,7 @@ _NO_NUMBER = re.compile(r"\d\s*(?:[-+*/]|e[-+]?)\s*-?\.?\d|\d\s*[%^²³¹⁰-⁹
 _MOST_BITS = 400  # of a calculator's result, some 120 digits
 _CALL = re.compile(r'calculate\("([^"\n]{1,1000})"\)')
 _MOST_CALLED = 1000  # characters of a called expression
-MOST_OPERANDS = 100  # the steps of more take long: each step writes what is left again
+_MOST_OPERANDS = 100  # the steps of more take long: each step writes what is left again
 _MOST_DRAWS = 100_000  # for one problem
 _ADORNED = ("negatives", "percents", "powers", "fractions")
 
@@ -83,8 +83,8 @@ class ArithmeticSettings(NamedSettings):
         None, ge=1, description="most decimals of an operand, all numbers of them equally often; null: as `decimals`"
     )
     num_operands: (
-        Annotated[int, Field(ge=2, le=MOST_OPERANDS)]
-        | Annotated[dict[Annotated[int, Field(ge=2, le=MOST_OPERANDS)], PositiveFloat], Field(min_length=1)]
+        Annotated[int, Field(ge=2, le=_MOST_OPERANDS)]
+        | Annotated[dict[Annotated[int, Field(ge=2, le=_MOST_OPERANDS)], PositiveFloat], Field(min_length=1)]
     ) = Field(
         2, description="operands in a problem, or several numbers of them and how often each is drawn: {2: 3, 5: 1}"
     )
@@ -143,7 +143,7 @@ class ArithmeticSettings(NamedSettings):
     zero_divisors: bool = Field(False, description=f"draw divisions by zero, answered '{UNDEFINED}'")
     exclude: str | None = Field(
         None,
-        description="text file of problems, one a line, that are never learned; needless zeros, needless "
+        description="text file of problems, one a line, that are never learned; needless zeros and "
         "brackets, their shape and the order within a pure sum or product do not count",
     )
     held_out: float = Field(0.1, gt=0, lt=1, description="share of all problems kept out of training")
@@ -208,10 +208,10 @@ class Arithmetic(Task):
             return None
         called = _CALL.match(completion.strip())
         if called is None:
-            is_answered = not isinstance(prompt, str) and prompt[-1]["role"] == "observation"
+            is_answered = not isinstance(prompt, str) and prompt[-1]["role"] != "user"
             if is_answered or self.settings.unfaithful == "flag":
                 return None
-            return Reply("refused: the calculator was not called", ends=True)
+            return Reply("refused: there is no call of the calculator that can be read", ends=True)
         if called.end() < len(completion.strip()):
             return Reply("refused: a call stands alone, its result comes from the calculator", ends=True)
         if self.settings.unfaithful == "refuse" and not self.is_faithful(prompt, completion):
@@ -268,11 +268,12 @@ class Arithmetic(Task):
             return frozenset()
         try:
             lines = Path(self.settings.exclude).expanduser().read_text("utf-8").splitlines()
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        except UnicodeError as error:
+            raise UserError(f"task.exclude={self.settings.exclude}: is no text in UTF-8. Save it as such.") from error
+        except OSError as error:
             raise UserError(
-                f"task.exclude={self.settings.exclude}: cannot be read: {reason}. Name a text file of problems, one a "
-                "line, or leave the setting out."
+                f"task.exclude={self.settings.exclude}: cannot be read: {error.strerror}. Name a text file of "
+                "problems, one a line, or leave the setting out."
             ) from error
         problems = [(number, Problem.exactly(line)) for number, line in enumerate(lines, 1) if line.strip()]
         strange = [number for number, problem in problems if problem is None]
@@ -328,11 +329,10 @@ class Arithmetic(Task):
                 too_long += 1
                 continue
             return problem
-        if too_long:
+        if 2 * too_long > _MOST_DRAWS:
             raise UserError(
-                f"task: of {_MOST_DRAWS} problems drawn, {too_long} had a working too long to be learned, or one that "
-                "does not lead to the answer, and the others are not in the train split. Raise task.longest_working or "
-                "task.working_decimals."
+                f"task: of {_MOST_DRAWS} problems drawn, {too_long} have a working that is too long to be learned or "
+                "does not lead to the answer; no other is allowed. Raise task.longest_working or task.working_decimals."
             )
         raise UserError(
             f"task: none of {_MOST_DRAWS} problems drawn belongs to the {split} split: these settings allow too few. "

@@ -99,14 +99,15 @@ class Estimate:
     def optimizer(self) -> int:
         """AdamW's two moments, in fp32 or at 8 bits with a scale for 256; those of embeddings are always fp32.
 
-        Muon keeps one moment of a matrix, and leaves embeddings to AdamW.
+        Muon keeps one moment of a matrix, and leaves embeddings and the head to AdamW.
         """
         name = self.recipe.training.optimizer
         precise = self.architecture.vocab_size * self.architecture.hidden_size if self.learning.embedding else 0
         if self.learning.prefix and not self.learning.cast:  # a bare prefix is an embedding
             precise = self.learning.parameters
         if name == "muon":
-            return 4 * (self.learning.parameters + precise)
+            others = self.architecture.embedding_parameters if self.learning.embedding else precise
+            return 4 * (self.learning.parameters + others)
         if not name.endswith("8bit"):
             return 8 * self.learning.parameters
         return int(8 * precise + (self.learning.parameters - precise) * 2 * (1 + 4 / 256))

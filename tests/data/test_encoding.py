@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jinja2 import TemplateError
 
 from glmtune.data.encoding import (
     IGNORED,
@@ -252,19 +251,31 @@ def test_the_token_before_an_answer_is_learned_if_asked(chatglm: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "said"), [("user assistant observation", "observation"), ("user assistant tool", "tool"), ("user", None)]
+    ("known", "said"),
+    [
+        ("user assistant observation", "observation"),
+        ("user assistant tool", "tool"),
+        ("user assistant", None),
+        ("", "observation"),  # of which each role is written
+        ("tool", "tool"),  # each, but this one is named
+    ],
 )
-def test_what_a_tool_says_reaches_templates_of_others(known: str, said: str | None, chatml: Any) -> None:
+@pytest.mark.parametrize("given", ["observation", "tool"])
+def test_what_a_tool_says_reaches_templates_of_others(known: str, said: str | None, given: str, chatml: Any) -> None:
     tokenizer = copy.deepcopy(chatml)
     tokenizer.chat_template = (
-        "{%- for message in messages -%}{%- if message.role in '" + known + "'.split() -%}"
+        "{%- for message in messages -%}{%- if message.role in '"
+        + known
+        + "'.split() or "
+        + ("false" if " " in known else "true")
+        + " -%}"
         "{{ '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}{%- endif -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
     )
-    roles = ("user", "assistant", "observation")
+    roles = ("user", "assistant", given)
     messages = [{"role": role, "content": f"{number}."} for number, role in enumerate(roles)]
     if said is None:
-        with pytest.raises(TemplateError, match="no form for what a tool says"):
+        with pytest.raises(UserError, match="no form for what a tool says"):
             encode_prompt(tokenizer, messages)
         assert encode_prompt(tokenizer, messages[:1])
         return

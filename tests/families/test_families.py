@@ -244,8 +244,10 @@ def test_rows_that_leave_early_change_nothing(
     model, tokenizer = glmtune.load(checkpoint_of(family))
     monkeypatch.setattr(model.generation_config, "eos_token_id", [*range(3, model.config.vocab_size, 7)])
     prompts = ["1+" * (number % 5) + str(number) for number in range(12)]
-    found = []
+    found, sizes, generate = [], [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **named: sizes.append(len(named["input_ids"])) or generate(**named))
     for few in (100, 1):
         monkeypatch.setattr(decoding, "FEW_ROWS", few)
         found.append(dict(decoding.complete(model, tokenizer, prompts, GenerationSettings(max_new_tokens=16))))
     assert found[0] == found[1] and len(set(found[0].values())) > 1
+    assert sizes[:2] == [12, 12] and len(sizes) > 2

@@ -78,7 +78,9 @@ def test_messages_without_a_form(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     tokenizer.chat_template = tokenizer.chat_template.replace("in ('user', 'observation')", "== 'user'")
     for rule in ("stop", "drop"):
         recipe, task = of_records(tmp_path, f"data.too_long={rule}", judged=[(turns, "y")])
-        with pytest.raises(UserError, match="Held-out problem 1: the model's chat template does not take it"):
+        with pytest.raises(
+            UserError, match="Held-out problem 1: The model's chat template has no form for what a tool says"
+        ):
             held_out_of(with_room(recipe, task, tokenizer, None), task, tokenizer, None)
 
 

@@ -28,6 +28,7 @@ from glmtune.generation.decoding import (
 from glmtune.methods.ptuning_v2 import PTuningV2, PTuningV2Settings
 from glmtune.runtime import UserError
 from glmtune.tasks import Reply
+from glmtune.tasks.arithmetic import question_in
 
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "问:1+1", "100/7=", "5*5"]
 GREEDY = GenerationSettings(max_new_tokens=12, batch_size=3)
@@ -240,7 +241,7 @@ def test_tools_reply_until_there_is_an_answer(monkeypatch: pytest.MonkeyPatch) -
     def reply(prompt: Any, text: str) -> Reply | None:
         if text == "done":
             return None
-        return Reply("no", ends=True) if prompt == "2" and text == "call 1" else Reply(f"result of {text}")
+        return Reply("no", ends=True) if question_in(prompt) == "2" and text == "call 1" else Reply(f"result of {text}")
 
     monkeypatch.setattr(decoding, "complete", says_again)
     monkeypatch.setattr(decoding, "has_room", lambda model, tokenizer, messages, settings: len(messages) < 9)

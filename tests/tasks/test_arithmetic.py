@@ -451,6 +451,7 @@ def test_unfaithful_calls_can_be_refused() -> None:
     asked, other = (made.reply("１２.5＋3=", f'calculate("{text}")') for text in ("12.5+3", "15+0.5"))
     assert asked is not None and asked.text == "15.5" and not asked.ends
     assert other is not None and other.text.startswith("refused") and other.ends
+    assert not made.is_faithful("1/0", 'calculate("1/0)")') and made.is_faithful("1/0", 'calculate("1/0")')
     without = made.reply("12.5+3=", "15.5")
     assert without is not None and without.text.startswith("refused") and without.ends
     turns = [("user", "12.5+3="), ("assistant", 'calculate("12.5+3")'), ("observation", "15.5")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import time
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -186,66 +186,11 @@ def test_every_spelling_of_a_value_is_read(value: Fraction, places: int) -> None
 SIZE = 200_000
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(piece * SIZE for piece in ("1", "1,", "111,", "1 ", "1.", "1e", "-", " ", "=", ".", "|", "(")),
-        *(piece * (SIZE // 10) for piece in ("1+", "1/")),
-        "0." + "0" * SIZE + "1",
-        "1" + " " * SIZE + "x",
-        "111," * SIZE + "111/3",
-        "1-" * (SIZE // 10) + "x",
-    ],
-    ids=lambda text: f"{text[:5]}...{text[-3:]}",
-)
-def test_huge_texts_are_quick(text: str) -> None:
-    start = time.process_time()
-    assert verdict("5", text) in ("wrong", "unparseable")
-    TASK.describe(text, text)
-    Problem.parse(f"1+1={text}")
-    assert time.process_time() - start < 4  # a quadratic search takes minutes
+NO_PROBLEMS = """5  5=  +5  5+  a+b  你好  1.2.3+4.  __import__('os')  5 加 3  5(3+4)  5[(3+4)*2]  (1+2)(3+4)  (3+4)5
+(1+2)[(3)-4]"""
 
 
-def test_huge_numbers_are_compared() -> None:
-    long = "7" * 10_000
-    assert verdict(long, f"x={long}") == "exact"
-    assert verdict(long, f"{long}.0") == "equal"
-    assert verdict(long, f"{long[:-1]}8") == "wrong"
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("57.84+13.64=", "57.84+13.64"),
-        ("计算: ５７.8 × 2 =", "57.8*2"),
-        ("问:13 ÷ 5=\n答:", "13/5"),
-        ("1,000 - 5", "1000-5"),
-        ("-5--3", "-5--3"),
-        ("3 * -2 + .5", "3*-2+.5"),
-        ("What is 5.00+13?", "5.00+13"),
-        ("请算，5+3", "5+3"),
-        ("3+4=7, 5+6=", "3+4"),
-        ("1+2-3*4/5", "1+2-3*4/5"),
-        ("-(4976/1081)*12%+[3-2^3]=", "-(4976/1081)*12%+[3-2^3]"),
-        ("（３＋４）×5％", "(3+4)*5%"),
-        ("the sum (3+4=7)", "3+4"),
-        ("what (in words) is (3+4", "3+4"),
-        ("5/0=", "5/0"),
-        ("( 3 + 4 ) * 5=", "(3+4)*5"),
-        ("2**3+1=", "2^3+1"),
-        ("what is [ 3+4 ] * 5 %?", "[3+4]*5%"),
-        ("3 * ( 4 + {5} )", "3*(4+{5})"),
-        ("1.(3+4)*2=", "(3+4)*2"),
-    ],
-)
-def test_parse(text: str, problem: str) -> None:
-    found = Problem.parse(text)
-    assert found is not None and found.text == problem
-
-
-@pytest.mark.parametrize(
-    "text", ["", "5", "5=", "+5", "5+", "a+b", "你好", "1.2.3+4.", "5 加 3", "5(3+4)", "5[(3+4)*2]"]
-)
+@pytest.mark.parametrize("text", ["", *re.split("  |\n", NO_PROBLEMS)])
 def test_parse_finds_nothing(text: str) -> None:
     assert Problem.parse(text) is None
     assert TASK.describe(text, "") == {}
@@ -254,6 +199,11 @@ def test_parse_finds_nothing(text: str) -> None:
 def test_parse_keeps_off_numbers_beyond_use() -> None:
     assert Problem.parse("1" * 1000 + "+1") is not None
     assert Problem.parse("1" * 5000 + "+1") is None
+
+
+@pytest.mark.parametrize("text", ["1/0)", "(1/0", "1/0 5 7", "(((1/0", "0^-1)", "1/0+"])
+def test_what_divides_by_zero_is_read_to_its_end(text: str) -> None:
+    assert Problem.exactly(text) is None
 
 
 @pytest.mark.parametrize(
