@@ -69,7 +69,7 @@ class ArithmeticSettings(NamedSettings):
     """What problems are drawn and how they are written."""
 
     operators: Annotated[dict[Operator, PositiveFloat], Field(min_length=1)] = Field(
-        {"+": 3, "-": 3, "*": 1, "/": 1}, description="operators and how often each is drawn, or just a text: '+-'"
+        {"+": 1, "-": 1, "*": 1, "/": 1}, description="operators and how often each is drawn, or just a text: '+-'"
     )
     kinds: Annotated[list[Kind], Field(min_length=1)] = Field(
         ["integer", "decimal"], description="kinds of operands, drawn equally often"

@@ -100,7 +100,12 @@ def test_too_few_problems_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 GOLDEN: list[tuple[dict[str, Any], Any, str, str]] = [
     ({}, "train", "44/5=", "44/5=44000/5:40:0:00>44:8:04>04:8:04>00:0:00>00:0:00>;08.8|8.8"),
-    ({}, "held_out", "36.31-73.66=", "36.31-73.66=13.63-66.37<53.73;-53.73|-37.35"),
+    (
+        {"operators": {"+": 3, "-": 3, "*": 1, "/": 1}},
+        "held_out",
+        "36.31-73.66=",
+        "36.31-73.66=13.63-66.37<53.73;-53.73|-37.35",
+    ),
     ({"digits": 9, "decimals": 3, "style": "direct"}, "train", "79-5727821", "79-5727821=-5727742"),
     (
         {"operators": "/", "echo": False},
@@ -109,7 +114,7 @@ GOLDEN: list[tuple[dict[str, Any], Any, str, str]] = [
         "11000/39:110:0:000>011:1:390>071:1:390>077:8:447>;21.0|0.12",
     ),
     (
-        {"num_operands": 4, "prompt_words": True},
+        {"num_operands": 4, "prompt_words": True, "operators": {"+": 3, "-": 3, "*": 1, "/": 1}},
         "train",
         "口算:68+31-91+62\n解:",
         "68+31-91+62=86+13-19+26;86+13:990;99-19+26;99-19>80;8+26;80+26:070;07|70",
