@@ -78,6 +78,13 @@ class ArithmeticSettings(NamedSettings):
     digits: int | None = Field(
         None, ge=1, description="largest number of digits before the point, all lengths equally often; replaces maximum"
     )
+    same_digits: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="with `digits`, share of problems whose operands have the same number of digits, but for leading "
+        "zeros; by chance that is rare among long numbers, and their differences are the hardest",
+    )
     decimals: int = Field(2, ge=1, description="most decimals of an operand, and the decimals of a rounded quotient")
     operand_decimals: int | None = Field(
         None, ge=1, description="most decimals of an operand, all numbers of them equally often; null: as `decimals`"
@@ -350,7 +357,10 @@ class Arithmetic(Task):
         if settings.balance_carries and count == 2 and operators[0] in "+-":
             numbers = self.draw_column(rng, kind, operators[0])
         else:
-            numbers = [self.draw_operand(rng, kind) for _ in range(count)]
+            shared: int | None = None
+            if settings.digits is not None and settings.same_digits and rng.random() < settings.same_digits:
+                shared = rng.randint(1, settings.digits)
+            numbers = [self.draw_operand(rng, kind, shared) for _ in range(count)]
         operands = [self.adorn(rng, number, adorned) for number in numbers]
         tokens = self.join(rng, operands, operators, rng.random() < settings.brackets)
         return Problem(tuple(tokens))
@@ -412,8 +422,14 @@ class Arithmetic(Task):
             tokens = [*tokens, operator, *operand]
         return tokens
 
-    def draw_operand(self, rng: random.Random, kind: Kind) -> str:
-        """One non-negative operand as text. Three decimals in ten have fewer places than the most."""
+    def draw_operand(self, rng: random.Random, kind: Kind, digits: int | None = None) -> str:
+        """One non-negative operand as text. Three decimals in ten have fewer places than the most.
+
+        Args:
+            rng: where chance comes from.
+            kind: integer or decimal.
+            digits: before the point; None: as the settings say.
+        """
         settings = self.settings
         places = 0
         if kind == "decimal" and settings.operand_decimals is not None:
@@ -422,7 +438,7 @@ class Arithmetic(Task):
             places = settings.decimals if rng.random() < 0.7 else rng.randint(0, settings.decimals)
         limit = settings.maximum
         if settings.digits is not None:
-            limit = 10 ** rng.randint(1, settings.digits) - 1
+            limit = 10 ** (digits or rng.randint(1, settings.digits)) - 1
         units = rng.randint(0, limit * 10**places)
         text = shortest(Fraction(units, 10**places))
         if places and rng.random() < settings.trailing_zeros:

@@ -496,3 +496,11 @@ def test_drafts_of_expressions_are_right(style: str, adorned: str) -> None:
 def test_expressions_too_large_are_drawn_again() -> None:
     assert drawn(3, digits=60, powers=1.0, most_exponent=100, style="direct", num_operands=3)
     assert all(len(example.target) < 1100 for example in drawn(20, style="tool", digits=200, num_operands=12))
+
+
+@pytest.mark.parametrize(("share", "same"), [(0.0, 0.2), (1.0, 0.82)])
+def test_operands_of_the_same_length(share: float, same: float) -> None:
+    """Leading zeros make one in ten shorter."""
+    made, rng = task(operators="-", kinds=["integer"], digits=6, same_digits=share), random.Random(1)
+    lengths = [{len(number) for number in problem_of(made.sample(rng)).numbers} for _ in range(400)]
+    assert sum(len(one) == 1 for one in lengths) / 400 == pytest.approx(same, abs=0.06)
