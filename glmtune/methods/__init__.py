@@ -86,8 +86,8 @@ class Method(ABC):
     def learning_rate(self, hidden_size: int) -> float:
         """Peak learning rate where the recipe names none.
 
-        Adam's best rate falls with the width of a model (Yang et al. 2022, https://arxiv.org/abs/2203.03466). LoRA's
-        0.256 gives 2e-3 for nano, where it was measured (docs/log.md), and 6e-5 for ChatGLM-6B.
+        Adam's best rate falls with the width of a model (Yang et al. 2022, https://arxiv.org/abs/2203.03466). 0.256
+        gives 2e-3 for nano, where it was measured (docs/log.md), and 6e-5 for ChatGLM-6B; LoRA has twice that.
         """
         return self.rate_times_width / hidden_size
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -75,6 +75,7 @@ class Lora(Method):
 
     Settings = LoraSettings
     settings: LoraSettings
+    rate_times_width: ClassVar[float] = 0.512  # half and twice as much: docs/log.md
 
     def __init__(self, settings: NamedSettings):
         super().__init__(settings)
