@@ -38,7 +38,6 @@ what stands behind the last `|` of a `completion` is the answer.
 | training | {steps}, {hours:.1f} hours on one core of {processor}, as far as that got; no GPU |
 | date, versions | {date}, torch {torch}, transformers {transformers} |
 | held-out problems of its own kind | {exact_match:.1%} of {n} right ({low:.1%} to {high:.1%}) |
-| by operations | {by} |
 
 On 592 problems of MathGLM's public test set see `docs/results.md`; the held-out share above is of a few problems only.
 Quotients and products are worked out to six decimals: about seven in a hundred problems of this kind need more.
@@ -66,7 +65,6 @@ def main(*arguments: str) -> None:
         without=", in the later stages none of those it is scored by" if all(excludes[1:]) else "",
         low=after["exact_match_ci95"][0],
         high=after["exact_match_ci95"][1],
-        by=", ".join(f"{name}: {part['exact_match']:.0%}" for name, part in after["by"].get("operations", {}).items()),
     )
     with replacing(target / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
