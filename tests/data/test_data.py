@@ -78,7 +78,7 @@ def test_drawn_examples_are_a_sequence() -> None:
 
 def test_drawn_examples_are_the_same_on_every_machine() -> None:
     prompts = [example.prompt for example in DrawnExamples(arithmetic(), 4, 42)]
-    assert prompts == ["38.49*72.99=", "75.15*32.5=", "13+80.22=", "87+55="]
+    assert prompts == ["38.49/72.99=", "75.15/32.5=", "13+80.22=", "87+55="]
 
 
 def test_examples_of_a_task() -> None:

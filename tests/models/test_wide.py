@@ -25,9 +25,9 @@ def test_its_files() -> None:
         assert {weights.get_tensor(name).dtype for name in names} == {torch.bfloat16}
     recipe = evaluate.recipe_of(str(CHECKPOINT), [])
     assert recipe.task.style == "steps" and recipe.generation.max_new_tokens == 2000
-    for stage in ("arithmetic_wide", "arithmetic_wide_2"):
+    for stage in ("arithmetic_wide", "arithmetic_wide_2", "arithmetic_wide_3", "arithmetic_wide_4"):
         assert load_recipe(CHECKPOINT.parents[1] / f"recipes/{stage}.yaml").task.style == "steps"
-        assert f"recipes/{stage}.yaml" in (CHECKPOINT / "README.md").read_text("utf-8")
+        assert f"{stage}.yaml" in (CHECKPOINT / "README.md").read_text("utf-8")
 
 
 def test_it_is_asked_by_predict(tmp_path: Path) -> None:
