@@ -69,11 +69,8 @@ wide: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide.yaml
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide_2.yaml
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide_3.yaml
-	$(BIN)/glmtune data arithmetic --n 6000 --output runs/small.jsonl seed=5 "task.num_operands={2: 5, 3: 3, 4: 2}" \
-		task.brackets=0.5 task.negatives=0.3 task.percents=0.2 task.digits=3 task.operand_decimals=3 \
-		task.trailing_zeros=0 task.round_all=true task.working_decimals=6 task.longest_working=600 task.equals_sign=always
-	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide_4.yaml
-	$(BIN)/python recipes/wide_publish.py $(foreach stage,1 2 3 4,runs/arithmetic-wide-$(stage)) checkpoints/arithmetic-wide
+	$(BIN)/python recipes/wide_publish.py runs/arithmetic-wide-1 runs/arithmetic-wide-2 runs/arithmetic-wide-3 \
+		checkpoints/arithmetic-wide
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
