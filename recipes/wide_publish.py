@@ -33,8 +33,8 @@ what stands behind the last `|` of a `completion` is the answer.
 
 | | |
 |---|---|
-| recipes | `arithmetic_wide.yaml`, `arithmetic_wide_2.yaml`, `arithmetic_wide_3.yaml` in `recipes/`; every weight comes \
-from them |
+| recipes | `arithmetic_wide.yaml`, `arithmetic_wide_2.yaml`, `arithmetic_wide_3.yaml` in `recipes/`; every \
+weight comes from them |
 | data | {examples:,} problems that `tasks/arithmetic.py` drew{without} |
 | training | {steps}, {hours:.1f} hours on one core of {processor}, as far as that got; no GPU |
 | date, versions | {date}, torch {torch}, transformers {transformers} |
