@@ -4,7 +4,7 @@ import importlib.util
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,6 +209,15 @@ def test_resumed_is_never_stopped(learn: Callable[..., Weights], tmp_path: Path,
     assert seconds == sorted(seconds)
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_a_second_ctrl_c_ends_at_once(learn: Callable[..., Weights], tmp_path: Path) -> None:
     judge = Judge(at={1: lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)]})
     before = signal.getsignal(signal.SIGINT)
