@@ -19,7 +19,6 @@ from glmtune.runtime import UserError
 # Sections whose fields belong to the file that their `name` points to.
 OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods"}
 
-
 _OTHER_TYPE = re.compile(r"_type$|^literal_error$")  # faults of a value that was meant for another type of a union
 
 # Steps where a task draws without end and the recipe names none: the demo.

@@ -66,9 +66,9 @@ class Problem:
             return whole
         factor_end = -1  # of an expression that goes on with a factor without a sign: 5(3+4), (1+2)(3+4)
         for found in _EXPRESSION.finditer(plain(text)):
-            before, behind = found.string[: found.start()][-1:], found.string[found.end() :]
+            before = found.string[max(0, found.start() - 1) : found.start()]
             follows = found.group()[0] in CLOSING and (before.isdigit() or found.start() == factor_end)
-            if follows or (found.group()[-1] in CLOSING.values() and _FACTOR.match(behind)):
+            if follows or (found.group()[-1] in CLOSING.values() and _FACTOR.match(found.string, found.end())):
                 factor_end = found.end()
                 continue
             # Brackets of the sentence around it may stand beside an expression: `(3+4=7)`.

@@ -57,7 +57,6 @@ def main(*arguments: str) -> None:
     AutoTokenizer.from_pretrained(run.model).save_pretrained(target)
     kept = {name: yaml.safe_load(run.recipe.read_text())[name] for name in ("task", "data", "generation")}
     kept["task"].pop("exclude", None)
-    kept["data"].pop("mixture", None)
     excludes = [load_recipe(RunFolder(stage.partition("@")[0]).recipe).task.exclude for stage in stages]
     with replacing(target / "recipe.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
