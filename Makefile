@@ -62,15 +62,18 @@ nano: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/nano.yaml
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/nano_2.yaml
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/nano_3.yaml
-	$(BIN)/python recipes/nano_publish.py runs/nano runs/nano-2 runs/nano-3 glmtune/models/nano
+	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/nano_4.yaml
+	$(BIN)/python recipes/nano_publish.py runs/nano runs/nano-2 runs/nano-3 runs/nano-4 glmtune/models/nano
 
 wide: $(VENV)/.installed
 	$(BIN)/python recipes/nano_tokenizer.py runs/arithmetic-wide-base 4096
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide.yaml
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide_2.yaml
 	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide_3.yaml
+	$(BIN)/python recipes/wide_mixture.py runs
+	OMP_NUM_THREADS=1 $(BIN)/glmtune train recipes/arithmetic_wide_4.yaml
 	$(BIN)/python recipes/wide_publish.py runs/arithmetic-wide-1 runs/arithmetic-wide-2 runs/arithmetic-wide-3 \
-		checkpoints/arithmetic-wide
+		runs/arithmetic-wide-4 checkpoints/arithmetic-wide
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

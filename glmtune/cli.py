@@ -135,6 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--n", type=int, default=1000, help="number of examples (default: 1000)")
     data.add_argument("--output", metavar="OUT", help="file to write: JSONL; of inspect, the report as JSON")
     data.add_argument("--split", choices=("train", "held_out"), default="train", help="default: train")
+    data.add_argument("--overwrite", action="store_true", help="of examples: replace an output that exists")
     data.add_argument("--model", help="inspect: whose tokens and template count (default: nano)")
     data.add_argument("--html", metavar="PAGE.html", help="inspect: write the report as a page, too")
     data.add_argument(
@@ -367,7 +368,7 @@ def data(options: argparse.Namespace) -> None:
         return
     from glmtune.commands.data import run
 
-    count = run(options.task, options.n, options.output, options.split, options.settings)
+    count = run(options.task, options.n, options.output, options.split, options.settings, options.overwrite)
     print(f"{count} examples written to {options.output}")
 
 

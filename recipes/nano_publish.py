@@ -1,6 +1,10 @@
 """Puts the weights of a pre-training into the package, with a model card made from the runs' own files.
 
-python recipes/nano_publish.py runs/nano@14000 runs/nano-2 runs/nano-3 glmtune/models/nano
+python recipes/nano_publish.py runs/nano runs/nano-2 runs/nano-3 runs/nano-4 glmtune/models/nano
+
+Where the published weights were trained further, they stand for the stages before:
+
+python recipes/nano_publish.py glmtune/models/nano runs/nano-4 glmtune/models/nano
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from stages import amounts
+from stages import amounts, write_record
 from transformers import AutoModelForCausalLM
 
 import glmtune  # noqa: F401  (registers the Auto classes)
@@ -30,7 +34,7 @@ It makes every command run on a fresh machine without a download. It knows arith
 
 | | |
 |---|---|
-| recipe | `recipes/nano.yaml` from random weights, then `nano_2.yaml` and `nano_3.yaml`; every weight comes from them |
+| recipe | `recipes/nano.yaml` from random weights, then `nano_2.yaml` to `nano_4.yaml`; every weight comes from them |
 | tokenizer | `recipes/nano_tokenizer.py`: SentencePiece unigram, single digits, byte fallback, Chinese prompt words |
 | seed | {seed} (last stage) |
 | data | {examples:,} examples that `tasks/wording.py` drew: {data} |
@@ -62,6 +66,7 @@ def main(*arguments: str) -> None:
         if (run.model / name).is_file():
             with replacing(target / name) as temporary:
                 shutil.copyfile(run.model / name, temporary)
+    write_record(target, facts)
     with replacing(target / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     print(card)

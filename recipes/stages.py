@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import glmtune
 from glmtune.config import load_recipe
-from glmtune.runtime import RunFolder
+from glmtune.runtime import RunFolder, replacing
+
+RECORD = "training.json"  # beside published weights: what their training amounts to, for stages that go on from them
 
 
 def amounts(stages: list[str], model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -15,9 +18,14 @@ def amounts(stages: list[str], model: Any) -> tuple[dict[str, Any], dict[str, An
 
     Args:
         model: what came out.
-        stages: run folders; `FOLDER@STEP` where the next run went on from a checkpoint of this one.
+        stages: run folders; `FOLDER@STEP` where the next run went on from a checkpoint of this one. The first may be a
+            folder of published weights, from which the second went on.
     """
     examples, steps, seconds = 0, [], 0.0
+    if Path(stages[0], RECORD).is_file():
+        before = json.loads(Path(stages[0], RECORD).read_text(encoding="utf-8"))
+        examples, steps, seconds = before["examples"], before["steps"], before["seconds"]
+        stages = stages[1:]
     for stage in stages:
         folder, _, cut = stage.partition("@")
         run = RunFolder(folder)
@@ -38,6 +46,7 @@ def amounts(stages: list[str], model: Any) -> tuple[dict[str, Any], dict[str, An
         "examples": examples,
         "steps": ", then ".join(steps),
         "hours": seconds / 3600,
+        "record": {"examples": examples, "steps": steps, "seconds": round(seconds)},
         "processor": where["processor"],
         "date": where["date"],
         "torch": where["versions"]["torch"],
@@ -45,3 +54,9 @@ def amounts(stages: list[str], model: Any) -> tuple[dict[str, Any], dict[str, An
         "exact_match": report["after"]["exact_match"],
         "n": report["after"]["n"],
     }, report["after"]
+
+
+def write_record(target: Path, facts: dict[str, Any]) -> None:
+    """Put what `amounts` found beside published weights."""
+    with replacing(target / RECORD) as temporary:
+        temporary.write_text(json.dumps(facts["record"], indent=2) + "\n", encoding="utf-8")

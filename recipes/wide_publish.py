@@ -1,6 +1,10 @@
 """Puts the weights of the last stage of `arithmetic_wide` where they can be scored, in bf16, with a model card.
 
-python recipes/wide_publish.py runs/arithmetic-wide-{1,2,3} checkpoints/arithmetic-wide
+python recipes/wide_publish.py runs/arithmetic-wide-{1,2,3,4} checkpoints/arithmetic-wide
+
+Where the published weights were trained further, they stand for the stages before:
+
+python recipes/wide_publish.py checkpoints/arithmetic-wide runs/arithmetic-wide-4 checkpoints/arithmetic-wide
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from stages import amounts
+from stages import amounts, write_record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glmtune  # noqa: F401  (registers the Auto classes)
@@ -33,7 +37,7 @@ what stands behind the last `|` of a `completion` is the answer.
 
 | | |
 |---|---|
-| recipes | `arithmetic_wide.yaml`, `arithmetic_wide_2.yaml`, `arithmetic_wide_3.yaml` in `recipes/`; every \
+| recipes | `arithmetic_wide.yaml`, then `arithmetic_wide_2.yaml` to `arithmetic_wide_4.yaml` in `recipes/`; every \
 weight comes from them |
 | data | {examples:,} problems that `tasks/arithmetic.py` drew{without} |
 | training | {steps}, {hours:.1f} hours on one core of {processor}, as far as that got; no GPU |
@@ -57,16 +61,16 @@ def main(*arguments: str) -> None:
     AutoTokenizer.from_pretrained(run.model).save_pretrained(target)
     kept = {name: yaml.safe_load(run.recipe.read_text())[name] for name in ("task", "data", "generation")}
     kept["task"].pop("exclude", None)
-    excludes = [load_recipe(RunFolder(stage.partition("@")[0]).recipe).task.exclude for stage in stages]
     with replacing(target / "recipe.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
     facts, after = amounts(stages, model)
     card = CARD.format(
         **facts,
-        without=", in the later stages none of those it is scored by" if all(excludes[1:]) else "",
+        without=", in the last stage none of those it is scored by" if load_recipe(run.recipe).task.exclude else "",
         low=after["exact_match_ci95"][0],
         high=after["exact_match_ci95"][1],
     )
+    write_record(target, facts)
     with replacing(target / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     print(card)
