@@ -101,9 +101,9 @@ def comparison_table(before: dict[str, Any] | None, after: dict[str, Any]) -> Ta
     table.add_column("")
     for kind in kinds:
         table.add_column("\nn", justify="right", style="dim")
-        times = ["after"] if before is None else ["before", "after"]
+        times = ["right"] if before is None else ["before", "after"]
         for when, heading in zip(times, [_label(kind), ""], strict=False):
-            table.add_column(f"{heading}\n{when}", justify="right", style="bold" if when == "after" else "")
+            table.add_column(f"{heading}\n{when}", justify="right", style="" if when == "before" else "bold")
     for operator in operators:
         if operator is None:
             table.add_section()
