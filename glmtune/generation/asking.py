@@ -73,9 +73,9 @@ def held_out_of(
     examples = examples_of(task, "held_out", count, recipe.seed + during)
     part = slice(-count, None) if during else slice(count)
     if recipe.data.too_long == "stop" or isinstance(examples, DrawnExamples):
-        examples = examples[part]
-        check(recipe, tokenizer, limit, examples, whole)
-        return examples
+        asked = examples[part]
+        check(recipe, tokenizer, limit, asked, whole, drawn=isinstance(examples, DrawnExamples))
+        return asked
     room = recipe.generation.longest
     lengths = prompt_lengths(tokenizer, examples)
     fitting = [
@@ -111,9 +111,14 @@ def prompt_lengths(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
 
 
 def check(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, limit: int | None, examples: Sequence[Example], whole: bool
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    examples: Sequence[Example],
+    whole: bool,
+    drawn: bool,
 ) -> None:
-    """See whether all examples can be asked, and answered in whole.
+    """See whether all examples, `drawn` or records, can be asked, and answered in whole.
 
     Raises:
         UserError: one cannot.
@@ -124,6 +129,7 @@ def check(
         possible = limit is None or max(prompt_lengths(tokenizer, examples)) + longest <= limit
         more = f"Set generation.max_new_tokens={longest} or more" if possible else ""
         less = "leave out what is longer with data.too_long=drop"
+        less = "let the task draw shorter ones, e.g. with task.maximum" if drawn else less
         less += "" if possible else ", and set generation.max_new_tokens to what most answers need"
         raise UserError(
             f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} tokens. "

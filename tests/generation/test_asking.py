@@ -71,6 +71,13 @@ def test_answers_that_would_be_cut_off(tiny: tuple[Any, Any], tmp_path: Path) ->
     assert len(held_out_of(recipe, task, tiny[1], None, whole=False)) == 1
 
 
+def test_drawn_answers_that_would_be_cut_off(tiny: tuple[Any, Any]) -> None:
+    """There are no records to leave out."""
+    recipe = load_recipe(None, ["generation.max_new_tokens=2", "evaluation.num_examples=3"])
+    with pytest.raises(UserError, match=r"more, or let the task draw shorter ones, e\.g\. with task\.maximum\.$"):
+        held_out_of(recipe, Arithmetic(recipe.task), tiny[1], None)
+
+
 def test_messages_without_a_form(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     call = {"role": "assistant", "content": "x", "metadata": "tool"}
     turns = [{"role": "user", "content": "x"}, call, {"role": "observation", "content": "x"}]
