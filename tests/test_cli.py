@@ -110,11 +110,17 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
         ["data", "arithmetic", "--output", "{good}"],
         ["good.jsonl: exists already", "--overwrite"],
     ),
-    "malformed line": (["evaluate", "{run}", "--data", "{malformed}"], ["malformed.jsonl, line 2: not JSON"]),
+    "malformed line": (
+        ["evaluate", "{run}", "--data", "{malformed}"],
+        ["malformed.jsonl, line 2: not JSON", "data.on_error=skip"],
+    ),
     "blank line": (["evaluate", "{run}", "--data", "{blank}"], ["blank.jsonl, line 2: empty", "Delete the line"]),
     "empty file": (["evaluate", "{run}", "--data", "{empty}"], ["empty.jsonl: no records"]),
     "missing field": (["evaluate", "{run}", "--data", "{lacking}"], ["lacking.jsonl, line 2: 'prompt'", "frage"]),
-    "malformed prompt": (["predict", "{run}", "--input", "{malformed}", "--output", "out"], ["line 2: not JSON"]),
+    "malformed prompt": (
+        ["predict", "{run}", "--input", "{malformed}", "--output", "out"],
+        ["line 2: not JSON", "--on-error record"],
+    ),
     "missing prompt": (["predict", "{run}", "--input", "{lacking}", "--output", "out"], ["line 2: 'prompt'"]),
     "long prompt": (
         ["predict", "{run}", "--input", "{long}", "--output", "out"],

@@ -92,7 +92,7 @@ def run(
         if fault and (on_error == "stop" or fault.line is None or fault.ends_file)
     ]
     if faults:
-        raise UserError(explain(faults, "Mend them, or answer the others with --on-error record."))
+        raise UserError(explain(faults, "answer the others with --on-error record"))
     is_table = destination.suffix.lower() in TABLES
     working = destination.with_name(destination.name + PARTIAL) if is_table else destination
     if resume and is_table and destination.exists() and not working.exists():

@@ -141,16 +141,17 @@ def read_questions(
             yield Fault(entry.file, entry.line, error.field, str(error), entry.row)
 
 
-def explain(faults: Sequence[Fault], remedy: str = "Mend them, or leave them out with data.on_error=skip.") -> str:
-    """Faults as a message: the first of them, how many there are, and what to do about several."""
+def explain(faults: Sequence[Fault], otherwise: str = "leave what is faulty out with data.on_error=skip") -> str:
+    """Faults as a message: the first of them, how many there are, and what can be done other than mending them."""
     if len(faults) == 1:
-        return str(faults[0])
+        is_whole_file = faults[0].line is None or faults[0].ends_file
+        return str(faults[0]) if is_whole_file else f"{faults[0]}\nMend it, or {otherwise}."
     files = len({fault.file for fault in faults})
     place = faults[0].file if files == 1 else f"{files} files"
     lines = [f"{place}: {len(faults)} faults:", *(f"  {fault}" for fault in faults[:SHOWN])]
     if len(faults) > SHOWN:
         lines.append(f"  ... and {len(faults) - SHOWN} more. `glmtune data inspect` writes all of them to a report.")
-    lines.append(remedy)
+    lines.append(f"Mend them, or {otherwise}.")
     return "\n".join(lines)
 
 
