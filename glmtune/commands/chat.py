@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from glmtune import registry
 from glmtune.commands.evaluate import load, recipe_of
-from glmtune.data.encoding import Message
+from glmtune.data.rendering import Message
 from glmtune.generation.decoding import MOST_ROUNDS, stream
 from glmtune.models import max_length
 from glmtune.runtime import RunFolder, UserError

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from glmtune import methods, models
 from glmtune.commands.evaluate import check_output, with_template
 from glmtune.config import DataSettings, Recipe, make_recipe, with_overrides
-from glmtune.data.encoding import IGNORED, Encoder, Encoding, control_tokens, learns_every_turn
+from glmtune.data.encoding import IGNORED, Encoder, Encoding
+from glmtune.data.rendering import control_tokens, learns_every_turn
 from glmtune.records import SHOWN, Fault, Record, read
 from glmtune.records.cleaning import cut_ends, leaks, unclosed
 from glmtune.runtime import UserError, replacing, write_json

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from glmtune.config import DataSettings
 from glmtune.data import EncodedDataset
-from glmtune.data.encoding import Encoder, Encoding, learns_every_turn
+from glmtune.data.encoding import Encoder, Encoding
+from glmtune.data.rendering import learns_every_turn
 from glmtune.records.cleaning import plain_text
 from glmtune.runtime import UserError, replacing
 from glmtune.tasks import Example

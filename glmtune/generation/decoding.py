@@ -11,7 +11,8 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
 
 from glmtune.config import GenerationSettings
-from glmtune.data.encoding import Message, as_messages, encode_prompt, lead_in, stop_ids
+from glmtune.data.encoding import encode_prompt, stop_ids
+from glmtune.data.rendering import Message, as_messages, lead_in
 from glmtune.methods import Model
 from glmtune.models import max_length
 from glmtune.runtime import UserError

@@ -9,16 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmtune.data.encoding import (
-    IGNORED,
-    Encoder,
-    Message,
-    check_template,
-    control_tokens,
-    encode_example,
-    encode_prompt,
-    plain_ids,
-)
+from glmtune.data.encoding import IGNORED, Encoder, check_template, encode_example, encode_prompt, plain_ids
+from glmtune.data.rendering import Message, control_tokens
 from glmtune.models.templates import adopt, preset
 from glmtune.runtime import UserError
 from glmtune.tasks import Example

@@ -21,16 +21,8 @@ from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from glmtune.data.encoding import (
-    IGNORED,
-    Message,
-    control_tokens,
-    encode_example,
-    encode_prompt,
-    lead_in,
-    plain_ids,
-    stop_ids,
-)
+from glmtune.data.encoding import IGNORED, encode_example, encode_prompt, plain_ids, stop_ids
+from glmtune.data.rendering import Message, control_tokens, lead_in
 from glmtune.models import templates
 from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.models.glm.tokenization_glm import (
