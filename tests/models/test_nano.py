@@ -35,8 +35,8 @@ def test_it_is_a_chatglm_in_safetensors_with_original_names() -> None:
 
 def test_the_card_names_recipe_seed_and_time() -> None:
     card = (NANO / "README.md").read_text(encoding="utf-8")
-    recipe = load_recipe(Path(__file__).parents[2] / "recipes/nano_3.yaml")
-    assert "recipes/nano.yaml" in card and "nano_3.yaml" in card and "hours on one core" in card
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes/nano_4.yaml")
+    assert "recipes/nano.yaml" in card and "nano_4.yaml" in card and "hours on one core" in card
     assert f"| seed | {recipe.seed} (last stage) |" in card
     assert f"{recipe.training.steps:,} steps of {recipe.training.batch_size} (muon)" in card
 
