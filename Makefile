@@ -32,7 +32,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/glmtune train
+	$(BIN)/glmtune train training.optimizer=muon
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest

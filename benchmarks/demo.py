@@ -1,4 +1,4 @@
-"""The demo, measured: `glmtune train` without arguments, then `glmtune evaluate` on problems from elsewhere.
+"""The demo, measured: what `make demo` trains, then `glmtune evaluate` on problems from elsewhere.
 
 The foreign problems are made and answered here with Python's `decimal` alone, by none of the project's code: operands
 up to 100, integers and decimals with two decimals, with and without `=`, zeros at the end written or not, targets
@@ -58,7 +58,8 @@ def main() -> None:
     chosen = options(__doc__, problems=1000, held_out=2000)
     quiet_libraries()
     with tempfile.TemporaryDirectory() as work:
-        run = train.run(overrides=[f"training.output_dir={work}/run", f"evaluation.num_examples={chosen.held_out}"])
+        settings = [f"training.output_dir={work}/run", f"evaluation.num_examples={chosen.held_out}"]
+        run = train.run(overrides=["training.optimizer=muon", *settings])
         file = Path(work, "foreign.jsonl")
         file.write_text("".join(json.dumps(p) + "\n" for p in foreign_problems(chosen.problems, seed=7)))
         _, foreign = evaluate.run(str(run.folder.path), data=str(file))

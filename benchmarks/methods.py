@@ -1,7 +1,7 @@
 """Every method on the same task with the same budget: nano learns + - * / from the same examples in the same order.
 
-The learning rates are the methods' own defaults. "All right" is held-out exact match before and after; "adapter" is
-what a run leaves of weights (for `full`, the model).
+The learning rates are the methods' own defaults, the optimizer is AdamW but in one row. "All right" is held-out exact
+match before and after; "adapter" is what a run leaves of weights (for `full`, the model).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from glmtune.registry import find
 
 METHODS = {
     "lora, rank 16": ["method={name: lora}"],
+    "lora, rank 16, Muon": ["method={name: lora}", "training.optimizer=muon"],
     "lora, rank 4": ["method={name: lora, rank: 4, alpha: 8}"],
     "lora, query_key_value only": ["method={name: lora, target_modules: [query_key_value]}"],
     "lora, rsLoRA, rank 64": ["method={name: lora, rank: 64, use_rslora: true, alpha: 16}"],
