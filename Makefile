@@ -32,7 +32,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/glmtune train training.optimizer=muon
+	$(BIN)/glmtune train recipes/demo.yaml
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest

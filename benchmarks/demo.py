@@ -23,6 +23,8 @@ from glmtune.problems import Problem
 from glmtune.tasks import split_of
 from glmtune.tasks.arithmetic import ArithmeticSettings
 
+RECIPE = str(Path(__file__).parents[1] / "recipes/demo.yaml")
+
 
 def foreign_problems(count: int, seed: int) -> list[dict[str, str]]:
     """Sums and differences, half of them of integers."""
@@ -59,7 +61,7 @@ def main() -> None:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as work:
         settings = [f"training.output_dir={work}/run", f"evaluation.num_examples={chosen.held_out}"]
-        run = train.run(overrides=["training.optimizer=muon", *settings])
+        run = train.run(RECIPE, settings)
         file = Path(work, "foreign.jsonl")
         file.write_text("".join(json.dumps(p) + "\n" for p in foreign_problems(chosen.problems, seed=7)))
         _, foreign = evaluate.run(str(run.folder.path), data=str(file))

@@ -165,6 +165,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             parser.error("the following arguments are required: --output")
         if options.model or options.html:
             parser.error("--model and --html belong to glmtune data inspect FILE")
+    if inspects and options.overwrite:
+        parser.error("--overwrite belongs to examples of a task; a report is always written anew")
     if options.verb is None and not options.version:
         parser.print_help()
     return options

@@ -66,9 +66,9 @@ def main(*arguments: str) -> None:
         if (run.model / name).is_file():
             with replacing(target / name) as temporary:
                 shutil.copyfile(run.model / name, temporary)
-    write_record(target, facts)
     with replacing(target / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
+    write_record(target, facts)
     print(card)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import glmtune
 from glmtune.config import load_recipe
+from glmtune.models import fingerprint
 from glmtune.runtime import RunFolder, replacing
 
 RECORD = "training.json"  # beside published weights: what their training amounts to, for stages that go on from them
@@ -21,14 +23,20 @@ def amounts(stages: list[str], model: Any) -> tuple[dict[str, Any], dict[str, An
         stages: run folders; `FOLDER@STEP` where the next run went on from a checkpoint of this one. The first may be a
             folder of published weights, from which the second went on.
     """
-    examples, steps, seconds = 0, [], 0.0
-    if Path(stages[0], RECORD).is_file():
-        before = json.loads(Path(stages[0], RECORD).read_text(encoding="utf-8"))
-        examples, steps, seconds = before["examples"], before["steps"], before["seconds"]
+    examples, steps, seconds, counted = 0, [], 0.0, []
+    published = Path(stages[0], RECORD)
+    if published.is_file():
+        before = json.loads(published.read_text(encoding="utf-8"))
+        examples, steps, seconds, counted = (before[key] for key in ("examples", "steps", "seconds", "counted"))
         stages = stages[1:]
+    if not stages:
+        sys.exit(f"{published.parent}: is published already; name the runs that went on from it, too.")
     for stage in stages:
         folder, _, cut = stage.partition("@")
         run = RunFolder(folder)
+        if (weights := fingerprint(run.model)) in counted:
+            sys.exit(f"{folder}: is counted in {published} already. Name the weights that it went on from.")
+        counted.append(weights)
         recipe = load_recipe(run.recipe)
         count = int(cut) if cut else recipe.training.steps or 0
         log = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
@@ -46,7 +54,7 @@ def amounts(stages: list[str], model: Any) -> tuple[dict[str, Any], dict[str, An
         "examples": examples,
         "steps": ", then ".join(steps),
         "hours": seconds / 3600,
-        "record": {"examples": examples, "steps": steps, "seconds": round(seconds)},
+        "record": {"examples": examples, "steps": steps, "seconds": round(seconds), "counted": counted},
         "processor": where["processor"],
         "date": where["date"],
         "torch": where["versions"]["torch"],

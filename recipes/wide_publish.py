@@ -46,8 +46,8 @@ weight comes from them |
 
 On 592 problems of MathGLM's public test set see `docs/results.md`; the held-out share above is of a few problems only.
 Quotients and products are worked out to six decimals: about seven in a hundred problems of this kind need more.
-Limits: numbers longer than those it saw, problems written in another way, powers, words; and small problems such as
-`3*4=`, which are rare among those it learned. Weights are bf16, computation is fp32. Licence: Apache-2.0.
+Limits: numbers longer than those it saw, problems written in another way, powers, words. Weights are bf16, computation
+is fp32. Licence: Apache-2.0.
 """
 
 
@@ -61,6 +61,7 @@ def main(*arguments: str) -> None:
     AutoTokenizer.from_pretrained(run.model).save_pretrained(target)
     kept = {name: yaml.safe_load(run.recipe.read_text())[name] for name in ("task", "data", "generation")}
     kept["task"].pop("exclude", None)
+    kept["data"].pop("mixture", None)
     with replacing(target / "recipe.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
     facts, after = amounts(stages, model)
@@ -70,9 +71,9 @@ def main(*arguments: str) -> None:
         low=after["exact_match_ci95"][0],
         high=after["exact_match_ci95"][1],
     )
-    write_record(target, facts)
     with replacing(target / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
+    write_record(target, facts)
     print(card)
 
 

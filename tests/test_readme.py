@@ -81,9 +81,15 @@ def test_figures_come_from_the_results(readme: str) -> None:
     """Each figure of the demo in the table of results is the one in benchmarks/results/demo.json."""
     text = (ROOT / readme).read_text(encoding="utf-8")
     rows = {row["examples"]: row for row in json.loads((ROOT / "benchmarks/results/demo.json").read_text())["rows"]}
-    for operator in "+-*/":
-        assert f"{rows[f'after, {operator}']['exact_match']:.1%}" in text
-    assert f"{rows['after, foreign + and -']['exact_match']:.1%}" in text
+    table = text.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
+    change = {
+        operator: " → ".join(f"{rows[f'{when}, {operator}']['exact_match']:.1%}" for when in ("before", "after"))
+        for operator in "+-*/"
+    }
+    first, minus, products, foreign = [line for line in table.splitlines() if line.startswith("| ")][1:5]
+    assert change["+"] in first and change["-"] in minus
+    assert change["*"] in products and products.index(change["*"]) < products.rindex(change["/"])
+    assert f"{rows['after, foreign + and -']['exact_match']:.1%}" in foreign
 
 
 @pytest.mark.parametrize("table", ["methods", "memory", "speed"])

@@ -28,7 +28,7 @@ def run(
     Args:
         task_name: a task, or a path to the user's own.
         n: number of records; a task with fewer gives all it has.
-        output: JSONL file; replaced when all records are drawn.
+        output: JSONL file, written when all records are drawn.
         split: `train` or `held_out`; the two never share a problem.
         overrides: `task.setting=value` and `seed=value` texts.
         overwrite: replace an output that is there already.

@@ -78,7 +78,6 @@ def encode_example(
         tokenizer: with the template of the model.
         prompt: a text, which is one user message, or messages.
         target: the answer.
-        max_length: in tokens.
         record: index of the example in its data set.
         every_turn: the assistant's turns in the prompt are learned, too, as far as the template marks them.
         learn_start: the control token right before an answer is learned, too.

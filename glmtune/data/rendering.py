@@ -1,7 +1,8 @@
 """Messages to pieces of text: the template is rendered, and cut into control tokens and what stands between them.
 
 A template is rendered with signs that stand for what people wrote, so that only control tokens that stand in the
-template itself count as such. Rendering depends on the roles alone, so that each sequence of roles is rendered once.
+template itself count as such. But for tools, rendering depends on the roles alone, and each sequence of roles is
+rendered once.
 """
 
 from __future__ import annotations

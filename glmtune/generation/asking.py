@@ -128,9 +128,11 @@ def check(
     if whole and longest > room:
         possible = limit is None or max(prompt_lengths(tokenizer, examples)) + longest <= limit
         more = f"Set generation.max_new_tokens={longest} or more" if possible else ""
-        less = "leave out what is longer with data.too_long=drop"
-        less = "let the task draw shorter ones, e.g. with task.maximum" if drawn else less
-        less += "" if possible else ", and set generation.max_new_tokens to what most answers need"
+        if drawn:
+            less = "let the task draw problems with shorter answers"
+        else:
+            less = "leave out what is longer with data.too_long=drop"
+            less += "" if possible else ", and set generation.max_new_tokens to what most answers need"
         raise UserError(
             f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} tokens. "
             f"{f'{more}, or {less}' if more else less.capitalize()}."

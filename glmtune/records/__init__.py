@@ -142,16 +142,19 @@ def read_questions(
 
 
 def explain(faults: Sequence[Fault], otherwise: str = "leave what is faulty out with data.on_error=skip") -> str:
-    """Faults as a message: the first of them, how many there are, and what can be done other than mending them."""
+    """Faults as a message: the first ones, how many there are, and what can be done other than mending them.
+
+    Where every fault is one of a whole file, there is nothing else.
+    """
+    remedy = "" if all(fault.line is None or fault.ends_file for fault in faults) else f", or {otherwise}"
     if len(faults) == 1:
-        is_whole_file = faults[0].line is None or faults[0].ends_file
-        return str(faults[0]) if is_whole_file else f"{faults[0]}\nMend it, or {otherwise}."
+        return f"{faults[0]}\nMend it{remedy}." if remedy else str(faults[0])
     files = len({fault.file for fault in faults})
     place = faults[0].file if files == 1 else f"{files} files"
     lines = [f"{place}: {len(faults)} faults:", *(f"  {fault}" for fault in faults[:SHOWN])]
     if len(faults) > SHOWN:
         lines.append(f"  ... and {len(faults) - SHOWN} more. `glmtune data inspect` writes all of them to a report.")
-    lines.append(f"Mend them, or {otherwise}.")
+    lines.append(f"Mend them{remedy}.")
     return "\n".join(lines)
 
 

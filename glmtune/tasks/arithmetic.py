@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, ValidationInfo, field_validator
+from pydantic import Field, PositiveFloat, field_validator
 
 from glmtune.config import NamedSettings
 from glmtune.expressions import (
@@ -164,29 +164,6 @@ class ArithmeticSettings(NamedSettings):
             raise ValueError("name at least one operator, such as task.operators='+-'")
         value = dict.fromkeys(value, 1.0) if isinstance(value, str | list) else value
         return {plain(str(key)): weight for key, weight in value.items()} if isinstance(value, dict) else value
-
-    @field_validator("same_digits", "brackets", "signed_brackets", "unfaithful")
-    @classmethod
-    def _has_effect(cls, value: Any, info: ValidationInfo) -> Any:
-        """A setting that changes nothing beside the others is a slip."""
-        others = info.data
-        operands = others.get("num_operands", 3)
-        idle = {
-            "same_digits": (value and others.get("digits", 1) is None, "without task.digits; set it, e.g. to 4"),
-            "brackets": (
-                value and max(operands if isinstance(operands, dict) else [operands]) < 3,
-                "with two operands; set task.num_operands, e.g. to '{2: 1, 3: 1}'",
-            ),
-            "signed_brackets": (value and not others.get("brackets", 1), "without task.brackets; set it, e.g. to 0.5"),
-            "unfaithful": (
-                value == "refuse" and others.get("style", "tool") != "tool",
-                "without the calculator; set task.style=tool",
-            ),
-        }
-        without_effect, why = idle[str(info.field_name)]
-        if without_effect:
-            raise ValueError(f"has no effect {why}")
-        return value
 
 
 class Arithmetic(Task):

@@ -74,8 +74,9 @@ def test_answers_that_would_be_cut_off(tiny: tuple[Any, Any], tmp_path: Path) ->
 def test_drawn_answers_that_would_be_cut_off(tiny: tuple[Any, Any]) -> None:
     """There are no records to leave out."""
     recipe = load_recipe(None, ["generation.max_new_tokens=2", "evaluation.num_examples=3"])
-    with pytest.raises(UserError, match=r"more, or let the task draw shorter ones, e\.g\. with task\.maximum\.$"):
-        held_out_of(recipe, Arithmetic(recipe.task), tiny[1], None)
+    for limit, remedy in ((None, r"or more, or let the task"), (20, r"\. Let the task")):
+        with pytest.raises(UserError, match=rf"{remedy} draw problems with shorter answers\.$"):
+            held_out_of(recipe, Arithmetic(recipe.task), tiny[1], limit)
 
 
 def test_messages_without_a_form(tiny: tuple[Any, Any], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_it_knows_sums_in_words_and_no_symbols() -> None:
 @pytest.mark.slow
 def test_the_demo_learns_sums_and_differences(tmp_path: Path) -> None:
     """What `make demo` trains, then problems that the project did not make."""
-    run = glmtune.train(overrides=["training.optimizer=muon", f"training.output_dir={tmp_path}/run"])
+    run = glmtune.train(str(Path(__file__).parents[2] / "recipes/demo.yaml"), [f"training.output_dir={tmp_path}/run"])
     before, after = run.report["before"]["by"]["operator"], run.report["after"]["by"]["operator"]
     for operator in "+-":
         assert before[operator]["exact_match"] < 0.1

@@ -25,15 +25,16 @@ def test_its_files() -> None:
         assert {weights.get_tensor(name).dtype for name in names} == {torch.bfloat16}
     recipe = evaluate.recipe_of(str(CHECKPOINT), [])
     assert recipe.task.style == "steps" and recipe.generation.max_new_tokens == 2000
-    for stage in ("arithmetic_wide", "arithmetic_wide_2", "arithmetic_wide_3"):
-        assert load_recipe(CHECKPOINT.parents[1] / f"recipes/{stage}.yaml").task.style == "steps"
-        assert f"{stage}.yaml" in (CHECKPOINT / "README.md").read_text("utf-8")
+    stages = sorted((CHECKPOINT.parents[1] / "recipes").glob("arithmetic_wide*.yaml"))
+    assert all(load_recipe(stage).task.style == "steps" for stage in stages)
+    assert f"`arithmetic_wide_2.yaml` to `{stages[-1].name}`" in (CHECKPOINT / "README.md").read_text("utf-8")
 
 
 def test_it_is_asked_by_predict(tmp_path: Path) -> None:
-    """Not all that it gets is right; of sums of its kind most are."""
+    """Not all that it gets is right; of easy ones most are, small and large."""
     asked, answered = tmp_path / "asked.jsonl", tmp_path / "answered.jsonl"
-    problems = ["2016+7172", "1228+1691", "34-879", "-612+99", "4821-366", "1710+(2421+5025)", "12*34", "45%*200"]
+    problems = ["2016+7172", "1228+1691", "34-879", "-612+99", "4821-366", "1710+(2421+5025)"]
+    problems += ["12*7", "5-8", "51+7-3", "(9+5)-8", "-(3+4)*2", "45%*200"]
     asked.write_text("".join(json.dumps({"prompt": f"{text}="}) + "\n" for text in problems))
     predict.run(str(CHECKPOINT), str(asked), str(answered), ["generation.max_new_tokens=300"])
     completions = [json.loads(line)["completion"] for line in answered.read_text("utf-8").splitlines()]
@@ -42,4 +43,4 @@ def test_it_is_asked_by_predict(tmp_path: Path) -> None:
         problem = Problem.exactly(text)
         assert problem is not None
         right.append(read_answer(completion) == problem.answer(2))
-    assert sum(right) >= 6, list(zip(problems, completions, strict=True))
+    assert sum(right) >= 10, list(zip(problems, completions, strict=True))

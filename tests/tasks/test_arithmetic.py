@@ -334,21 +334,6 @@ def test_wrong_settings(override: str) -> None:
         load_recipe(None, [f"task.{override}"])
 
 
-IDLE = ("same_digits=0.5", "brackets=0.4", "signed_brackets=0.3", "unfaithful=refuse")
-
-
-@pytest.mark.parametrize("override", IDLE)
-def test_settings_without_effect(override: str) -> None:
-    """Each alone changes nothing; together with what it needs, or with a fault in that, it is no fault."""
-    with pytest.raises(RecipeError, match=f"task.{override.partition('=')[0]}: has no effect .*; set (it|task)"):
-        load_recipe(None, [f"task.{override}"])
-    needs = ["task.digits=4", "task.num_operands={2: 1, 3: 1}", "task.brackets=0.5", "task.style=tool"]
-    load_recipe(None, [*needs, f"task.{override}"])
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(None, [*needs, "task.digits=x", "task.num_operands=1", "task.style=y", f"task.{override}"])
-    assert "no effect" not in str(caught.value)
-
-
 WIDE: dict[str, Any] = {
     "num_operands": {2: 1, 3: 1, 5: 1},
     "brackets": 0.7,
