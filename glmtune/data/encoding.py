@@ -20,9 +20,9 @@ from glmtune.data.rendering import (
     as_messages,
     as_rendered,
     conversation,
+    endings,
     pieces_of,
     render,
-    with_end,
     with_known_roles,
     with_stand_ins,
     with_starts,
@@ -229,24 +229,8 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end an answer: the end token, and those that the template puts behind one, last or between turns."""
-    if tokenizer.chat_template is None:
-        return [end_id(tokenizer)]
-    endings = set()
-    for following in ([], ["user"], ["observation"]):
-        turns = ["user", "assistant", *following]
-        messages, _ = with_stand_ins([{"role": role, "content": "."} for role in turns])
-        try:
-            if not following:
-                endings.add(conversation(tokenizer, messages)[-1].text)
-                continue
-            whole, spans = render(tokenizer, messages, for_answer=False)
-        except TemplateError:  # a template for one turn, or without such a role
-            continue
-        for span in spans:
-            first, last = with_end(tokenizer, whole, span)
-            *_, ending = pieces_of(tokenizer, whole[first:last], [], [])
-            endings |= {ending.text} if ending.is_control else set()
-    return sorted({end_id(tokenizer), *(cast(int, tokenizer.convert_tokens_to_ids(token)) for token in endings)})
+    found = set() if tokenizer.chat_template is None else endings(tokenizer)
+    return sorted({end_id(tokenizer), *(cast(int, tokenizer.convert_tokens_to_ids(token)) for token in found)})
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -224,6 +224,26 @@ def with_end(tokenizer: PreTrainedTokenizerBase, rendered: str, span: tuple[int,
     return span
 
 
+def endings(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Control tokens that the template puts behind an answer, last or between turns."""
+    found = set()
+    for following in ([], ["user"], ["observation"]):
+        turns = ["user", "assistant", *following]
+        messages, _ = with_stand_ins([{"role": role, "content": "."} for role in turns])
+        try:
+            if not following:
+                found.add(conversation(tokenizer, messages)[-1].text)
+                continue
+            whole, spans = render(tokenizer, messages, for_answer=False)
+        except TemplateError:  # a template for one turn, or without such a role
+            continue
+        for span in spans:
+            first, last = with_end(tokenizer, whole, span)
+            *_, ending = pieces_of(tokenizer, whole[first:last], [], [])
+            found |= {ending.text} if ending.is_control else set()
+    return found
+
+
 def with_starts(pieces: Sequence[Piece]) -> list[Piece]:
     """The pieces, and learned with each answer the control token before it."""
     following = [piece.learned for piece in pieces[1:]] + [False]
