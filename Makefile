@@ -7,7 +7,7 @@ PIP     = $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 .PHONY: help demo test test-slow check bench nano wide clean
 
 help:
-	@echo "make demo       fine-tune the embedded model on arithmetic (about four minutes of training on two cores)"
+	@echo "make demo       fine-tune the embedded model on arithmetic (four to five minutes of training on two cores)"
 	@echo "make test       the tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make check      ruff and mypy"
