@@ -135,7 +135,6 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--n", type=int, default=1000, help="number of examples (default: 1000)")
     data.add_argument("--output", metavar="OUT", help="file to write: JSONL; of inspect, the report as JSON")
     data.add_argument("--split", choices=("train", "held_out"), default="train", help="default: train")
-    data.add_argument("--overwrite", action="store_true", help="of examples: replace an output that exists")
     data.add_argument("--model", help="inspect: whose tokens and template count (default: nano)")
     data.add_argument("--html", metavar="PAGE.html", help="inspect: write the report as a page, too")
     data.add_argument(
@@ -165,8 +164,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             parser.error("the following arguments are required: --output")
         if options.model or options.html:
             parser.error("--model and --html belong to glmtune data inspect FILE")
-    if inspects and options.overwrite:
-        parser.error("--overwrite belongs to examples of a task; a report is always written anew")
     if options.verb is None and not options.version:
         parser.print_help()
     return options
@@ -370,7 +367,7 @@ def data(options: argparse.Namespace) -> None:
         return
     from glmtune.commands.data import run
 
-    count = run(options.task, options.n, options.output, options.split, options.settings, options.overwrite)
+    count = run(options.task, options.n, options.output, options.split, options.settings)
     print(f"{count} examples written to {options.output}")
 
 

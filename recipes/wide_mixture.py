@@ -45,7 +45,7 @@ def main(folder: str) -> None:
     """Write both files."""
     for name, count, settings in (("small", 20_000, SMALL), ("decimals", 15_000, DECIMALS)):
         file = f"{folder}/arithmetic-wide-{name}.jsonl"
-        data.run("arithmetic", count, file, overrides=["seed=5", *COMMON, *settings], overwrite=True)
+        data.run("arithmetic", count, file, overrides=["seed=5", *COMMON, *settings])
 
 
 if __name__ == "__main__":

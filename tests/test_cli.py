@@ -106,10 +106,6 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "task without file": (["train", "task.name=instructions"], ["task.file: "]),
     "unknown task of data": (["data", "arithmetics", "--output", "out"], ["'arithmetics'", "'arithmetic'"]),
     "no examples": (["data", "arithmetic", "--n", "0", "--output", "out"], ["--n 0: must be at least 1"]),
-    "examples over a file": (
-        ["data", "arithmetic", "--output", "{good}"],
-        ["good.jsonl: exists already", "--overwrite"],
-    ),
     "malformed line": (
         ["evaluate", "{run}", "--data", "{malformed}"],
         ["malformed.jsonl, line 2: not JSON", "data.on_error=skip"],
@@ -210,12 +206,6 @@ def test_a_day_with_it(glmtune: Runs, tiny_settings: list[str], monkeypatch: pyt
     monkeypatch.setenv("COLUMNS", "100")
     code, out, _ = glmtune("data", "arithmetic", "--n", "5", "--output", "sums.jsonl", "task.operators=+", "seed=7")
     assert (code, out) == (0, "5 examples written to sums.jsonl\n")
-    assert (
-        glmtune(
-            "data", "arithmetic", "--n", "5", "--output", "sums.jsonl", "task.operators=+", "seed=7", "--overwrite"
-        )[0]
-        == 0
-    )
     code, out, err = glmtune("train", *tiny_settings)
     assert code == 0 and "Traceback" not in err and "Warning" not in err
     assert "Right answers" in out and "Some of the answers" in out

@@ -15,36 +15,26 @@ from glmtune.runtime import UserError, replacing
 from glmtune.tasks import Split, Task
 
 
-def run(
-    task_name: str,
-    n: int,
-    output: str,
-    split: Split = "train",
-    overrides: list[str] | None = None,
-    overwrite: bool = False,
-) -> int:
+def run(task_name: str, n: int, output: str, split: Split = "train", overrides: list[str] | None = None) -> int:
     """Write `n` records `{"prompt", "target", "facts"}`, one a line.
 
     Args:
         task_name: a task, or a path to the user's own.
         n: number of records; a task with fewer gives all it has.
-        output: JSONL file, written when all records are drawn.
+        output: JSONL file; replaced when all records are drawn.
         split: `train` or `held_out`; the two never share a problem.
         overrides: `task.setting=value` and `seed=value` texts.
-        overwrite: replace an output that is there already.
 
     Returns:
         The number written.
 
     Raises:
-        UserError: unknown task or setting, a name for a table, or an output that is there already.
+        UserError: unknown task or setting, or a name for a table.
     """
     if n < 1:
         raise UserError(f"--n {n}: must be at least 1")
     if Path(output).suffix.lower() in {*READERS} - {".jsonl"}:
         raise UserError(f"--output {output}: examples are written as JSON lines. Name it {Path(output).stem}.jsonl.")
-    if Path(output).is_file() and Path(output).stat().st_size and not overwrite:
-        raise UserError(f"--output {output}: exists already. Choose another name, or add --overwrite.")
     recipe = make_recipe(with_overrides({"task": {"name": task_name}}, overrides or []))
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     examples = examples_of(task, split, n, recipe.seed)
