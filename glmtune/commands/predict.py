@@ -89,7 +89,7 @@ def run(
     faults = [
         fault
         for fault in (entry.fault for entry in entries)
-        if fault and (on_error == "stop" or fault.line is None or fault.ends_file)
+        if fault and (on_error == "stop" or not fault.is_of_one_record)
     ]
     if faults:
         raise UserError(explain(faults, "answer the others with --on-error record"))

@@ -101,7 +101,7 @@ def read_all(
     faults: list[Fault] = []
     for entry in read(source, columns, encoding, turns):
         (faults if isinstance(entry, Fault) else records).append(entry)  # type: ignore[arg-type]
-    fatal = [fault for fault in faults if on_error == "stop" or fault.line is None or fault.ends_file]
+    fatal = [fault for fault in faults if on_error == "stop" or not fault.is_of_one_record]
     if fatal:
         raise UserError(explain(fatal))
     if faults:
@@ -146,7 +146,7 @@ def explain(faults: Sequence[Fault], otherwise: str = "leave what is faulty out 
 
     Where every fault is one of a whole file, there is nothing else.
     """
-    remedy = "" if all(fault.line is None or fault.ends_file for fault in faults) else f", or {otherwise}"
+    remedy = f", or {otherwise}" if any(fault.is_of_one_record for fault in faults) else ""
     if len(faults) == 1:
         return f"{faults[0]}\nMend it{remedy}." if remedy else str(faults[0])
     files = len({fault.file for fault in faults})

@@ -62,6 +62,11 @@ class Fault:
     record: Any = dataclasses.field(default=None, repr=False, compare=False)
     ends_file: bool = False
 
+    @property
+    def is_of_one_record(self) -> bool:
+        """Whether the others in the file can be read all the same."""
+        return self.line is not None and not self.ends_file
+
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}, line {self.line}"
         return f"{place}: {self.message}"

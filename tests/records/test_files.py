@@ -259,3 +259,16 @@ def test_what_is_written_is_read(records: list[dict[str, str]], tmp_path: Path) 
     }
     for name, content in written.items():
         assert rows_in(write(tmp_path / name, content)) == records, name
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_whole_files_are_not_said_to_be_left_out(files: int, tmp_path: Path) -> None:
+    """data.on_error=skip leaves out records; what ends a file stops with it, too."""
+    for number in range(files):
+        (tmp_path / f"{number}.json").write_text('[{"prompt": "1", "target": "2"},')
+    with pytest.raises(UserError) as told:
+        read_all(str(tmp_path))
+    assert "on_error" not in str(told.value) and str(told.value).count("cut off") == files
+    (tmp_path / "row.jsonl").write_text("{bad\n")
+    with pytest.raises(UserError, match=r"Mend them, or leave what is faulty out with data\.on_error=skip\.$"):
+        read_all(str(tmp_path))
