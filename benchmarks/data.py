@@ -38,8 +38,8 @@ from glmtune.data.collation import Collator
 from glmtune.data.encoding import Encoder
 from glmtune.data.table import encode_records
 from glmtune.evaluation.page import decide
+from glmtune.examples import Example
 from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
-from glmtune.tasks import Example
 from glmtune.tasks.instructions import read_examples
 from glmtune.training.trainer import fit
 
@@ -80,8 +80,8 @@ def from_file_to_report(file: Path, steps: int, folder: Path) -> dict[str, Any]:
         "duplicates": seen["duplicates"],
         "too_long": seen["tokens"]["too_long"],
         "held_out_asked": after["n"],
-        "exact_before": before["exact_match"],
-        "exact_after": after["exact_match"],
+        "exact_before": before["accuracy"],
+        "exact_after": after["accuracy"],
         "rouge_l_before": before["rouge-l"],
         "rouge_l_after": after["rouge-l"],
         "first_loss": losses[0],
@@ -164,7 +164,7 @@ class Chosen(EncodedDataset):
 
 def no_judge(model: Any) -> dict[str, Any]:
     """The one evaluation at the end costs nothing."""
-    return {"exact_match": 0.0, "exact_match_ci95": [0.0, 1.0], "n": 0}
+    return {"accuracy": 0.0, "accuracy_ci95": [0.0, 1.0], "n": 0}
 
 
 def memory_of_many(folder: str) -> None:

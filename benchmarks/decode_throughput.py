@@ -17,7 +17,7 @@ from glmtune import registry
 from glmtune.config import GenerationSettings, load_recipe
 from glmtune.data import examples_of
 from glmtune.data.encoding import encode_prompt, plain_ids
-from glmtune.generation.decoding import complete, generation_config, stops_of, text_of
+from glmtune.inference.engine import complete, generation_config, stops_of, text_of
 
 
 def timed(decode: Callable[[], list[str]]) -> tuple[list[str], float]:

@@ -17,10 +17,10 @@ from typing import Any
 
 from recording import RESULTS, options, record
 
+from glmtune.arithmetic.problems import Problem
 from glmtune.cli import quiet_libraries
 from glmtune.commands import evaluate, train
-from glmtune.problems import Problem
-from glmtune.tasks import split_of
+from glmtune.examples import split_of
 from glmtune.tasks.arithmetic import ArithmeticSettings
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/demo.yaml")
@@ -51,8 +51,8 @@ def is_held_out(text: str) -> bool:
 
 def row(label: str, result: dict[str, Any]) -> dict[str, Any]:
     """One line of the table."""
-    low, high = result["exact_match_ci95"]
-    return {"examples": label, "n": result["n"], "exact_match": result["exact_match"], "low": low, "high": high}
+    low, high = result["accuracy_ci95"]
+    return {"examples": label, "n": result["n"], "accuracy": result["accuracy"], "low": low, "high": high}
 
 
 def main() -> None:

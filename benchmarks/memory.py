@@ -203,7 +203,7 @@ def plain_method(cell: Cell, model: Any) -> Any:
 
 def no_judge(model: Any) -> dict[str, Any]:
     """There is nothing to judge."""
-    return {"exact_match": 0.0, "exact_match_ci95": [0.0, 1.0], "n": 0}
+    return {"accuracy": 0.0, "accuracy_ci95": [0.0, 1.0], "n": 0}
 
 
 def measure_training(cell: Cell, checkpoint: str, steps: int) -> dict[str, float]:

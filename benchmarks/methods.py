@@ -48,15 +48,15 @@ def measure(label: str, settings: list[str], common: list[str]) -> dict[str, Any
     recipe = load_recipe(None, [*common, *settings])
     method = find("glmtune.methods", recipe.method.name)(recipe.method)
     architecture = architecture_of(recipe)
-    trainable = method.learning(architecture).parameters
+    trainable = method.trainable_spec(architecture).parameters
     before, after = run.report["before"], run.report["after"]
     by = after["by"]["operator"]
     return {
         "method": label,
-        "before": before["exact_match"],
-        "after": after["exact_match"],
-        "ci95": [round(bound, 4) for bound in after["exact_match_ci95"]],
-        **{operator: by[operator]["exact_match"] for operator in "+-*/"},
+        "before": before["accuracy"],
+        "after": after["accuracy"],
+        "ci95": [round(bound, 4) for bound in after["accuracy_ci95"]],
+        **{operator: by[operator]["accuracy"] for operator in "+-*/"},
         "trainable": trainable,
         "share": trainable / architecture.parameters,
         "seconds": run.report["training_seconds"],

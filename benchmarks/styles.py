@@ -19,14 +19,14 @@ from matplotlib.patches import Rectangle
 from recording import RESULTS, options, record
 
 from glmtune import methods
+from glmtune.arithmetic.problems import Problem
 from glmtune.cli import quiet_libraries
 from glmtune.commands import train
 from glmtune.config import GenerationSettings, load_recipe
 from glmtune.evaluation.evaluator import evaluate
-from glmtune.problems import Problem
+from glmtune.examples import Example
 from glmtune.registry import find
 from glmtune.runtime import read_json_lines
-from glmtune.tasks import Example
 from glmtune.tasks.arithmetic import Arithmetic
 
 STYLES = ("direct", "steps", "tool")
@@ -72,9 +72,9 @@ def trained(label: str, settings: list[str], work: Path) -> tuple[Any, Rows]:
     log = [{"step": 0, **run.report["before"]}, *(line for _, line in read_json_lines(run.folder.log))]
     size = load_recipe(run.folder.recipe).training.batch_size
     return run, [
-        {"run": label, "examples": size * line["step"], "exact_match": line["exact_match"]}
+        {"run": label, "examples": size * line["step"], "accuracy": line["accuracy"]}
         for line in log
-        if "exact_match" in line
+        if "accuracy" in line
     ]
 
 
@@ -96,14 +96,14 @@ def grid(run: Any, operators: str, sizes: list[tuple[int, int]], count: int) -> 
                     "left": left,
                     "right": right,
                     "n": report["n"],
-                    "exact_match": report["exact_match"],
+                    "accuracy": report["accuracy"],
                     "faithful_calls": report.get("faithful_calls"),
                 }
             )
     return rows
 
 
-def mean(rows: Rows, name: str = "exact_match", **wanted: Any) -> float:
+def mean(rows: Rows, name: str = "accuracy", **wanted: Any) -> float:
     """A share over all problems of some cells."""
     chosen = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     return float(sum(row[name] * row["n"] for row in chosen) / sum(row["n"] for row in chosen))
@@ -135,17 +135,17 @@ def draw_curves(curves: Rows, long: Rows, calls: Rows, path: Path) -> None:
     figure = Figure(figsize=(13, 4), dpi=120, layout="constrained")
     learning, sums, tool = figure.subplots(1, 3)
     for style in STYLES:
-        points = [(point["examples"], point["exact_match"]) for point in curves if point["run"] == style]
+        points = [(point["examples"], point["accuracy"]) for point in curves if point["run"] == style]
         learning.plot(*zip(*points, strict=True), marker="o", markersize=3, label=style)
     learning.set(xlabel="examples seen", ylabel="exact match, held-out", title="+ − × ÷, integers of 1 to 4 digits")
     for operator in "+-":
-        points = [(row["left"], row["exact_match"]) for row in long if row["operator"] == operator]
+        points = [(row["left"], row["accuracy"]) for row in long if row["operator"] == operator]
         sums.plot(*zip(*points, strict=True), marker="o", markersize=3, label=SIGNS[operator])
     sums.axvline(LONG + 0.5, color="red", linewidth=1)
     sums.set(xlabel="digits of both operands (trained: left of the line)", title="long sums, steps")
     for row in calls:
         row["longer"] = max(row["left"], row["right"])
-    for name, label in (("exact_match", "right answers"), ("faithful_calls", "faithful calls")):
+    for name, label in (("accuracy", "right answers"), ("faithful_calls", "faithful calls")):
         shares = [mean(calls, name, longer=digits) for digits in DIGITS]
         tool.plot(DIGITS, shares, marker="o", markersize=3, label=label)
     tool.axvline(TRAINED + 0.5, color="red", linewidth=1)

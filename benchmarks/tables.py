@@ -91,7 +91,7 @@ def demo_table() -> str:
         [
             f"`{operator}`",
             *(
-                f"{shares[f'{when}, {operator} {kind}']['exact_match']:.1%}"
+                f"{shares[f'{when}, {operator} {kind}']['accuracy']:.1%}"
                 for kind in ("integer", "decimal")
                 for when in ("before", "after")
             ),
@@ -106,7 +106,7 @@ def styles_table() -> str:
     result = read("styles")
     trained = 4
 
-    def share(style: str, longest: int, name: str = "exact_match", operator: str | None = None) -> str:
+    def share(style: str, longest: int, name: str = "accuracy", operator: str | None = None) -> str:
         chosen = [
             row
             for row in result["rows"]
@@ -144,7 +144,7 @@ def long_table() -> str:
     """Long sums and differences by their digits."""
     rows = read("long_sums")["rows"]
     lengths = sorted({row["left"] for row in rows})
-    shares = {(row["operator"], row["left"]): f"{row['exact_match']:.0%}" for row in rows}
+    shares = {(row["operator"], row["left"]): f"{row['accuracy']:.0%}" for row in rows}
     return markdown(
         ["digits", *map(str, lengths)],
         [[f"`{operator}`", *(shares[operator, length] for length in lengths)] for operator in "+-"],

@@ -16,13 +16,13 @@ from typing import Any
 
 from recording import options, record
 
+from glmtune.arithmetic.expressions import round_half_up
+from glmtune.arithmetic.problems import Problem
 from glmtune.cli import quiet_libraries
 from glmtune.commands import predict
 from glmtune.config import load_recipe
 from glmtune.data import DrawnExamples
 from glmtune.evaluation.metrics import wilson_interval
-from glmtune.expressions import round_half_up
-from glmtune.problems import Problem
 from glmtune.tasks.arithmetic import Arithmetic, read_answer
 
 CHECKPOINT = "checkpoints/arithmetic-wide"

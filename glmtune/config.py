@@ -135,7 +135,7 @@ class DataSettings(Settings):
         description="at records longer than that: stop and tell all of them; drop them; or cut them: first the oldest "
         "rounds, then the beginning of the prompt, never the answer. With drop and cut, held-out ones are left out",
     )
-    learn_start: bool = Field(
+    train_on_bos: bool = Field(
         False,
         description="the control token before an answer is learned, too, as in the official script of ChatGLM-6B "
         "(`<sop>`)",
@@ -174,7 +174,7 @@ class TrainingSettings(Settings):
     steps: int | None = Field(
         None,
         ge=1,
-        description=f"optimiser steps; default: from `epochs`, or {ENDLESS_STEPS} where a task draws without end",
+        description=f"optimizer steps; default: from `epochs`, or {ENDLESS_STEPS} where a task draws without end",
     )
     epochs: float = Field(
         3, gt=0, description="passes over the records, where a task has records and `steps` is not set"

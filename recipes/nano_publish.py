@@ -41,7 +41,7 @@ It makes every command run on a fresh machine without a download. It knows arith
 | held out | a tenth of all problems by hash, the same that fine-tuning holds out; never trained on |
 | training | {steps}, {hours:.2f} hours on one core of {processor} |
 | date, versions | {date}, torch {torch}, transformers {transformers} |
-| held-out exact match | {exact_match:.1%} of {n}: {by} |
+| held-out exact match | {accuracy:.1%} of {n}: {by} |
 
 Limits: one question at a time, no knowledge beyond the task, numbers of more digits than it saw are mostly wrong.
 Licence: Apache-2.0, as the project.
@@ -59,7 +59,7 @@ def main(*arguments: str) -> None:
         data=DATA,
         vocabulary=model.config.vocab_size,
         seed=load_recipe(run.recipe).seed,
-        by=", ".join(f"`{name}` {part['exact_match']:.1%}" for name, part in after["by"]["operator,kind"].items()),
+        by=", ".join(f"`{name}` {part['accuracy']:.1%}" for name, part in after["by"]["operator,kind"].items()),
     )
     target = Path(destination)
     for name in ("model.safetensors", "config.json", "generation_config.json"):

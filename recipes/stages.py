@@ -59,7 +59,7 @@ def amounts(stages: list[str], model: Any) -> tuple[dict[str, Any], dict[str, An
         "date": where["date"],
         "torch": where["versions"]["torch"],
         "transformers": where["versions"]["transformers"],
-        "exact_match": report["after"]["exact_match"],
+        "accuracy": report["after"]["accuracy"],
         "n": report["after"]["n"],
     }, report["after"]
 

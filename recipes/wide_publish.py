@@ -42,7 +42,7 @@ weight comes from them |
 | data | {examples:,} problems that `tasks/arithmetic.py` drew{without} |
 | training | {steps}, {hours:.1f} hours on one core of {processor}, as far as that got; no GPU |
 | date, versions | {date}, torch {torch}, transformers {transformers} |
-| held-out problems of its own kind | {exact_match:.1%} of {n} right ({low:.1%} to {high:.1%}) |
+| held-out problems of its own kind | {accuracy:.1%} of {n} right ({low:.1%} to {high:.1%}) |
 
 On 592 problems of MathGLM's public test set see `docs/results.md`; the held-out share above is of a few problems only.
 Quotients and products are worked out to six decimals: about seven in a hundred problems of this kind need more.
@@ -68,8 +68,8 @@ def main(*arguments: str) -> None:
     card = CARD.format(
         **facts,
         without=", in the last stage none of those it is scored by" if load_recipe(run.recipe).task.exclude else "",
-        low=after["exact_match_ci95"][0],
-        high=after["exact_match_ci95"][1],
+        low=after["accuracy_ci95"][0],
+        high=after["accuracy_ci95"][1],
     )
     with replacing(target / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")

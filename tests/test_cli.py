@@ -37,7 +37,7 @@ def glmtune(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.fixture
-def places(tmp_path: Path, tiny_run: Run, tiny_checkpoint: Path, write_records: Any) -> dict[str, str]:
+def num_prefix_positions(tmp_path: Path, tiny_run: Run, tiny_checkpoint: Path, write_records: Any) -> dict[str, str]:
     """Good and bad files, by the name in braces under which the cases below use them."""
     pointer, truncated = (Path(shutil.copytree(tiny_checkpoint, tmp_path / name)) for name in ("pointer", "truncated"))
     (pointer / "model.safetensors").write_text(LFS_POINTER)

@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).parents[1] / "glmtune"
 
 # From the bottom. A module imports what stands on lower floors; within a package its modules import each other.
 FLOORS = [
-    {"runtime", "registry", "autoclasses", "expressions"},
-    {"config", "answers", "steps", "problems"},
-    {"records"},
+    {"runtime", "registry", "autoclasses", "messages"},
+    {"config", "arithmetic", "examples"},
+    {"scoring", "records"},
     {"tasks", "models"},
     {"data", "methods"},
-    {"generation", "training"},
+    {"inference", "training"},
     {"evaluation", "export"},
     {"commands"},
     {"cli"},

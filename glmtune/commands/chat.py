@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from glmtune import registry
 from glmtune.commands.evaluate import load, recipe_of
-from glmtune.data.rendering import Message
-from glmtune.generation.decoding import MOST_ROUNDS, stream
+from glmtune.inference.engine import MOST_ROUNDS, stream
+from glmtune.messages import Message
 from glmtune.models import max_length
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task

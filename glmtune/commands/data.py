@@ -10,9 +10,10 @@ from tqdm import tqdm
 from glmtune import registry
 from glmtune.config import make_recipe, with_overrides
 from glmtune.data import examples_of
+from glmtune.examples import Split
 from glmtune.records.files import READERS
 from glmtune.runtime import UserError, replacing
-from glmtune.tasks import Split, Task
+from glmtune.tasks import Task
 
 
 def run(task_name: str, n: int, output: str, split: Split = "train", overrides: list[str] | None = None) -> int:

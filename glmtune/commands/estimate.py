@@ -71,7 +71,7 @@ class Answer:
             "length": estimate.length,
             "target_length": estimate.target_length,
             "parameters": estimate.architecture.parameters,
-            "trainable": estimate.learning.parameters,
+            "trainable": estimate.trainable.parameters,
             **{part: getattr(estimate, part) for part in parts},
             "inference": estimate.inference(estimate.length),
             "disk": estimate.disk,
@@ -142,12 +142,12 @@ def lengths(
 def lines(answer: Answer) -> list[tuple[str, str, str]]:
     """(part, size, what it is) of an answer, for people."""
     e, place = answer.estimate, answer.place
-    share = e.learning.parameters / e.architecture.parameters
+    share = e.trainable.parameters / e.architecture.parameters
     moved = "; moves to the CPU when the GPU is full" if e.paged else ""
     recomputed = ", recomputed block by block" if e.recipe.training.gradient_checkpointing else ""
     return [
         ("parameters", f"{e.architecture.parameters:,}", e.architecture.family),
-        ("trainable", f"{e.learning.parameters:,}", f"{share:.2%}, {e.recipe.method.name}"),
+        ("trainable", f"{e.trainable.parameters:,}", f"{share:.2%}, {e.recipe.method.name}"),
         ("weights", readable(e.weights), storage_of(e)),
         ("adapters", readable(e.adapters), "fp32"),
         ("gradients", readable(e.gradients), "fp32"),
@@ -173,7 +173,7 @@ def storage_of(e: Estimate) -> str:
     if e.recipe.model.quantize_embedding or e.architecture.packed_embedding:
         parts.append(f"embedding at {e.architecture.stored_bits if e.architecture.packed_embedding else 8}")
     parts.append(f"the rest at {width}")
-    return ", ".join(parts) + (", what learns at 32" if e.learning.in_place and width < 32 else "")
+    return ", ".join(parts) + (", what learns at 32" if e.trainable.in_place and width < 32 else "")
 
 
 def verdict(answer: Answer) -> str:
@@ -214,7 +214,7 @@ def estimate(recipe: Recipe, architecture: Architecture, device: Device, length:
     """
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     method.check_storage(recipe.model, architecture.stored_bits)
-    return Estimate(recipe, architecture, method.learning(architecture), device, length, target_length)
+    return Estimate(recipe, architecture, method.trainable_spec(architecture), device, length, target_length)
 
 
 def architecture_of(recipe: Recipe) -> Architecture:
@@ -312,14 +312,14 @@ def measures(recipe: Recipe, now: Estimate) -> Iterator[list[list[str]]]:
         yield [["training.optimizer=adamw_8bit"]]
     if now.device == "cuda" and not now.paged:
         yield [["training.optimizer=paged_adamw_8bit"]]
-    if now.learning.in_place:
+    if now.trainable.in_place:
         yield [["method={name: lora}"]]
     if recipe.model.random_init:  # fresh weights have to learn
         return
-    if now.learning.needs_weights:
+    if now.trainable.needs_weights:
         yield [["method.init=default"]]
     if now.bits == 16:
-        eight = [] if now.learning.dora and now.device == "cpu" else [["model.bits=8"]]  # peft cannot do both there
+        eight = [] if now.trainable.dora and now.device == "cpu" else [["model.bits=8"]]  # peft cannot do both there
         yield [*eight, ["model.bits=4"]]
     if not (recipe.model.quantize_embedding or now.architecture.packed_embedding):
         yield [["model.quantize_embedding=true"]]

@@ -15,12 +15,14 @@ from glmtune import methods, models, registry
 from glmtune.config import Recipe, load_recipe
 from glmtune.data.encoding import plain_ids
 from glmtune.evaluation.evaluator import Evaluation, evaluate
-from glmtune.generation.asking import held_out_of, with_room, with_room_for
-from glmtune.generation.decoding import Prompt, encode_prompts
+from glmtune.examples import Example
+from glmtune.inference.engine import encode_prompts
+from glmtune.inference.selection import fit_max_new_tokens, fit_max_new_tokens_to, select_held_out
+from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.models.templates import adopt
 from glmtune.runtime import RunFolder, UserError, machine, seed_everything, write_json
-from glmtune.tasks import Example, Task
+from glmtune.tasks import Task
 from glmtune.tasks.instructions import read_examples
 
 
@@ -71,7 +73,9 @@ def reader_of(target: str, recipe: Recipe) -> tuple[PreTrainedTokenizerBase, int
     config = models.load_config(models.locate(base))
     limit = models.max_length(config)
     if limit is not None and RunFolder.is_run(target):
-        limit -= registry.find("glmtune.methods", recipe.method.name)(recipe.method).places(config.model_type)
+        limit -= registry.find("glmtune.methods", recipe.method.name)(recipe.method).num_prefix_positions(
+            config.model_type
+        )
     return with_template(methods.tokenizer_of(base, folder), template_for(target, recipe)), limit
 
 
@@ -146,7 +150,7 @@ def run(
         overrides: `section.setting=value` texts.
 
     Returns:
-        The evaluation and its report: `n`, `exact_match`, `exact_match_ci95`, `by`, ...
+        The evaluation and its report: `n`, `accuracy`, `accuracy_ci95`, `by`, ...
 
     Raises:
         UserError: no such model or file, or a malformed record.
@@ -158,7 +162,7 @@ def run(
     reader = reader_of(target, recipe)
     if data:
         examples: Sequence[Example] = examples_from(task, data)
-        recipe = with_room_for(recipe, examples, *reader)
+        recipe = fit_max_new_tokens_to(recipe, examples, *reader)
         if cut := sum(len(plain_ids(reader[0], example.target)) >= recipe.generation.longest for example in examples):
             warnings.warn(
                 f"{data}: {cut} of {len(examples)} answers have more tokens than "
@@ -166,8 +170,8 @@ def run(
                 stacklevel=2,
             )
     else:
-        recipe = with_room(recipe, task, *reader)
-        examples = held_out_of(recipe, task, *reader)
+        recipe = fit_max_new_tokens(recipe, task, *reader)
+        examples = select_held_out(recipe, task, *reader)
     model, tokenizer = load(target, recipe, [example.prompt for example in examples] if data else (), f"{data}, line")
     seed_everything(recipe.seed)
     evaluation = evaluate(model, tokenizer, task, examples, recipe.generation)

@@ -23,8 +23,8 @@ from glmtune.data.mixture import examples_per_step
 from glmtune.export import gguf, merged, original
 from glmtune.export.card import write_card
 from glmtune.export.verification import Answers, ask, compare, compare_answers
-from glmtune.generation.asking import held_out_of
-from glmtune.generation.decoding import Prompt
+from glmtune.inference.selection import select_held_out
+from glmtune.messages import Prompt
 from glmtune.methods.ptuning_v2 import PTuningV2
 from glmtune.runtime import RunFolder, UserError, replacing, write_json
 from glmtune.tasks import Task
@@ -75,7 +75,7 @@ class Origin:
         evaluation = self.recipe.evaluation
         few = evaluation.model_copy(update={"num_examples": evaluation.num_examples_during})
         recipe = self.recipe.model_copy(update={"evaluation": few})
-        return [example.prompt for example in held_out_of(recipe, self.task, tokenizer, limit, whole=False)]
+        return [example.prompt for example in select_held_out(recipe, self.task, tokenizer, limit, whole=False)]
 
     @property
     def data(self) -> str:

@@ -20,11 +20,11 @@ from glmtune import methods, models
 from glmtune.commands.evaluate import check_output, with_template
 from glmtune.config import DataSettings, Recipe, make_recipe, with_overrides
 from glmtune.data.encoding import IGNORED, Encoder, Encoding
-from glmtune.data.rendering import control_tokens, learns_every_turn
+from glmtune.data.rendering import can_train_on_all_turns, control_tokens
+from glmtune.examples import split_of
 from glmtune.records import SHOWN, Fault, Record, read
 from glmtune.records.cleaning import cut_ends, leaks, unclosed
 from glmtune.runtime import UserError, replacing, write_json
-from glmtune.tasks import split_of
 from glmtune.tasks.instructions import InstructionsSettings, example_from, problem_of, repeated
 
 RENDERED = 3  # records that are shown with their tokens
@@ -118,7 +118,7 @@ def examine(
         limit: in tokens.
     """
     task, data = cast(InstructionsSettings, recipe.task), recipe.data
-    encoder = Encoder(tokenizer, limit, data.learn_start)
+    encoder = Encoder(tokenizer, limit, data.train_on_bos)
     encodings = Lengths(encoder, records, data.turns == "all")
     formats = Counter(record.format for record in records)
     double = repeated(records, "exact")
@@ -137,7 +137,7 @@ def examine(
         "leaks": len(leaked),
         "splits": splits,
         "tokens": encodings.figures(records, limit, data.too_long),
-        "notes": list(notes_on(records, data, splits, learns_every_turn(tokenizer))),
+        "notes": list(notes_on(records, data, splits, can_train_on_all_turns(tokenizer))),
         "examples": [rendered(encoder, records[place], data.turns == "all") for place in shown(len(records))],
     }
 
@@ -149,11 +149,11 @@ class Lengths:
         whole, learned: of each record.
     """
 
-    def __init__(self, encoder: Encoder, records: Sequence[Record], every_turn: bool):
+    def __init__(self, encoder: Encoder, records: Sequence[Record], train_on_all_turns: bool):
         self.whole: list[int] = []
         self.learned: list[int] = []
         for record in tqdm(records, desc="counting tokens", unit="record", disable=len(records) < FEW):
-            encoding = encoder(example_from(record, every_turn))
+            encoding = encoder(example_from(record, train_on_all_turns))
             self.whole.append(len(encoding["input_ids"]))
             self.learned.append(sum(label != IGNORED for label in encoding["labels"]))
 
@@ -253,7 +253,7 @@ def notes_on(
     for note, those in found.items():
         yield f"{len(those):,} records, the first {those[0].file}, line {those[0].line}: {note}"
     last_alone = settings.turns == "last" or (settings.turns == "all" and not learns_all)
-    if last_alone and any(example_from(record, True).every_turn for record in records):
+    if last_alone and any(example_from(record, True).train_on_all_turns for record in records):
         other = "all" if learns_all else "each"
         yield f"Of conversations, the last answer is learned; data.turns={other} learns every one."
     for split, count in splits.items():
@@ -272,9 +272,9 @@ def shown(count: int) -> list[int]:
     return sorted({0, count // 2, count - 1})[-min(RENDERED, count) :] if count else []
 
 
-def rendered(encoder: Encoder, record: Record, every_turn: bool) -> dict[str, Any]:
+def rendered(encoder: Encoder, record: Record, train_on_all_turns: bool) -> dict[str, Any]:
     """A record as the model reads it: `[text, learned, control]` of each token, the middle left out of long ones."""
-    encoding = encoder(example_from(record, every_turn))
+    encoding = encoder(example_from(record, train_on_all_turns))
     tokens = [list(token) for token in tokens_of(encoder.tokenizer, encoding)]
     left_out = len(tokens) - MOST_TOKENS
     if left_out > 0:

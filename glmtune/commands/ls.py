@@ -47,6 +47,6 @@ def result(run: RunFolder) -> str:
         return f"not finished; go on with glmtune train --resume {run.path}"
     try:
         report = json.loads(run.report.read_text(encoding="utf-8"))
-        return f"held-out exact match {report['before']['exact_match']:.1%} -> {report['after']['exact_match']:.1%}"
+        return f"held-out exact match {report['before']['accuracy']:.1%} -> {report['after']['accuracy']:.1%}"
     except (ValueError, KeyError, TypeError):
         return f"{run.report} is damaged; write it again with glmtune train --resume"

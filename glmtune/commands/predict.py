@@ -18,7 +18,8 @@ from glmtune import registry
 from glmtune.commands.evaluate import check_output, load, reader_of, recipe_of
 from glmtune.config import Recipe
 from glmtune.data.encoding import plain_ids
-from glmtune.generation.decoding import Prompt, converse, encode_prompts
+from glmtune.inference.engine import converse, encode_prompts
+from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.records import Fault, Row, explain, read_questions
 from glmtune.runtime import UserError, read_json_lines, replacing, seed_everything

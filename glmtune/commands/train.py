@@ -25,12 +25,13 @@ from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.evaluation.forgetting import Probe, compare_probes, probe, read_general
 from glmtune.evaluation.metrics import wilson_interval
-from glmtune.generation.asking import held_out_of, with_room
+from glmtune.examples import Example
+from glmtune.inference.selection import fit_max_new_tokens, select_held_out
 from glmtune.methods import Method, Model
 from glmtune.models.quantization import count_parameters
 from glmtune.models.templates import adopt
 from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
-from glmtune.tasks import Example, Task
+from glmtune.tasks import Task
 from glmtune.training.callbacks import start_log
 from glmtune.training.trainer import DivergenceError, Judge, check_precision, fit
 
@@ -124,17 +125,17 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     check_template(tokenizer)
     limit = models.max_length(config)
     if limit is not None:
-        limit -= method.places(config.model_type)
-    recipe = with_room(recipe, task, tokenizer, limit)
-    held_out = held_out_of(recipe, task, tokenizer, limit)
-    asked_during = held_out_of(recipe, task, tokenizer, limit, during=True)
+        limit -= method.num_prefix_positions(config.model_type)
+    recipe = fit_max_new_tokens(recipe, task, tokenizer, limit)
+    held_out = select_held_out(recipe, task, tokenizer, limit)
+    asked_during = select_held_out(recipe, task, tokenizer, limit, during=True)
     check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
     method.check_storage(recipe.model, models.stored_bits(config))
     models.check_bits(recipe.model, config)
-    encoder = Encoder(tokenizer, recipe.data.max_length or limit, recipe.data.learn_start)
+    encoder = Encoder(tokenizer, recipe.data.max_length or limit, recipe.data.train_on_bos)
     dataset, recipe.training.steps = training_set(recipe, task, encoder, general)
     steps = recipe.training.steps
-    for remark in [*dataset.remarks, *too_few(held_out, recipe.evaluation.num_examples), *no_start(encoder)]:
+    for remark in [*dataset.remarks, *too_few(held_out, recipe.evaluation.num_examples), *no_bos(encoder)]:
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
     announce_memory(console, recipe, *longest_of(dataset))
     seed_everything(recipe.seed)
@@ -184,11 +185,11 @@ def too_few(held_out: Sequence[Example], asked: int) -> Iterator[str]:
         )
 
 
-def no_start(encoder: Encoder) -> Iterator[str]:
-    """What is said where `data.learn_start` changes nothing."""
+def no_bos(encoder: Encoder) -> Iterator[str]:
+    """What is said where `data.train_on_bos` changes nothing."""
     example = Example("1+1=", "2")
-    if encoder.learn_start and encoder(example) == replace(encoder, learn_start=False)(example):
-        yield "data.learn_start=true changes nothing: in this template, no control token stands right before an answer."
+    if encoder.train_on_bos and encoder(example) == replace(encoder, train_on_bos=False)(example):
+        yield "data.train_on_bos=true changes nothing: this template has no control token right before an answer."
 
 
 def longest_of(dataset: EncodedDataset) -> tuple[int, int]:

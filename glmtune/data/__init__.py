@@ -10,8 +10,9 @@ from functools import lru_cache
 from torch.utils.data import Dataset, Sampler
 
 from glmtune.data.encoding import Encoder, Encoding
+from glmtune.examples import Example, Split
 from glmtune.runtime import UserError
-from glmtune.tasks import Example, Split, Task
+from glmtune.tasks import Task
 
 # Examples that are sorted by length together: enough for batches of equal length, few enough to stay random.
 BATCHES_PER_POOL = 50

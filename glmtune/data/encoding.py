@@ -15,9 +15,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.data.rendering import (
-    Message,
     Piece,
-    as_messages,
     as_rendered,
     conversation,
     endings,
@@ -28,9 +26,10 @@ from glmtune.data.rendering import (
     with_starts,
     written,
 )
+from glmtune.examples import Example
+from glmtune.messages import Message, as_messages
 from glmtune.models.templates import around
 from glmtune.runtime import UserError
-from glmtune.tasks import Example
 
 IGNORED = -100  # label of a token that is not learned
 
@@ -69,8 +68,8 @@ def encode_example(
     prompt: str | Sequence[Message],
     target: str,
     record: int = -1,
-    every_turn: bool = False,
-    learn_start: bool = False,
+    train_on_all_turns: bool = False,
+    train_on_bos: bool = False,
 ) -> Encoding:
     """A prompt with its target. Learned are the target, with what the template puts around it, and the end token.
 
@@ -79,8 +78,8 @@ def encode_example(
         prompt: a text, which is one user message, or messages.
         target: the answer.
         record: index of the example in its data set.
-        every_turn: the assistant's turns in the prompt are learned, too, as far as the template marks them.
-        learn_start: the control token right before an answer is learned, too.
+        train_on_all_turns: the assistant's turns in the prompt are learned, too, as far as the template marks them.
+        train_on_bos: the control token right before an answer is learned, too.
     """
     messages = with_known_roles(tokenizer, as_messages(prompt))
     if tokenizer.chat_template is None:
@@ -91,8 +90,8 @@ def encode_example(
         stand_ins, texts = with_stand_ins([*messages, {"role": "assistant", "content": target}])
         before = texts[:-1] if target else texts
         texts = [*as_rendered(tokenizer, messages, stand_ins[:-1], before), *texts[len(before) :]]
-        pieces = conversation(tokenizer, stand_ins, every_turn)
-        pieces = with_starts(pieces) if learn_start else pieces
+        pieces = conversation(tokenizer, stand_ins, train_on_all_turns)
+        pieces = with_starts(pieces) if train_on_bos else pieces
         ids, learned = encode_pieces(tokenizer, pieces, texts)
         labels = [token if is_learned else IGNORED for token, is_learned in zip(ids, learned, strict=True)]
     return {"input_ids": ids, "labels": labels, "record": record}
@@ -105,17 +104,17 @@ class Encoder:
     Attributes:
         tokenizer: with the template of the model.
         max_length: of an encoding, in tokens; None where there is no limit.
-        learn_start: see `encode_example`.
+        train_on_bos: see `encode_example`.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None = None
-    learn_start: bool = False
+    train_on_bos: bool = False
 
     def __call__(self, example: Example, record: int = -1) -> Encoding:
         """The whole of an example, however long it is."""
         return encode_example(
-            self.tokenizer, example.prompt, example.target, record, example.every_turn, self.learn_start
+            self.tokenizer, example.prompt, example.target, record, example.train_on_all_turns, self.train_on_bos
         )
 
     def fits(self, encoding: Encoding) -> bool:

@@ -11,9 +11,10 @@ from glmtune.config import ENDLESS_STEPS, DataSettings, Recipe, TrainingSettings
 from glmtune.data import DrawnExamples, EncodedDataset, EncodedDraws
 from glmtune.data.encoding import Encoder, Encoding
 from glmtune.data.table import encode_records
+from glmtune.examples import Example
 from glmtune.records.cleaning import normal_text
 from glmtune.runtime import UserError
-from glmtune.tasks import Example, Task
+from glmtune.tasks import Task
 from glmtune.tasks.instructions import read_examples, without
 
 FOREIGN = -1  # the number of a record that is not the task's own
@@ -109,7 +110,7 @@ def examples_per_step(training: TrainingSettings) -> int:
 
 
 def count_steps(recipe: Recipe, records: int) -> int:
-    """Optimiser steps that the epochs over some records take, the examples of other sources between them included."""
+    """Optimizer steps that the epochs over some records take, the examples of other sources between them included."""
     own_share = 1 - sum(source.share for source in recipe.data.mixture)
     return max(1, math.ceil(recipe.training.epochs * records / own_share / examples_per_step(recipe.training)))
 

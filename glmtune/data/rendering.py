@@ -18,10 +18,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from glmtune.messages import Message
 from glmtune.runtime import UserError
 
-# {"role": "user" | "assistant" | "system" | ..., "content": text}, and what else a template knows, such as "metadata".
-Message = dict[str, Any]
 TOOL_ROLES = ("observation", "tool")  # what tools say: in GLM's templates, in those of others
 
 # The first of the characters that stand for what people wrote while a template is rendered, one for each text. They
@@ -41,11 +40,6 @@ class Piece:
     text: str
     is_control: bool
     learned: bool
-
-
-def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
-    """A text is one user message."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def with_known_roles(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[Message]:
@@ -188,13 +182,15 @@ def as_rendered(
     )
 
 
-def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message], every_turn: bool = False) -> list[Piece]:
+def conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], train_on_all_turns: bool = False
+) -> list[Piece]:
     """A conversation that ends with an answer, and what of it is learned: the answer, and an end token in any case.
 
     Args:
         tokenizer: with a template.
         messages: with signs for contents, the last one the assistant's.
-        every_turn: learn what the template marks in earlier turns, too.
+        train_on_all_turns: learn what the template marks in earlier turns, too.
     """
     asked, _ = render(tokenizer, messages[:-1], for_answer=True)
     whole, spans = render(tokenizer, messages, for_answer=False)
@@ -207,7 +203,7 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: list[Message], ev
         last += len(following.text) if following is not None and following.is_control else 0
         whole, spans = whole[:last], [(len(asked), last)]
     spans = [with_end(tokenizer, whole, span) for span in spans]
-    learned = spans if every_turn else spans[-1:]
+    learned = spans if train_on_all_turns else spans[-1:]
     pieces = pieces_of(tokenizer, whole[: spans[-1][1]], spans, learned)
     if not pieces or not pieces[-1].is_control:
         pieces.append(Piece(str(tokenizer.eos_token), is_control=True, learned=True))
@@ -315,14 +311,14 @@ def _control_pattern(tokens: frozenset[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def learns_every_turn(tokenizer: PreTrainedTokenizerBase) -> bool:
+def can_train_on_all_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the template can learn all answers of a conversation in one pass, and not the last alone."""
     if tokenizer.chat_template is None:
         return False
     roles = ("user", "assistant", "user", "assistant")
     messages, _ = with_stand_ins([{"role": role, "content": "."} for role in roles])
     try:
-        pieces = conversation(tokenizer, messages, every_turn=True)
+        pieces = conversation(tokenizer, messages, train_on_all_turns=True)
     except TemplateError:  # single questions only
         return False
     return any(piece.learned and messages[1]["content"] in piece.text for piece in pieces)

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from glmtune.config import DataSettings
 from glmtune.data import EncodedDataset
 from glmtune.data.encoding import Encoder, Encoding
-from glmtune.data.rendering import learns_every_turn
+from glmtune.data.rendering import can_train_on_all_turns
+from glmtune.examples import Example
 from glmtune.records.cleaning import plain_text
 from glmtune.runtime import UserError, replacing
-from glmtune.tasks import Example
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -135,7 +135,7 @@ def encode_records(examples: Sequence[Example], encoder: Encoder, settings: Data
     Raises:
         UserError: records are too long, or none is left.
     """
-    if any(example.every_turn for example in examples) and not learns_every_turn(encoder.tokenizer):
+    if any(example.train_on_all_turns for example in examples) and not can_train_on_all_turns(encoder.tokenizer):
         warnings.warn(
             f"{name}: of conversations, this model's template learns the last answer alone. data.turns=each learns "
             "every answer, each as an example of its own; data.turns=last says that this is meant.",
@@ -228,9 +228,9 @@ def key_of(examples: Sequence[Example], encoder: Encoder, settings: DataSettings
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             digest.update(file.name.encode() + file.read_bytes())
     versions = [metadata.version(library) for library in LIBRARIES]
-    digest.update(json.dumps([versions, encoder.max_length, encoder.learn_start, settings.too_long]).encode())
+    digest.update(json.dumps([versions, encoder.max_length, encoder.train_on_bos, settings.too_long]).encode())
     for example in examples:
-        record = [example.prompt, example.target, example.every_turn]
+        record = [example.prompt, example.target, example.train_on_all_turns]
         digest.update(json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 

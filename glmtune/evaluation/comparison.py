@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from glmtune.answers import final_number, written
+from glmtune.arithmetic.expressions import shortest
+from glmtune.arithmetic.problems import Problem
+from glmtune.arithmetic.reading import final_number, written
 from glmtune.evaluation.evaluator import Evaluation
 from glmtune.evaluation.intervals import paired_difference
-from glmtune.expressions import shortest
-from glmtune.problems import Problem
-from glmtune.tasks import Example, Score, Task
+from glmtune.examples import Example
+from glmtune.scoring import Score
+from glmtune.tasks import Task
 
 CHANGED = 10  # samples that got better, and as many that got worse
 SHOWN = 3  # samples of a group of failures

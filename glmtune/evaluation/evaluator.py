@@ -11,9 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import GenerationSettings
 from glmtune.evaluation.report import summarize
-from glmtune.generation.decoding import converse
+from glmtune.examples import Example
+from glmtune.inference.engine import converse
 from glmtune.methods import Model
-from glmtune.tasks import Example, Score, Task
+from glmtune.scoring import Score
+from glmtune.tasks import Task
 
 
 @dataclass(frozen=True)

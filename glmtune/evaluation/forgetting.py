@@ -10,17 +10,17 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from glmtune.answers import numeric
+from glmtune.arithmetic.reading import numeric
 from glmtune.config import DataSettings, GenerationSettings
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import IGNORED, Encoder, plain_ids
 from glmtune.evaluation.intervals import Difference, paired_difference
 from glmtune.evaluation.metrics import wilson_interval
-from glmtune.generation.decoding import complete
+from glmtune.examples import Example
+from glmtune.inference.engine import complete
 from glmtune.methods import Model
 from glmtune.models import max_length
 from glmtune.runtime import UserError, read_json_lines
-from glmtune.tasks import Example
 from glmtune.tasks.instructions import read_examples
 
 GENERAL = Path(__file__).with_name("general.jsonl")  # written for this project: half English, half Chinese
@@ -59,7 +59,7 @@ class Probe:
     tokens: int
 
     @property
-    def exact_match(self) -> float:
+    def accuracy(self) -> float:
         """Share of the questions answered rightly."""
         return sum(self.right) / len(self.right) if self.right else 0.0
 
@@ -70,11 +70,11 @@ class Probe:
             groups.setdefault(str(example.facts.get("group", "all")), []).append(right)
         return {
             "n": len(self.right),
-            "exact_match": self.exact_match,
-            "exact_match_ci95": list(wilson_interval(sum(self.right), len(self.right))),
+            "accuracy": self.accuracy,
+            "accuracy_ci95": list(wilson_interval(sum(self.right), len(self.right))),
             "log_likelihood": self.log_likelihood,
             "tokens": self.tokens,
-            "by": {name: {"n": len(group), "exact_match": sum(group) / len(group)} for name, group in groups.items()},
+            "by": {name: {"n": len(group), "accuracy": sum(group) / len(group)} for name, group in groups.items()},
         }
 
 

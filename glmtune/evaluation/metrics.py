@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from statistics import NormalDist, fmean
 
-from glmtune import answers
-from glmtune.tasks import Score
+from glmtune.arithmetic import reading
+from glmtune.scoring import Score
 
 ROUGE_NAMES = ("rouge-1", "rouge-2", "rouge-l")
 ALIKE = 70.0  # ROUGE-L from which Self-Instruct (https://arxiv.org/abs/2212.10560) takes two texts for one
@@ -99,17 +99,17 @@ def bleu4(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 def exact(target: str, completion: str) -> Score:
     """The same text, or the same but for runs of blanks."""
-    return Score(*answers.exact(target, completion))
+    return Score(*reading.exact(target, completion))
 
 
 def numeric(target: str, completion: str) -> Score:
     """The same final number, as an exact value: `#### 18` and `She makes $18.00.`"""
-    return Score(*answers.numeric(target, completion))
+    return Score(*reading.numeric(target, completion))
 
 
 def equation(target: str, completion: str) -> Score:
     """Equations `x=...` of the same value, as exact fractions: `x=(18*6)/3-18=18` and `x=18*6/3-18`."""
-    return Score(*answers.equation(target, completion))
+    return Score(*reading.equation(target, completion))
 
 
 def rouge_alike(target: str, completion: str) -> Score:

@@ -82,18 +82,18 @@ def decide(report: dict[str, Any]) -> Decision:
     things. Do not keep: it answers fewer of them, by more than chance, or it forgot. Else it is not certain.
     """
     after, difference, forgetting = report["after"], report.get("difference"), report.get("forgetting")
-    share = f"{after['exact_match']:.1%} of the held-out examples"
+    share = f"{after['accuracy']:.1%} of the held-out examples"
     if difference is None or report.get("before") is None:
         return "open", "Not certain", f"it answers {share} rightly; there is nothing to compare that with."
-    before = report["before"]["exact_match"]
+    before = report["before"]["accuracy"]
     low, high = difference["ci95"]
     course = f"it answers {share} rightly, {before:.1%} before training"
     interval = f"the change is {_points(low)} to {_points(high)} points"
-    rest = f" It is still wrong in {1 - after['exact_match']:.0%} of them." if after["exact_match"] < GOOD else ""
+    rest = f" It is still wrong in {1 - after['accuracy']:.0%} of them." if after["accuracy"] < GOOD else ""
     if difference["change"] == "worse":
         return "discard", "Do not keep", f"{course}; {interval} (95% interval), a loss beyond chance."
     if forgetting is not None and forgetting["level"] == "forgot":
-        lost = f"{forgetting['after']['exact_match']:.0%} instead of {forgetting['before']['exact_match']:.0%}"
+        lost = f"{forgetting['after']['accuracy']:.0%} instead of {forgetting['before']['accuracy']:.0%}"
         return "discard", "Do not keep", f"{course}, but it forgot other things: {lost} of the general questions."
     if difference["change"] == "better":
         known = {
@@ -123,8 +123,8 @@ def _share(part: dict[str, Any] | None) -> str:
     """A cell with a share and its interval."""
     if part is None:
         return "<td>–</td>"
-    low, high = part["exact_match_ci95"]
-    return f"<td>{part['exact_match']:.1%}<small>{100 * low:.1f} to {100 * high:.1f}</small></td>"
+    low, high = part["accuracy_ci95"]
+    return f"<td>{part['accuracy']:.1%}<small>{100 * low:.1f} to {100 * high:.1f}</small></td>"
 
 
 def _recipe_and_data(report: dict[str, Any], recipe: dict[str, Any]) -> str:
@@ -223,8 +223,8 @@ def _text_metrics(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
 
 def _curves(log: Log) -> str:
     """The courses of loss and held-out accuracy."""
-    training = _series([record for record in log if "exact_match" not in record], "loss")
-    scores = {record["step"]: record for record in log if "exact_match" in record}
+    training = _series([record for record in log if "accuracy" not in record], "loss")
+    scores = {record["step"]: record for record in log if "accuracy" in record}
     held_out = _series(list(scores.values()), "loss")
     charts = []
     if training or held_out:
@@ -234,10 +234,8 @@ def _curves(log: Log) -> str:
         chart = line_chart(lines, "Loss over the steps", "step", lambda value: f"{value:.3g}")
         charts.append(f"<figure><h3>Loss (nats a token; lower is better)</h3>{chart}</figure>")
     if scores:
-        points = [(step, scores[step]["exact_match"]) for step in sorted(scores)]
-        band = [
-            (step, *scores[step]["exact_match_ci95"]) for step in sorted(scores) if "exact_match_ci95" in scores[step]
-        ]
+        points = [(step, scores[step]["accuracy"]) for step in sorted(scores)]
+        band = [(step, *scores[step]["accuracy_ci95"]) for step in sorted(scores) if "accuracy_ci95" in scores[step]]
         line = Line("exact match, with its 95% interval", points, "--accent", band, marked=True)
         chart = line_chart([line], "Exact match over the steps", "step", lambda value: f"{value:.0%}", (0.0, 1.0))
         charts.append(f"<figure><h3>Held-out examples answered rightly</h3>{chart}</figure>")
@@ -352,8 +350,8 @@ def _forgetting(forgetting: dict[str, Any] | None) -> str:
     rows = f'<tr class="all"><td>all</td><td>{after["n"]}</td>{_share(before)}{_share(after)}</tr>'
     for name, part in after["by"].items():
         then = before["by"].get(name)
-        was = "–" if then is None else f"{then['exact_match']:.0%}"
-        rows += f"<tr><td>{escape(name)}</td><td>{part['n']}</td><td>{was}</td><td>{part['exact_match']:.0%}</td></tr>"
+        was = "–" if then is None else f"{then['accuracy']:.0%}"
+        rows += f"<tr><td>{escape(name)}</td><td>{part['n']}</td><td>{was}</td><td>{part['accuracy']:.0%}</td></tr>"
     rows += (
         f"<tr><td>log-likelihood a token</td><td>{after['tokens']}</td>"
         f"<td>{before['log_likelihood']:.2f}</td><td>{after['log_likelihood']:.2f}</td></tr>"

@@ -30,14 +30,14 @@ Bar = tuple[str, dict[str, Any] | None, dict[str, Any] | None]  # label, share b
 
 
 def plot_loss(log: Log, path: Path | str) -> None:
-    """Draw the training loss and, faintly, the learning rate over the optimiser steps.
+    """Draw the training loss and, faintly, the learning rate over the optimizer steps.
 
     Args:
         log: records of `log.jsonl`. `loss` is the training loss (nats per target token), or the held-out loss where
-            the record holds `exact_match` too. Where a step occurs twice, as after a resumed run, the last one counts.
+            the record holds `accuracy` too. Where a step occurs twice, as after a resumed run, the last one counts.
         path: the PNG to write.
     """
-    training = [record for record in log if "exact_match" not in record]
+    training = [record for record in log if "accuracy" not in record]
     axes = _axes("Loss", "loss (nats per target token)")
     steps, losses = _series(training, "loss")
     smoothed = _smooth(losses)
@@ -45,7 +45,7 @@ def plot_loss(log: Log, path: Path | str) -> None:
         axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.9)
         marker = "o" if len(steps) == 1 else None  # a line of one point would be invisible
         axes.plot(steps, smoothed, color=BLUE, linewidth=2, marker=marker, label="training, smoothed")
-    held_out_steps, held_out = _series([record for record in log if "exact_match" in record], "loss")
+    held_out_steps, held_out = _series([record for record in log if "accuracy" in record], "loss")
     if held_out:
         axes.plot(held_out_steps, held_out, color=ORANGE, marker="o", markersize=4, linewidth=1.6, label="held-out")
     if losses and min(losses) > 0 and max(smoothed) > 20 * min(smoothed):
@@ -57,15 +57,15 @@ def plot_loss(log: Log, path: Path | str) -> None:
 
 
 def plot_accuracy(log: Log, path: Path | str) -> None:
-    """Draw the held-out exact match over the optimiser steps, with its 95% band and its best point.
+    """Draw the held-out exact match over the optimizer steps, with its 95% band and its best point.
 
     Args:
-        log: records of `log.jsonl`; those with `exact_match` (0 to 1) count, with their `exact_match_ci95` or `n`.
+        log: records of `log.jsonl`; those with `accuracy` (0 to 1) count, with their `accuracy_ci95` or `n`.
         path: the PNG to write.
     """
-    records = {record["step"]: record for record in log if "exact_match" in record}
+    records = {record["step"]: record for record in log if "accuracy" in record}
     steps = sorted(records)
-    shares = [records[step]["exact_match"] for step in steps]
+    shares = [records[step]["accuracy"] for step in steps]
     bounds = [_interval(records[step]) for step in steps]
     sizes = {records[step].get("n") for step in steps}
     axes = _axes("Held-out problems answered right", "exact match")
@@ -119,7 +119,7 @@ def _axes(title: str, ylabel: str, width: float = 8.0) -> Axes:
 
     axes = Figure(figsize=(width, 4.5), dpi=DPI, layout="constrained").add_subplot()
     axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=26)
-    axes.set_xlabel("optimiser step", color=INK)
+    axes.set_xlabel("optimizer step", color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(color="#e6e8eb", linewidth=0.8)
@@ -201,10 +201,10 @@ def _percent(axes: Axes) -> None:
 
 def _interval(record: dict[str, Any]) -> tuple[float, float]:
     """The 95% interval of a record's exact match: as logged, else by its `n`, else none."""
-    if "exact_match_ci95" in record:
-        low, high = record["exact_match_ci95"]
+    if "accuracy_ci95" in record:
+        low, high = record["accuracy_ci95"]
         return low, high
-    share = record["exact_match"]
+    share = record["accuracy"]
     return wilson_interval(round(share * record["n"]), record["n"]) if record.get("n") else (share, share)
 
 
@@ -250,7 +250,7 @@ def _bar(axes: Axes, place: float, width: float, share: dict[str, Any] | None, c
     """One bar with its whisker and its percentage above."""
     if share is None:
         return
-    value, (low, high) = share["exact_match"], share["exact_match_ci95"]
+    value, (low, high) = share["accuracy"], share["accuracy_ci95"]
     axes.bar(place, value, width * 0.94, color=color)
     axes.errorbar(place, value, [[value - low], [high - value]], color=INK, elinewidth=1, capsize=2.5, alpha=0.6)
     axes.text(place, high + 0.015, f"{value:.0%}", ha="center", va="bottom", fontsize=8.5, color=INK)

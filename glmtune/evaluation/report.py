@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from glmtune.evaluation.metrics import bleu4, rouge, wilson_interval
-from glmtune.records import Prompt
+from glmtune.examples import Example
+from glmtune.messages import Prompt
 from glmtune.records.cleaning import plain_text
-from glmtune.tasks import Example, Score, Verdict
+from glmtune.scoring import Score, Verdict
 
 SHOWN = 20  # samples and failures in a report
 MOST_VALUES = 50  # a fact with more values is no class but a name, such as a record's id
@@ -32,7 +33,7 @@ def summarize(
         text_metrics: compute rouge and BLEU-4 too (about a millisecond for each short answer).
 
     Returns:
-        `n`, `exact_match` (share of right values, 0 to 1) with `exact_match_ci95` [low, high], `verdicts` (counts),
+        `n`, `accuracy` (share of right values, 0 to 1) with `accuracy_ci95` [low, high], `verdicts` (counts),
         `by` (the same share for each value of each fact that is a text or an integer, unless it takes more than
         `MOST_VALUES` of them), `faithful_calls` (share of the answers that called the tool with what was asked; only
         where one was to be called), `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4` (0 to 100), the first `samples` and the
@@ -90,10 +91,10 @@ def comparison_table(before: dict[str, Any] | None, after: dict[str, Any]) -> Ta
     kinds = kinds if len(kinds) > 2 else [None]  # one kind is the same as all
     faithful = after.get("faithful_calls")
     calls = "" if faithful is None else f"; {faithful:.1%} called the tool with what was asked"
-    low, high = after["exact_match_ci95"]
+    low, high = after["accuracy_ci95"]
     table = Table(
         title="Right answers",
-        caption=f"all: {after['exact_match']:.1%} right, 95% interval {low:.1%} to {high:.1%}{calls}",
+        caption=f"all: {after['accuracy']:.1%} right, 95% interval {low:.1%} to {high:.1%}{calls}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,
@@ -169,7 +170,7 @@ def _share(scores: Sequence[Score]) -> dict[str, Any]:
     """`n`, the share of right ones and its interval."""
     right = sum(score.correct for score in scores)
     share = right / len(scores) if scores else 0.0
-    return {"n": len(scores), "exact_match": share, "exact_match_ci95": list(wilson_interval(right, len(scores)))}
+    return {"n": len(scores), "accuracy": share, "accuracy_ci95": list(wilson_interval(right, len(scores)))}
 
 
 def _breakdown(examples: Sequence[Example], scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
@@ -214,7 +215,7 @@ def _part(report: dict[str, Any], operator: str | None, kind: str | None) -> dic
 def _cells(parts: Sequence[dict[str, Any] | None]) -> list[Text]:
     """Number of examples and percentages of one operator and kind; both numbers where they differ."""
     numbers = dict.fromkeys(str(part["n"]) for part in parts if part)
-    return [Text(" / ".join(numbers) or "–"), *(Text(f"{part['exact_match']:.1%}" if part else "–") for part in parts)]
+    return [Text(" / ".join(numbers) or "–"), *(Text(f"{part['accuracy']:.1%}" if part else "–") for part in parts)]
 
 
 def _one_line(text: str) -> str:

@@ -123,6 +123,6 @@ def scores(report: Mapping[str, Any]) -> str:
     rows = ["| held-out | problems | exact match | 95 % interval |", "| --- | --- | --- | --- |"]
     for name in ("before", "after"):
         part = report[name]
-        low, high = part["exact_match_ci95"]
-        rows.append(f"| {name} training | {part['n']} | {part['exact_match']:.1%} | {low:.1%} to {high:.1%} |")
+        low, high = part["accuracy_ci95"]
+        rows.append(f"| {name} training | {part['n']} | {part['accuracy']:.1%} | {low:.1%} to {high:.1%} |")
     return "\n".join(rows)

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.data.encoding import encode_prompt
-from glmtune.generation.decoding import Prompt, stops_of
+from glmtune.inference.engine import stops_of
+from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.methods.lora import merge
 from glmtune.models import stored_bits

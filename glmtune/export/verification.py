@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.generation.decoding import Prompt, complete
+from glmtune.inference.engine import complete
+from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.methods.lora import MERGE_TOLERANCE
 from glmtune.runtime import UserError

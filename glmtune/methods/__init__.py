@@ -32,7 +32,7 @@ Model: TypeAlias = "PreTrainedModel | PeftModel"
 
 
 @dataclass(frozen=True)
-class Learning:
+class TrainableSpec:
     """What a method trains of an architecture; the memory of a run follows from it (`glmtune.training.memory`).
 
     Attributes:
@@ -105,7 +105,7 @@ class Method(ABC):
                 "as whole numbers, which cannot take small steps. Use method.name=lora or ptuning_v2, or 16 bits."
             )
 
-    def places(self, model_type: str) -> int:
+    def num_prefix_positions(self, model_type: str) -> int:
         """How many of the tokens that a model can take the method needs for itself."""
         return 0
 
@@ -113,16 +113,16 @@ class Method(ABC):
     def apply(self, model: PreTrainedModel) -> Model:
         """Return the model with everything frozen but what this method trains; trainable weights are fp32."""
 
-    def learning(self, architecture: Architecture) -> Learning:
+    def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """What `apply` makes trainable in a model of this architecture, for `glmtune estimate`.
 
         Raises:
             UserError: this method does not tell.
         """
-        raise UserError(f"method.name: {self.settings.name} does not tell what it trains (Method.learning).")
+        raise UserError(f"method.name: {self.settings.name} does not tell what it trains (Method.trainable_spec).")
 
     def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
-        """Groups of trainable parameters as torch's optimisers take them; `lr_scale` times the learning rate is a
+        """Groups of trainable parameters as torch's optimizers take them; `lr_scale` times the learning rate is a
         group's own."""
         return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from glmtune.config import NamedSettings
-from glmtune.methods import Learning, Method, Model
+from glmtune.methods import Method, Model, TrainableSpec
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
 
@@ -164,13 +164,13 @@ class Freeze(Method):
             own[name].data.copy_(weight)
         return model
 
-    def learning(self, architecture: Architecture) -> Learning:
+    def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """The linear layers of the chosen blocks, and where these learn as a whole, their norms."""
         part, chosen = self.settings.part, self.chosen(architecture.num_layers)
         linears = tuple(layer for layer in architecture.linears if part in ("all", layer.part))
         block = sum(layer.parameters for layer in linears) + (architecture.norm_parameters if part == "all" else 0)
         depth = architecture.num_layers - chosen[0]
-        return Learning(len(chosen) * block, depth, linears, len(chosen), True, norms=part == "all")
+        return TrainableSpec(len(chosen) * block, depth, linears, len(chosen), True, norms=part == "all")
 
 
 def blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from glmtune.config import NamedSettings
-from glmtune.methods import Learning, Method, Model
+from glmtune.methods import Method, Model, TrainableSpec
 from glmtune.models.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class Full(Method):
         whole: Any = model  # transformers' wrapper hides the signature of `to`
         return whole.to(self.storage)
 
-    def learning(self, architecture: Architecture) -> Learning:
+    def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """All."""
         count = architecture.num_layers
-        return Learning(architecture.parameters, count, architecture.linears, count, True, norms=True, embedding=True)
+        return TrainableSpec(
+            architecture.parameters, count, architecture.linears, count, True, norms=True, embedding=True
+        )

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from glmtune import registry
 from glmtune.config import ModelSettings, NamedSettings
-from glmtune.methods import Learning, Method, Model
+from glmtune.methods import Method, Model, TrainableSpec
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
 
@@ -239,7 +239,7 @@ class Lora(Method):
         slow = [parameter for name, parameter in trained if "lora_B" not in name and parameter.ndim != 1]
         return [{"params": slow}, {"params": fast, "lr_scale": self.settings.lora_plus_ratio}]
 
-    def learning(self, architecture: Architecture) -> Learning:
+    def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """A and B of each target layer, and with DoRA a length for each row.
 
         Raises:
@@ -268,7 +268,7 @@ class Lora(Method):
         if self.settings.use_dora:
             block += sum(layer.outputs for layer in linears.values())
         settings = self.settings
-        return Learning(
+        return TrainableSpec(
             count * block,
             count,
             tuple(linears.values()),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from glmtune.config import NamedSettings
-from glmtune.methods import ADAPTER_CONFIG, Learning, Method, Model
+from glmtune.methods import ADAPTER_CONFIG, Method, Model, TrainableSpec
 from glmtune.models import read_json
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
@@ -69,11 +69,11 @@ class PTuningV2(Method):
         """
         return self.rate_times_width / hidden_size if self.settings.prefix_projection else self.rate
 
-    def places(self, model_type: str) -> int:
+    def num_prefix_positions(self, model_type: str) -> int:
         """A prefix shifts the positions of what follows, but in ChatGLM-6B."""
         return 0 if model_type == "chatglm" else self.settings.num_virtual_tokens
 
-    def learning(self, architecture: Architecture) -> Learning:
+    def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """The prefix itself, or a small one and the two linear layers."""
         settings, width = self.settings, architecture.prefix_width
         tokens, projection = settings.num_virtual_tokens, settings.prefix_projection
@@ -82,7 +82,7 @@ class PTuningV2(Method):
             small = width // (2 * architecture.num_layers)
             hidden = settings.encoder_hidden_size or architecture.hidden_size
             parameters = tokens * small + (small + 1) * hidden + (hidden + 1) * width
-        return Learning(
+        return TrainableSpec(
             parameters,
             architecture.num_layers,
             prefix=tokens,

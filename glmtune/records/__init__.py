@@ -13,13 +13,12 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from glmtune.messages import Prompt
 from glmtune.records.files import SKIPPED, Fault, Line, rows
 from glmtune.records.formats import (
     LOOKED_AT,
     FieldError,
     Format,
-    Message,
-    Prompt,
     Record,
     Row,
     each_answer,
@@ -32,8 +31,6 @@ from glmtune.runtime import UserError, replacing
 
 __all__ = [
     "Fault",
-    "Message",
-    "Prompt",
     "Question",
     "Record",
     "Row",

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
-from glmtune.records.formats import Prompt
+from glmtune.messages import Prompt
 from glmtune.runtime import UserError
 
 THRESHOLD = 0.7  # ROUGE-L F of two near duplicates, as in Self-Instruct (https://arxiv.org/abs/2212.10560), Alpaca

@@ -14,10 +14,9 @@ from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 from glmtune.config import FIELDS
+from glmtune.messages import Message, Prompt
 
 Row: TypeAlias = dict[str, Any]
-Message: TypeAlias = dict[str, Any]
-Prompt: TypeAlias = str | list[Message]
 
 MOST_CHARACTERS = 2_000_000  # of one record; the longest contexts of today hold about a million tokens
 LOOKED_AT = 50  # rows by which a file's format is told

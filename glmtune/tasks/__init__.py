@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from glmtune.config import DataSettings, NamedSettings
-from glmtune.records import Prompt
-
-Split = Literal["train", "held_out"]
-Verdict = Literal["exact", "equal", "wrong", "unparseable"]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One thing to learn, or to ask.
-
-    Attributes:
-        prompt: what the model is asked.
-        target: what it should answer.
-        facts: what is known of the example (operator, digits, ...); evaluation breaks its scores down by them.
-        every_turn: the assistant's turns in the prompt are to be learned, too.
-    """
-
-    prompt: Prompt
-    target: str
-    facts: dict[str, Any] = field(default_factory=dict)
-    every_turn: bool = False
-
-
-@dataclass(frozen=True)
-class Score:
-    """How good an answer is.
-
-    Attributes:
-        verdict: `exact` as the target has it; `equal` the same value, written otherwise; `wrong`; `unparseable` no
-            answer, or several.
-        answer: the answer that was read off the completion.
-        faithful: where a tool was to be called: whether it was called with what was asked.
-    """
-
-    verdict: Verdict
-    answer: str | None = None
-    faithful: bool | None = None
-
-    @property
-    def correct(self) -> bool:
-        """The value is right: `exact` or `equal`."""
-        return self.verdict in ("exact", "equal")
+from glmtune.examples import Example, Split
+from glmtune.messages import Prompt
+from glmtune.scoring import Score
 
 
 @dataclass(frozen=True)
@@ -115,14 +75,3 @@ class Task(ABC):
 
 
 BASE = Task
-
-
-def split_of(problem: str, held_out: float) -> Split:
-    """The split that a normalised problem belongs to, decided by its hash: on any machine, in any order.
-
-    Args:
-        problem: the problem in its normal form, so that two spellings of it fall into one split.
-        held_out: share of all problems that is held out, 0 to 1.
-    """
-    digest = hashlib.sha256(problem.encode()).digest()
-    return "held_out" if int.from_bytes(digest[:8], "big") < held_out * 2**64 else "train"

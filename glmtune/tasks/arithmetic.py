@@ -18,8 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, field_validator
 
-from glmtune.config import NamedSettings
-from glmtune.expressions import (
+from glmtune.arithmetic.expressions import (
     DividedByZero,
     ExpressionError,
     evaluate,
@@ -28,11 +27,14 @@ from glmtune.expressions import (
     shortest,
     with_places,
 )
-from glmtune.problems import NUMBER, NUMBER_START, UNDEFINED, Problem, plain, without_commas
-from glmtune.records import Prompt
+from glmtune.arithmetic.problems import NUMBER, NUMBER_START, UNDEFINED, Problem, plain, without_commas
+from glmtune.arithmetic.working import STEP, expression_steps, items_of
+from glmtune.config import NamedSettings
+from glmtune.examples import Example, Split, split_of
+from glmtune.messages import Prompt
 from glmtune.runtime import UserError
-from glmtune.steps import STEP, expression_steps, items_of
-from glmtune.tasks import Example, Reply, Score, Split, Task, split_of
+from glmtune.scoring import Score
+from glmtune.tasks import Reply, Task
 
 Operator = Literal["+", "-", "*", "/"]
 Kind = Literal["integer", "decimal"]

@@ -12,14 +12,17 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from glmtune.answers import equation, exact, numeric
+from glmtune.arithmetic.problems import Problem, plain
+from glmtune.arithmetic.reading import equation, exact, numeric
 from glmtune.config import DataSettings, NamedSettings, findable
-from glmtune.problems import Problem, plain
-from glmtune.records import Prompt, Record, read_all
+from glmtune.examples import Example, Split, split_of
+from glmtune.messages import Prompt
+from glmtune.records import Record, read_all
 from glmtune.records.cleaning import duplicates, near_duplicates, normal_text, plain_text
 from glmtune.records.formats import prompt_of
 from glmtune.runtime import UserError
-from glmtune.tasks import Example, Score, Split, Task, split_of
+from glmtune.scoring import Score
+from glmtune.tasks import Task
 
 # What may stand around an expression that is a problem by itself.
 _AROUND = re.compile(
@@ -158,8 +161,8 @@ def without(examples: Sequence[Example], is_judged: Callable[[Prompt], bool]) ->
     for example in examples:
         if asks_that(example.prompt):
             continue
-        earlier = earlier_questions(example.prompt) if example.every_turn else []
-        kept.append(replace(example, every_turn=False) if any(map(asks_that, earlier)) else example)
+        earlier = earlier_questions(example.prompt) if example.train_on_all_turns else []
+        kept.append(replace(example, train_on_all_turns=False) if any(map(asks_that, earlier)) else example)
     if len(kept) < len(examples):
         warnings.warn(
             f"{len(examples) - len(kept)} of {len(examples)} records are left out of training: the model is judged by "
@@ -213,7 +216,7 @@ def problem_of(prompt: Prompt) -> str:
     return normal_text(prompt)
 
 
-def example_from(record: Record, every_turn: bool = False) -> Example:
+def example_from(record: Record, train_on_all_turns: bool = False) -> Example:
     """A record as an example; conversations are prompts of several messages."""
-    several = every_turn and bool(earlier_questions(record.prompt))
+    several = train_on_all_turns and bool(earlier_questions(record.prompt))
     return Example(record.prompt, record.target, record.facts, several)

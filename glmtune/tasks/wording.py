@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from pydantic import field_validator
 
-from glmtune.tasks import Example, Score, Split
+from glmtune.examples import Example, Split
+from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 
 OPERATOR_WORDS = {

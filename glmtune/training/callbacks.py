@@ -55,7 +55,7 @@ class LogCallback(TrainerCallback):
         record: dict[str, Any] = {"step": state.global_step, "seconds": round(time.perf_counter() - self.start, 1)}
         record |= {key.removeprefix("eval_"): value for key, value in (logs or {}).items()}
         if "ci95_low" in record:
-            record["exact_match_ci95"] = [record.pop("ci95_low"), record.pop("ci95_high")]
+            record["accuracy_ci95"] = [record.pop("ci95_low"), record.pop("ci95_high")]
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(as_line(record))
@@ -65,7 +65,7 @@ class LogCallback(TrainerCallback):
 
 def start_log(path: Path, result: dict[str, Any]) -> None:
     """Begin a log with the held-out score before training, as step 0."""
-    score = {key: result[key] for key in ("exact_match", "exact_match_ci95", "n")}
+    score = {key: result[key] for key in ("accuracy", "accuracy_ci95", "n")}
     path.write_text(as_line({"step": 0, "seconds": 0.0, **score}), encoding="utf-8")
 
 
@@ -109,7 +109,7 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        for key, name, form in (("loss", "loss", "{:.4f}"), ("eval_exact_match", "held-out", "{:.1%}")):
+        for key, name, form in (("loss", "loss", "{:.4f}"), ("eval_accuracy", "held-out", "{:.1%}")):
             if logs and key in logs:
                 self.shown[name] = form.format(logs[key])
         if self.bar is not None:

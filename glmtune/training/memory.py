@@ -1,6 +1,6 @@
 """What a run needs of memory and disk, from the sizes of the model and the recipe alone. No torch here.
 
-Counted is what this package keeps: the base in its storage, what learns in fp32, the optimiser's moments, what each
+Counted is what this package keeps: the base in its storage, what learns in fp32, the optimizer's moments, what each
 block saves for its backward pass, the logits of the targets (`glmtune.training.loss`), and the cache of the answers
 that are decoded between the steps. A peak on a GPU is torch's `max_memory_allocated`; the context of CUDA comes on
 top of it. A peak on a CPU is resident memory, the libraries included. All sizes are bytes; 1 GiB is 2**30.
@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Literal
 
 from glmtune.config import Recipe
-from glmtune.methods import Learning
+from glmtune.methods import TrainableSpec
 from glmtune.models.architecture import CHUNK, Architecture, LinearLayer, Part
 
 Device = Literal["cuda", "cpu"]
@@ -34,14 +34,14 @@ class Estimate:
     """Memory and disk of a recipe's run, each part in bytes.
 
     Attributes:
-        recipe, architecture, learning: what runs.
+        recipe, architecture, trainable: what runs.
         device: where: the first GPU, or the CPU.
         length, target_length: tokens of an example, and those of them that are learned.
     """
 
     recipe: Recipe
     architecture: Architecture
-    learning: Learning
+    trainable: TrainableSpec
     device: Device
     length: int
     target_length: int
@@ -60,7 +60,7 @@ class Estimate:
     @property
     def residual(self) -> int:
         """Bytes of a number in the residual stream: autocast LayerNorms on GPUs give fp32, RMSNorm what it gets."""
-        if self.compute == 4 or self.learning.embedding:
+        if self.compute == 4 or self.trainable.embedding:
             return 4
         return 2 if self.architecture.rms_norm or self.device == "cpu" else 4
 
@@ -87,13 +87,13 @@ class Estimate:
             bits = a.stored_bits if a.packed_embedding else 8
             embedding = a.embedding_parameters * bits // 8 + a.embedding_parameters // a.hidden_size * 4
         rest = a.parameters - a.embedding_parameters - matrices
-        learned = self.learning.parameters * (4 - width) if self.learning.in_place else 0
+        learned = self.trainable.parameters * (4 - width) if self.trainable.in_place else 0
         return int(linears + embedding + rest * width + learned)
 
     @property
     def adapters(self) -> int:
         """What learns beside the base, in fp32."""
-        return 0 if self.learning.in_place else 4 * self.learning.parameters
+        return 0 if self.trainable.in_place else 4 * self.trainable.parameters
 
     @property
     def optimizer(self) -> int:
@@ -102,15 +102,15 @@ class Estimate:
         Muon keeps one moment of a matrix, and leaves embeddings and the head to AdamW.
         """
         name = self.recipe.training.optimizer
-        precise = self.architecture.vocab_size * self.architecture.hidden_size if self.learning.embedding else 0
-        if self.learning.prefix and not self.learning.cast:  # a bare prefix is an embedding
-            precise = self.learning.parameters
+        precise = self.architecture.vocab_size * self.architecture.hidden_size if self.trainable.embedding else 0
+        if self.trainable.prefix and not self.trainable.cast:  # a bare prefix is an embedding
+            precise = self.trainable.parameters
         if name == "muon":
-            others = self.architecture.embedding_parameters if self.learning.embedding else precise
-            return 4 * (self.learning.parameters + others)
+            others = self.architecture.embedding_parameters if self.trainable.embedding else precise
+            return 4 * (self.trainable.parameters + others)
         if not name.endswith("8bit"):
-            return 8 * self.learning.parameters
-        return int(8 * precise + (self.learning.parameters - precise) * 2 * (1 + 4 / 256))
+            return 8 * self.trainable.parameters
+        return int(8 * precise + (self.trainable.parameters - precise) * 2 * (1 + 4 / 256))
 
     @property
     def paged(self) -> bool:
@@ -120,14 +120,14 @@ class Estimate:
     @property
     def gradients(self) -> int:
         """Of what learns, in fp32."""
-        return 4 * self.learning.parameters
+        return 4 * self.trainable.parameters
 
     # What a micro-batch takes
 
     @property
     def copies(self) -> int:
         """Autocast copies of the matrices that learn, kept from the forward to the backward pass."""
-        return 2 * self.learning.parameters if self.compute == 2 and self.learning.cast else 0
+        return 2 * self.trainable.parameters if self.compute == 2 and self.trainable.cast else 0
 
     def saved_by_attention(self, length: int) -> int:
         """What the attention of one block saves for the backward pass of one example, whatever learns in it.
@@ -135,7 +135,7 @@ class Estimate:
         Queries, keys, values, the output, the mask, and the logarithm of a sum for each head and token. Grouped keys
         and values are copied for every head.
         """
-        a, size, prefix = self.architecture, self.compute, self.learning.prefix
+        a, size, prefix = self.architecture, self.compute, self.trainable.prefix
         seen, queries, keys = length + prefix, a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
         values = seen * queries
         fused = sum(layer.part == "attention" for layer in a.linears) == 2
@@ -145,7 +145,7 @@ class Estimate:
         saved += 4 * length * a.num_attention_heads
         if self.recipe.model.attention == "eager":
             saved += a.num_attention_heads * length * seen * (4 + (2 if size == 2 else 0))
-        if prefix and self.learning.dropout:
+        if prefix and self.trainable.dropout:
             saved += 2 * prefix * keys * self.dropped
         return saved + length * self.saved_by_norms // 2
 
@@ -160,7 +160,7 @@ class Estimate:
     def saved_by_norms(self) -> int:
         """What the norms of a block save for a token: what they get, RMSNorm in fp32; the result where they learn."""
         a, rms = self.architecture, self.architecture.rms_norm
-        learned = self.residual if self.learning.norms and rms else 0
+        learned = self.residual if self.trainable.norms and rms else 0
         return a.normed_width * ((4 if rms else self.residual) + learned)
 
     @property
@@ -168,43 +168,43 @@ class Estimate:
         """Bytes of a number in a dropout mask."""
         return 1 if self.device == "cuda" else 4
 
-    def saved_by_learning(self, length: int) -> int:
+    def saved_by_trained_layers(self, length: int) -> int:
         """What one block saves in addition if its linear layers learn: their inputs.
 
         Each layer casts its input by itself, so that those that read the same save it several times: to fp32 for the
         update and back by autocast. In fp32 nothing is cast, and bitsandbytes' layers leave the first cast out.
         """
-        a, dropout = self.architecture, self.learning.dropout
+        a, dropout = self.architecture, self.trainable.dropout
         each = dropout or (self.compute == 2 and (self.bits == 16 or a.packed or not a.rms_norm))
         last = {layer.part: layer for layer in a.linears}
         inputs: dict[LinearLayer | Part, int] = {}
-        for layer in self.learning.linears:
+        for layer in self.trainable.linears:
             inputs[layer if each or layer is last[layer.part] else layer.part] = layer.inputs
         numbers = sum(inputs.values())
-        if self.learning.dora:  # two factors of the learned length of each row
-            numbers += sum(2 * layer.outputs for layer in self.learning.linears)
+        if self.trainable.dora:  # two factors of the learned length of each row
+            numbers += sum(2 * layer.outputs for layer in self.trainable.linears)
         return length * (numbers * self.compute + (sum(inputs.values()) * self.dropped if dropout else 0))
 
     @cached_property
     def block(self) -> int:
         """What one block saves of a micro-batch, where its linear layers learn or have updates beside them."""
-        learning, length = self.learning, self.length
-        learned = self.saved_by_learning(length) if learning.linears else 0
+        trainable, length = self.trainable, self.length
+        learned = self.saved_by_trained_layers(length) if trainable.linears else 0
         # DoRA makes its update by multiplying an identity matrix.
-        identities = self.compute * sum(layer.inputs**2 for layer in learning.linears) if learning.dora else 0
+        identities = self.compute * sum(layer.inputs**2 for layer in trainable.linears) if trainable.dora else 0
         return self.batch * (self.saved_by_attention(length) + self.saved_by_mlp(length) + learned) + identities
 
     @cached_property
     def activations(self) -> int:
         """What the blocks save from the forward to the backward pass; with gradient checkpointing, what enters each."""
-        learning, length = self.learning, self.length
+        trainable, length = self.trainable, self.length
         stream = self.batch * length * self.architecture.hidden_size * self.residual
         if self.recipe.training.gradient_checkpointing:
-            return (learning.depth + 2) * stream
+            return (trainable.depth + 2) * stream
         plain = self.batch * (self.saved_by_attention(length) + self.saved_by_mlp(length))
         # No gradient passes through the lowest attention if only MLPs learn.
-        skipped = learning.in_place and all(layer.part == "mlp" for layer in learning.linears)
-        saved = learning.blocks * self.block + (learning.depth - learning.blocks) * plain + 2 * stream
+        skipped = trainable.in_place and all(layer.part == "mlp" for layer in trainable.linears)
+        saved = trainable.blocks * self.block + (trainable.depth - trainable.blocks) * plain + 2 * stream
         return saved - (self.batch * self.saved_by_attention(length) if skipped else 0)
 
     @property
@@ -229,7 +229,7 @@ class Estimate:
             batch: prompts that are answered together.
             length: tokens of the longest, its answer included.
         """
-        a, prefix = self.architecture, self.learning.prefix
+        a, prefix = self.architecture, self.trainable.prefix
         # Room for an eighth more is made at once (`glmtune.models.growing_cache`).
         cache = batch * (length + prefix) * 9 // 8 * a.prefix_width * self.compute
         inner = a.linears[-1].inputs * (3 if a.gated else 2)
@@ -267,19 +267,19 @@ class Estimate:
 
     def inference(self, length: int, batch: int = 1) -> int:
         """Peak of answering prompts with what was trained, up to `length` tokens, answer included."""
-        learned = self.learning.parameters * (4 - self.compute)
-        trained = -learned if self.learning.in_place else self.saved
+        learned = self.trainable.parameters * (4 - self.compute)
+        trained = -learned if self.trainable.in_place else self.saved
         return LIBRARIES[self.device] + self.weights + trained + self.answers(batch, length)
 
     @property
     def disk(self) -> int:
         """The run folder: checkpoints, one more while it is being written, and what is saved in the end."""
         kept = self.recipe.training.save_total_limit + 2
-        learned = 4 * self.learning.parameters
+        learned = 4 * self.trainable.parameters
         return kept * (learned + self.optimizer) + self.saved
 
     @property
     def saved(self) -> int:
         """What is saved in the end: adapters in fp32, weights of the base in its precision."""
-        parameters = self.learning.parameters if self.learning.saved is None else self.learning.saved
-        return parameters * (self.compute if self.learning.in_place else 4)
+        parameters = self.trainable.parameters if self.trainable.saved is None else self.trainable.saved
+        return parameters * (self.compute if self.trainable.in_place else 4)

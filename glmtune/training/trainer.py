@@ -31,7 +31,7 @@ from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressB
 from glmtune.training.loss import target_loss
 from glmtune.training.muon import Muon
 
-METRIC = "exact_match"
+METRIC = "accuracy"
 PACKED_IN_CHECK = 4
 PACKING_TOLERANCE = 2e-2  # of a loss computed in 16 bits; a hundredth of it in fp32
 WEIGHTS = "trainable.safetensors"
@@ -58,7 +58,7 @@ class DivergenceError(UserError):
 class Trainer(TransformersTrainer):
     """transformers' loop with batches of similar length, judged by what the model answers, not by its loss.
 
-    The loss is a mean over the target tokens of a whole optimiser step; micro-batches, padding and accumulation cannot
+    The loss is a mean over the target tokens of a whole optimizer step; micro-batches, padding and accumulation cannot
     change it. A checkpoint holds the weights that are trained, whatever the method, and nothing of a frozen base.
 
     Args:
@@ -235,9 +235,9 @@ class Trainer(TransformersTrainer):
 
 
 def keep_embeddings_precise(optimizer: Any, model: torch.nn.Module) -> None:
-    """Moments of embeddings, a bare prefix among them, stay fp32 in 8-bit optimisers, as bitsandbytes advises.
+    """Moments of embeddings, a bare prefix among them, stay fp32 in 8-bit optimizers, as bitsandbytes advises.
 
-    bitsandbytes has one list of exceptions for all optimisers of a process, by number of the parameter. Each gets a
+    bitsandbytes has one list of exceptions for all optimizers of a process, by number of the parameter. Each gets a
     list of its own here, so that a run is not told of the embeddings of another, and no model is kept alive.
     """
     from bitsandbytes.optim import GlobalOptimManager
@@ -263,7 +263,7 @@ def check_precision(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -> TrainingArguments:
-    """transformers' form of the recipe's settings, for `steps` optimiser steps.
+    """transformers' form of the recipe's settings, for `steps` optimizer steps.
 
     What is trained is fp32; on a 16-bit base the computation is autocast to its precision.
 
@@ -356,7 +356,7 @@ def fit(
     Args:
         model: with a method applied.
         dataset: examples to learn.
-        steps: optimiser steps in all, also when resuming.
+        steps: optimizer steps in all, also when resuming.
         judge: scores the model on held-out examples.
         log_path: `log.jsonl`, appended to.
         checkpoints: folder of resumable checkpoints.

@@ -10,7 +10,7 @@ from glmtune.commands import chat
 from glmtune.commands.chat import GREETING, Conversation
 from glmtune.commands.train import Run
 from glmtune.config import load_recipe
-from glmtune.generation.decoding import complete
+from glmtune.inference.engine import complete
 from glmtune.runtime import UserError
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from glmtune.arithmetic.problems import Problem
 from glmtune.cli import main
 from glmtune.commands.data import run
 from glmtune.config import RecipeError
-from glmtune.problems import Problem
+from glmtune.examples import split_of
 from glmtune.runtime import UserError
-from glmtune.tasks import split_of
 from glmtune.tasks.instructions import read_examples
 
 

@@ -114,7 +114,7 @@ def test_how_weights_are_stored(chatglm_6b: str, settings: list[str], text: str)
 
 def test_a_run_folder_is_a_recipe(tiny_run: Run) -> None:
     answer = run(str(tiny_run.folder.path), ["training.batch_size=2"])
-    assert answer.estimate.batch == 2 and answer.estimate.learning.parameters == 2 * 4 * (32 * 8 + 64 * 2)
+    assert answer.estimate.batch == 2 and answer.estimate.trainable.parameters == 2 * 4 * (32 * 8 + 64 * 2)
 
 
 def test_lengths(chatglm_6b: str) -> None:

@@ -60,8 +60,8 @@ def test_it_agrees_with_a_count_by_hand(tiny_run: Run, write_records: Any, tmp_p
     ]
     assert 0 < sum(right) < len(right)
     assert [score.correct for score in evaluation.scores] == right
-    assert (report["n"], report["exact_match"]) == (36, sum(right) / 36)
-    assert report["exact_match_ci95"] == list(wilson_interval(sum(right), 36))
+    assert (report["n"], report["accuracy"]) == (36, sum(right) / 36)
+    assert report["accuracy_ci95"] == list(wilson_interval(sum(right), 36))
     assert report["verdicts"] == {
         name: Counter(score.verdict for score in evaluation.scores)[name] for name in report["verdicts"]
     }

@@ -27,7 +27,7 @@ from glmtune.commands.train import Run
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.export import merged
-from glmtune.generation.decoding import complete
+from glmtune.inference.engine import complete
 from glmtune.models.quantization import pack
 from glmtune.runtime import UserError
 
@@ -113,7 +113,7 @@ def test_the_record_and_the_card(tiny_run: Run, tiny_checkpoint: Path, tmp_path:
     card = (place / "README.md").read_text(encoding="utf-8")
     assert record["base_fingerprint"] in card and record["adapter_fingerprint"] in card
     after = tiny_run.report["after"]
-    assert f"| after training | {after['n']} | {after['exact_match']:.1%} |" in card
+    assert f"| after training | {after['n']} | {after['accuracy']:.1%} |" in card
     recipe = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert recipe["method"]["rank"] == 4 and "output_dir" not in recipe["training"]
     assert "base_model:" not in card and str(tmp_path) not in card  # a folder of this machine

@@ -16,7 +16,7 @@ def runs(tmp_path: Path, tiny_run: Run) -> Path:
     for name in ("finished", "stopped", "damaged", "empty-report"):
         (folder / name).mkdir(parents=True)
         (folder / name / "recipe.yaml").write_bytes(tiny_run.folder.recipe.read_bytes())
-    report = {"before": {"exact_match": 0.015}, "after": {"exact_match": 0.75}}
+    report = {"before": {"accuracy": 0.015}, "after": {"accuracy": 0.75}}
     (folder / "finished/report.json").write_text(json.dumps(report))
     (folder / "damaged/report.json").write_text('{"before": ')
     (folder / "empty-report/report.json").write_text("{}")

@@ -12,7 +12,7 @@ from glmtune import models
 from glmtune.commands import predict
 from glmtune.commands.train import Run
 from glmtune.config import load_recipe
-from glmtune.generation.decoding import complete, converse
+from glmtune.inference.engine import complete, converse
 from glmtune.records import Fault, Question, read_questions
 from glmtune.records.files import rows as file_rows
 from glmtune.runtime import UserError

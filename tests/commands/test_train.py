@@ -74,7 +74,7 @@ def test_the_report(tiny_run: Run) -> None:
     assert {"processor", "cores", "versions", "date"} <= report["machine"].keys()
     for moment, evaluation in (("before", tiny_run.before), ("after", tiny_run.after)):
         right = sum(score.correct for score in evaluation.scores)
-        assert (report[moment]["n"], report[moment]["exact_match"]) == (6, right / 6)
+        assert (report[moment]["n"], report[moment]["accuracy"]) == (6, right / 6)
         assert [sample["completion"] for sample in report[moment]["samples"]] == evaluation.completions
     assert tiny_run.before.examples == tiny_run.after.examples
 
@@ -333,7 +333,7 @@ def test_records_with_all_that_data_offers(
             overrides=[
                 *(setting for setting in tiny_settings if not setting.startswith("task.")),
                 f"task={{name: instructions, file: {file}, held_out: 0.3}}",
-                *("data.too_long=drop", "data.learn_start=true", "generation.max_new_tokens=6"),
+                *("data.too_long=drop", "data.train_on_bos=true", "generation.max_new_tokens=6"),
                 f"data.mixture=[{{file: {general}, share: 0.25}}]",
                 f"training.output_dir={tmp_path / 'run'}",
             ],

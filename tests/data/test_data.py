@@ -8,8 +8,10 @@ import pytest
 
 from glmtune.data import DrawnExamples, EncodedDraws, LengthGroupedSampler, examples_of
 from glmtune.data.encoding import Encoder, encode_example
+from glmtune.examples import Example, Split
 from glmtune.runtime import UserError
-from glmtune.tasks import Example, Score, Split, Task
+from glmtune.scoring import Score
+from glmtune.tasks import Task
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 
 

@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glmtune.data.encoding import IGNORED, Encoder, check_template, encode_example, encode_prompt, plain_ids
-from glmtune.data.rendering import Message, control_tokens
+from glmtune.data.rendering import control_tokens
+from glmtune.examples import Example
+from glmtune.messages import Message
 from glmtune.models.templates import adopt, preset
 from glmtune.runtime import UserError
-from glmtune.tasks import Example
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "chat" / "chatglm_6b_prompts.json"
 SHARED = Path(__file__).parents[2].parent / "shared" / "golden" / "chat" / "chat.json"
@@ -235,7 +236,7 @@ def test_templates_by_which_models_learn(template: str | None, chatml: Any) -> N
 
 def test_the_token_before_an_answer_is_learned_if_asked(chatglm: Any) -> None:
     """As in the official script of ChatGLM-6B, whose labels begin with `<sop>`."""
-    without, with_start = (encode_example(chatglm, "1+1=", "2", learn_start=start) for start in (False, True))
+    without, with_start = (encode_example(chatglm, "1+1=", "2", train_on_bos=start) for start in (False, True))
     assert without["input_ids"] == with_start["input_ids"]
     place = without["input_ids"].index(chatglm.bos_token_id)
     assert with_start["labels"][place] == chatglm.bos_token_id and without["labels"][place] == IGNORED

@@ -13,8 +13,8 @@ import pytest
 from glmtune.config import DataSettings, Recipe, RecipeError, load_recipe
 from glmtune.data.encoding import Encoder
 from glmtune.data.mixture import Mixture, encoded, passes, training_set
+from glmtune.examples import Example
 from glmtune.runtime import UserError
-from glmtune.tasks import Example
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 from glmtune.tasks.instructions import Instructions
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from glmtune.data.rendering import (
-    as_messages,
     control_tokens,
     conversation,
     endings,
@@ -18,6 +17,7 @@ from glmtune.data.rendering import (
     with_starts,
     written,
 )
+from glmtune.messages import as_messages
 from glmtune.runtime import UserError
 
 TURNS = [{"role": role, "content": f"{role}: <|im_end|><eop>\U000f0001"} for role in ("user", "assistant")] * 2

@@ -13,8 +13,8 @@ from glmtune.config import DataSettings
 from glmtune.data import EncodedDataset, table
 from glmtune.data.encoding import IGNORED, Encoder, encode_example
 from glmtune.data.table import ROWS, EncodedTable, encode_records
+from glmtune.examples import Example
 from glmtune.runtime import UserError, replacing
-from glmtune.tasks import Example
 
 LONG = Example("1+" * 50 + "1=", "51")
 
@@ -63,7 +63,7 @@ def test_what_changes_the_tokens_changes_the_file(change: str, chatglm: Any, cac
     if change == "record":
         records[7] = Example(records[7].prompt, "another")
     elif change == "turns":
-        records[7] = Example(records[7].prompt, records[7].target, every_turn=True)
+        records[7] = Example(records[7].prompt, records[7].target, train_on_all_turns=True)
     elif change == "template":
         tokenizer = copy.deepcopy(chatglm)
         tokenizer.chat_template += " "
@@ -71,7 +71,7 @@ def test_what_changes_the_tokens_changes_the_file(change: str, chatglm: Any, cac
     elif change == "length":
         encoder = Encoder(chatglm, 99)
     elif change == "start":
-        encoder = Encoder(chatglm, 100, learn_start=True)
+        encoder = Encoder(chatglm, 100, train_on_bos=True)
     else:
         settings = DataSettings(too_long="cut")
     assert table.key_of(records, encoder, settings) != key

@@ -4,7 +4,8 @@ import pytest
 
 from glmtune.evaluation.comparison import compare, failure_of
 from glmtune.evaluation.evaluator import Evaluation
-from glmtune.tasks import Example, Score
+from glmtune.examples import Example
+from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 
 

@@ -19,8 +19,8 @@ from glmtune.evaluation.forgetting import (
     read_general,
     verdict,
 )
+from glmtune.examples import Example
 from glmtune.runtime import UserError
-from glmtune.tasks import Example
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_probe(tiny, general):
     report = json.loads(json.dumps(found.report()))
     assert report["n"] == 5 and sum(part["n"] for part in report["by"].values()) == 5
     empty = probe(*tiny, [], GenerationSettings())
-    assert (empty.exact_match, empty.log_likelihood, empty.tokens) == (0.0, 0.0, 0)
+    assert (empty.accuracy, empty.log_likelihood, empty.tokens) == (0.0, 0.0, 0)
 
 
 def probe_of(right, log_likelihood=-1.0, n=60):

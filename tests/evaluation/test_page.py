@@ -12,8 +12,8 @@ from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation
 from glmtune.evaluation.forgetting import Probe, compare_probes
 from glmtune.evaluation.page import decide, page, write_page
+from glmtune.examples import Example
 from glmtune.runtime import read_json_lines
-from glmtune.tasks import Example
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 
 SECTIONS = ["run", "results", "curves", "digits", "changed", "failures", "forgetting", "costs", "recipe"]
@@ -58,7 +58,7 @@ def recipe():
 
 @pytest.fixture(scope="module")
 def log():
-    scores = [{"step": step, "exact_match": step / 10, "exact_match_ci95": [0, 1], "n": 9} for step in (0, 5, 10)]
+    scores = [{"step": step, "accuracy": step / 10, "accuracy_ci95": [0, 1], "n": 9} for step in (0, 5, 10)]
     losses = [{"step": step, "loss": 3 / (1 + step), "learning_rate": 1e-3, "seconds": step} for step in range(1, 11)]
     return [*scores, *losses, {"step": 7, "loss": float("nan"), "seconds": 7}]
 

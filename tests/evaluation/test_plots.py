@@ -5,14 +5,15 @@ import pytest
 
 from glmtune.evaluation.plots import _smooth, plot_accuracy, plot_breakdown, plot_loss
 from glmtune.evaluation.report import summarize
-from glmtune.tasks import Example, Score
+from glmtune.examples import Example
+from glmtune.scoring import Score
 
 LOG = [
     {"step": step, "loss": 3 * math.exp(-step / 20), "learning_rate": 1e-3 * (1 - step / 200)}
     for step in range(10, 201, 10)
 ] + [
-    {"step": 100, "exact_match": 0.5, "exact_match_ci95": [0.43, 0.57], "n": 200},
-    {"step": 200, "exact_match": 0.9, "n": 200, "loss": 0.3},
+    {"step": 100, "accuracy": 0.5, "accuracy_ci95": [0.43, 0.57], "n": 200},
+    {"step": 200, "accuracy": 0.9, "n": 200, "loss": 0.3},
     {"step": 200, "train_runtime": 3.0},
 ]
 
@@ -34,7 +35,7 @@ def report_of(facts, right):
 NAN = {"step": 210, "loss": math.nan, "learning_rate": 1e-3}
 
 
-@pytest.mark.parametrize("log", [LOG, LOG[:1], [], [*LOG, NAN], [{"step": 0, "exact_match": 0.0}]])
+@pytest.mark.parametrize("log", [LOG, LOG[:1], [], [*LOG, NAN], [{"step": 0, "accuracy": 0.0}]])
 @pytest.mark.parametrize("plot", [plot_loss, plot_accuracy])
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_curves(plot, log, tmp_path):

@@ -14,7 +14,8 @@ from glmtune.evaluation.report import (
     sample_table,
     summarize,
 )
-from glmtune.tasks import Example, Score
+from glmtune.examples import Example
+from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 
 
@@ -50,17 +51,17 @@ def test_counts_add_up(report, asked):
     assert report["format"] == 1 and report["n"] == len(examples)
     assert sum(report["verdicts"].values()) == report["n"]
     assert report["verdicts"]["exact"] + report["verdicts"]["equal"] == right
-    assert report["exact_match"] == right / len(scores)
-    assert report["exact_match_ci95"] == list(wilson_interval(right, len(scores)))
+    assert report["accuracy"] == right / len(scores)
+    assert report["accuracy_ci95"] == list(wilson_interval(right, len(scores)))
 
 
 @pytest.mark.parametrize("fact", ["operator", "kind", "operator,kind", "digits"])
 def test_parts_make_the_whole(report, fact):
     parts = report["by"][fact].values()
     assert sum(part["n"] for part in parts) == report["n"]
-    weighted = sum(part["n"] * part["exact_match"] for part in parts) / report["n"]
-    assert weighted == pytest.approx(report["exact_match"])
-    assert all(part["exact_match_ci95"][0] <= part["exact_match"] <= part["exact_match_ci95"][1] for part in parts)
+    weighted = sum(part["n"] * part["accuracy"] for part in parts) / report["n"]
+    assert weighted == pytest.approx(report["accuracy"])
+    assert all(part["accuracy_ci95"][0] <= part["accuracy"] <= part["accuracy_ci95"][1] for part in parts)
 
 
 def test_examples_without_a_fact_are_left_out(report, asked):
@@ -103,20 +104,20 @@ def test_any_scalar_fact_counts_but_no_names():
 
 def test_nothing_asked_and_unequal_lists():
     report = summarize([], [], [])
-    assert report["n"] == 0 and report["exact_match_ci95"] == [0.0, 1.0] and report["by"] == {}
+    assert report["n"] == 0 and report["accuracy_ci95"] == [0.0, 1.0] and report["by"] == {}
     assert "all" in shown(comparison_table(None, report))
     with pytest.raises(ValueError, match="1 examples, 0 completions, 0 scores"):
         summarize([Example("1+1=", "2")], [], [])
 
 
 def test_comparison_has_a_row_for_each_operator(report):
-    before = {**report, "exact_match": 0.0}
+    before = {**report, "accuracy": 0.0}
     text = shown(comparison_table(before, report), width=80)
     rows = [line.split() for line in text.splitlines() if line.split()[:1] and line.split()[0] in "+-*/all"]
     assert [row[0] for row in rows] == ["+", "-", "*", "/", "all"]
-    assert rows[-1][-3:] == ["300", "0.0%", f"{report['exact_match']:.1%}"]
+    assert rows[-1][-3:] == ["300", "0.0%", f"{report['accuracy']:.1%}"]
     first = report["by"]["operator,kind"]["+ integer"]
-    assert rows[0][1:4] == [str(first["n"]), *[f"{first['exact_match']:.1%}"] * 2]
+    assert rows[0][1:4] == [str(first["n"]), *[f"{first['accuracy']:.1%}"] * 2]
     alone = shown(comparison_table(None, report))
     assert text.count("before") == 3 and not any(word in alone for word in ("before", "after"))
 
@@ -126,7 +127,7 @@ def test_comparison_without_facts_or_with_other_examples(report):
     text = shown(comparison_table(small, report))
     assert "7 / 300" in text and "–" in text
     rows = [line.split() for line in shown(comparison_table(small, small)).splitlines() if line.startswith(" all ")]
-    assert rows == [["all", "7", *[f"{report['exact_match']:.1%}"] * 2]]
+    assert rows == [["all", "7", *[f"{report['accuracy']:.1%}"] * 2]]
 
 
 def test_samples_show_every_operator_and_kind(asked):

@@ -21,8 +21,8 @@ RECORD = {
     "versions": {"glmtune": "9.8.7"},
 }
 REPORT = {
-    "before": {"n": 500, "exact_match": 0.125, "exact_match_ci95": [0.1, 0.15]},
-    "after": {"n": 500, "exact_match": 0.986, "exact_match_ci95": [0.97, 0.995]},
+    "before": {"n": 500, "accuracy": 0.125, "accuracy_ci95": [0.1, 0.15]},
+    "after": {"n": 500, "accuracy": 0.986, "accuracy_ci95": [0.97, 0.995]},
 }
 RECIPE = "method:\n  name: lora\n  rank: 4\n"
 

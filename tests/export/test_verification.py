@@ -11,7 +11,7 @@ import torch
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.export.verification import PROMPTS_WITH_LOGITS, Answers, ask, compare
-from glmtune.generation.decoding import complete
+from glmtune.inference.engine import complete
 from glmtune.methods.lora import MERGE_TOLERANCE
 from glmtune.runtime import UserError
 

@@ -13,7 +13,7 @@ import glmtune
 from glmtune import models
 from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
-from glmtune.generation.decoding import complete
+from glmtune.inference.engine import complete
 from glmtune.methods.freeze import WEIGHTS, Freeze, FreezeSettings
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
@@ -90,7 +90,7 @@ def test_halves_of_chatglm(tiny_checkpoint: Path, part: str, kept: str, left: st
 def test_counts_what_learns(tiny_checkpoint: Path, make: Any, part: str) -> None:
     method = freeze(num_layers=2, part=part)
     model = make(tiny_checkpoint)
-    told = method.learning(Architecture.from_config(model.config.to_dict()))
+    told = method.trainable_spec(Architecture.from_config(model.config.to_dict()))
     names = learning(method.apply(model))
     assert told.parameters == sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     assert told.in_place and told.blocks == 2 and told.norms == any("norm" in n or "ln_" in n for n in names)

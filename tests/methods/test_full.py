@@ -10,7 +10,7 @@ import glmtune
 from glmtune import models
 from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
-from glmtune.generation.decoding import complete
+from glmtune.inference.engine import complete
 from glmtune.methods.full import Full, FullSettings
 
 

@@ -16,7 +16,7 @@ from glmtune import models
 from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
 from glmtune.data.encoding import encode_prompt
-from glmtune.generation.decoding import complete
+from glmtune.inference.engine import complete
 from glmtune.methods import lora as lora_module
 from glmtune.methods.lora import Lora, LoraSettings, merge, principal_part
 from glmtune.models.architecture import Architecture, LinearLayer
@@ -310,7 +310,7 @@ def test_counts_what_is_trained(tiny_checkpoint: Path, sizes: Architecture, targ
         base = base_of(tiny_checkpoint)[0]
     method = lora(target_modules=targets, use_dora=use_dora)
     actual = sum(weight.numel() for weight in method.apply(base).parameters() if weight.requires_grad)
-    assert method.learning(sizes).parameters == actual
+    assert method.trainable_spec(sizes).parameters == actual
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_counts_what_is_trained(tiny_checkpoint: Path, sizes: Architecture, targ
 )
 def test_what_cannot_be_counted_is_told(targets: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        lora(target_modules=targets).learning(CHATGLM)
+        lora(target_modules=targets).trainable_spec(CHATGLM)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -14,7 +14,7 @@ import glmtune
 from glmtune import methods
 from glmtune.commands.train import Run
 from glmtune.config import load_recipe
-from glmtune.generation.decoding import complete
+from glmtune.inference.engine import complete
 from glmtune.runtime import UserError
 
 

@@ -242,13 +242,13 @@ def test_number_of_parameters(make: Callable[[], Any], width: int | None, projec
     trained = {name: weight for name, weight in own.apply(model).named_parameters() if weight.requires_grad}
     assert all(name.startswith("prompt_encoder.") for name in trained)
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
-    assert own.learning(sizes).parameters == sum(weight.numel() for weight in trained.values())
+    assert own.trainable_spec(sizes).parameters == sum(weight.numel() for weight in trained.values())
 
 
 def test_number_of_parameters_of_chatglm_6b() -> None:
     sizes = Architecture.from_config(ChatGLMConfig().to_dict())
-    assert method(num_virtual_tokens=128).learning(sizes).parameters == 29_360_128
-    assert method(True, num_virtual_tokens=128).learning(sizes).parameters == 957_059_072
+    assert method(num_virtual_tokens=128).trainable_spec(sizes).parameters == 29_360_128
+    assert method(True, num_virtual_tokens=128).trainable_spec(sizes).parameters == 957_059_072
 
 
 def test_settings_need_no_torch() -> None:

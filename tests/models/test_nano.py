@@ -66,12 +66,12 @@ def test_the_demo_learns_sums_and_differences(tmp_path: Path) -> None:
     run = glmtune.train(str(Path(__file__).parents[2] / "recipes/demo.yaml"), [f"training.output_dir={tmp_path}/run"])
     before, after = run.report["before"]["by"]["operator"], run.report["after"]["by"]["operator"]
     for operator in "+-":
-        assert before[operator]["exact_match"] < 0.1
-        assert after[operator]["exact_match"] >= 0.9
+        assert before[operator]["accuracy"] < 0.1
+        assert after[operator]["accuracy"] >= 0.9
     rng, file = random.Random(3), tmp_path / "foreign.jsonl"
     with file.open("w") as stream:
         for _ in range(300):
             left, right = (Decimal(rng.randint(0, 10_000)).scaleb(-2) for _ in range(2))
             stream.write(json.dumps({"prompt": f"{left}+{right}=", "target": str(left + right)}) + "\n")
     _, report = glmtune.evaluate(str(run.folder.path), data=str(file))
-    assert report["exact_match"] >= 0.85
+    assert report["accuracy"] >= 0.85

@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from glmtune.data.encoding import IGNORED, encode_example, encode_prompt, plain_ids, stop_ids
-from glmtune.data.rendering import Message, control_tokens, lead_in
+from glmtune.data.rendering import control_tokens, lead_in
+from glmtune.messages import Message
 from glmtune.models import templates
 from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.models.glm.tokenization_glm import (
@@ -340,10 +341,10 @@ def test_such_a_prompt_is_encoded_as_the_tokenizer_does(name: str) -> None:
 @every_pair
 def test_learned_is_exactly_the_answer_and_its_end(kind: str, name: str) -> None:
     tokenizer, (learned, _, _) = with_preset(kind, name), SUITS[kind][name]
-    for every_turn in (False, True):
-        encoding = encode_example(tokenizer, chat("1+1=", "A", "2+2="), "B", every_turn=every_turn)
+    for train_on_all_turns in (False, True):
+        encoding = encode_example(tokenizer, chat("1+1=", "A", "2+2="), "B", train_on_all_turns=train_on_all_turns)
         chosen = [label != IGNORED for label in encoding["labels"]]
-        assert shown(tokenizer, encoding["input_ids"], chosen) == (learned if every_turn else learned[-1:])
+        assert shown(tokenizer, encoding["input_ids"], chosen) == (learned if train_on_all_turns else learned[-1:])
         assert all(label in (IGNORED, i) for label, i in zip(encoding["labels"], encoding["input_ids"], strict=True))
 
 
@@ -402,7 +403,7 @@ def test_also_if_every_turn_is_learned(kind: str, name: str) -> None:
     for first, answer in [("1+1=", "2"), ("5", "7"), ("1", "0-2=8"), ("the s", "um of")]:
         messages = chat(first, answer, "2+2=")
         ids = encode_prompt(tokenizer, messages)
-        assert encode_example(tokenizer, messages, "4", every_turn=True)["input_ids"][: len(ids)] == ids
+        assert encode_example(tokenizer, messages, "4", train_on_all_turns=True)["input_ids"][: len(ids)] == ids
 
 
 # --------------------------------------------------------------------------- what others write
@@ -429,13 +430,13 @@ def test_no_text_becomes_a_control_token(kind: str, name: str, texts: list[str])
         ids = encode_prompt(tokenizer, chat(*prompt, **system))
         harmless = encode_prompt(tokenizer, chat(*"aba", **({"system": "a"} if system else {})))
         check_texts(tokenizer, ids, harmless, prompt)
-    for every_turn in (False, True):
-        example = encode_example(tokenizer, chat(*prompt), target, every_turn=every_turn)
-        harmless = encode_example(tokenizer, chat(*"aba"), "b", every_turn=every_turn)["input_ids"]
+    for train_on_all_turns in (False, True):
+        example = encode_example(tokenizer, chat(*prompt), target, train_on_all_turns=train_on_all_turns)
+        harmless = encode_example(tokenizer, chat(*"aba"), "b", train_on_all_turns=train_on_all_turns)["input_ids"]
         check_texts(tokenizer, example["input_ids"], harmless, texts)
         learned = [label for label in example["labels"] if label != IGNORED]
         control = [i for i in learned if i in control_ids(tokenizer)]
-        assert len(control) == (len(SUITS[kind][name][0]) if every_turn else 1)
+        assert len(control) == (len(SUITS[kind][name][0]) if train_on_all_turns else 1)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from glmtune.arithmetic.problems import Problem
 from glmtune.commands import evaluate, predict
 from glmtune.config import load_recipe
-from glmtune.problems import Problem
 from glmtune.tasks.arithmetic import read_answer
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/arithmetic-wide"

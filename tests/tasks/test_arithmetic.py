@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glmtune.arithmetic.expressions import round_half_up, shortest, tokens_of
+from glmtune.arithmetic.problems import Problem
 from glmtune.config import RecipeError, load_recipe
-from glmtune.expressions import round_half_up, shortest, tokens_of
-from glmtune.problems import Problem
-from glmtune.tasks import Example
+from glmtune.examples import Example
 from glmtune.tasks.arithmetic import PROMPT_WORDS, Arithmetic, ArithmeticSettings, read_answer
 
 OPERATIONS = {

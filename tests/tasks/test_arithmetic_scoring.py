@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.expressions import round_half_up, shortest
-from glmtune.problems import Problem
-from glmtune.tasks import Example, Score
+from glmtune.arithmetic.expressions import round_half_up, shortest
+from glmtune.arithmetic.problems import Problem
+from glmtune.examples import Example
+from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings, read_answer
 
 TASK = Arithmetic(ArithmeticSettings(name="arithmetic"))

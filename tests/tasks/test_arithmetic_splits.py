@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtune.problems import Problem
+from glmtune.arithmetic.problems import Problem
+from glmtune.examples import split_of
 from glmtune.runtime import UserError
 from glmtune.tasks import arithmetic as module
-from glmtune.tasks import split_of
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 
 SETTINGS: list[dict[str, Any]] = [

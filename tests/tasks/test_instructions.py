@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from glmtune.config import DataSettings, RecipeError, load_recipe
+from glmtune.examples import Example, split_of
 from glmtune.runtime import UserError
-from glmtune.tasks import Example, split_of
 from glmtune.tasks.instructions import Instructions, InstructionsSettings, problem_of, read_examples
 
 
@@ -175,7 +175,7 @@ def test_every_format_is_read(tmp_path: Path) -> None:
     file = write(tmp_path / "mixed.jsonl", {"conversations": turns}, {"question": "q", "answer": "a"})
     history = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     last = Example([*history, {"role": "user", "content": "q2"}], "b")  # type: ignore[arg-type]
-    assert read_examples(file) == [replace(last, every_turn=True), Example("q", "a")]
+    assert read_examples(file) == [replace(last, train_on_all_turns=True), Example("q", "a")]
     assert read_examples(file, DataSettings(turns="last")) == [last, Example("q", "a")]
     assert read_examples(file, DataSettings(turns="each")) == [Example("q", "a"), last, Example("q", "a")]
 
@@ -236,7 +236,7 @@ def test_judged_problems_are_not_learned_as_earlier_turns(tmp_path: Path) -> Non
     own = write(
         tmp_path / "own.jsonl", {"prompt": turns, "target": "b"}, {"prompt": [*turns[:2], turns[2]], "target": "c"}
     )
-    for question, every_turn in (("q0", False), ("q1", True)):
+    for question, train_on_all_turns in (("q0", False), ("q1", True)):
         judged = write(tmp_path / "judged.jsonl", {"prompt": question, "target": "a"})
         learned = task(own, held_out_file=judged).records("train")
-        assert [example.every_turn for example in learned] == [every_turn] * 2
+        assert [example.train_on_all_turns for example in learned] == [train_on_all_turns] * 2

@@ -8,7 +8,9 @@ import pytest
 
 from glmtune import registry
 from glmtune.config import RecipeError, load_recipe, to_yaml
-from glmtune.tasks import Example, Score, Task, split_of
+from glmtune.examples import Example, split_of
+from glmtune.scoring import Score
+from glmtune.tasks import Task
 
 OWN_TASK = textwrap.dedent(
     '''
@@ -23,7 +25,9 @@ OWN_TASK = textwrap.dedent(
     from pydantic import Field
 
     from glmtune.config import NamedSettings
-    from glmtune.tasks import Example, Score, Split, Task, split_of
+    from glmtune.examples import Example, Split, split_of
+    from glmtune.scoring import Score
+    from glmtune.tasks import Task
 
 
     @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from glmtune.problems import Problem
-from glmtune.tasks import Example
+from glmtune.arithmetic.problems import Problem
+from glmtune.examples import Example
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 from glmtune.tasks.wording import COPY_SHARE, COPY_WORDS, EQUALS_WORDS, OPERATOR_WORDS, Wording, WordingSettings
 

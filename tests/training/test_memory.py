@@ -51,7 +51,7 @@ def estimate_of(family: str, *settings: str, device: Any = "cpu", **sizes: Any) 
     recipe = load_recipe(None, [f"training.batch_size={BATCH}", *settings])
     architecture = Architecture.from_config(CONFIGS[family].to_dict() | sizes)
     method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
-    return Estimate(recipe, architecture, method.learning(architecture), device, LENGTH, TARGETS)
+    return Estimate(recipe, architecture, method.trainable_spec(architecture), device, LENGTH, TARGETS)
 
 
 def batch_of(family: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -112,7 +112,7 @@ def test_weights_and_gradients(family: str, method: str) -> None:
 @pytest.mark.parametrize("method", ["{name: full}", "{name: freeze}", "{name: lora, rank: 64}", "{name: ptuning_v2}"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "adamw_8bit"])
 def test_moments(optimizer: str, method: str) -> None:
-    """Those of an optimiser that has made a step; bitsandbytes leaves small tensors and embeddings in fp32."""
+    """Those of an optimizer that has made a step; bitsandbytes leaves small tensors and embeddings in fp32."""
     family = "llama" if optimizer == "muon" else "chatglm"  # whose head is a matrix of its own
     expected = estimate_of(family, f"method={method}", f"training.optimizer={optimizer}")
     recipe = expected.recipe

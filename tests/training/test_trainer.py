@@ -20,8 +20,8 @@ from glmtune.config import load_recipe
 from glmtune.data import EncodedDraws
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import Encoder
+from glmtune.examples import Example
 from glmtune.runtime import UserError, seed_everything
-from glmtune.tasks import Example
 from glmtune.training import trainer
 from glmtune.training.trainer import fit
 
@@ -43,7 +43,7 @@ class Judge:
         self.seen.append(weights_of(model))
         self.at.get(len(self.seen), lambda: None)()
         scores = dict(enumerate(self.script, start=1))
-        return {"exact_match": scores.get(len(self.seen), 0.0), "exact_match_ci95": [0.0, 1.0], "n": 7}
+        return {"accuracy": scores.get(len(self.seen), 0.0), "accuracy_ci95": [0.0, 1.0], "n": 7}
 
 
 def weights_of(model: Any) -> Weights:
@@ -277,7 +277,7 @@ def test_the_best_is_found_in_a_moved_folder(learn: Callable[..., Weights], tmp_
 def test_the_last_step_is_judged_and_logged(learn: Callable[..., Weights], tmp_path: Path) -> None:
     judge = Judge()
     learn("run", "training.eval_steps=3", "training.logging_steps=3", steps=5, judge=judge)
-    assert [record["step"] for record in log_of(tmp_path / "run") if "exact_match" in record] == [3, 5]
+    assert [record["step"] for record in log_of(tmp_path / "run") if "accuracy" in record] == [3, 5]
     assert list(losses(tmp_path / "run")) == [3, 5]
 
 
@@ -307,9 +307,9 @@ def test_the_log(learn: Callable[..., Weights], tmp_path: Path) -> None:
     log = log_of(tmp_path / "run")
     assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]
     assert all({"loss", "grad_norm", "learning_rate", "epoch", "seconds"} <= record.keys() for record in log[:2])
-    judged = [record for record in log if "exact_match" in record]
-    assert [(record["step"], record["exact_match"], record["n"]) for record in judged] == [(2, 0.25, 7), (4, 0.75, 7)]
-    assert all(record["exact_match_ci95"] == [0.0, 1.0] and record["duration"] >= 0 for record in judged)
+    judged = [record for record in log if "accuracy" in record]
+    assert [(record["step"], record["accuracy"], record["n"]) for record in judged] == [(2, 0.25, 7), (4, 0.75, 7)]
+    assert all(record["accuracy_ci95"] == [0.0, 1.0] and record["duration"] >= 0 for record in judged)
     assert log[-1]["train_runtime"] > 0
     assert [record["seconds"] for record in log] == sorted(record["seconds"] for record in log)
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune import methods, models, registry
 from glmtune.config import Recipe, load_recipe, make_recipe, with_overrides
+from glmtune.examples import Split
 from glmtune.methods import Method
 from glmtune.runtime import RunFolder, UserError
-from glmtune.tasks import Split, Task
+from glmtune.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -123,16 +124,18 @@ class Patient:
         from glmtune.data import DrawnExamples, examples_of
         from glmtune.data.encoding import Encoder
         from glmtune.data.mixture import encoded
-        from glmtune.generation.asking import held_out_of, with_room
+        from glmtune.inference.selection import fit_max_new_tokens, select_held_out
 
         limit = models.max_length(self.config)
         if limit is not None:
-            limit -= self.method.places(self.config.model_type)
-        held_out_of(with_room(self.recipe, self.task, self.tokenizer, limit), self.task, self.tokenizer, limit)
+            limit -= self.method.num_prefix_positions(self.config.model_type)
+        select_held_out(
+            fit_max_new_tokens(self.recipe, self.task, self.tokenizer, limit), self.task, self.tokenizer, limit
+        )
         train = examples_of(self.task, "train", CHECKED, self.recipe.seed)
         train = train if isinstance(train, DrawnExamples) else train[:CHECKED]
         data = self.recipe.data
-        encoder = Encoder(self.tokenizer, data.max_length or limit, data.learn_start)
+        encoder = Encoder(self.tokenizer, data.max_length or limit, data.train_on_bos)
         return longest_of(encoded(train, encoder, data.model_copy(update={"cache": False}), "The examples"))
 
 

@@ -506,7 +506,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
 
         Args:
             labels: (B, T), unshifted, -100 where nothing is learned. The loss is their mean, or their sum over
-                `num_items_in_batch` as the Trainer passes it for a whole optimiser step.
+                `num_items_in_batch` as the Trainer passes it for a whole optimizer step.
             logits_to_keep: compute logits (B, logits_to_keep, V) of the last tokens only; 0 for all.
         """
         outputs = self.transformer(

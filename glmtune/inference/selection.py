@@ -10,12 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from glmtune.config import SHORT_ANSWER, Recipe
 from glmtune.data import DrawnExamples, examples_of
 from glmtune.data.encoding import plain_ids
-from glmtune.generation.decoding import encode_prompts
+from glmtune.examples import Example
+from glmtune.inference.engine import encode_prompts
 from glmtune.runtime import UserError
-from glmtune.tasks import Example, Task
+from glmtune.tasks import Task
 
 
-def with_room(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Recipe:
+def fit_max_new_tokens(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Recipe:
     """The recipe with `generation.max_new_tokens`, where it does not say it: what held-out answers need, and a little.
 
     Half of what the model takes at most, where records that are too long may be left out; else what all prompts leave.
@@ -25,10 +26,10 @@ def with_room(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, li
         *examples_of(task, "held_out", settings.num_examples, recipe.seed)[: settings.num_examples],
         *examples_of(task, "held_out", settings.num_examples_during, recipe.seed + 1)[-settings.num_examples_during :],
     ]
-    return with_room_for(recipe, examples, tokenizer, limit)
+    return fit_max_new_tokens_to(recipe, examples, tokenizer, limit)
 
 
-def with_room_for(
+def fit_max_new_tokens_to(
     recipe: Recipe, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> Recipe:
     """The recipe with `generation.max_new_tokens`, where it does not say it, for some examples."""
@@ -44,7 +45,7 @@ def with_room_for(
     return recipe.model_copy(update={"generation": generation})
 
 
-def held_out_of(
+def select_held_out(
     recipe: Recipe,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,

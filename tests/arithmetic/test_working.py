@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from glmtune.expressions import DividedByZero, ExpressionError, evaluate, round_half_up, tokens_of
-from glmtune.steps import Value, expression_steps, items_of, product_steps, quotient_steps, sum_steps
+from glmtune.arithmetic.expressions import DividedByZero, ExpressionError, evaluate, round_half_up, tokens_of
+from glmtune.arithmetic.working import Value, expression_steps, items_of, product_steps, quotient_steps, sum_steps
 
 MAGNITUDES = st.builds(Value, st.integers(0, 10**7), st.integers(0, 4))
 VALUES = st.builds(Value, st.integers(-(10**7), 10**7), st.integers(0, 4))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtune.expressions import (
+from glmtune.arithmetic.expressions import (
     MOST_BITS,
     MOST_CHARACTERS,
     DividedByZero,

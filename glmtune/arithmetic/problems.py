@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from glmtune.expressions import (
+from glmtune.arithmetic.expressions import (
     BINDING,
     CLOSING,
     DividedByZero,

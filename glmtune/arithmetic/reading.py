@@ -1,7 +1,7 @@
 """Numbers and equations in free text, read exactly: `Fraction`s throughout, and nothing that a model wrote is run.
 
 All work is bounded: texts, numbers, nesting, exponents and results have largest sizes, and what is beyond them is None.
-Expressions are read by `glmtune.expressions`.
+Expressions are read by `glmtune.arithmetic.expressions`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from glmtune.expressions import ExpressionError, evaluate_start
+from glmtune.arithmetic.expressions import ExpressionError, evaluate_start
 
 Judgement = tuple[Literal["exact", "equal", "wrong", "unparseable"], str | None]  # verdict, the answer that was read
 

@@ -15,8 +15,8 @@ from torch.nn.functional import one_hot
 import glmtune
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.generation import decoding
-from glmtune.generation.decoding import (
+from glmtune.inference import engine
+from glmtune.inference.engine import (
     MOST_ROUNDS,
     complete,
     converse,
@@ -93,7 +93,7 @@ def test_rows_that_leave_early_change_nothing(
     alone = [answers((model, tokenizer), [prompt], settings) for prompt in prompts]
     rounds.clear()
     for few in (100, 1):
-        monkeypatch.setattr(decoding, "FEW_ROWS", few)
+        monkeypatch.setattr(engine, "FEW_ROWS", few)
         assert [[text] for text in answers((model, tokenizer), prompts, settings)] == alone
     assert rounds[:2] == [16, 16] and rounds[2] <= 8
     assert len({len(text) for [text] in alone}) > 3
@@ -111,7 +111,7 @@ def test_longest_first_in_batches(tiny: Loaded, monkeypatch: pytest.MonkeyPatch)
         sizes.append([len(prompt) for prompt in prompts])
         return [text_of(tokenizer, prompt[:-2], [tokenizer.eos_token_id]) for prompt in prompts]
 
-    monkeypatch.setattr(decoding, "complete_batch", echo)
+    monkeypatch.setattr(engine, "complete_batch", echo)
     assert answers(tiny, PROMPTS) == PROMPTS
     assert [len(batch) for batch in sizes] == [3, 3, 1]
     lengths = [length for batch in sizes for length in batch]
@@ -243,8 +243,8 @@ def test_tools_reply_until_there_is_an_answer(monkeypatch: pytest.MonkeyPatch) -
             return None
         return Reply("no", ends=True) if question_in(prompt) == "2" and text == "call 1" else Reply(f"result of {text}")
 
-    monkeypatch.setattr(decoding, "complete", says_again)
-    monkeypatch.setattr(decoding, "has_room", lambda model, tokenizer, messages, settings: len(messages) < 9)
+    monkeypatch.setattr(engine, "complete", says_again)
+    monkeypatch.setattr(engine, "has_room", lambda model, tokenizer, messages, settings: len(messages) < 9)
     found = dict(converse(None, None, ["1", "0", "9", "2"], GREEDY, reply))  # type: ignore[arg-type]
     assert found == {0: "call 0\ndone", 1: "done", 2: "call 0\ncall 1\ncall 2\ncall 3", 3: "call 0\ncall 1\nno"}
     assert [len(prompts) for prompts in asked] == [4, 3, 1, 1] and len(asked) == MOST_ROUNDS

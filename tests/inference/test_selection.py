@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glmtune.config import SHORT_ANSWER, Recipe, load_recipe
-from glmtune.generation.asking import held_out_of, with_room
+from glmtune.inference.selection import fit_max_new_tokens, select_held_out
 from glmtune.runtime import UserError
 from glmtune.tasks.arithmetic import Arithmetic
 from glmtune.tasks.instructions import Instructions
@@ -39,10 +39,10 @@ def of_records(tmp_path: Path, *settings: str, judged: list[tuple[Any, str]]) ->
 )
 def test_room(length: int, limit: int | None, rule: str, room: int, tiny: tuple[Any, Any], tmp_path: Path) -> None:
     recipe, task = of_records(tmp_path, f"data.too_long={rule}", judged=[("1", "2"), ("3", "4" * length)])
-    assert with_room(recipe, task, tiny[1], limit).generation.max_new_tokens == room
+    assert fit_max_new_tokens(recipe, task, tiny[1], limit).generation.max_new_tokens == room
     assert recipe.generation.max_new_tokens is None and recipe.generation.longest == SHORT_ANSWER
     recipe = load_recipe(None, ["generation.max_new_tokens=7"])
-    assert with_room(recipe, task, tiny[1], limit) is recipe
+    assert fit_max_new_tokens(recipe, task, tiny[1], limit) is recipe
 
 
 def test_what_is_too_long(tiny: tuple[Any, Any], tmp_path: Path) -> None:
@@ -53,22 +53,22 @@ def test_what_is_too_long(tiny: tuple[Any, Any], tmp_path: Path) -> None:
         recipe, task = of_records(tmp_path, *settings, judged=[*judged[:2], long, *judged[2:]])
         if rule == "stop":
             with pytest.raises(UserError, match=r"Held-out problem 3 has \d+ tokens"):
-                held_out_of(recipe, task, tiny[1], 40)
+                select_held_out(recipe, task, tiny[1], 40)
             continue
         with pytest.warns(UserWarning, match="Of 7 held-out examples, 1 are too long"):
-            asked = held_out_of(recipe, task, tiny[1], 40)
+            asked = select_held_out(recipe, task, tiny[1], 40)
         assert [example.prompt for example in asked] == ["0=", "1=", "2=", "3="]
         recipe.generation.max_new_tokens = 1
         with pytest.raises(UserError, match=r"None of 7 held-out .* of 3 to 3 tokens"):
-            held_out_of(recipe, task, tiny[1], 40)
+            select_held_out(recipe, task, tiny[1], 40)
 
 
 def test_answers_that_would_be_cut_off(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     recipe, task = of_records(tmp_path, "generation.max_new_tokens=8", judged=[("1", "2" * 20)])
     for limit, remedy in ((None, "Set generation.max_new_tokens=22 or more, or leave"), (23, "Leave out")):
         with pytest.raises(UserError, match=rf"cuts off held-out answers, .* 22 tokens\. {remedy}"):
-            held_out_of(recipe, task, tiny[1], limit)
-    assert len(held_out_of(recipe, task, tiny[1], None, whole=False)) == 1
+            select_held_out(recipe, task, tiny[1], limit)
+    assert len(select_held_out(recipe, task, tiny[1], None, whole=False)) == 1
 
 
 def test_drawn_answers_that_would_be_cut_off(tiny: tuple[Any, Any]) -> None:
@@ -76,7 +76,7 @@ def test_drawn_answers_that_would_be_cut_off(tiny: tuple[Any, Any]) -> None:
     recipe = load_recipe(None, ["generation.max_new_tokens=2", "evaluation.num_examples=3"])
     for limit, remedy in ((None, r"or more, or let the task"), (20, r"\. Let the task")):
         with pytest.raises(UserError, match=rf"{remedy} draw problems with shorter answers\.$"):
-            held_out_of(recipe, Arithmetic(recipe.task), tiny[1], limit)
+            select_held_out(recipe, Arithmetic(recipe.task), tiny[1], limit)
 
 
 def test_messages_without_a_form(tiny: tuple[Any, Any], tmp_path: Path) -> None:
@@ -89,13 +89,13 @@ def test_messages_without_a_form(tiny: tuple[Any, Any], tmp_path: Path) -> None:
         with pytest.raises(
             UserError, match="Held-out problem 1: The model's chat template has no form for what a tool says"
         ):
-            held_out_of(with_room(recipe, task, tokenizer, None), task, tokenizer, None)
+            select_held_out(fit_max_new_tokens(recipe, task, tokenizer, None), task, tokenizer, None)
 
 
 def test_other_draws_during_a_training(tiny: tuple[Any, Any]) -> None:
     recipe = load_recipe(None, ["evaluation.num_examples=20", "evaluation.num_examples_during=5"])
     task = Arithmetic(recipe.task, recipe.data)
-    recipe = with_room(recipe, task, tiny[1], None)
-    before, during = (held_out_of(recipe, task, tiny[1], None, during=when) for when in (False, True))
+    recipe = fit_max_new_tokens(recipe, task, tiny[1], None)
+    before, during = (select_held_out(recipe, task, tiny[1], None, during=when) for when in (False, True))
     assert (len(before), len(during)) == (20, 5) and not set(map(repr, before)) & set(map(repr, during))
     assert all(task.holds_out(example.prompt) for example in (*before, *during))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.answers import (
+from glmtune.arithmetic.expressions import MOST_EXPONENT, MOST_NESTING
+from glmtune.arithmetic.reading import (
     equation,
     equation_value,
     exact,
@@ -16,7 +17,6 @@ from glmtune.answers import (
     numeric,
     written,
 )
-from glmtune.expressions import MOST_EXPONENT, MOST_NESTING
 
 
 @pytest.mark.parametrize(

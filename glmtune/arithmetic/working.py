@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from glmtune.expressions import BINDING, CLOSING, DividedByZero, ExpressionError, is_number, with_places
+from glmtune.arithmetic.expressions import BINDING, CLOSING, DividedByZero, ExpressionError, is_number, with_places
 
 STEP = ";"  # ends a step
 _SHIFT = 8  # quotients' digits are guessed from the quotient and an eighth

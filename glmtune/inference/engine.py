@@ -12,13 +12,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt, stop_ids
-from glmtune.data.rendering import Message, as_messages, lead_in
+from glmtune.data.rendering import lead_in
+from glmtune.messages import Prompt, as_messages
 from glmtune.methods import Model
 from glmtune.models import max_length
 from glmtune.runtime import UserError
 from glmtune.tasks import Reply
 
-Prompt = str | list[Message]
 MOST_ROUNDS = 4  # of calls of tools
 FEW_ROWS = 8  # are not worth being read again
 

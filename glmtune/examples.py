@@ -1,0 +1,68 @@
+"""What is learned or asked, with where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from glmtune.messages import Message, Prompt
+
+Split = Literal["train", "held_out"]
+
+
+class Source(NamedTuple):
+    """Where a record stands. Rows of tables without lines are counted from 1."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"line {self.line} of {self.file}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn, or to ask.
+
+    Attributes:
+        prompt: what the model is asked: a text, or messages.
+        target: what it should answer; beside calls of tools, what is said with them, which may be nothing.
+        tool_calls: the calls that the answer makes, as messages have them.
+        facts: what is known of the example (operator, digits, ...); evaluation breaks its scores down by them.
+        train_on_all_turns: the assistant's turns in the prompt are to be learned, too.
+        tools: definitions of the tools that may be called, as chat templates take them.
+        rejected: an answer that is worse than the target.
+        text: plain text to learn from, in place of prompt and target.
+        images: files of the images that parts of the prompt refer to, in order.
+        source: file and line of the record; None for what was drawn.
+    """
+
+    prompt: Prompt
+    target: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    train_on_all_turns: bool = False
+    tool_calls: Sequence[dict[str, Any]] = ()
+    tools: Sequence[dict[str, Any]] = ()
+    rejected: str | None = None
+    text: str | None = None
+    images: Sequence[str] = ()
+    source: Source | None = None
+
+    @property
+    def answer(self) -> Message:
+        """The target as the assistant's message."""
+        calls = {"tool_calls": list(self.tool_calls)} if self.tool_calls else {}
+        return {"role": "assistant", "content": self.target, **calls}
+
+
+def split_of(problem: str, held_out: float) -> Split:
+    """Return the split that a normalised problem belongs to, decided by its hash: on any machine, in any order.
+
+    Args:
+        problem: the problem in its normal form, so that two spellings of it fall into one split.
+        held_out: share of all problems that is held out, 0 to 1.
+    """
+    digest = hashlib.sha256(problem.encode()).digest()
+    return "held_out" if int.from_bytes(digest[:8], "big") < held_out * 2**64 else "train"
