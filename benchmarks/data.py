@@ -100,7 +100,7 @@ def encoding_speed(file: Path, tokenizer: Any) -> dict[str, float]:
     encoder, speeds = Encoder(tokenizer, 2048), {}
     for name in ("first", "kept"):
         start = time.perf_counter()
-        table = encode_records(examples, encoder, DataSettings(too_long="cut"), file.name)
+        table = encode_records(examples, encoder, DataSettings(too_long="truncate"), file.name)
         for index in range(len(table)):
             table[index]
         speeds[name] = len(examples) / (time.perf_counter() - start)

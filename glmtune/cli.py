@@ -31,7 +31,7 @@ def print_settings(settings: list[str]) -> None:
     recipe, _, _ = open_sections(with_overrides({}, settings))
     for name, default, meaning in describe_settings(recipe):
         print(f"{name} = {default}\n    {meaning}")
-    print("\nThose of other tasks and methods: add task.name=instructions, method.name=ptuning_v2, ...")
+    print("\nThose of other tasks, methods and objectives: add task.name=instructions, method.name=ptuning_v2, ...")
 
 
 def build_parser() -> argparse.ArgumentParser:

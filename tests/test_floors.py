@@ -20,6 +20,7 @@ FLOORS = [
     {"tasks", "models"},
     {"data", "methods"},
     {"inference", "training"},
+    {"objectives"},
     {"evaluation", "export"},
     {"commands"},
     {"cli"},

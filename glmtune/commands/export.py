@@ -89,7 +89,7 @@ class Origin:
             seen = (training.steps or 0) * examples_per_step(training) * (1 - mixed)
             told = [f"Examples are drawn without end; it saw about {seen:,.0f} of them."]
         if own.too_long != "stop":
-            told.append(f"Records that are too long were {'left out' if own.too_long == 'drop' else 'cut'}.")
+            told.append(f"Records that are too long were {'left out' if own.too_long == 'drop' else 'truncated'}.")
         if mixed:
             told.append(f"Of all that it saw, {mixed:.0%} are records of other files, {len(own.mixture)} of them.")
         return " ".join(told)

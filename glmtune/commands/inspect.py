@@ -365,7 +365,7 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
         title = kind.replace("_", " ").capitalize() + "s"
         yield from first_of(title, [f"{where(p)} repeats {p['first_file']}, line {p['first_line']}" for p in pairs])
     rule = report["tokens"]["too_long_rule"]
-    title = f"Too long (data.too_long={rule}{': a training stops; drop or cut them' if rule == 'stop' else ''})"
+    title = f"Too long (data.too_long={rule}{': a training stops; drop or truncate them' if rule == 'stop' else ''})"
     yield from first_of(title, [where(p) for p in report["tokens"]["too_long_places"]])
     yield from first_of("Notes", report["notes"])
 

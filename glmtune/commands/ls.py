@@ -11,7 +11,7 @@ from glmtune.runtime import RunFolder
 
 
 def run(runs: str = "runs", recipes: str = "recipes") -> dict[str, dict[str, str]]:
-    """Tasks, methods, embedded models, recipe files and run folders, each with a line about it.
+    """Tasks, methods, objectives, embedded models, recipe files and run folders, each with a line about it.
 
     Args:
         runs: folder of run folders.
@@ -20,6 +20,7 @@ def run(runs: str = "runs", recipes: str = "recipes") -> dict[str, dict[str, str
     return {
         "tasks": about("glmtune.tasks"),
         "methods": about("glmtune.methods"),
+        "objectives": about("glmtune.objectives"),
         "models": dict.fromkeys(models.EMBEDDED, "embedded"),
         "recipes": {str(file): first_comment(file) for file in sorted(Path(recipes).glob("*.yaml"))},
         "runs": {str(path): result(RunFolder(path)) for path in sorted(Path(runs).glob("*")) if RunFolder.is_run(path)},

@@ -192,7 +192,7 @@ def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSetting
         fits = encoding is not None and encoder.fits(encoding)
         if encoding is not None and not fits:
             told = encoder.too_long(encoding)
-            encoding = encoder.cut(example, index) if settings.too_long == "cut" else None
+            encoding = encoder.cut(example, index) if settings.too_long == "truncate" else None
             if encoding is None and settings.too_long != "drop":
                 refused.append(f"number {index + 1} {told}: {plain_text(example.prompt)[:60]!r}")
         if encoding is None or refused:
@@ -210,12 +210,12 @@ def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSetting
 
 def all_too_long(refused: Sequence[str], settings: DataSettings, which: str) -> str:
     """What is said of records that are too long."""
-    cut = settings.too_long == "cut"
+    cut = settings.too_long == "truncate"
     lines = [f"{which} are too long{', and stay so when their prompts are cut' if cut else ''}:"]
     lines += [f"  {told}" for told in refused[:SHOWN]]
     if len(refused) > SHOWN:
         lines.append(f"  ... and {len(refused) - SHOWN:,} more")
-    also = "" if cut else ", or cut their prompts with data.too_long=cut"
+    also = "" if cut else ", or truncate their prompts with data.too_long=truncate"
     lines.append(f"Leave them out with data.too_long=drop{also}.")
     return "\n".join(lines)
 

@@ -139,7 +139,7 @@ def test_draws_that_are_too_long(chatglm: Any) -> None:
     drawn, _ = training_set(recipe, task, Encoder(chatglm, 8))
     with pytest.raises(UserError, match=r"data\.max_length or the model's 8.*Let the task draw shorter"):
         drawn[0]
-    for rule in ("drop", "cut"):
+    for rule in ("drop", "truncate"):
         recipe = load_recipe(None, [f"data.too_long={rule}"])
         with pytest.raises(UserError, match=f"data.too_long={rule}: is for records"):
             training_set(recipe, task, Encoder(chatglm, 8))

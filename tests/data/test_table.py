@@ -73,7 +73,7 @@ def test_what_changes_the_tokens_changes_the_file(change: str, chatglm: Any, cac
     elif change == "start":
         encoder = Encoder(chatglm, 100, train_on_bos=True)
     else:
-        settings = DataSettings(too_long="cut")
+        settings = DataSettings(too_long="truncate")
     assert table.key_of(records, encoder, settings) != key
 
 
@@ -118,7 +118,7 @@ def test_all_that_is_too_long_is_told(chatglm: Any) -> None:
     lines = str(error.value).splitlines()
     assert lines[0] == "mine.jsonl: 22 of 27 records are too long:"
     assert lines[1].startswith("  number 4 has 10") and "'1+1+" in lines[1] and "2 more" in lines[-2]
-    assert "data.too_long=drop" in lines[-1] and "data.too_long=cut" in lines[-1]
+    assert "data.too_long=drop" in lines[-1] and "data.too_long=truncate" in lines[-1]
 
 
 def test_dropped(chatglm: Any) -> None:
@@ -138,7 +138,7 @@ def test_cut(name: str, request: Any) -> None:
     """The end of the prompt and all of the answer stay, with as much of the prompt as there is room for."""
     tokenizer = request.getfixturevalue(name)
     whole = encode_example(tokenizer, LONG.prompt, LONG.target)
-    found = encode([LONG, *examples(1)], tokenizer, 60, too_long="cut")
+    found = encode([LONG, *examples(1)], tokenizer, 60, too_long="truncate")
     assert found.remarks == ["Of 2 records, longer than 60 tokens: 1 cut at the beginning of the prompt."]
     assert 57 <= found.length(0) <= 60
     assert learned(found[0]) == learned(whole) and found[0]["input_ids"][-20:] == whole["input_ids"][-20:]
@@ -148,7 +148,7 @@ def test_cut(name: str, request: Any) -> None:
 def test_an_answer_is_never_cut(chatglm: Any) -> None:
     record = Example("1+1=", "2" * 100)
     with pytest.raises(UserError, match="stay so when their prompts are cut"):
-        encode([record], chatglm, 60, too_long="cut")
+        encode([record], chatglm, 60, too_long="truncate")
 
 
 def test_the_oldest_rounds_go_first(chatml: Any) -> None:
@@ -159,5 +159,5 @@ def test_the_oldest_rounds_go_first(chatml: Any) -> None:
     prompt = [turn("system", "Be brief."), *rounds, turn("user", "the last one")]
     shorter = [turn("system", "Be brief."), *rounds[-2:], turn("user", "the last one")]
     fitting = encode_example(chatml, shorter, "yes")
-    found = encode([Example(prompt, "yes")], chatml, len(fitting["input_ids"]) + 3, too_long="cut")
+    found = encode([Example(prompt, "yes")], chatml, len(fitting["input_ids"]) + 3, too_long="truncate")
     assert found[0]["input_ids"] == fitting["input_ids"]

@@ -1,0 +1,97 @@
+"""What is wrong with a recipe, a line each: the setting, its value, the nearest right one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from glmtune import registry
+from glmtune.config.tree import Recipe, Settings
+from glmtune.config.upgrading import RENAMED
+from glmtune.runtime import UserError
+
+_OTHER_TYPE = re.compile(r"_type$|^literal_error$")  # faults of a value that was meant for another type of a union
+
+
+class RecipeError(UserError):
+    """One or more faults in a recipe, all told at once.
+
+    Attributes:
+        faults: one line each.
+    """
+
+    def __init__(self, faults: Iterable[str]):
+        self.faults = list(faults)
+        super().__init__("The recipe has faults:\n" + "\n".join(f"  {fault}" for fault in self.faults))
+
+
+def explain(error: ValidationError, recipe: type[Recipe]) -> list[str]:
+    """One line for each fault. Of a union of types, those of the type that the value was meant for."""
+    settings: dict[tuple[str, ...], list[Any]] = {}
+    for fault in error.errors():
+        setting, within = at_setting(fault["loc"], recipe)
+        settings.setdefault(setting, []).append((within, fault))
+    lines = []
+    for setting, faults in settings.items():
+        if is_union(setting, recipe):
+            faults = [(within[1:], fault) for within, fault in faults]  # without the type's name
+            faults = [one for one in faults if one[0] or not _OTHER_TYPE.search(one[1]["type"])] or faults
+        lines += [explain_one(".".join([*setting, *within]), fault, recipe) for within, fault in faults]
+    return lines
+
+
+def at_setting(place: tuple[int | str, ...], recipe: type[Recipe]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A place in the tree, cut behind the name of the setting: `task.operators`, `x`."""
+    parts = tuple(str(part) for part in place if part != "[key]")
+    for end in range(1, len(parts)):
+        group = group_at(recipe, parts[:end])
+        if group is group_at(recipe, parts[: end - 1]) and parts[end - 1] in group.model_fields:
+            return parts[:end], parts[end:]
+    return parts, ()
+
+
+def is_union(setting: tuple[str, ...], recipe: type[Recipe]) -> bool:
+    """Whether a setting takes values of several types, such as a number or a dictionary, besides None."""
+    field = group_at(recipe, setting[:-1]).model_fields.get(setting[-1])
+    types = get_args(field.annotation) if field and get_origin(field.annotation) in (Union, UnionType) else ()
+    return len([one for one in types if one is not NoneType]) > 1
+
+
+def explain_one(where: str, fault: Any, recipe: type[Recipe]) -> str:
+    """One line for one of pydantic's faults."""
+    *sections, setting = [str(part) for part in fault["loc"]]
+    group = group_at(recipe, sections)
+    if fault["type"] == "extra_forbidden" and where in RENAMED:
+        return f"{where}: is called {RENAMED[where]} now."
+    if fault["type"] == "extra_forbidden":
+        groups = {section: group_at(recipe, [section]) for section in recipe.model_fields}
+        elsewhere = [
+            f"{section}.{setting}"
+            for section, other in groups.items()
+            if other is not recipe and [section] != sections[:1] and setting in other.model_fields
+        ]
+        hint = f" It is {elsewhere[0]}." if elsewhere else registry.suggest(setting, list(group.model_fields))
+        return f"{where}: unknown setting.{hint}"
+    if fault["type"] == "missing" and setting in group.model_fields:
+        return f"{where}: is needed: {group.model_fields[setting].description}"
+    told = f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+    if fault["type"] == "literal_error":
+        close = get_close_matches(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]), n=1)
+        told += f". Did you mean '{close[0]}'?" if close else ""
+    return told
+
+
+def group_at(recipe: type[Recipe], sections: Iterable[str]) -> type[Settings]:
+    """The group of settings at a place of the tree, of which a part may be the number of an entry in a list."""
+    group: type[Settings] = recipe
+    for section in sections:
+        annotation = group.model_fields[section].annotation if section in group.model_fields else None
+        for kind in (annotation, *get_args(annotation)):
+            if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Settings):
+                group = kind
+    return group

@@ -1,0 +1,129 @@
+"""Recipes in: YAML, overrides, the settings of what a recipe names. Recipes out: YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import Field, ValidationError, create_model
+
+from glmtune import registry
+from glmtune.config.faults import RecipeError, explain
+from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe
+from glmtune.config.upgrading import upgrade
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a recipe file as nested dictionaries, in the present format.
+
+    Raises:
+        RecipeError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        beside = path.parent if path.parent.is_dir() else Path(".")
+        hint = registry.suggest(path.name, [file.name for file in sorted(beside.glob("*.yaml"))])
+        if path.suffix not in (".yaml", ".yml"):
+            hint += " A setting is written section.setting=value."
+        raise RecipeError([f"{path}: no such file.{hint}"]) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError([f"{path}: not a readable YAML file: {error}"]) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError([f"{path}: must hold `section: {{setting: value}}`, it holds a {type(values).__name__}"])
+    # A section whose lines are all commented out is None.
+    return upgrade({section: value for section, value in values.items() if value is not None})
+
+
+def with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply `section.setting=value` texts, values written as in YAML.
+
+    Raises:
+        RecipeError: an override without '=', or one that reaches into something that is no section.
+    """
+    faults = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        *sections, setting = key.split(".")
+        if not equals and Path(override).suffix in (".yaml", ".yml"):
+            faults.append(f"'{override}': a recipe's file stands first, before the settings")
+            continue
+        if not equals or not all(sections) or not setting:
+            faults.append(f"'{override}': write it as section.setting=value, e.g. training.steps=100")
+            continue
+        node = values
+        for section in sections:
+            if node.get(section) is None:  # the recipe of a run says null where nothing was set
+                node[section] = {}
+            if not isinstance(node[section], dict):
+                faults.append(f"'{override}': {section} is no section")
+                break
+            node = node[section]
+        else:
+            try:
+                # YAML reads a lone '-' as a list of nothing; it is an operator.
+                node[setting] = text if text == "-" else yaml.safe_load(text)
+            except yaml.YAMLError:
+                node[setting] = text
+    if faults:
+        raise RecipeError(faults)
+    return values
+
+
+def open_sections(values: dict[str, Any]) -> tuple[type[Recipe], dict[str, Any], list[str]]:
+    """Return `Recipe` with the settings of the task, method and objective that `values` name.
+
+    Returns:
+        The class, the values with these names filled in, and faults in the names.
+    """
+    fields: dict[str, Any] = {}
+    faults = []
+    for section, package in OPEN_SECTIONS.items():
+        given = values.get(section) or {}
+        if not isinstance(given, dict):
+            faults.append(f"{section}: must be a group of settings such as {{name: ...}}, not {given!r}")
+            given = {}
+        name = str(given.get("name") or Recipe.model_fields[section].default.name)
+        name = str(Path(name).resolve()) if Path(name).is_file() else name  # a run is to be usable from anywhere
+        try:
+            settings = registry.find(package, name).Settings
+            values = {**values, section: {**given, "name": name}}
+        except ValueError as error:
+            faults.append(f"{section}.name: {error}")
+            settings, values = NamedSettings, {**values, section: {}}
+        fields[section] = (settings, Field(default_factory=dict, validate_default=True))
+    return cast(type[Recipe], create_model("Recipe", __base__=Recipe, **fields)), values, faults
+
+
+def make_recipe(values: dict[str, Any]) -> Recipe:
+    """Check nested values and fill in the defaults.
+
+    Raises:
+        RecipeError: with every fault: the setting, its value, what is wrong, the nearest right name.
+    """
+    recipe, values, faults = open_sections(values)
+    try:
+        made = recipe.model_validate(values)
+    except ValidationError as error:
+        faults += explain(error, recipe)
+    if faults:
+        raise RecipeError(faults)
+    return made
+
+
+def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a file, or the default one, with `section.setting=value` overrides.
+
+    Raises:
+        RecipeError: with every fault found.
+    """
+    return make_recipe(with_overrides(read_yaml(Path(path)) if path else {}, overrides))
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as YAML; `load_recipe` reads it back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

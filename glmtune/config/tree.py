@@ -1,0 +1,249 @@
+"""The one settings tree: every setting with its type, default and meaning."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from glmtune import registry
+
+# Sections whose fields belong to the file that their `name` points to.
+OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods", "objective": "glmtune.objectives"}
+
+# Steps where a task draws without end and the recipe names none: the demo.
+ENDLESS_STEPS = 2000
+SHORT_ANSWER = 64  # tokens
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def findable(path: str) -> str:
+    """A path as any folder finds it, for the recipe of a run; names of the hub, and of what is not there, stay."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: unknown names are faults."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class NamedSettings(Settings):
+    """Base of the settings of a task, a method or an objective."""
+
+    name: str = Field("", description="a name that `glmtune ls` shows, or a path to your own .py file")
+
+
+class ModelSettings(Settings):
+    """Which model is tuned."""
+
+    path: str = Field("nano", description="checkpoint directory, hub name, or 'nano', the embedded model")
+    dtype: Dtype = Field(
+        "auto", description="precision of the frozen weights; auto: bfloat16 where the GPU has it, float32 on the CPU"
+    )
+    bits: Literal[16, 8, 4] = Field(
+        16,
+        description="storage of the frozen linear layers: 16 leaves them in `dtype`; 8 (int8) and 4 (nf4, double "
+        "quantization) need bitsandbytes",
+    )
+    quantize_embedding: bool = Field(
+        False, description="also store the embedding and the head, at 8 bits (ChatGLM-6B: 0.5 GB less)"
+    )
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation")
+    random_init: bool = Field(False, description="start from fresh weights; `path` needs a config and a tokenizer only")
+
+
+FIELDS = ("prompt", "target", "history", "system")  # of a record, as its file may call them otherwise
+
+
+def _check_columns(value: dict[str, str]) -> dict[str, str]:
+    for name in value:
+        if name not in FIELDS:
+            raise ValueError(f"no such name: '{name}'.{registry.suggest(name, list(FIELDS))} Write it as OURS: YOURS")
+    return value
+
+
+Columns = Annotated[dict[str, str], AfterValidator(_check_columns)]
+
+
+class Source(Settings):
+    """More records, mixed into what is learned."""
+
+    file: str = Field(description="file, folder or data set of the hub, as `task.file` of instructions")
+    share: float = Field(gt=0, lt=1, description="share of all examples that are learned")
+    columns: Columns | None = Field(None, description="as `data.columns`")
+    encoding: str = Field("utf-8", description="as `data.encoding`")
+
+    @field_validator("file")
+    @classmethod
+    def _from_anywhere(cls, value: str) -> str:
+        return findable(value)
+
+
+class DataSettings(Settings):
+    """How records are read, and how examples become batches."""
+
+    columns: Columns | None = Field(
+        None,
+        description="what prompt, target, history and system are called in files of records; default: a known format",
+    )
+    encoding: str = Field("utf-8", description="of text files, e.g. gb18030 for GBK")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="at faulty records: stop and tell all of them, or skip them into FILE.skipped.jsonl"
+    )
+    deduplicate: Literal["none", "exact", "near"] = Field(
+        "none",
+        description="leave out records that were there before: exact (but for blanks and case), or near (ROUGE-L of "
+        "prompt and target at least 0.7; more than 1000 records need datasketch)",
+    )
+    turns: Literal["all", "last", "each"] = Field(
+        "all",
+        description="of a conversation, learn all answers in one pass, as far as the template can (those of ChatGLM-6B "
+        "and ChatGLM2-6B: the last alone); the last; or each, as an example of its own",
+    )
+    mixture: list[Source] = Field(
+        [],
+        description="more to learn, e.g. [{file: general.jsonl, share: 0.2}]: general data is the remedy for "
+        "forgetting",
+    )
+    template: str | None = Field(
+        None,
+        description="chatglm, chatglm2, chatglm3, glm4, alpaca, vicuna, chatml, plain, or a path to a .jinja file; "
+        "default: the template of the model's tokenizer. What a run learned with travels with it",
+    )
+    packing: bool = Field(
+        False,
+        description="put several examples in a row, without one seeing another: no padding where lengths differ, and "
+        "the same loss",
+    )
+    max_length: int | None = Field(
+        None, ge=8, description="longest example in tokens. Default: what the model can take"
+    )
+    too_long: Literal["stop", "drop", "truncate"] = Field(
+        "stop",
+        description="at records longer than that: stop and tell all of them; drop them; or truncate them: first the "
+        "oldest rounds, then the beginning of the prompt, never the answer. With drop and truncate, held-out ones are "
+        "left out",
+    )
+    train_on_bos: bool = Field(
+        False,
+        description="the control token before an answer is learned, too, as in the official script of ChatGLM-6B "
+        "(`<sop>`)",
+    )
+    cache: bool = Field(
+        True,
+        description="keep the tokens of 1000 records and more in HF_HOME/glmtune for the next run; needs pyarrow",
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        """The recipe of a run names a file so that it is found from any folder."""
+        return findable(value) if value else value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            return codecs.lookup(value).name
+        except LookupError:
+            raise ValueError("no such encoding; try utf-8, gb18030, big5 or utf-16") from None
+
+    @field_validator("mixture")
+    @classmethod
+    def _leaves_some(cls, value: list[Source]) -> list[Source]:
+        if sum(source.share for source in value) >= 1:
+            raise ValueError("the shares leave nothing of the task itself; their sum must be below 1")
+        return value
+
+
+class TrainingSettings(Settings):
+    """How long and how fast to learn. A step is one update of the weights."""
+
+    output_dir: str | None = Field(None, description="run folder; default: the next free runs/TASK-METHOD-N")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description=f"optimizer steps; default: from `epochs`, or {ENDLESS_STEPS} where a task draws without end",
+    )
+    epochs: float = Field(
+        3, gt=0, description="passes over the records, where a task has records and `steps` is not set"
+    )
+    batch_size: int = Field(32, ge=1, description="examples per device and micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per step")
+    learning_rate: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: the method's")
+    optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
+        "adamw",
+        description="AdamW; Muon for the matrices, which learns faster from scratch, with AdamW at half the rate for "
+        "the rest; AdamW with its two moments at 8 bits, or in pages that move to the CPU when the GPU is full (these "
+        "need bitsandbytes)",
+    )
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+        "cosine", description="course of the learning rate after the warm-up"
+    )
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    adam_beta2: float = Field(0.999, gt=0, lt=1, description="AdamW beta 2")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    logging_steps: int = Field(20, ge=1, description="steps between two records of the loss")
+    eval_steps: int | None = Field(None, ge=1, description="steps between two evaluations; default: a tenth of all")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations without a better one; default: never"
+    )
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept beside the best one")
+
+
+class EvaluationSettings(Settings):
+    """How the held-out examples are judged."""
+
+    num_examples: int = Field(500, ge=1, description="held-out examples before and after training")
+    num_examples_during: int = Field(200, ge=1, description="held-out examples at each evaluation during training")
+    text_metrics: bool = Field(True, description="report rouge and BLEU-4 as the official ChatGLM evaluation does")
+    forgetting: bool = Field(False, description="ask general questions before and after, too: what did it forget?")
+    general_file: str | None = Field(
+        None, description="general questions, a file as `task.file` of instructions; default: 60 built-in ones"
+    )
+
+    @field_validator("general_file")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        return findable(value) if value else value
+
+
+class GenerationSettings(Settings):
+    """How answers are decoded."""
+
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description=f"longest answer in tokens; default: the longest held-out answer and a quarter more, at least "
+        f"{SHORT_ANSWER}; {SHORT_ANSWER} where there are none",
+    )
+    batch_size: int = Field(64, ge=1, description="prompts decoded together")
+    do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
+    temperature: float = Field(0.95, gt=0, description="sampling temperature")
+    top_p: float = Field(0.7, gt=0, le=1, description="sample from the likeliest tokens of this total probability")
+
+    @property
+    def longest(self) -> int:
+        """`max_new_tokens`, or what short answers need where nothing is known of them."""
+        return self.max_new_tokens or SHORT_ANSWER
+
+
+class Recipe(Settings):
+    """Everything that determines a run."""
+
+    format: Literal[2] = Field(2, description="version of this format")
+    seed: int = Field(42, ge=0, description="seed of data, weights and dropout")
+    model: ModelSettings = ModelSettings()
+    task: NamedSettings = NamedSettings(name="arithmetic")
+    method: NamedSettings = NamedSettings(name="lora")
+    objective: NamedSettings = NamedSettings(name="sft")
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    generation: GenerationSettings = GenerationSettings()

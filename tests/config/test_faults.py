@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmtune.config import RecipeError, load_recipe
+from glmtune.runtime import UserError
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """Write a recipe file."""
+
+    def written(text: str, name: str = "recipe.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return written
+
+
+def faults_of(*overrides: str, path: Path | None = None) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    assert all(fault in str(caught.value) for fault in caught.value.faults)
+    return caught.value.faults
+
+
+def test_all_faults_are_told_at_once(write: Any) -> None:
+    path = write("modle: {path: x}\ntraining: {stpes: 3, batch_size: 0}\ntask: {maximum: 0, digit: 3}\n")
+    faults = faults_of("method.rnak=8", "generation.top_p=2", "evaluation.num_examples=many", path=path)
+    for beginning in (
+        "modle: unknown setting. Did you mean 'model'? Known: format, seed, model,",
+        "training.stpes: unknown setting. Did you mean 'steps'? Known: output_dir, steps,",
+        "training.batch_size: Input should be greater than or equal to 1 (got 0)",
+        "task.maximum: Input should be greater than or equal to 1 (got 0)",
+        "task.digit: unknown setting. Did you mean 'digits'? Known: name, operators,",
+        "method.rnak: unknown setting. Did you mean 'rank'? Known: name, rank,",
+        "generation.top_p: Input should be less than or equal to 1 (got 2)",
+        "evaluation.num_examples: Input should be a valid integer, unable to parse string as an integer (got 'many')",
+    ):
+        assert sum(fault.startswith(beginning) for fault in faults) == 1, beginning
+    assert len(faults) == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("training.steps=0", "training.steps: Input should be greater than or equal to 1 (got 0)"),
+        ("training.steps=2.5", "training.steps: Input should be a valid integer"),
+        ("task.num_operands=1", "task.num_operands: Input should be greater than or equal to 2 (got 1)"),
+        ("task.num_operands={2: 0}", "task.num_operands.2: Input should be greater than 0 (got 0)"),
+        ("task.num_operands={1: 3}", "task.num_operands.1: Input should be greater than or equal to 2 (got 1)"),
+        ("task.num_operands=[3]", "task.num_operands: Input should be a valid integer"),
+        ("task.style=toll", "task.style: Input should be 'direct', 'draft', 'steps' or 'tool' (got 'toll'). Did you"),
+        ("task.operators=", "task.operators: name at least one operator"),
+        ("task.operators=+x", "task.operators.x: Input should be '+', '-', '*' or '/' (got 'x')"),
+        ("model.attention=flash", "model.attention: Input should be 'sdpa' or 'eager' (got 'flash')"),
+        ("model.path=", "model.path: Input should be a valid string (got None)"),
+        ("model=nano", "model: Input should be a valid dictionary or instance of ModelSettings (got 'nano')"),
+        ("task=arithmetic", "task: must be a group of settings such as {name: ...}, not 'arithmetic'"),
+        ("method=[lora]", "method: must be a group of settings such as {name: ...}, not ['lora']"),
+        ("format=3", "format: Input should be 2 (got 3)"),
+        ("training.warmup_ratio=1", "training.warmup_ratio: Input should be less than 1 (got 1)"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0 (got -1)"),
+    ],
+)
+def test_wrong_values(override: str, fault: str) -> None:
+    assert faults_of(override)[0].startswith(fault)
+
+
+def test_all_faults_of_a_value_of_several_types_are_told() -> None:
+    assert faults_of("task.num_operands={2: [1], 3: -1, x: 2}") == [
+        "task.num_operands.2: Input should be a valid number (got [1])",
+        "task.num_operands.3: Input should be greater than 0 (got -1)",
+        "task.num_operands.x: Input should be a valid integer, unable to parse string as an integer (got 'x')",
+    ]
+    assert faults_of("task.num_operands=1") == ["task.num_operands: Input should be greater than or equal to 2 (got 1)"]
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("task.name=arithmetics", "task.name: unknown name 'arithmetics'. Did you mean 'arithmetic'? Known: "),
+        ("objective.name=stf", "objective.name: unknown name 'stf'. Did you mean 'sft'? Known: "),
+        ("method.name=lroa", "method.name: unknown name 'lroa'. Did you mean 'lora'? Known: "),
+        ("task.name=mine.py", "task.name: no such file: mine.py"),
+        ("method.name=12", "method.name: unknown name '12'. Known: "),
+    ],
+)
+def test_unknown_names(override: str, fault: str) -> None:
+    (found,) = faults_of(override, override.partition(".")[0] + ".whatever=1")
+    assert found.startswith(fault)
+
+
+def test_unknown_names_are_told_with_the_rest() -> None:
+    faults = faults_of("task.name=arithmetics", "method.name=lroa", "training.steps=0")
+    assert [fault.partition(":")[0] for fault in faults] == ["task.name", "method.name", "training.steps"]
+
+
+def test_a_recipe_error_is_one_for_users() -> None:
+    error = RecipeError(["a: b", "c: d"])
+    assert isinstance(error, UserError) and str(error) == "The recipe has faults:\n  a: b\n  c: d"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("steps=100", r"steps: unknown setting\. It is training\.steps"),
+        ("batch_size=4", r"batch_size: unknown setting\. It is training\.batch_size"),
+        ("generation.seed=3", r"generation\.seed: unknown setting\.(?! It is)"),
+        ("task.columns.prompt=x", r"task\.columns: unknown setting\. It is data\.columns"),
+        ("data.mixture=[{file: a, shar: 1}]", r"data\.mixture\.0\.shar: unknown setting\. Did you mean 'share'"),
+        ("r.yaml", r"'r\.yaml': a recipe's file stands first"),
+    ],
+)
+def test_a_setting_at_the_wrong_place(override: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(None, [override])
