@@ -1,0 +1,69 @@
+"""What an engine is asked, and what it gives: requests of token ids, and the model's answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Literal
+
+from glmtune.config import GenerationSettings
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, and how it is to be answered. Requests of one batch may differ in everything.
+
+    Attributes:
+        input_ids: the prompt, encoded with the template.
+        settings: how to decode; `batch_size` bounds the batch that the request is answered in.
+        seed: of what is sampled, which then depends on nothing else in the batch; None: torch's own generator.
+        stop: texts that end the answer, of which they are no part.
+        logprobs: whether the log-probabilities of the tokens are asked for.
+        cancellation: once set, the request leaves its batch without an answer; from any thread.
+    """
+
+    input_ids: Sequence[int]
+    settings: GenerationSettings
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    logprobs: bool = False
+    cancellation: Event = field(default_factory=Event, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote.
+
+    Attributes:
+        text: the answer, without control tokens and without what the template puts before answers.
+        token_ids: all that the model wrote, with the token that ends the answer, if it wrote one.
+        prompt_tokens: how many tokens it was asked.
+        finish_reason: `stop` where the answer ended by itself; `length` where it was cut off at `max_new_tokens`;
+            `tool_calls` where it ended with calls of tools.
+        logprobs: natural logarithm of the probability that the model gave each token, before temperature and `top_p`;
+            as many as `token_ids`. None where nobody asked for them.
+    """
+
+    text: str
+    token_ids: Sequence[int]
+    prompt_tokens: int
+    finish_reason: FinishReason
+    logprobs: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The next piece of an answer that is streamed.
+
+    Attributes:
+        text: may be empty, while it is open what the tokens will mean.
+        token_ids: the tokens that came with it.
+        logprobs: theirs; None where nobody asked for them.
+    """
+
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[float] | None = None
