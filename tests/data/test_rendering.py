@@ -17,7 +17,6 @@ from glmtune.data.rendering import (
     with_starts,
     written,
 )
-from glmtune.messages import as_messages
 from glmtune.runtime import UserError
 
 TURNS = [{"role": role, "content": f"{role}: <|im_end|><eop>\U000f0001"} for role in ("user", "assistant")] * 2
@@ -49,10 +48,6 @@ def test_the_last_answer_is_learned_with_its_end(name: str, request: pytest.Fixt
     before = pieces[-len(learned) - 1]
     start = [replace(before, learned=True)] if before.is_control else []
     assert [piece for piece in with_starts(pieces) if piece.learned] == start + learned
-
-
-def test_a_text_is_a_message_of_the_user() -> None:
-    assert as_messages("1+1=") == [{"role": "user", "content": "1+1="}]
 
 
 def test_contents_become_signs_and_names_stay() -> None:
