@@ -43,6 +43,23 @@ def replacing(path: Path | str) -> Iterator[Path]:
         ) from error
 
 
+def check_output(output: Path | str) -> None:
+    """Find out before the work whether its result can be written to a file; its folder is made.
+
+    Raises:
+        UserError: it cannot.
+    """
+    path = Path(output)
+    if path.is_dir():
+        raise UserError(f"--output {output}: is a folder. Name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror}. Choose another place.") from error
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     with replacing(path) as temporary:

@@ -21,7 +21,8 @@ FLOORS = [
     {"data", "methods"},
     {"inference", "training"},
     {"objectives"},
-    {"evaluation", "export"},
+    {"resolution", "plan"},
+    {"evaluation", "export", "inspection"},
     {"commands"},
     {"cli"},
 ]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from glmtune import registry
-from glmtune.commands.evaluate import load, recipe_of
 from glmtune.inference.engine import MOST_ROUNDS, stream
 from glmtune.messages import Message
-from glmtune.models import max_length
-from glmtune.runtime import RunFolder, UserError
-from glmtune.tasks import Task
+from glmtune.resolution import Target, resolve
+from glmtune.runtime import UserError
 
 LONG_ANSWER = 1024  # tokens, where nobody says how long an answer may be
 GREETING = "Type a question. 'clear' forgets the conversation, 'stop' or Ctrl-D ends it."
@@ -24,7 +21,7 @@ class Conversation:
         messages: the turns so far.
     """
 
-    def __init__(self, target: str, overrides: list[str] | None = None, keep_history: bool | None = None):
+    def __init__(self, target: Target, overrides: Iterable[str] = (), keep_history: bool | None = None):
         """Load the model.
 
         Args:
@@ -32,13 +29,13 @@ class Conversation:
             overrides: `section.setting=value` texts.
             keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
         """
-        recipe = recipe_of(target, overrides)
-        self.task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
-        self.model, self.tokenizer = load(target, recipe)
-        limit = max_length(self.model.config)
-        room = recipe.generation.max_new_tokens or (min(LONG_ANSWER, limit // 2) if limit else LONG_ANSWER)
-        self.settings = recipe.generation.model_copy(update={"max_new_tokens": room})
-        self.keep_history = not RunFolder(target).recipe.is_file() if keep_history is None else keep_history
+        resolved = resolve(target, overrides)
+        limit, generation = resolved.limit, resolved.recipe.generation
+        room = generation.max_new_tokens or (min(LONG_ANSWER, limit // 2) if limit else LONG_ANSWER)
+        self.settings = generation.model_copy(update={"max_new_tokens": room})
+        self.keep_history = not resolved.has_recipe if keep_history is None else keep_history
+        self.task = resolved.task
+        self.model, self.tokenizer = resolved.load()
         self.messages: list[Message] = []
 
     def ask(self, question: str) -> Iterator[str]:
@@ -66,7 +63,7 @@ class Conversation:
 
 
 def run(
-    target: str, question: str | None = None, overrides: list[str] | None = None, keep_history: bool | None = None
+    target: Target, question: str | None = None, overrides: Iterable[str] = (), keep_history: bool | None = None
 ) -> None:
     """Answer one question, or all that are typed (or piped in, one a line).
 

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
-from glmtune import methods, models, registry
-from glmtune.commands.evaluate import found, reader_of, recipe_of
-from glmtune.config import Dtype, Recipe, differing
-from glmtune.data.mixture import examples_per_step
+from glmtune import methods, models
+from glmtune.config import Dtype
 from glmtune.export import gguf, merged, original
-from glmtune.export.card import write_card
+from glmtune.export.provenance import CARD, RECORD, Layout, Precision, write_provenance
+from glmtune.export.upload import upload
 from glmtune.export.verification import Answers, ask, compare, compare_answers
 from glmtune.inference.selection import select_held_out
 from glmtune.messages import Prompt
 from glmtune.methods.ptuning_v2 import PTuningV2
-from glmtune.runtime import RunFolder, UserError, replacing, write_json
-from glmtune.tasks import Task
+from glmtune.resolution import ResolvedModel, Target, resolve
+from glmtune.runtime import RunFolder, UserError, replacing
 
-Layout = Literal["merged", "original", "gguf"]
-Precision = Literal["auto", "float32", "bfloat16", "float16", "q8_0"]
-RECORD = "glmtune.json"
-CARD = "README.md"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 GGUF_PRECISION: dict[torch.dtype, gguf.Precision] = {
@@ -44,62 +35,11 @@ GGUF_PRECISION: dict[torch.dtype, gguf.Precision] = {
 SPARE_BYTES = 50 * 2**20
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What is exported.
-
-    Attributes:
-        target: as the user named it.
-        base: checkpoint directory, hub name or embedded model.
-        adapter: folder of the adapter to put on it, if any.
-        recipe: of the run; the default one for a bare model.
-        trained: whether there is a run, with a recipe and a report.
-    """
-
-    target: str
-    base: str
-    adapter: Path | None
-    recipe: Recipe
-    trained: bool
-
-    @cached_property
-    def task(self) -> Task:
-        """What was learned."""
-        task: Task = registry.find("glmtune.tasks", self.recipe.task.name)(self.recipe.task, self.recipe.data)
-        return task
-
-    @property
-    def problems(self) -> list[Prompt]:
-        """Held-out problems of the task that the model can be asked."""
-        tokenizer, limit = reader_of(self.target, self.recipe)
-        evaluation = self.recipe.evaluation
-        few = evaluation.model_copy(update={"num_examples": evaluation.num_examples_during})
-        recipe = self.recipe.model_copy(update={"evaluation": few})
-        return [example.prompt for example in select_held_out(recipe, self.task, tokenizer, limit, whole=False)]
-
-    @property
-    def data(self) -> str:
-        """What was learned from, in a few sentences."""
-        learned, held_out = self.task.records("train"), self.task.records("held_out")
-        own, training = self.recipe.data, self.recipe.training
-        mixed = sum(source.share for source in own.mixture)
-        if learned is not None and held_out is not None:
-            told = [f"{len(learned):,} records were there to learn from, {len(held_out):,} were held out."]
-        else:
-            seen = (training.steps or 0) * examples_per_step(training) * (1 - mixed)
-            told = [f"Examples are drawn without end; it saw about {seen:,.0f} of them."]
-        if own.too_long != "stop":
-            told.append(f"Records that are too long were {'left out' if own.too_long == 'drop' else 'truncated'}.")
-        if mixed:
-            told.append(f"Of all that it saw, {mixed:.0%} are records of other files, {len(own.mixture)} of them.")
-        return " ".join(told)
-
-
 def run(
-    target: str,
+    target: Target,
     to: Layout = "merged",
     output: str | None = None,
-    overrides: list[str] | None = None,
+    overrides: Iterable[str] = (),
     precision: Precision = "auto",
     overwrite: bool = False,
     push: str | None = None,
@@ -125,14 +65,13 @@ def run(
             nothing is written.
     """
     console = console or Console(stderr=True)
-    origin = origin_of(target, overrides)
-    config = models.load_config(models.locate(origin.base))
-    refuse(origin, config, to, precision)
+    origin = resolve(target, overrides)
+    refuse(origin, to, precision)
     place = destination(origin, to, output, overwrite)
-    check_disk(place, origin, config, dtype_of(config, precision), copies=2 if to == "gguf" else 1)
-    problems = origin.problems
+    check_disk(place, origin, precision, copies=2 if to == "gguf" else 1)
+    problems = few_held_out(origin)
     try:
-        make(origin, config, to, place, precision, problems, console)
+        make(origin, to, place, precision, problems, console)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Nothing was exported.") from None
     if push is not None:
@@ -141,8 +80,7 @@ def run(
 
 
 def make(
-    origin: Origin,
-    config: Any,
+    origin: ResolvedModel,
     to: Layout,
     place: Path,
     precision: Precision,
@@ -154,11 +92,11 @@ def make(
     Raises:
         UserError: it answers otherwise, or the disk is full.
     """
-    dtype = dtype_of(config, precision)
+    dtype = dtype_of(origin.config, precision)
     console.print(f"Loading {origin.base}{f' with {origin.adapter}' if origin.adapter else ''} ...")
     # Neither the base nor what is written is rounded on the way, whatever the recipe computed in.
-    working = NAMES[torch.promote_types(dtype_of(config, "auto"), dtype)]
-    model, tokenizer = methods.load(origin.base, origin.adapter, working, bits=16, quantize_embedding=False)
+    working = NAMES[torch.promote_types(dtype_of(origin.config, "auto"), dtype)]
+    model, tokenizer = origin.load(dtype=working, bits=16, quantize_embedding=False)
     console.print(f"It answers {len(problems)} held-out problems ...")
     before = ask(model, tokenizer, problems, origin.recipe.generation)
     whole = merged.whole(model, tokenizer, problems[0])
@@ -169,25 +107,23 @@ def make(
         del whole
         console.print("The same problems, from the exported files ...")
         verification = verify(folder, origin, working, before, problems, dtype, rounded=precision == "q8_0")
-        describe(folder, place.name, origin, to, family, precision, verification, problems[0])
+        write_provenance(folder, place.name, origin, to, family, precision, verification, problems[0])
         if to == "gguf":
             gguf.write(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
             shutil.copy(folder / RECORD, place.with_name(f"{place.name}.json"))
             shutil.copy(folder / CARD, place.with_name(f"{place.name}.md"))
 
 
-def origin_of(target: str, overrides: list[str] | None) -> Origin:
-    """What is to be exported.
-
-    Raises:
-        UserError: no such thing.
-    """
-    recipe = recipe_of(target, overrides)
-    base, adapter = found(target, recipe)
-    return Origin(target, base, adapter, recipe, RunFolder.is_run(target))
+def few_held_out(origin: ResolvedModel) -> list[Prompt]:
+    """Return held-out problems of the task that the model can be asked, as many as during a training."""
+    evaluation = origin.recipe.evaluation
+    few = evaluation.model_copy(update={"num_examples": evaluation.num_examples_during})
+    recipe = origin.recipe.model_copy(update={"evaluation": few})
+    examples = select_held_out(recipe, origin.task, origin.tokenizer, origin.limit, whole=False)
+    return [example.prompt for example in examples]
 
 
-def refuse(origin: Origin, config: Any, to: Layout, precision: Precision) -> None:
+def refuse(origin: ResolvedModel, to: Layout, precision: Precision) -> None:
     """Tell what cannot be had before anything is loaded.
 
     Raises:
@@ -202,6 +138,7 @@ def refuse(origin: Origin, config: Any, to: Layout, precision: Precision) -> Non
                 "part of a whole model, and llama.cpp and vLLM have no place for it. Use it beside its "
                 "base with glmtune, or train with method.name=lora."
             )
+    config = origin.config
     if (bits := models.stored_bits(config)) < 16 and config.model_type != "chatglm":
         raise UserError(
             f"{origin.base} is stored at {bits} bits; an update merged into it would be rounded away. Name the 16-bit "
@@ -216,13 +153,13 @@ def refuse(origin: Origin, config: Any, to: Layout, precision: Precision) -> Non
         gguf.library()
 
 
-def destination(origin: Origin, to: Layout, output: str | None, overwrite: bool) -> Path:
+def destination(origin: ResolvedModel, to: Layout, output: str | None, overwrite: bool) -> Path:
     """Where the export goes.
 
     Raises:
         UserError: there is something already, above all what is exported, or no place was named.
     """
-    target = origin.target
+    target = str(origin.target)
     if output is None and not RunFolder.is_run(target):
         raise UserError(f"--output: name a {'file' if to == 'gguf' else 'folder'} to write; {target} is no run folder.")
     name = f"{Path(target).resolve().name}.gguf" if to == "gguf" else to
@@ -249,13 +186,14 @@ def dtype_of(config: Any, precision: Precision) -> torch.dtype:
     return stored if isinstance(stored, torch.dtype) else DTYPES.get(str(stored), torch.float32)
 
 
-def check_disk(place: Path, origin: Origin, config: Any, dtype: torch.dtype, copies: int) -> None:
+def check_disk(place: Path, origin: ResolvedModel, precision: Precision, copies: int) -> None:
     """See whether the export fits on its disk.
 
     Raises:
         UserError: it does not.
     """
     folder = Path(models.local(models.locate(origin.base), weights=True))
+    config, dtype = origin.config, dtype_of(origin.config, precision)
     stored = sum(file.stat().st_size for file in models.weight_files(folder))
     stored = stored * 16 // models.stored_bits(config)  # a packed release is unpacked
     needed = copies * stored * dtype.itemsize // dtype_of(config, "auto").itemsize + SPARE_BYTES
@@ -287,7 +225,7 @@ def staged(place: Path, to: Layout) -> Iterator[Path]:
 
 def verify(
     folder: Path,
-    origin: Origin,
+    origin: ResolvedModel,
     working: Dtype,
     before: Answers,
     problems: Sequence[Prompt],
@@ -299,106 +237,10 @@ def verify(
     Raises:
         UserError: something else.
     """
-    model, tokenizer = methods.load(folder, None, working)
+    model, tokenizer = resolve(folder).load(dtype=working)
     found = compare(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, dtype)
     if rounded:
         gguf.round_numbers(model)
         remedy = " q8_0 is too coarse for it: --dtype float16."
         compare_answers(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, remedy)
     return found
-
-
-def describe(
-    folder: Path,
-    name: str,
-    origin: Origin,
-    to: Layout,
-    family: str,
-    precision: Precision,
-    verification: dict[str, Any],
-    prompt: Prompt,
-) -> None:
-    """Write down where an export comes from, and its model card."""
-    base = Path(models.local(models.locate(origin.base), weights=True))
-    run_folder = RunFolder(origin.target)
-    record = {
-        "format": 1,
-        "layout": to,
-        "precision": verification["dtype"] if precision == "auto" else precision,
-        "base": name_of(origin.base),
-        "base_fingerprint": models.fingerprint(base),
-        "adapter_fingerprint": adapter_fingerprint(origin.adapter),
-        "method": origin.recipe.method.name if origin.trained else None,
-        "verification": verification,
-        "versions": {package: metadata.version(package) for package in ("glmtune", "torch", "transformers", "peft")},
-    }
-    write_json(folder / RECORD, record)
-    report = models.read_json(run_folder.report) if origin.trained and run_folder.report.is_file() else None
-    recipe = short_recipe(origin.recipe) if origin.trained else ""
-    asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-    card = write_card(
-        Path(origin.target).resolve().name,
-        name,
-        to,
-        family,
-        record,
-        recipe,
-        Path(origin.recipe.task.name).stem,
-        origin.data if origin.trained else "",
-        asked,
-        report,
-    )
-    (folder / CARD).write_text(card, encoding="utf-8")
-
-
-def name_of(place: str) -> str:
-    """What others may know a model or a file by: the paths of this machine are nothing to them."""
-    return Path(place).name if Path(place).is_absolute() or Path(place).exists() else place
-
-
-def short_recipe(recipe: Recipe) -> str:
-    """What a recipe changes, as YAML, without the places of the run and of what it was made from."""
-    values = differing(recipe)
-    values.get("training", {}).pop("output_dir", None)
-    return yaml.safe_dump(without_places(values), sort_keys=False, allow_unicode=True)
-
-
-def without_places(value: Any) -> Any:
-    """A value of a recipe in which files have their names alone."""
-    if isinstance(value, dict):
-        return {key: without_places(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [without_places(inner) for inner in value]
-    return name_of(value) if isinstance(value, str) else value
-
-
-def adapter_fingerprint(folder: Path | None) -> str | None:
-    """A short hash of an adapter's weights."""
-    return models.fingerprint(folder) if folder is not None else None
-
-
-def upload(place: Path, repository: str) -> None:
-    """Upload an export to the hub, as a private repository if there is none of that name.
-
-    Raises:
-        UserError: the hub refuses.
-    """
-    from huggingface_hub import HfApi
-
-    hub = HfApi()
-    try:
-        hub.create_repo(repository, private=True, exist_ok=True)
-        if place.is_dir():
-            hub.upload_folder(repo_id=repository, folder_path=str(place))
-        else:
-            for file, name in (
-                (place, place.name),
-                (place.with_name(f"{place.name}.json"), RECORD),
-                (place.with_name(f"{place.name}.md"), CARD),
-            ):
-                hub.upload_file(repo_id=repository, path_or_fileobj=str(file), path_in_repo=name)
-    except Exception as error:  # of the hub, of the network, of the disk
-        raise UserError(
-            f"--push-to-hub {repository}: the hub refuses: {error}. The export itself is in {place}; log in with "
-            "`hf auth login`, or upload it later with `hf upload`."
-        ) from error

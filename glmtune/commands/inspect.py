@@ -16,15 +16,15 @@ from rich.text import Text
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from glmtune import methods, models
-from glmtune.commands.evaluate import check_output, with_template
 from glmtune.config import DataSettings, Recipe, make_recipe, with_overrides
 from glmtune.data.encoding import IGNORED, Encoder, Encoding
 from glmtune.data.rendering import can_train_on_all_turns, control_tokens
 from glmtune.examples import split_of
+from glmtune.models.templates import adopt
 from glmtune.records import SHOWN, Fault, Record, read
 from glmtune.records.cleaning import cut_ends, leaks, unclosed
-from glmtune.runtime import UserError, replacing, write_json
+from glmtune.resolution import resolve
+from glmtune.runtime import UserError, check_output, replacing, write_json
 from glmtune.tasks.instructions import InstructionsSettings, example_from, problem_of, repeated
 
 RENDERED = 3  # records that are shown with their tokens
@@ -80,9 +80,10 @@ def run(
 
 def reader_of(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, int | None]:
     """The tokenizer of the recipe's model, with the template that would be learned, and how many tokens it can take."""
-    base, folder = methods.find(recipe.model.path)
-    tokenizer = with_template(methods.tokenizer_of(base, folder), recipe.data.template)
-    return tokenizer, recipe.data.max_length or models.max_length(models.load_config(models.locate(base)))
+    resolved = resolve(recipe.model.path)
+    if recipe.data.template is not None:
+        adopt(resolved.tokenizer, recipe.data.template)
+    return resolved.tokenizer, recipe.data.max_length or resolved.limit
 
 
 def gather(files: Iterable[str], settings: DataSettings) -> tuple[list[Record], list[Fault]]:

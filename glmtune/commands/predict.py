@@ -6,24 +6,20 @@ import csv
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from glmtune import registry
-from glmtune.commands.evaluate import check_output, load, reader_of, recipe_of
-from glmtune.config import Recipe
 from glmtune.data.encoding import plain_ids
 from glmtune.inference.engine import converse, encode_prompts
 from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.records import Fault, Row, explain, read_questions
-from glmtune.runtime import UserError, read_json_lines, replacing, seed_everything
-from glmtune.tasks import Task
+from glmtune.resolution import ResolvedModel, Target, resolve
+from glmtune.runtime import UserError, check_output, read_json_lines, replacing, seed_everything
 
 ADDED = ("completion", "error", "faithful")  # to a record, whatever it had there
 OnError = Literal["stop", "record"]
@@ -55,10 +51,10 @@ class Entry:
 
 
 def run(
-    target: str,
+    target: Target,
     input: str,
     output: str,
-    overrides: list[str] | None = None,
+    overrides: Iterable[str] = (),
     overwrite: bool = False,
     resume: bool = False,
     on_error: OnError = "stop",
@@ -83,10 +79,10 @@ def run(
         UserError: malformed records, a prompt too long (told before any is answered), or an output that exists or is
             of another input.
     """
-    recipe = recipe_of(target, overrides)
+    resolved = resolve(target, overrides)
     destination = Path(output)
     check_destination(destination, input, overwrite or resume)
-    entries = entries_of(target, input, recipe)
+    entries = entries_of(resolved, input)
     faults = [
         fault
         for fault in (entry.fault for entry in entries)
@@ -99,10 +95,10 @@ def run(
     if resume and is_table and destination.exists() and not working.exists():
         raise UserError(f"--resume: {output} is whole already. To answer again, add --overwrite instead.")
     done = finished(working, entries) if resume else 0
-    model, tokenizer = load(target, recipe)
+    model, _ = resolved.load()
     try:
         with working.open("a" if resume else "w", encoding="utf-8") as file:
-            answer(model, tokenizer, entries, done, recipe, file)
+            answer(resolved, model, entries, done, file)
         if is_table:
             with replacing(destination) as temporary:
                 write_table([row for _, row in read_json_lines(working)], temporary, destination.suffix.lower())
@@ -112,13 +108,13 @@ def run(
     return len(entries)
 
 
-def entries_of(target: str, input: str, recipe: Recipe) -> list[Entry]:
+def entries_of(resolved: ResolvedModel, input: str) -> list[Entry]:
     """The records of the input, with what is wrong with them: no question, or one that the model cannot take.
 
     Raises:
         UserError: no such file or model.
     """
-    tokenizer, limit = reader_of(target, recipe)
+    recipe, tokenizer, limit = resolved.recipe, resolved.tokenizer, resolved.limit
     entries = []
     for found in read_questions(input, recipe.data.columns, recipe.data.encoding):
         if isinstance(found, Fault):
@@ -140,16 +136,9 @@ def as_json(row: Row) -> Row:
     return again
 
 
-def answer(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    entries: Sequence[Entry],
-    done: int,
-    recipe: Recipe,
-    file: TextIO,
-) -> None:
+def answer(resolved: ResolvedModel, model: Model, entries: Sequence[Entry], done: int, file: TextIO) -> None:
     """Append the records from number `done` on, as their answers come, with how fast they do and how long it takes."""
-    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
+    recipe, tokenizer, task = resolved.recipe, resolved.tokenizer, resolved.task
     window = recipe.generation.batch_size * BATCHES_PER_WINDOW
     tokens, start = 0, time.perf_counter()
     with tqdm(total=len(entries), initial=done, desc="answering", unit="record") as bar:

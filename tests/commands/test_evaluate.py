@@ -13,6 +13,7 @@ from glmtune.commands import evaluate
 from glmtune.commands.train import Run
 from glmtune.evaluation.metrics import wilson_interval
 from glmtune.models.quantization import is_quantized
+from glmtune.resolution import resolve
 from glmtune.runtime import UserError
 
 SUMS = [(a, b) for a in range(6) for b in range(6)]
@@ -33,7 +34,7 @@ def test_a_bare_adapter_is_put_on_a_base_as_it_was_trained_on(
 ) -> None:
     pytest.importorskip("bitsandbytes")
     adapter = train_tiny(tmp_path / "run", "model.bits=4").folder.adapter
-    model, _ = evaluate.load(str(adapter), evaluate.recipe_of(str(adapter), settings))
+    model, _ = resolve(adapter, settings).load()
     assert is_quantized(model) == (expected == 4)
 
 

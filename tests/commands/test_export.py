@@ -67,7 +67,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **options: Any) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(methods, "load", refuse)
+    monkeypatch.setattr(models, "load", refuse)
 
 
 @contextmanager
@@ -347,7 +347,7 @@ def test_packed_bases_are_refused(tmp_path: Path, nothing_is_loaded: None, bits:
 def test_prefixes_are_refused(train_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = "method={name: ptuning_v2, num_virtual_tokens: 4, dropout: 0}"
     done = train_tiny(tmp_path / "run", settings, "training.steps=1")
-    monkeypatch.setattr(methods, "load", None)
+    monkeypatch.setattr(models, "load", None)
     for to in ("merged", "original"):
         with refused(r"is a prefix \(P-Tuning v2\): it is no change of weights.*method\.name=lora", tmp_path):
             run(done.folder.path, to)

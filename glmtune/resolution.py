@@ -1,0 +1,247 @@
+"""What a user names, resolved once: a run, an adapter, a checkpoint or a recipe as a model that can be loaded.
+
+Nothing is read before it is asked for, and then it is read once. Importing this needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from glmtune import methods, models, registry
+from glmtune.config import ModelSettings, Recipe, load_recipe
+from glmtune.methods import Method
+from glmtune.models.architecture import Architecture
+from glmtune.runtime import RunFolder, UserError
+from glmtune.tasks import Task
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from glmtune.methods import Model
+
+Target: TypeAlias = "str | os.PathLike[str]"
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model, with the recipe that says how it was or is to be trained, judged and asked.
+
+    Attributes:
+        recipe: of the run or the recipe's file; the default one for a model or an adapter by itself.
+        target: what was named: a run folder, an adapter, a checkpoint directory, a hub name or `nano`; None for a
+            recipe, whose `model.path` counts.
+        run: the run folder, where the target is one.
+        adapter: the folder of the adapter, where the target is or has one; it may be missing or damaged (`check`).
+    """
+
+    recipe: Recipe
+    target: str | None = None
+    run: RunFolder | None = None
+    adapter: Path | None = None
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether the recipe is the target's own, so that its task and method count."""
+        return self.target is None or self.run is not None
+
+    @property
+    def base_is_named(self) -> bool:
+        """Whether the recipe says which model an adapter is put on; else the adapter does."""
+        return self.adapter is None or "path" in self.recipe.model.model_fields_set
+
+    @cached_property
+    def base(self) -> str:
+        """The checkpoint that is loaded, as users name it.
+
+        Raises:
+            UserError: neither recipe nor adapter names one.
+        """
+        if self.adapter is not None and not self.base_is_named:
+            return methods.base_of(self.adapter)
+        if self.run is not None and self.adapter is None:
+            return str(self.run.model)
+        return self.recipe.model.path if self.has_recipe or self.adapter is not None else str(self.target)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the base comes from the hub."""
+        return self.base not in models.EMBEDDED and not Path(self.base).is_dir()
+
+    @cached_property
+    def folder(self) -> Path:
+        """The base's folder; of a hub name, the small files are fetched.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        if Path(self.base).is_dir():
+            return Path(self.base)
+        return Path(models.local(models.locate(self.base), weights=False))
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What the base's `config.json` holds."""
+        return models.read_json(self.folder / "config.json")
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The sizes of the base, from its `config.json` alone.
+
+        Raises:
+            UserError: they are not known.
+        """
+        return Architecture.from_config(self.values)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The base's configuration.
+
+        Raises:
+            UserError: it is damaged, or of no known family.
+        """
+        return models.load_config(str(self.folder))
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The adapter's folder, where a tokenizer was saved with it; else the base's."""
+        saved = self.adapter is not None and (self.adapter / "tokenizer_config.json").is_file()
+        return self.adapter if self.adapter is not None and saved else self.folder
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with the template that the model is asked with: a run's own, or that of the recipe.
+
+        Raises:
+            UserError: it is damaged, or a run is asked for another template than it learned with.
+        """
+        from glmtune.models.templates import adopt
+
+        template = self.recipe.data.template
+        tokenizer = models.load_tokenizer(str(self.tokenizer_folder))
+        if self.run is None:
+            if template is not None:
+                adopt(tokenizer, template)
+        elif template != load_recipe(self.run.recipe).data.template:
+            raise UserError(
+                f"data.template={template}: {self.target} answers with the template that it learned with. Leave the "
+                "setting out."
+            )
+        return tokenizer
+
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task."""
+        task: Task = registry.find("glmtune.tasks", self.recipe.task.name)(self.recipe.task, self.recipe.data)
+        return task
+
+    @cached_property
+    def method(self) -> Method:
+        """The recipe's method."""
+        method: Method = registry.find("glmtune.methods", self.recipe.method.name)(self.recipe.method)
+        return method
+
+    @cached_property
+    def limit(self) -> int | None:
+        """Tokens that prompt and answer may have together; None where the model states no limit."""
+        longest = models.max_length(self.config)
+        return None if longest is None else longest - self.method.num_prefix_positions(self.config.model_type)
+
+    @cached_property
+    def stops(self) -> list[int]:
+        """Tokens that end an answer: those of the tokenizer and its template, and those that the checkpoint names."""
+        from glmtune.data.encoding import stop_ids
+
+        file = self.folder / "generation_config.json"
+        named = models.read_json(file).get("eos_token_id") if file.is_file() else self.config.eos_token_id
+        return sorted({*stop_ids(self.tokenizer), *(named if isinstance(named, list) else [named])} - {None})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of the base's weights; of a hub name, these are fetched."""
+        return models.fingerprint(models.local(models.locate(self.base), weights=True))
+
+    @cached_property
+    def storage(self) -> ModelSettings:
+        """How the base is loaded: as the recipe says, else as the adapter noted when it was trained."""
+        noted = methods.record_of(self.adapter) if self.adapter is not None else {}
+        asked = self.recipe.model
+        return ModelSettings(
+            path=self.base,
+            dtype=asked.dtype,
+            attention=asked.attention,
+            bits=asked.bits if "bits" in asked.model_fields_set else noted.get("bits", 16),
+            quantize_embedding=asked.quantize_embedding
+            if "quantize_embedding" in asked.model_fields_set
+            else noted.get("quantize_embedding", False),
+            random_init=asked.random_init and self.target is None,
+        )
+
+    def check(self) -> None:
+        """See whether the base is there, and an adapter is whole and was trained on it. No weights are loaded.
+
+        Raises:
+            UserError: something is missing or damaged, or they do not fit each other.
+        """
+        if self.adapter is None:
+            models.locate(self.base)
+            return
+        methods.adapter_folder(self.adapter if self.run is None else self.run.path)
+        methods.check_base(self.adapter, self.base)
+        methods.check_adapter(self.adapter, self.run or RunFolder(self.adapter))
+
+    def load(self, device: torch.device | None = None, **storage: Any) -> tuple[Model, PreTrainedTokenizerBase]:
+        """Load the model, in evaluation mode, with its adapter and its tokenizer.
+
+        Args:
+            device: default: the GPU where there is one.
+            storage: settings of `model`, such as `dtype` and `bits`, in place of those of the recipe.
+
+        Raises:
+            UserError: weights are missing or damaged, or do not fit.
+        """
+        settings = self.storage.model_copy(update=storage)
+        model: Model
+        model, _ = models.load(settings, device)
+        if self.adapter is not None:
+            model = methods.attach(model, self.adapter).eval()
+        return model, self.tokenizer
+
+
+def resolve(target: Target | None = None, overrides: Iterable[str] = ()) -> ResolvedModel:
+    """Return the model that a target names, once it is known to be there.
+
+    Args:
+        target: a run folder, an adapter, a checkpoint directory, a hub name, `nano`, or a recipe (`.yaml`); None is
+            the default recipe.
+        overrides: `section.setting=value` texts. `model.path=...` names the base that an adapter is put on.
+
+    Raises:
+        UserError: faults in the recipe, no such model, or an adapter that does not fit its base.
+    """
+    resolved = identify(target, overrides)
+    resolved.check()
+    return resolved
+
+
+def identify(target: Target | None = None, overrides: Iterable[str] = ()) -> ResolvedModel:
+    """Return what `resolve` does, before anything but the recipe was looked at.
+
+    Raises:
+        UserError: faults in the recipe.
+    """
+    name = None if target is None else os.fspath(target)
+    if name is None or name.endswith(RECIPE_SUFFIXES):
+        return ResolvedModel(load_recipe(name, overrides))
+    own = RunFolder(name)
+    recipe = load_recipe(own.recipe if own.recipe.is_file() else None, overrides)
+    if RunFolder.is_run(name):
+        return ResolvedModel(recipe, name, own, None if own.model.is_dir() else own.adapter)
+    return ResolvedModel(recipe, name, None, Path(name) if methods.is_adapter_folder(Path(name)) else None)
