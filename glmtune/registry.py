@@ -14,8 +14,9 @@ from typing import Any
 
 
 def names(package: str) -> list[str]:
-    """Names of the modules in a package: `names("glmtune.tasks") -> ["arithmetic", ...]`."""
-    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
+    """Return the names of a package's modules but for `_name`: `names("glmtune.tasks") -> ["arithmetic", ...]`."""
+    modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    return sorted(module.name for module in modules if not module.name.startswith("_"))
 
 
 def suggest(wrong: str, known: list[str]) -> str:

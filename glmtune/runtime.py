@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -162,6 +163,18 @@ def machine() -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in names},
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars, advice and announcements of the libraries below out of the way; other warnings stay."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it would rather have
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 def memory_size() -> int:

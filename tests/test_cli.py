@@ -37,7 +37,7 @@ def glmtune(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.fixture
-def num_prefix_positions(tmp_path: Path, tiny_run: Run, tiny_checkpoint: Path, write_records: Any) -> dict[str, str]:
+def places(tmp_path: Path, tiny_run: Run, tiny_checkpoint: Path, write_records: Any) -> dict[str, str]:
     """Good and bad files, by the name in braces under which the cases below use them."""
     pointer, truncated = (Path(shutil.copytree(tiny_checkpoint, tmp_path / name)) for name in ("pointer", "truncated"))
     (pointer / "model.safetensors").write_text(LFS_POINTER)
@@ -63,14 +63,14 @@ def num_prefix_positions(tmp_path: Path, tiny_run: Run, tiny_checkpoint: Path, w
     }
 
 
-@pytest.mark.parametrize("verb", [None, *cli.VERBS])
+@pytest.mark.parametrize("verb", [None, *cli.verbs()])
 def test_help(glmtune: Runs, verb: str | None) -> None:
     code, out, err = glmtune(*filter(None, [verb]), "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: glmtune {verb or ''}")
     assert verb is None or "--debug" in out
     if verb is None:
-        assert all(f"    {name} " in out for name in cli.VERBS)
+        assert all(f"    {name} " in out for name in cli.verbs())
 
 
 def test_without_a_verb(glmtune: Runs) -> None:
@@ -220,12 +220,13 @@ def test_a_day_with_it(glmtune: Runs, tiny_settings: list[str], monkeypatch: pyt
     code, out, _ = glmtune("chat", run, "-q", "1+2=", "generation.max_new_tokens=2")
     assert code == 0 and out.endswith("\n")
     code, out, _ = glmtune("ls")
-    assert code == 0 and f"  {run}  held-out exact match" in out and "nano  embedded" in out
+    assert code == 0 and f"  {run}  held-out accuracy" in out and "nano  embedded" in out
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
     """As with `glmtune ls | head -1`."""
-    code = "from glmtune import cli; cli.VERBS['ls'] = lambda options: print(input()); cli.main(['ls'])"
+    code = "from glmtune import cli; from glmtune.commands import ls; "
+    code += "ls.main = lambda options: print(input()); cli.main(['ls'])"
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
         assert process.stdin and process.stdout and process.stderr

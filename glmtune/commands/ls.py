@@ -1,53 +1,79 @@
-"""`glmtune ls`: the names that recipes can use, and the runs there are."""
+"""`glmtune ls`: list tasks, methods, objectives, models, recipes and runs."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 from pathlib import Path
 
-from glmtune import models, registry
-from glmtune.runtime import RunFolder
+Names = dict[str, dict[str, str]]  # of each kind: name -> a line about it
 
 
-def run(runs: str = "runs", recipes: str = "recipes") -> dict[str, dict[str, str]]:
-    """Tasks, methods, objectives, embedded models, recipe files and run folders, each with a line about it.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare nothing."""
+
+
+def main(options: argparse.Namespace) -> None:
+    """List and print."""
+    show(run())
+
+
+def run(runs: str = "runs", recipes: str = "recipes") -> Names:
+    """Return tasks, methods, objectives, embedded models, recipe files and run folders, each with a line about it.
 
     Args:
         runs: folder of run folders.
         recipes: folder of recipe files.
     """
+    from glmtune import models
+    from glmtune.runtime import RunFolder
+
+    folders = [path for path in sorted(Path(runs).glob("*")) if RunFolder.is_run(path)]
     return {
-        "tasks": about("glmtune.tasks"),
-        "methods": about("glmtune.methods"),
-        "objectives": about("glmtune.objectives"),
+        **{kind: describe_modules(f"glmtune.{kind}") for kind in ("tasks", "methods", "objectives")},
         "models": dict.fromkeys(models.EMBEDDED, "embedded"),
-        "recipes": {str(file): first_comment(file) for file in sorted(Path(recipes).glob("*.yaml"))},
-        "runs": {str(path): result(RunFolder(path)) for path in sorted(Path(runs).glob("*")) if RunFolder.is_run(path)},
+        "recipes": {str(file): read_first_comment(file) for file in sorted(Path(recipes).glob("*.yaml"))},
+        "runs": {str(path): describe_run(path) for path in folders},
     }
 
 
-def about(package: str) -> dict[str, str]:
-    """First line of each module's docstring."""
-    found = {}
-    for name in registry.names(package):
-        documentation = importlib.import_module(f"{package}.{name}").__doc__ or ""
-        found[name] = documentation.strip().splitlines()[0]
-    return found
+def show(names: Names) -> None:
+    """Print the names."""
+    for title, entries in names.items():
+        print(f"{title}:")
+        width = max(map(len, entries), default=0)
+        for name, text in entries.items():
+            print(f"  {name:<{width}}  {text}")
+        if not entries:
+            print("  none yet")
 
 
-def first_comment(file: Path) -> str:
-    """The comment that opens a recipe."""
+def describe_modules(package: str) -> dict[str, str]:
+    """Return the first line of each module's docstring, by the module's name."""
+    from glmtune import registry
+
+    documentation = {
+        name: importlib.import_module(f"{package}.{name}").__doc__ or "" for name in registry.names(package)
+    }
+    return {name: text.strip().partition("\n")[0] for name, text in documentation.items()}
+
+
+def read_first_comment(file: Path) -> str:
+    """Return the comment that opens a recipe."""
     line = file.read_text(encoding="utf-8").partition("\n")[0]
     return line.removeprefix("#").strip() if line.startswith("#") else ""
 
 
-def result(run: RunFolder) -> str:
-    """Held-out exact match of a run, or how far it got."""
-    if not run.report.is_file():
-        return f"not finished; go on with glmtune train --resume {run.path}"
+def describe_run(folder: Path) -> str:
+    """Return the held-out accuracy of a run, or how far it got."""
+    from glmtune.runtime import RunFolder
+
+    report = RunFolder(folder).report
+    if not report.is_file():
+        return f"not finished; go on with glmtune train --resume {folder}"
     try:
-        report = json.loads(run.report.read_text(encoding="utf-8"))
-        return f"held-out exact match {report['before']['accuracy']:.1%} -> {report['after']['accuracy']:.1%}"
+        values = json.loads(report.read_text(encoding="utf-8"))
+        return f"held-out accuracy {values['before']['accuracy']:.1%} -> {values['after']['accuracy']:.1%}"
     except (ValueError, KeyError, TypeError):
-        return f"{run.report} is damaged; write it again with glmtune train --resume"
+        return f"{report} is damaged; write it again with glmtune train --resume"

@@ -150,7 +150,7 @@ def explain(faults: Sequence[Fault], otherwise: str = "leave what is faulty out 
     place = faults[0].file if files == 1 else f"{files} files"
     lines = [f"{place}: {len(faults)} faults:", *(f"  {fault}" for fault in faults[:SHOWN])]
     if len(faults) > SHOWN:
-        lines.append(f"  ... and {len(faults) - SHOWN} more. `glmtune data inspect` writes all of them to a report.")
+        lines.append(f"  ... and {len(faults) - SHOWN} more. `glmtune inspect` writes all of them to a report.")
     lines.append(f"Mend them{remedy}.")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""`glmtune data inspect`: from a file to a report by one command, and everything planted is found."""
+"""`glmtune inspect`: from a file to a report by one command, and everything planted is found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from glmtune.cli import main
-from glmtune.commands.inspect import run, show
+from glmtune.commands.inspect import print_report, run
 from glmtune.config import RecipeError
 from glmtune.data.encoding import IGNORED, encode_example
 from glmtune.methods import tokenizer_of
@@ -158,7 +158,7 @@ def test_terminal(tmp_path: Path) -> None:
     bad = [{"prompt": "q[red]", "taget": "\x1b[31m"}] * 25
     report = run([write(tmp_path / "a.jsonl", [{"prompt": "a", "target": "\x1b[31mb\nc"}, *GOOD, *bad])])
     file = io.StringIO()
-    show(report, Console(file=file, width=100, force_terminal=True, color_system="standard"))
+    print_report(report, Console(file=file, width=100, force_terminal=True, color_system="standard"))
     shown = file.getvalue()
     assert "... and 5 more" in shown and "Did you mean 'taget'?" in shown and "↵" in shown
     assert "\x1b[31m" not in shown and "\x1b[30;42m" in shown  # black on green
@@ -168,26 +168,23 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "good.jsonl", GOOD)
     write(tmp_path / "bad=1.jsonl", [*GOOD, {"prompt": "q"}])
-    assert glmtune("data", "inspect", "good.jsonl") == 0
+    assert glmtune("inspect", "good.jsonl") == 0
     out, err = capsys.readouterr()
     assert "prompt_target (40)" in out and err == ""
     arguments = ("--output", "report.json", "--html", "page.html", "bad=1.jsonl", "data.max_length=64")
-    assert glmtune("data", "inspect", *arguments) == 2
+    assert glmtune("inspect", *arguments) == 2
     out, err = capsys.readouterr()
     assert "Written: report.json" in out and "bad=1.jsonl, line 41: 'target' is missing" in out and err == ""
     report = json.loads(Path("report.json").read_text("utf-8"))
     assert report["faults"] == [{"file": "bad=1.jsonl", "line": 41, "field": "target", **report["faults"][0]}]
     assert Path("page.html").is_file()
-    assert glmtune("data", "inspect", "goo.jsonl") == 2
+    assert glmtune("inspect", "goo.jsonl") == 2
     assert "goo.jsonl: no such file. Did you mean 'good.jsonl'?" in capsys.readouterr().err
-    assert glmtune("data", "inspect") == 2 and "Name a file" in capsys.readouterr().err
-    assert glmtune("data", "inspect", "good.jsonl", "data.lenght=5") == 2
+    assert glmtune("inspect") == 2 and "Name a file" in capsys.readouterr().err
+    assert glmtune("inspect", "good.jsonl", "data.lenght=5") == 2
     assert "Did you mean 'max_length'" in capsys.readouterr().err
-    assert glmtune("data", "arithmetic") == 2 and "required: --output" in capsys.readouterr().err
-    assert glmtune("data", "arithmetic", "--output", "x", "--html", "y") == 2
-    assert "belong to glmtune data inspect" in capsys.readouterr().err
-    assert glmtune("data", "arithmetic", "--output", "x", "file.jsonl") == 2
-    assert not Path("x").exists()
+    assert glmtune("data", "inspect", "good.jsonl") == 2
+    assert "glmtune inspect good.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real files are not here: {SHARED}")

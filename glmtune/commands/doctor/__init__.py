@@ -38,7 +38,7 @@ def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Check]
         return checks
     if target is not None and is_data(target) and not overrides:
         return checks + list(
-            examine([Examination("data", partial(records, target), "See what `glmtune data inspect` says of it.")])
+            examine([Examination("data", partial(records, target), "See what `glmtune inspect` says of it.")])
         )
     try:
         patient = admit(target, overrides)

@@ -1,0 +1,30 @@
+"""Arguments that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+
+TARGET_HELP = "a run folder, an adapter, a checkpoint directory, a hub name, or nano (the embedded model)"
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Declare the model that a verb works on."""
+    parser.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
+
+
+def add_recipe(parser: argparse.ArgumentParser, text: str, example: str, metavar: str = "RECIPE.yaml") -> None:
+    """Declare a recipe and settings that override it; `recipe_and_settings` reads them."""
+    parser.add_argument("recipe", nargs="?", metavar=metavar, help=text)
+    add_settings(parser, example)
+
+
+def add_settings(parser: argparse.ArgumentParser, example: str = "generation.batch_size=8") -> None:
+    """Declare the settings, which may stand anywhere among the other arguments."""
+    parser.add_argument("settings", nargs="*", metavar="SETTING", help=f"section.name=value, e.g. {example}")
+
+
+def recipe_and_settings(options: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Return the recipe's file, if one was named, and the settings: the first of these may stand in its place."""
+    if options.recipe is not None and "=" in options.recipe:
+        return None, [options.recipe, *options.settings]
+    return options.recipe, list(options.settings)

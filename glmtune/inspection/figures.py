@@ -1,0 +1,198 @@
+"""Everything about records that can be counted: formats, faults, duplicates, leaks, tokens."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from glmtune.config import DataSettings, Recipe
+from glmtune.data.encoding import IGNORED, Encoder
+from glmtune.data.rendering import can_train_on_all_turns
+from glmtune.examples import split_of
+from glmtune.inspection.tokens import pick_places, place_of, render_record
+from glmtune.records import Fault, Record, read
+from glmtune.records.cleaning import cut_ends, leaks, unclosed
+from glmtune.tasks.instructions import InstructionsSettings, example_from, problem_of, repeated
+
+FEW = 2000  # records that need no progress bar
+
+
+def read_files(files: Iterable[str], settings: DataSettings) -> tuple[list[Record], list[Fault]]:
+    """What files hold: records, and faults."""
+    records: list[Record] = []
+    faults: list[Fault] = []
+    for file in files:
+        for entry in read(file, settings.columns, settings.encoding, "each" if settings.turns == "each" else "last"):
+            if isinstance(entry, Fault):
+                faults.append(entry)
+            else:
+                records.append(entry)
+    return records, faults
+
+
+def examine(
+    records: Sequence[Record],
+    held_out: Sequence[Record],
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+) -> dict[str, Any]:
+    """Everything about records that can be read.
+
+    Args:
+        records: to learn.
+        held_out: to judge by, from a file of their own.
+        recipe: with the settings of task and data.
+        tokenizer: with its template.
+        limit: in tokens.
+    """
+    task, data = cast(InstructionsSettings, recipe.task), recipe.data
+    encoder = Encoder(tokenizer, limit, data.train_on_bos)
+    encodings = Lengths(encoder, records, data.turns == "all")
+    formats = Counter(record.format for record in records)
+    double = repeated(records, "exact")
+    near = repeated(records, "near") if data.deduplicate == "near" else None
+    leaked = list(find_leaks(records, held_out))
+    splits = count_splits(records, held_out, task)
+    shown = [records[place] for place in pick_places(len(records))]
+    return {
+        "format": formats.most_common(1)[0][0] if formats else None,
+        "formats": dict(formats.most_common()),
+        "records": len(records),
+        "faults": [fault.as_dict() for fault in [*leaked, *find_cut_answers(records, encodings.learned)]],
+        "duplicates": len(double),
+        "duplicate_places": [pair_of(records, *pair) for pair in double],
+        "near_duplicates": None if near is None else len(near),
+        "near_duplicate_places": [pair_of(records, *pair) for pair in near or []],
+        "leaks": len(leaked),
+        "splits": splits,
+        "tokens": encodings.figures(records, limit, data.too_long),
+        "notes": list(find_notes(records, data, splits, can_train_on_all_turns(tokenizer))),
+        "examples": [render_record(encoder, record, data.turns == "all") for record in shown],
+    }
+
+
+class Lengths:
+    """How many tokens records have as they would be learned.
+
+    Attributes:
+        whole, learned: of each record.
+    """
+
+    def __init__(self, encoder: Encoder, records: Sequence[Record], train_on_all_turns: bool):
+        self.whole: list[int] = []
+        self.learned: list[int] = []
+        for record in tqdm(records, desc="counting tokens", unit="record", disable=len(records) < FEW):
+            encoding = encoder(example_from(record, train_on_all_turns))
+            self.whole.append(len(encoding["input_ids"]))
+            self.learned.append(sum(label != IGNORED for label in encoding["labels"]))
+
+    def figures(self, records: Sequence[Record], limit: int | None, rule: str) -> dict[str, Any]:
+        """As the report has them; too long is what has more tokens than `limit`."""
+        long = [place for place, count in enumerate(self.whole) if limit is not None and count > limit]
+        return {
+            "prompt": summarize_counts(
+                [whole - learned for whole, learned in zip(self.whole, self.learned, strict=True)]
+            ),
+            "target": summarize_counts(self.learned),
+            "whole": summarize_counts(self.whole),
+            "learned": sum(self.learned),
+            "total": sum(self.whole),
+            "limit": limit,
+            "too_long": len(long),
+            "too_long_rule": rule,
+            "too_long_places": [place_of(records[place]) for place in long],
+        }
+
+
+def pair_of(records: Sequence[Record], place: int, earlier: int) -> dict[str, Any]:
+    """Where a record stands, and the earlier one that it repeats."""
+    first = records[earlier]
+    return {**place_of(records[place]), "first_file": first.file, "first_line": first.line}
+
+
+def summarize_counts(counts: Sequence[int]) -> dict[str, float]:
+    """Least, greatest, mean and quantiles of some numbers; empty for none."""
+    if not counts:
+        return {}
+    ordered = sorted(counts)
+    return {
+        "min": ordered[0],
+        "median": ordered[(len(ordered) - 1) // 2],
+        "p95": ordered[round(0.95 * (len(ordered) - 1))],
+        "max": ordered[-1],
+        "mean": round(statistics.fmean(ordered), 1),
+    }
+
+
+def count_splits(
+    records: Sequence[Record], held_out: Sequence[Record], settings: InstructionsSettings
+) -> dict[str, int]:
+    """How many records would be learned, and how many held out."""
+    if settings.held_out_file:
+        return {"train": len(records), "held_out": len(held_out)}
+    found = Counter(split_of(problem_of(record.prompt), settings.held_out) for record in records)
+    return {"train": found["train"], "held_out": found["held_out"]}
+
+
+def find_leaks(records: Sequence[Record], held_out: Sequence[Record]) -> Iterator[Fault]:
+    """Held-out problems that are learned, too: arithmetic by its normal form, else by text."""
+    if not held_out:
+        return
+    problems = ([problem_of(record.prompt) for record in part] for part in (records, held_out))
+    for judged, learned in leaks(*problems):
+        own, other = held_out[judged], records[learned]
+        yield Fault(
+            own.file,
+            own.line,
+            "prompt",
+            f"leak: {other.file}, line {other.line} asks the same, so that the model would be judged by what it "
+            "learned. Delete one of them.",
+        )
+
+
+def find_cut_answers(records: Sequence[Record], learned: Sequence[int]) -> Iterator[Fault]:
+    """Answers that a limit of length has cut off, in characters or in tokens."""
+    targets = [record.target for record in records]
+    by_length = {"characters": cut_ends(targets), "tokens": cut_ends(targets, learned.__getitem__)}
+    told: set[int] = set()
+    for unit, places in by_length.items():
+        for place in sorted(set(places) - told):
+            count = len(targets[place]) if unit == "characters" else learned[place]
+            yield Fault(
+                records[place].file,
+                records[place].line,
+                "target",
+                f"cut off: the target has {count} {unit}, the most of all, as {len(places) - 1} others have, and ends "
+                f"in mid-sentence (...{targets[place][-20:]!r}). A model that learns this never learns to stop.",
+            )
+        told.update(places)
+
+
+def find_notes(
+    records: Sequence[Record], settings: DataSettings, splits: dict[str, int], learns_all: bool
+) -> Iterator[str]:
+    """What is no fault, but good to know."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        for note in record.notes:
+            found.setdefault(f"the conversation {note}", []).append(record)
+        if unclosed(record.target):
+            found.setdefault("a block of code in the target is not closed: is it cut off?", []).append(record)
+    for note, those in found.items():
+        yield f"{len(those):,} records, the first {those[0].file}, line {those[0].line}: {note}"
+    last_alone = settings.turns == "last" or (settings.turns == "all" and not learns_all)
+    if last_alone and any(example_from(record, True).train_on_all_turns for record in records):
+        other = "all" if learns_all else "each"
+        yield f"Of conversations, the last answer is learned; data.turns={other} learns every one."
+    for split, count in splits.items():
+        if records and not count:
+            yield (
+                f"No record falls into the {split} split ({len(records):,} in all). To train on this file alone, add "
+                "records, try task.held_out=0.3, or name a task.held_out_file."
+            )

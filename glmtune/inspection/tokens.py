@@ -1,0 +1,56 @@
+"""Records as the model reads them: token by token, and which of them are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from glmtune.data.encoding import IGNORED, Encoder, Encoding
+from glmtune.data.rendering import control_tokens
+from glmtune.records import Record
+from glmtune.tasks.instructions import example_from
+
+RENDERED = 3  # records that are shown with their tokens
+MOST_TOKENS = 400  # of each that are shown
+
+
+def place_of(record: Record) -> dict[str, Any]:
+    """Where a record stands."""
+    return {"file": record.file, "line": record.line}
+
+
+def pick_places(count: int) -> list[int]:
+    """Places of the records that are shown: the first, the middle one and the last."""
+    return sorted({0, count // 2, count - 1})[-min(RENDERED, count) :] if count else []
+
+
+def render_record(encoder: Encoder, record: Record, train_on_all_turns: bool) -> dict[str, Any]:
+    """A record as the model reads it: `[text, learned, control]` of each token, the middle left out of long ones."""
+    encoding = encoder(example_from(record, train_on_all_turns))
+    tokens = [list(token) for token in tokens_of(encoder.tokenizer, encoding)]
+    left_out = len(tokens) - MOST_TOKENS
+    if left_out > 0:
+        half = MOST_TOKENS // 2
+        tokens = [*tokens[:half], [f" [... {left_out} tokens ...] ", False, True], *tokens[-half:]]
+    return {**place_of(record), "tokens": tokens}
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> Iterator[tuple[str, bool, bool]]:
+    """(text, learned, control) of each token, or of several that are one character together."""
+    controls = control_tokens(tokenizer)
+    ids, labels = encoding["input_ids"], encoding["labels"]
+    start, before = 0, ""  # a run of tokens between control tokens, and its text so far
+    for place, token in enumerate(ids):
+        name, learned = str(tokenizer.convert_ids_to_tokens(token)), labels[place] != IGNORED
+        if name in controls:
+            yield name, learned, True
+            start, before = place + 1, ""
+            continue
+        text = str(tokenizer.decode(ids[start : place + 1]))
+        following = place + 1 < len(ids) and (labels[place + 1] != IGNORED) == learned
+        if text.endswith("\ufffd") and following:
+            continue  # the rest of the character is still to come
+        yield (text[len(before) :] if text.startswith(before) else name), learned, False
+        before = text
