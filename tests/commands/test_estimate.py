@@ -157,7 +157,7 @@ def test_a_method_that_does_not_tell(tmp_path: Path) -> None:
     own.write_text(
         "from glmtune.methods import Method\nclass Mine(Method):\n    def apply(self, model): return model\n"
     )
-    with pytest.raises(UserError, match=r"does not tell what it trains \(Method\.learning\)"):
+    with pytest.raises(UserError, match=r"does not tell what it trains \(Method\.trainable_spec\)"):
         run(None, [f"method.name={own}"])
 
 
