@@ -17,7 +17,9 @@ from glmtune import registry
 from glmtune.config import GenerationSettings, load_recipe
 from glmtune.data import examples_of
 from glmtune.data.encoding import encode_prompt, plain_ids
-from glmtune.inference.engine import complete, generation_config, stops_of, text_of
+from glmtune.inference.decoding import generation_config
+from glmtune.inference.engine import Engine
+from glmtune.inference.reading import AnswerReader
 
 
 def timed(decode: Callable[[], list[str]]) -> tuple[list[str], float]:
@@ -43,14 +45,14 @@ def main() -> None:
         answers = []
         for prompt in prompts:
             ids = torch.tensor([encode_prompt(tokenizer, prompt)])
-            stops = stops_of(model, tokenizer)
-            out = model.generate(ids, generation_config=generation_config(tokenizer, settings, stops))
-            answers.append(text_of(tokenizer, out[0, ids.shape[1] :].tolist(), stops))
+            reader = AnswerReader.of(model, tokenizer)
+            out = model.generate(ids, generation_config=generation_config(reader, settings.longest))
+            answers.append(reader.read(out[0, ids.shape[1] :].tolist()))
         return answers
 
     def batched(size: int) -> Callable[[], list[str]]:
         sized = GenerationSettings(**{**settings.model_dump(), "batch_size": size})
-        return lambda: [text for _, text in sorted(complete(model, tokenizer, prompts, sized))]
+        return lambda: [completion.text for completion in Engine(model, tokenizer).answer(prompts, sized)]
 
     one_by_one()  # warm up
     expected, plain_seconds = timed(one_by_one)

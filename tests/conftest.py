@@ -2,7 +2,9 @@
 
 import io
 import json
+import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import glmtune
 from glmtune import models
 from glmtune.commands import train
+from glmtune.config import GenerationSettings
+from glmtune.data.encoding import encode_prompt
+from glmtune.inference.completion import Request
+from glmtune.inference.engine import Engine
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("glmtune", deadline=None)
@@ -95,6 +101,44 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, train_tiny: Trains) -> tr
 def tiny(tiny_run: train.Run) -> tuple[Any, Any]:
     """Model and tokenizer of that run. No test may change them."""
     return glmtune.load(tiny_run.folder.path)
+
+
+@pytest.fixture
+def check_mixture() -> Callable[[Engine], None]:
+    """`check_mixture(engine)`: answers are the same whatever else is in the batch, in whichever order.
+
+    Requests are sampled or not, short or long, stopped by a text, cancelled, or asked for log-probabilities.
+    """
+
+    def check(engine: Engine) -> None:
+        greedy = GenerationSettings(max_new_tokens=12)
+        sampled = GenerationSettings(max_new_tokens=10, do_sample=True, temperature=1.5, top_p=0.9)
+        prompts = ["1+" * (number % 5) + str(number) for number in range(12)]
+        encoded = [encode_prompt(engine.tokenizer, prompt) for prompt in prompts]
+        cancelled = Request(encoded[0], greedy)
+        cancelled.cancellation.set()
+        requests = [Request(ids, greedy, logprobs=place % 2 == 0) for place, ids in enumerate(encoded)]
+        first = [completion.text for _, completion in sorted(engine.complete(requests), key=lambda pair: pair[0])]
+        requests += [Request(ids, sampled, seed=place, logprobs=place % 3 == 0) for place, ids in enumerate(encoded)]
+        requests += [
+            Request(ids, greedy.model_copy(update={"max_new_tokens": 1 + place})) for place, ids in enumerate(encoded)
+        ]
+        middles = [text[len(text) // 2 :][:2] or "x" for text in first]
+        requests += [Request(ids, greedy, stop=[middle]) for ids, middle in zip(encoded, middles, strict=True)]
+        requests.append(cancelled)
+        alone = [dict(engine.complete([request])).get(0) for request in requests]
+        for seed in range(2):
+            order = random.Random(seed).sample(range(len(requests)), len(requests))
+            together = dict(engine.complete([requests[index] for index in order]))
+            for place, index in enumerate(order):
+                found, expected = together.get(place), alone[index]
+                assert (found is None) == (expected is None) == (requests[index] is cancelled)
+                if found is not None and expected is not None:
+                    assert replace(found, logprobs=None) == replace(expected, logprobs=None)
+                    assert (found.logprobs is not None) == requests[index].logprobs
+                    assert found.logprobs == (expected.logprobs and pytest.approx(expected.logprobs, abs=1e-3))
+
+    return check
 
 
 @pytest.fixture

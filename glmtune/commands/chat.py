@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
-from glmtune.inference.engine import MOST_ROUNDS, stream
+from glmtune.inference.completion import Request
+from glmtune.inference.conversation import MOST_ROUNDS
+from glmtune.inference.engine import Engine
+from glmtune.inference.prompts import encode_prompts
 from glmtune.messages import Message
 from glmtune.resolution import Target, resolve
 from glmtune.runtime import UserError
@@ -36,6 +39,7 @@ class Conversation:
         self.keep_history = not resolved.has_recipe if keep_history is None else keep_history
         self.task = resolved.task
         self.model, self.tokenizer = resolved.load()
+        self.engine = Engine(self.model, self.tokenizer, limit)
         self.messages: list[Message] = []
 
     def ask(self, question: str) -> Iterator[str]:
@@ -47,9 +51,10 @@ class Conversation:
         asked: list[Message] = [*self.messages, {"role": "user", "content": question}]
         for _ in range(MOST_ROUNDS):
             text = ""
-            for piece in stream(self.model, self.tokenizer, asked, self.settings):
-                text += piece
-                yield piece
+            [input_ids] = encode_prompts(self.tokenizer, [asked], self.engine.limit, self.settings.longest)
+            for delta in self.engine.stream(Request(input_ids, self.settings)):
+                text += delta.text
+                yield delta.text
             reply = self.task.reply(asked, text)
             asked.append({"role": "assistant", "content": text})
             if reply is None:

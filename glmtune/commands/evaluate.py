@@ -12,7 +12,7 @@ from glmtune.config import Recipe
 from glmtune.data.encoding import plain_ids
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.examples import Example
-from glmtune.inference.engine import encode_prompts
+from glmtune.inference.prompts import encode_prompts
 from glmtune.inference.selection import fit_max_new_tokens, fit_max_new_tokens_to, select_held_out
 from glmtune.resolution import ResolvedModel, Target, resolve
 from glmtune.runtime import check_output, machine, seed_everything, write_json

@@ -14,7 +14,9 @@ from typing import Any, Literal, TextIO
 from tqdm import tqdm
 
 from glmtune.data.encoding import plain_ids
-from glmtune.inference.engine import converse, encode_prompts
+from glmtune.inference.conversation import converse
+from glmtune.inference.engine import Engine
+from glmtune.inference.prompts import encode_prompts
 from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.records import Fault, Row, explain, read_questions
@@ -150,7 +152,7 @@ def answer(resolved: ResolvedModel, model: Model, entries: Sequence[Entry], done
             asked = [number for number in numbers if not entries[number].fault]
             following = write_ready(file, waiting, first, done)
             prompts = [entries[number].prompt for number in asked]
-            for index, text in converse(model, tokenizer, prompts, recipe.generation, task.reply):
+            for index, text in converse(Engine(model, tokenizer), prompts, recipe.generation, task.reply):
                 entry = entries[asked[index]]
                 waiting[asked[index]] = entry.with_answer(text, task.remarks(entry.prompt, text))
                 tokens += len(plain_ids(tokenizer, text))

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from glmtune.config import GenerationSettings
 from glmtune.evaluation.report import summarize
 from glmtune.examples import Example
-from glmtune.inference.engine import converse
+from glmtune.inference.conversation import converse
+from glmtune.inference.engine import Engine
 from glmtune.methods import Model
 from glmtune.scoring import Score
 from glmtune.tasks import Task
@@ -49,7 +50,7 @@ def evaluate(
     """
     examples = list(examples)
     completions = [""] * len(examples)
-    answers = converse(model, tokenizer, [example.prompt for example in examples], settings, task.reply)
+    answers = converse(Engine(model, tokenizer), [example.prompt for example in examples], settings, task.reply)
     for index, text in tqdm(answers, total=len(examples), desc="answering", unit="problem", disable=not progress):
         completions[index] = text
     scores = [task.score(example, text) for example, text in zip(examples, completions, strict=True)]

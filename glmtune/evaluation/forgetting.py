@@ -17,7 +17,7 @@ from glmtune.data.encoding import IGNORED, Encoder, plain_ids
 from glmtune.evaluation.intervals import Difference, paired_difference
 from glmtune.evaluation.metrics import wilson_interval
 from glmtune.examples import Example
-from glmtune.inference.engine import complete
+from glmtune.inference.engine import Engine
 from glmtune.methods import Model
 from glmtune.models import max_length
 from glmtune.runtime import UserError, read_json_lines
@@ -118,9 +118,8 @@ def probe(
     longest = max((len(plain_ids(tokenizer, example.target)) for example in examples), default=0)
     greedy = settings.model_copy(update={"do_sample": False, "max_new_tokens": longest + 8})
     log_likelihood, tokens = likelihood(model, tokenizer, examples)
-    completions = [""] * len(examples)
-    for index, text in complete(model, tokenizer, [example.prompt for example in examples], greedy):
-        completions[index] = text
+    answers = Engine(model, tokenizer).answer([example.prompt for example in examples], greedy)
+    completions = [answer.text for answer in answers]
     right = [is_right(example.target, text) for example, text in zip(examples, completions, strict=True)]
     return Probe(examples, completions, right, log_likelihood, tokens)
 

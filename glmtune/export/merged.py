@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.data.encoding import encode_prompt
-from glmtune.inference.engine import stops_of
+from glmtune.inference.reading import stops_of
 from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.methods.lora import merge

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.inference.engine import complete
+from glmtune.inference.engine import Engine
 from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.methods.lora import MERGE_TOLERANCE
@@ -41,12 +41,12 @@ def ask(
 ) -> Answers:
     """Answers of a model, greedy whatever the settings say."""
     greedy = settings.model_copy(update={"do_sample": False})
-    texts = dict(complete(model, tokenizer, prompts, greedy))
+    texts = [completion.text for completion in Engine(model, tokenizer).answer(prompts, greedy)]
     rows = []
     for prompt in prompts[:PROMPTS_WITH_LOGITS]:
         input_ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
         rows.append(model(input_ids=input_ids).logits[0, -1].float().cpu())
-    return Answers([texts[index] for index in range(len(prompts))], torch.stack(rows))
+    return Answers(texts, torch.stack(rows))
 
 
 def compare(before: Answers, after: Answers, prompts: Sequence[Prompt], dtype: torch.dtype) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from glmtune.config import SHORT_ANSWER, Recipe
 from glmtune.data import DrawnExamples, examples_of
 from glmtune.data.encoding import plain_ids
 from glmtune.examples import Example
-from glmtune.inference.engine import encode_prompts
+from glmtune.inference.prompts import encode_prompts
 from glmtune.runtime import UserError
 from glmtune.tasks import Task
 

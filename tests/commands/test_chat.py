@@ -10,7 +10,8 @@ from glmtune.commands import chat
 from glmtune.commands.chat import GREETING, Conversation
 from glmtune.commands.train import Run
 from glmtune.config import load_recipe
-from glmtune.inference.engine import complete
+from glmtune.inference.completion import Delta
+from glmtune.inference.engine import Engine
 from glmtune.runtime import UserError
 
 
@@ -30,7 +31,7 @@ def run(tiny_run: Run) -> str:
 def expected(tiny: tuple[Any, Any], tiny_run: Run) -> Any:
     """What the run answers to a prompt."""
     generation = load_recipe(tiny_run.folder.recipe).generation
-    return lambda prompt: dict(complete(*tiny, [prompt], generation))[0]
+    return lambda prompt: Engine(*tiny).answer([prompt], generation)[0].text
 
 
 @pytest.fixture
@@ -38,11 +39,15 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the model is asked; it always answers `yes, of course`."""
     asked: list[Any] = []
 
-    def stream(model: Any, tokenizer: Any, prompt: Any, settings: Any) -> Any:
-        asked.append([message["content"] for message in prompt])
-        yield from ("yes, ", "of course")
+    def encode(tokenizer: Any, prompts: Any, *others: Any) -> Any:
+        asked.append([message["content"] for message in prompts[0]])
+        return [[1]]
 
-    monkeypatch.setattr(chat, "stream", stream)
+    def stream(engine: Any, request: Any) -> Any:
+        yield from (Delta("yes, ", [1]), Delta("of course", [2]))
+
+    monkeypatch.setattr(chat, "encode_prompts", encode)
+    monkeypatch.setattr(Engine, "stream", stream)
     return asked
 
 
@@ -112,11 +117,16 @@ def test_a_tool_replies_between_turns(run: str, monkeypatch: pytest.MonkeyPatch)
     """The calculator's result is shown and asked about; what was said stays in the conversation."""
     asked: list[list[str]] = []
 
-    def stream(model: Any, tokenizer: Any, prompt: Any, settings: Any) -> Any:
-        asked.append([message["content"] for message in prompt])
-        yield from ("cal", 'culate("6*7")') if len(prompt) % 4 == 1 else (prompt[-1]["content"],)
+    def encode(tokenizer: Any, prompts: Any, *others: Any) -> Any:
+        asked.append([message["content"] for message in prompts[0]])
+        return [[1]]
 
-    monkeypatch.setattr(chat, "stream", stream)
+    def stream(engine: Any, request: Any) -> Any:
+        texts = ("cal", 'culate("6*7")') if len(asked[-1]) % 4 == 1 else (asked[-1][-1],)
+        yield from (Delta(text, [1]) for text in texts)
+
+    monkeypatch.setattr(chat, "encode_prompts", encode)
+    monkeypatch.setattr(Engine, "stream", stream)
     conversation = Conversation(run, ["task.style=tool"], keep_history=True)
     assert "".join(conversation.ask("6*7=")) == 'calculate("6*7")\n42\n42'
     assert asked == [["6*7="], ["6*7=", 'calculate("6*7")', "42"]]

@@ -27,7 +27,7 @@ from glmtune.commands.train import Run
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.export import merged
-from glmtune.inference.engine import complete
+from glmtune.inference.engine import Engine
 from glmtune.models.quantization import pack
 from glmtune.runtime import UserError
 
@@ -41,7 +41,7 @@ def run(target: Path | str, *args: Any, **options: Any) -> Path:
 
 
 def answers(loaded: tuple[Any, Any]) -> list[str]:
-    return [text for _, text in sorted(complete(*loaded, PROMPTS, GenerationSettings(max_new_tokens=6)))]
+    return [one.text for one in Engine(*loaded).answer(PROMPTS, GenerationSettings(max_new_tokens=6))]
 
 
 def logits(loaded: tuple[Any, Any]) -> torch.Tensor:

@@ -12,7 +12,8 @@ from glmtune import models
 from glmtune.commands import predict
 from glmtune.commands.train import Run
 from glmtune.config import load_recipe
-from glmtune.inference.engine import complete, converse
+from glmtune.inference.conversation import converse
+from glmtune.inference.engine import Engine
 from glmtune.records import Fault, Question, read_questions
 from glmtune.records.files import rows as file_rows
 from glmtune.runtime import UserError
@@ -40,7 +41,7 @@ def test_every_record_again_with_its_completion(
     answered = read(output)
     assert [{**record, "completion": None} for record in records] == [{**one, "completion": None} for one in answered]
     generation = load_recipe(Path(run) / "recipe.yaml").generation
-    expected = dict(complete(*tiny, [record["prompt"] for record in records], generation))
+    expected = [one.text for one in Engine(*tiny).answer([record["prompt"] for record in records], generation)]
     assert [one["completion"] for one in answered] == [expected[index] for index in range(len(records))]
     assert "值" in output.read_text(encoding="utf-8")
 
@@ -52,11 +53,11 @@ def test_the_file_grows_while_it_is_answered(
     file, output = write_records(*({"prompt": text} for text in PROMPTS)), tmp_path / "out.jsonl"
     grown: list[int] = []
 
-    def watched(model: Any, tokenizer: Any, prompts: list[str], *others: Any) -> Any:
+    def watched(engine: Any, prompts: list[str], *others: Any) -> Any:
         grown.append(len(read(output)))
         if len(grown) == 3:
             raise RuntimeError("no such luck")
-        yield from converse(model, tokenizer, prompts, *others)
+        yield from converse(engine, prompts, *others)
 
     monkeypatch.setattr(predict, "BATCHES_PER_WINDOW", 1)
     monkeypatch.setattr(predict, "converse", watched)

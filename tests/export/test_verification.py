@@ -11,7 +11,7 @@ import torch
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.export.verification import PROMPTS_WITH_LOGITS, Answers, ask, compare
-from glmtune.inference.engine import complete
+from glmtune.inference.engine import Engine
 from glmtune.methods.lora import MERGE_TOLERANCE
 from glmtune.runtime import UserError
 
@@ -29,8 +29,8 @@ def test_answers_are_those_of_predicting(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
     sampling = GenerationSettings(max_new_tokens=6, batch_size=3, do_sample=True, temperature=5.0)
     found = ask(model, tokenizer, PROMPTS, sampling)
-    expected = dict(complete(model, tokenizer, PROMPTS, SETTINGS))
-    assert found.texts == [expected[index] for index in range(len(PROMPTS))]
+    expected = [one.text for one in Engine(model, tokenizer).answer(PROMPTS, SETTINGS)]
+    assert found.texts == expected
     assert len(PROMPTS) > PROMPTS_WITH_LOGITS == len(found.logits)
     assert found.logits.dtype == torch.float32 and not found.logits.requires_grad
     with torch.no_grad():

@@ -24,7 +24,8 @@ from glmtune import models, registry
 from glmtune.commands import evaluate, export, train
 from glmtune.config import GenerationSettings, ModelSettings, load_recipe
 from glmtune.data.encoding import encode_example, encode_prompt
-from glmtune.inference import engine
+from glmtune.inference import decoding
+from glmtune.inference.engine import Engine
 from glmtune.runtime import UserError
 
 README = Path(__file__).parents[2] / "README.md"
@@ -247,7 +248,12 @@ def test_rows_that_leave_early_change_nothing(
     found, sizes, generate = [], [], model.generate
     monkeypatch.setattr(model, "generate", lambda **named: sizes.append(len(named["input_ids"])) or generate(**named))
     for few in (100, 1):
-        monkeypatch.setattr(engine, "FEW_ROWS", few)
-        found.append(dict(engine.complete(model, tokenizer, prompts, GenerationSettings(max_new_tokens=16))))
-    assert found[0] == found[1] and len(set(found[0].values())) > 1
+        monkeypatch.setattr(decoding, "FEW_ROWS", few)
+        found.append(Engine(model, tokenizer).answer(prompts, GenerationSettings(max_new_tokens=16)))
+    assert found[0] == found[1] and len({answer.text for answer in found[0]}) > 1
     assert sizes[:2] == [12, 12] and (len(sizes) > 2 or "INT" in family)  # which say the same to everything
+
+
+@pytest.mark.parametrize("family", SUPPORT)
+def test_a_mixed_batch_is_one_by_one(family: str, checkpoint_of: Find, check_mixture: Callable[..., None]) -> None:
+    check_mixture(Engine(*glmtune.load(checkpoint_of(family))))

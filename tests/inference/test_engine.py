@@ -1,34 +1,27 @@
 """Batches, streams and single answers are one and the same text."""
 
-import copy
+from __future__ import annotations
+
 import threading
-from collections.abc import Callable
-from itertools import chain, repeat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import one_hot
+from transformers import GenerationConfig
 
 import glmtune
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.inference import engine
-from glmtune.inference.engine import (
-    MOST_ROUNDS,
-    complete,
-    converse,
-    encode_prompts,
-    generation_config,
-    stream,
-    text_of,
-)
+from glmtune.inference import decoding
+from glmtune.inference.completion import Completion, Delta, Request
+from glmtune.inference.decoding import Row
+from glmtune.inference.engine import Engine
 from glmtune.methods.ptuning_v2 import PTuningV2, PTuningV2Settings
 from glmtune.runtime import UserError
-from glmtune.tasks import Reply
-from glmtune.tasks.arithmetic import question_in
 
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "问:1+1", "100/7=", "5*5"]
 GREEDY = GenerationSettings(max_new_tokens=12, batch_size=3)
@@ -38,30 +31,21 @@ Loaded = tuple[Any, Any]
 
 
 def answers(loaded: Loaded, prompts: list[Any], settings: GenerationSettings = GREEDY) -> list[str]:
-    """Answers in the order of the prompts."""
-    found = dict(complete(*loaded, prompts, settings))
-    assert sorted(found) == list(range(len(prompts)))
-    return [found[index] for index in range(len(prompts))]
+    return [completion.text for completion in Engine(*loaded).answer(prompts, settings)]
 
 
-@pytest.fixture
-def says(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`says("7", "7", "<eop>")`: the next tokens of the model, whatever it is asked; the last one for ever."""
-    model, tokenizer = tiny
-    head = model.get_base_model().lm_head
-    forward, vocabulary = head.forward, model.config.vocab_size
+def request(loaded: Loaded, prompt: Any, settings: GenerationSettings = GREEDY, **more: Any) -> Request:
+    return Request(encode_prompt(loaded[1], prompt), settings, **more)
 
-    def install(*tokens: str) -> None:
-        script = chain(
-            tokenizer.convert_tokens_to_ids(list(tokens)), repeat(tokenizer.convert_tokens_to_ids(tokens[-1]))
-        )
 
-        def scripted(states: Tensor) -> Tensor:
-            return forward(states) * 0 + one_hot(torch.tensor(next(script)), vocabulary)
-
-        monkeypatch.setattr(head, "forward", scripted)
-
-    return install
+def heard(stream: Any) -> tuple[list[Delta], Completion | None]:
+    """All pieces of a stream, and what it returns."""
+    deltas = []
+    while True:
+        try:
+            deltas.append(next(stream))
+        except StopIteration as end:
+            return deltas, end.value
 
 
 def test_batched_is_single_is_by_hand(tiny: Loaded) -> None:
@@ -93,7 +77,7 @@ def test_rows_that_leave_early_change_nothing(
     alone = [answers((model, tokenizer), [prompt], settings) for prompt in prompts]
     rounds.clear()
     for few in (100, 1):
-        monkeypatch.setattr(engine, "FEW_ROWS", few)
+        monkeypatch.setattr(decoding, "FEW_ROWS", few)
         assert [[text] for text in answers((model, tokenizer), prompts, settings)] == alone
     assert rounds[:2] == [16, 16] and rounds[2] <= 8
     assert len({len(text) for [text] in alone}) > 3
@@ -105,17 +89,17 @@ def test_the_batch_size_changes_nothing(tiny: Loaded, batch_size: int) -> None:
 
 
 def test_longest_first_in_batches(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[list[int]] = []
+    lengths: list[list[int]] = []
 
-    def echo(model: Any, tokenizer: Any, prompts: list[list[int]], settings: GenerationSettings) -> list[str]:
-        sizes.append([len(prompt) for prompt in prompts])
-        return [text_of(tokenizer, prompt[:-2], [tokenizer.eos_token_id]) for prompt in prompts]
+    def note(model: Any, reader: Any, rows: list[Row]) -> None:
+        lengths.append([len(row.request.input_ids) for row in rows])
+        for row in rows:
+            row.token_ids = [tiny[1].eos_token_id]
 
-    monkeypatch.setattr(engine, "complete_batch", echo)
-    assert answers(tiny, PROMPTS) == PROMPTS
-    assert [len(batch) for batch in sizes] == [3, 3, 1]
-    lengths = [length for batch in sizes for length in batch]
-    assert lengths == sorted(lengths, reverse=True)
+    monkeypatch.setattr("glmtune.inference.engine.decode", note)
+    assert answers(tiny, PROMPTS) == [""] * len(PROMPTS)
+    assert [len(batch) for batch in lengths] == [3, 3, 1]
+    assert [*chain(*lengths)] == sorted(chain(*lengths), reverse=True)
 
 
 def test_no_prompts_no_answers(tiny: Loaded) -> None:
@@ -130,15 +114,6 @@ def test_no_more_tokens_than_allowed(tiny: Loaded, limit: int) -> None:
         assert len(tokenizer(answer, add_special_tokens=False)["input_ids"]) <= limit + 1  # and a word's blank
 
 
-def test_text_ends_at_the_end_token(tiny: Loaded) -> None:
-    _, tokenizer = tiny
-    ids = tokenizer("42", add_special_tokens=False)["input_ids"]
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    for tail in ([], [eos], [eos, pad, pad], [eos, *ids], [eos, eos]):
-        assert text_of(tokenizer, [*ids, *tail], [eos]) == "42"
-    assert text_of(tokenizer, [eos, *ids], [eos]) == text_of(tokenizer, [], [eos]) == ""
-
-
 def test_sampling_follows_the_seed(tiny: Loaded) -> None:
     def sample(seed: int) -> list[str]:
         torch.manual_seed(seed)
@@ -149,17 +124,114 @@ def test_sampling_follows_the_seed(tiny: Loaded) -> None:
     assert sample(1) != answers(tiny, PROMPTS)
 
 
-def test_settings_reach_the_library(tiny: Loaded) -> None:
-    sampled, greedy = (generation_config(tiny[1], settings, [tiny[1].eos_token_id]) for settings in (SAMPLED, GREEDY))
-    assert (sampled.do_sample, sampled.temperature, sampled.top_p, sampled.top_k) == (True, 5.0, 1.0, 0)
-    assert not greedy.do_sample
-    assert (greedy.max_new_tokens, greedy.eos_token_id) == (12, [tiny[1].eos_token_id])
+def test_a_seed_holds_in_any_company(tiny: Loaded) -> None:
+    engine = Engine(*tiny)
+    seeded = [request(tiny, prompt, SAMPLED, seed=place) for place, prompt in enumerate(PROMPTS)]
+    torch.manual_seed(1)
+    found = dict(engine.complete(seeded))
+    torch.manual_seed(2)
+    assert [dict(engine.complete([one]))[0] for one in seeded] == [found[index] for index in range(len(seeded))]
+    assert found[0] != dict(engine.complete([replace(seeded[0], seed=99)]))[0]
+
+
+def test_a_mixed_batch_is_one_by_one(tiny: Loaded, check_mixture: Callable[..., None]) -> None:
+    check_mixture(Engine(*tiny))
+
+
+def test_a_mixed_batch_behind_a_prefix(tiny_checkpoint: Path, check_mixture: Callable[..., None]) -> None:
+    model, tokenizer = glmtune.load(tiny_checkpoint)
+    prefixed = PTuningV2(PTuningV2Settings(name="ptuning_v2", num_virtual_tokens=5)).apply(model).eval()
+    check_mixture(Engine(prefixed, tokenizer))
+
+
+def test_what_a_completion_says(tiny: Loaded, says: Callable[..., None]) -> None:
+    """The token that ends an answer is one of its tokens; each has its log-probability."""
+    eos = tiny[1].eos_token_id
+    digits = tiny[1].convert_tokens_to_ids(["1", "2", "3"])
+    asked = request(tiny, "0", GREEDY.model_copy(update={"max_new_tokens": 3}), logprobs=True)
+    for script, text, ids, reason in (
+        (("1", "<eop>"), "1", [digits[0], eos], "stop"),
+        (("1", "2", "<eop>"), "12", [*digits[:2], eos], "stop"),
+        (("1", "2", "3", "<eop>"), "123", digits, "length"),
+    ):
+        says(*script)
+        [(_, found)] = Engine(*tiny).complete([asked])
+        assert (found.text, found.token_ids, found.finish_reason) == (text, ids, reason)
+        assert found.prompt_tokens == len(asked.input_ids)
+        assert found.logprobs is not None and len(found.logprobs) == len(ids) and max(found.logprobs) < 0
+
+
+def test_log_probabilities_are_those_of_a_forward_pass(tiny: Loaded) -> None:
+    asked = request(tiny, "12.5+7", SAMPLED, seed=1, logprobs=True)
+    [(_, found)] = Engine(*tiny).complete([asked])
+    ids = torch.tensor([[*asked.input_ids, *found.token_ids]])
+    with torch.no_grad():
+        logits = tiny[0](input_ids=ids).logits[0, len(asked.input_ids) - 1 : -1].log_softmax(-1)
+    expected = logits.gather(1, torch.tensor(found.token_ids)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(found.logprobs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_texts_end_answers(tiny: Loaded, says: Callable[..., None]) -> None:
+    says("1", "2", "3", "4", "<eop>")
+    [(_, found)] = Engine(*tiny).complete([request(tiny, "0", stop=["34", "9"])])
+    assert (found.text, found.finish_reason, len(found.token_ids)) == ("12", "stop", 4)
+    says("1", "2", "3", "4", "<eop>")
+    deltas, streamed = heard(Engine(*tiny).stream(request(tiny, "0", stop=["34", "9"])))
+    assert streamed == found and "".join(delta.text for delta in deltas) == "12"
+
+
+def test_a_row_that_is_cancelled_leaves_its_batch(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of its answer, from outside; the others go on as if nothing had been."""
+    asked = [request(tiny, prompt, GREEDY.model_copy(update={"batch_size": 9})) for prompt in PROMPTS]
+    expected = dict(Engine(*tiny).complete(asked))
+    generate, look = tiny[0].generate, decoding.Watch.__call__
+
+    def cancel_later(watch: Any, input_ids: Any, scores: Any, **named: Any) -> Any:
+        if input_ids.shape[1] - watch.width == 2:
+            asked[3].cancellation.set()
+        return look(watch, input_ids, scores, **named)
+
+    monkeypatch.setattr(decoding.Watch, "__call__", cancel_later)
+    found = dict(Engine(*tiny).complete(asked))
+    assert found == {index: expected[index] for index in expected if index != 3}
+    monkeypatch.setattr(tiny[0], "generate", generate)
+    assert heard(Engine(*tiny).stream(asked[3])) == ([], None)
+
+
+def test_a_checkpoints_own_settings_do_not_leak_in(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny[0].get_base_model()
+    expected = answers(tiny, PROMPTS)
+    first = tiny[1](expected[0], add_special_tokens=False)["input_ids"]
+    own = GenerationConfig(
+        eos_token_id=tiny[1].eos_token_id,
+        do_sample=True,
+        temperature=9.0,
+        num_beams=2,
+        repetition_penalty=9.0,
+        no_repeat_ngram_size=1,
+        min_new_tokens=12,
+        begin_suppress_tokens=first,
+        suppress_tokens=first,
+        exponential_decay_length_penalty=(0, 9.0),
+    )
+    monkeypatch.setattr(base, "generation_config", own)
+    assert answers(tiny, PROMPTS) == expected
+    assert base.generation_config is own
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_stream_is_the_answer(tiny: Loaded, prompt: str) -> None:
-    pieces = list(stream(*tiny, prompt, GREEDY))
-    assert "".join(pieces) == answers(tiny, [prompt])[0]
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_a_stream_is_the_answer(tiny: Loaded, prompt: str, logprobs: bool) -> None:
+    asked = request(tiny, prompt, logprobs=logprobs)
+    [(_, expected)] = Engine(*tiny).complete([asked])
+    deltas, found = heard(Engine(*tiny).stream(asked))
+    assert found == expected and found is not None
+    assert "".join(delta.text for delta in deltas) == expected.text
+    assert [token for delta in deltas for token in delta.token_ids] == found.token_ids
+    if logprobs:
+        assert [number for delta in deltas for number in delta.logprobs or ()] == found.logprobs
+    else:
+        assert {delta.logprobs for delta in deltas} == {None}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +241,7 @@ def test_the_last_token_arrives(tiny: Loaded, says: Callable[..., None], limit: 
     """The original's stream lost the token at the limit (golden quirk 10)."""
     settings = GREEDY.model_copy(update={"max_new_tokens": limit})
     says("1", "2", "3", "<eop>")
-    assert "".join(stream(*tiny, "0", settings)) == expected
+    assert "".join(delta.text for delta in Engine(*tiny).stream(request(tiny, "0", settings))) == expected
     says("1", "2", "3", "<eop>")
     assert answers(tiny, ["0", "00"], settings) == [expected, expected]
 
@@ -178,15 +250,15 @@ def test_nothing_is_decoded_after_the_end(tiny: Loaded, says: Callable[..., None
     says("1", "<eop>", "2")
     assert answers(tiny, ["0"]) == ["1"]
     says("<eop>", "2")
-    assert list(filter(None, stream(*tiny, "0", GREEDY))) == []
+    assert [delta.text for delta in Engine(*tiny).stream(request(tiny, "0"))] == [""]
 
 
 def test_who_stops_listening_stops_the_model(tiny: Loaded, says: Callable[..., None]) -> None:
     says("1")
     before = threading.active_count()
-    pieces = stream(*tiny, "0", GREEDY.model_copy(update={"max_new_tokens": 100}))
+    pieces = Engine(*tiny).stream(request(tiny, "0", GREEDY.model_copy(update={"max_new_tokens": 100})))
     next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     assert threading.active_count() == before
 
 
@@ -196,65 +268,25 @@ def test_an_error_in_the_stream_is_told(tiny: Loaded, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(tiny[0], "generate", fail)
     with pytest.raises(RuntimeError, match="no such luck"):
-        list(stream(*tiny, "0", GREEDY))
+        list(Engine(*tiny).stream(request(tiny, "0")))
 
 
-@pytest.mark.parametrize("ask", [complete, lambda m, t, prompts, s: stream(m, t, prompts[-1], s)])
+@pytest.mark.parametrize("ask", [Engine.complete, lambda engine, requests: engine.stream(requests[-1])])
 def test_a_prompt_too_long_is_refused_before_any_work(
-    tiny: Loaded, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny: Loaded, ask: Callable[..., Iterator[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny[0], "generate", None)
-    fits, too_long = "1" * 113, "1" * 114  # and a blank, [gMASK] and <sop>
-    assert len(encode_prompt(tiny[1], fits)) == 116
-    with pytest.raises(UserError, match=r"Prompt \d has 117 tokens.*max_new_tokens=12.*the 128 that") as error:
-        list(ask(*tiny, [fits, too_long], GREEDY))
-    assert "Shorten the prompt or lower that setting" in str(error.value)
+    fits, too_long = request(tiny, "1" * 113), request(tiny, "1" * 114)  # and a blank, [gMASK] and <sop>
+    with pytest.raises(UserError, match=r"rompt .*has 117 tokens.*max_new_tokens=12.*the 128 that"):
+        list(ask(Engine(*tiny), [fits, too_long]))
+    with pytest.raises(UserError, match="the 100 that"):
+        list(ask(Engine(*tiny, limit=100), [fits]))
 
 
 def test_a_prompt_that_just_fits_is_answered(tiny: Loaded) -> None:
     assert len(answers(tiny, ["1" * 113])) == 1
 
 
-def test_messages_that_the_template_refuses_are_told(tiny: Loaded) -> None:
-    tokenizer = copy.deepcopy(tiny[1])
-    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(UserError, match="q, line 1: the model's chat template does not take it: roles must alternate"):
-        encode_prompts(tokenizer, [[{"role": "user", "content": "1"}]], None, 8, "q, line")
-
-
 def test_messages_are_a_prompt(tiny: Loaded) -> None:
     said = [{"role": "user", "content": "1+2="}]
     assert answers(tiny, [said]) == answers(tiny, ["1+2="])
-
-
-def test_tools_reply_until_there_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each prompt goes on by itself; what was said and replied is asked again, and nobody calls for ever."""
-    asked: list[list[Any]] = []
-
-    def says_again(model: Any, tokenizer: Any, prompts: list[Any], settings: Any) -> Any:
-        asked.append(prompts)
-        for index, prompt in reversed(list(enumerate(prompts))):
-            question = prompt if isinstance(prompt, str) else prompt[0]["content"]
-            rounds = 0 if isinstance(prompt, str) else len(prompt) // 2
-            yield index, "done" if rounds == int(question) else f"call {rounds}"
-
-    def reply(prompt: Any, text: str) -> Reply | None:
-        if text == "done":
-            return None
-        return Reply("no", ends=True) if question_in(prompt) == "2" and text == "call 1" else Reply(f"result of {text}")
-
-    monkeypatch.setattr(engine, "complete", says_again)
-    monkeypatch.setattr(engine, "has_room", lambda model, tokenizer, messages, settings: len(messages) < 9)
-    found = dict(converse(None, None, ["1", "0", "9", "2"], GREEDY, reply))  # type: ignore[arg-type]
-    assert found == {0: "call 0\ndone", 1: "done", 2: "call 0\ncall 1\ncall 2\ncall 3", 3: "call 0\ncall 1\nno"}
-    assert [len(prompts) for prompts in asked] == [4, 3, 1, 1] and len(asked) == MOST_ROUNDS
-    assert asked[1][0] == [
-        {"role": "user", "content": "1"},
-        {"role": "assistant", "content": "call 0"},
-        {"role": "observation", "content": "result of call 0"},
-    ]
-
-
-def test_without_tools_it_is_complete(tiny: Loaded) -> None:
-    found = dict(converse(*tiny, PROMPTS, GREEDY, lambda prompt, text: None))
-    assert [found[index] for index in range(len(PROMPTS))] == answers(tiny, PROMPTS)

@@ -13,7 +13,7 @@ import glmtune
 from glmtune import models
 from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
-from glmtune.inference.engine import complete
+from glmtune.inference.engine import Engine
 from glmtune.methods.freeze import WEIGHTS, Freeze, FreezeSettings
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
@@ -116,8 +116,8 @@ def test_reloads_as_it_was_trained(freeze_run: Run, tiny_checkpoint: Path) -> No
     prompts = [example.prompt for example in freeze_run.after.examples]
     for arguments in ((freeze_run.folder.path,), (tiny_checkpoint, freeze_run.folder.adapter)):
         model, tokenizer = glmtune.load(*arguments)
-        answers = dict(complete(model, tokenizer, prompts, load_recipe(freeze_run.folder.recipe).generation))
-        assert [answers[index] for index in range(len(prompts))] == freeze_run.after.completions
+        answers = Engine(model, tokenizer).answer(prompts, load_recipe(freeze_run.folder.recipe).generation)
+        assert [answer.text for answer in answers] == freeze_run.after.completions
 
 
 @pytest.mark.parametrize(

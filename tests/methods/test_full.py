@@ -10,7 +10,7 @@ import glmtune
 from glmtune import models
 from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
-from glmtune.inference.engine import complete
+from glmtune.inference.engine import Engine
 from glmtune.methods.full import Full, FullSettings
 
 
@@ -43,5 +43,5 @@ def test_it_reloads_as_it_was_trained(full_run: Run) -> None:
     assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
     assert model.config.use_cache
     prompts = [example.prompt for example in full_run.after.examples]
-    answers = dict(complete(model, tokenizer, prompts, load_recipe(full_run.folder.recipe).generation))
-    assert [answers[index] for index in range(len(prompts))] == full_run.after.completions
+    answers = Engine(model, tokenizer).answer(prompts, load_recipe(full_run.folder.recipe).generation)
+    assert [answer.text for answer in answers] == full_run.after.completions

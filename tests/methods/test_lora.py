@@ -16,7 +16,7 @@ from glmtune import models
 from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
 from glmtune.data.encoding import encode_prompt
-from glmtune.inference.engine import complete
+from glmtune.inference.engine import Engine
 from glmtune.methods import lora as lora_module
 from glmtune.methods.lora import Lora, LoraSettings, merge, principal_part
 from glmtune.models.architecture import Architecture, LinearLayer
@@ -440,8 +440,8 @@ def test_a_run_with_all_at_once(tmp_path: Path, train_tiny: Any) -> None:
     run = train_tiny(tmp_path / "run", "method={name: lora, rank: 4, init: pissa, lora_plus_ratio: 4}")
     model, tokenizer = glmtune.load(run.folder.path)
     prompts = [example.prompt for example in run.after.examples]
-    answers = dict(complete(model, tokenizer, prompts, load_recipe(run.folder.recipe).generation))
-    assert [answers[index] for index in range(len(prompts))] == run.after.completions
+    answers = Engine(model, tokenizer).answer(prompts, load_recipe(run.folder.recipe).generation)
+    assert [answer.text for answer in answers] == run.after.completions
 
 
 def test_plain_peft_reads_the_adapter(tiny: tuple[Any, Any], tiny_run: Run, tiny_checkpoint: Path) -> None:

@@ -14,7 +14,7 @@ import glmtune
 from glmtune import methods
 from glmtune.commands.train import Run
 from glmtune.config import load_recipe
-from glmtune.inference.engine import complete
+from glmtune.inference.engine import Engine
 from glmtune.runtime import UserError
 
 
@@ -40,8 +40,8 @@ def test_reloaded_is_trained(tiny_run: Run, tiny_checkpoint: Path, how: str) -> 
     model, tokenizer = glmtune.load(*arguments[how])
     assert not model.training
     prompts = [example.prompt for example in tiny_run.after.examples]
-    answers = dict(complete(model, tokenizer, prompts, load_recipe(tiny_run.folder.recipe).generation))
-    assert [answers[index] for index in range(len(prompts))] == tiny_run.after.completions
+    answers = Engine(model, tokenizer).answer(prompts, load_recipe(tiny_run.folder.recipe).generation)
+    assert [answer.text for answer in answers] == tiny_run.after.completions
 
 
 def test_dtype_is_the_bases(tiny_run: Run) -> None:

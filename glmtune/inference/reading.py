@@ -1,0 +1,64 @@
+"""Token ids of an answer to its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from glmtune.data.encoding import stop_ids
+from glmtune.data.rendering import lead_in
+from glmtune.methods import Model
+
+HALF_CHARACTER = "\ufffd"  # decoded from bytes of which some are yet to come
+
+
+def stops_of(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end an answer: those of the tokenizer and its template, and those of the checkpoint."""
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return sorted({*stop_ids(tokenizer), *(named if isinstance(named, list) else [] if named is None else [named])})
+
+
+@dataclass(frozen=True)
+class AnswerReader:
+    """Reads answers as a template has them.
+
+    Attributes:
+        tokenizer: with the template.
+        stops: tokens that end an answer.
+        lead_in: what the template puts before answers that the model writes itself; no part of them.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    stops: Sequence[int]
+    lead_in: str = ""
+
+    @classmethod
+    def of(cls, model: Model, tokenizer: PreTrainedTokenizerBase) -> AnswerReader:
+        """Return the reader of a model's answers."""
+        return cls(tokenizer, stops_of(model, tokenizer), lead_in(tokenizer))
+
+    def read(self, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Return the text up to the token, or the first of the texts, that ends it."""
+        end = next((place for place, token in enumerate(token_ids) if token in self.stops), len(token_ids))
+        text = str(self.tokenizer.decode(list(token_ids[:end]), skip_special_tokens=True))
+        text = without_lead_in(text, self.lead_in)
+        return text[: min((text.find(one) for one in stop if one in text), default=len(text))]
+
+    def read_begun(self, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Return as much of the text as no later token can change: no half character, no beginning of a stop text."""
+        text = self.read(token_ids, stop).rstrip(HALF_CHARACTER)
+        begun = (length for one in stop for length in range(len(one) - 1, 0, -1) if text.endswith(one[:length]))
+        return text[: len(text) - max(begun, default=0)]
+
+    def is_stopped(self, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether one of the texts that end the answer has been written."""
+        return any(one in self.read(token_ids) for one in stop)
+
+
+def without_lead_in(text: str, first: str) -> str:
+    """Return an answer, or its beginning, without what the template puts before answers."""
+    if first.startswith(text):
+        return ""
+    return text.removeprefix(first) if text.startswith(first) else text.removeprefix(first.rstrip(" "))
