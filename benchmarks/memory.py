@@ -40,7 +40,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from glmtune import models, registry
+from glmtune import distributed, models, registry
 from glmtune.commands.estimate import architecture_of, estimate
 from glmtune.config import Recipe, load_recipe
 from glmtune.data import EncodedDataset
@@ -60,7 +60,7 @@ METHODS = {
 }
 SPECIAL = ("mask_token_id", "gmask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 ON_GPU = torch.cuda.is_available()
-DEVICE = models.default_device()
+DEVICE = distributed.local_device()
 DTYPE = "auto" if ON_GPU else "bfloat16"
 FULL_DEPTH = 28
 

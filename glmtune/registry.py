@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,11 @@ def names(package: str) -> list[str]:
     """Return the names of a package's modules but for `_name`: `names("glmtune.tasks") -> ["arithmetic", ...]`."""
     modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
     return sorted(module.name for module in modules if not module.name.startswith("_"))
+
+
+def table(module: str) -> Mapping[str, Any]:
+    """The rows of a module that is one table, its `TABLE`, by name."""
+    return importlib.import_module(module).TABLE
 
 
 def suggest(wrong: str, known: list[str]) -> str:

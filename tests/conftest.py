@@ -15,7 +15,7 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import glmtune
-from glmtune import models
+from glmtune import distributed, models
 from glmtune.commands import train
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
@@ -37,7 +37,7 @@ def on_one_core() -> Iterator[None]:
     """The models are too small to gain from more, and their results are to be the same everywhere."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "default_device", lambda: torch.device("cpu"))
+        patch.setattr(distributed, "local_device", lambda: torch.device("cpu"))
         yield
 
 

@@ -21,17 +21,19 @@ def main(options: argparse.Namespace) -> None:
 
 def run(runs: str = "runs", recipes: str = "recipes") -> Names:
     """Return tasks, methods, objectives, embedded models, recipe files and run folders, each with a line about it.
+        "optimizers": {name: row.about for name, row in registry.table("glmtune.training.optimizers").items()},
 
     Args:
         runs: folder of run folders.
         recipes: folder of recipe files.
     """
-    from glmtune import models
+    from glmtune import models, registry
     from glmtune.runtime import RunFolder
 
     folders = [path for path in sorted(Path(runs).glob("*")) if RunFolder.is_run(path)]
     return {
         **{kind: describe_modules(f"glmtune.{kind}") for kind in ("tasks", "methods", "objectives")},
+        "optimizers": {name: row.about for name, row in registry.table("glmtune.training.optimizers").items()},
         "models": dict.fromkeys(models.EMBEDDED, "embedded"),
         "recipes": {str(file): read_first_comment(file) for file in sorted(Path(recipes).glob("*.yaml"))},
         "runs": {str(path): describe_run(path) for path in folders},

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from glmtune import models, registry
+from glmtune import distributed, models, registry
 from glmtune.commands.estimate import architecture_of, at_hand, estimate, readable
 from glmtune.config import Recipe, load_recipe, to_yaml
 from glmtune.data import EncodedDataset, EncodedDraws
@@ -129,7 +129,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     recipe = fit_max_new_tokens(recipe, task, tokenizer, limit)
     held_out = select_held_out(recipe, task, tokenizer, limit)
     asked_during = select_held_out(recipe, task, tokenizer, limit, during=True)
-    check_precision(models.choose_dtype(recipe.model.dtype, models.default_device()), models.default_device())
+    check_precision(models.choose_dtype(recipe.model.dtype, distributed.local_device()), distributed.local_device())
     method.check_storage(recipe.model, models.stored_bits(config))
     models.check_bits(recipe.model, config)
     encoder = Encoder(tokenizer, recipe.data.max_length or limit, recipe.data.train_on_bos)
@@ -242,7 +242,7 @@ def announce_memory(console: Console, recipe: Recipe, length: int, target_length
 
     Nothing is said of models and methods whose sizes are not known.
     """
-    place = at_hand(models.default_device().type == "cuda")
+    place = at_hand(distributed.local_device().type == "cuda")
     try:
         expected = estimate(recipe, architecture_of(recipe), place.device, length, target_length)
     except UserError:
@@ -313,7 +313,7 @@ def finish(
 
 def peak_memory() -> int | None:
     """Most bytes that this process held so far: of the GPU where there is one, else resident; None where unknown."""
-    if models.default_device().type == "cuda":
+    if distributed.local_device().type == "cuda":
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":
         return None

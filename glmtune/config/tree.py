@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import codecs
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    field_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from glmtune import registry
 
@@ -29,6 +39,30 @@ class Settings(BaseModel):
     """Base of every group of settings: unknown names are faults."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+@dataclass(frozen=True)
+class RowOf:
+    """Marks a text that names a row of a module's table, which is read when the first value is checked."""
+
+    module: str
+
+    def check(self, value: str) -> str:
+        """Return a name that there is.
+
+        Raises:
+            ValueError: there is no such row; the nearest right name is offered.
+        """
+        known = list(registry.table(self.module))
+        if value not in known:
+            raise ValueError(f"no such name.{registry.suggest(value, known)}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(registry.table(self.module))}
 
 
 class NamedSettings(Settings):
@@ -175,11 +209,8 @@ class TrainingSettings(Settings):
     batch_size: int = Field(32, ge=1, description="examples per device and micro-batch")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per step")
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: the method's")
-    optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
-        "adamw",
-        description="AdamW; Muon for the matrices, which learns faster from scratch, with AdamW at half the rate for "
-        "the rest; AdamW with its two moments at 8 bits, or in pages that move to the CPU when the GPU is full (these "
-        "need bitsandbytes)",
+    optimizer: Annotated[str, RowOf("glmtune.training.optimizers")] = Field(
+        "adamw", description="how the weights are updated; `glmtune ls` shows the optimizers", validate_default=False
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = Field(
         "cosine", description="course of the learning rate after the warm-up"

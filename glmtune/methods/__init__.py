@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from glmtune import models, registry
+from glmtune import distributed, models, registry
 from glmtune.config import Dtype, ModelSettings, NamedSettings, read_yaml
 from glmtune.models.architecture import Architecture, LinearLayer
 from glmtune.runtime import RunFolder, UserError
@@ -213,7 +213,7 @@ def load(
     if bits not in (None, 16, 8, 4):
         raise UserError(f"bits={bits!r}: a model can be stored at 16, 8 or 4 bits.")
     base, folder = find(path, adapter)
-    target = torch.device(device) if device is not None else models.default_device()
+    target = torch.device(device) if device is not None else distributed.local_device()
     trained = record_of(folder) if folder is not None else {}
     settings = ModelSettings(
         path=base,

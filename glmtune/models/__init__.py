@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune import registry
+from glmtune import distributed, registry
 from glmtune.config import ModelSettings
 from glmtune.models.architecture import storage
 from glmtune.models.checkpoint import (
@@ -39,7 +39,6 @@ __all__ = [
     "check_files",
     "check_release",
     "choose_dtype",
-    "default_device",
     "fingerprint",
     "load",
     "load_config",
@@ -78,15 +77,6 @@ def locate(path: str) -> str:
     raise UserError(
         f"model.path: no such model directory: {path}.{registry.suggest(folder.name, [*EMBEDDED, *neighbours])}"
     )
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -153,7 +143,7 @@ def load(
 
     from glmtune.models.quantization import mend_library_layers, pack_embedding
 
-    device = device or default_device()
+    device = device or distributed.local_device()
     place = locate(settings.path)
     folder = local(place, weights=not settings.random_init)
     if not settings.random_init and not weight_files(Path(folder)):

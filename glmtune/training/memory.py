@@ -15,6 +15,7 @@ from typing import Literal
 from glmtune.config import Recipe
 from glmtune.methods import TrainableSpec
 from glmtune.models.architecture import CHUNK, Architecture, LinearLayer, Part
+from glmtune.training.optimizers import TABLE
 
 Device = Literal["cuda", "cpu"]
 
@@ -97,25 +98,20 @@ class Estimate:
 
     @property
     def optimizer(self) -> int:
-        """AdamW's two moments, in fp32 or at 8 bits with a scale for 256; those of embeddings are always fp32.
-
-        Muon keeps one moment of a matrix, and leaves embeddings and the head to AdamW.
-        """
-        name = self.recipe.training.optimizer
-        precise = self.architecture.vocab_size * self.architecture.hidden_size if self.trainable.embedding else 0
-        if self.trainable.prefix and not self.trainable.cast:  # a bare prefix is an embedding
-            precise = self.trainable.parameters
-        if name == "muon":
-            others = self.architecture.embedding_parameters if self.trainable.embedding else precise
-            return 4 * (self.trainable.parameters + others)
-        if not name.endswith("8bit"):
-            return 8 * self.trainable.parameters
-        return int(8 * precise + (self.trainable.parameters - precise) * 2 * (1 + 4 / 256))
+        """Its moments."""
+        row, a, trainable = TABLE[self.recipe.training.optimizer], self.architecture, self.trainable
+        embeddings = 0
+        if trainable.embedding:
+            embeddings = a.embedding_parameters if row.head_is_embedding else a.vocab_size * a.hidden_size
+        if trainable.prefix and not trainable.cast:  # a bare prefix is an embedding
+            embeddings = trainable.parameters
+        each = row.bytes_per_embedding or row.bytes_per_parameter
+        return int(each * embeddings + row.bytes_per_parameter * (trainable.parameters - embeddings))
 
     @property
     def paged(self) -> bool:
         """Whether the moments move to the CPU when the GPU is full; torch does not count them."""
-        return self.device == "cuda" and self.recipe.training.optimizer.startswith("paged")
+        return self.device == "cuda" and TABLE[self.recipe.training.optimizer].paged
 
     @property
     def gradients(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import shutil
 import time
@@ -27,21 +26,14 @@ from glmtune.data.encoding import IGNORED
 from glmtune.methods import Model
 from glmtune.models import choose_dtype
 from glmtune.runtime import UserError
+from glmtune.training import optimizers
 from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
 from glmtune.training.loss import target_loss
-from glmtune.training.muon import Muon
 
 METRIC = "accuracy"
 PACKED_IN_CHECK = 4
 PACKING_TOLERANCE = 2e-2  # of a loss computed in 16 bits; a hundredth of it in fp32
 WEIGHTS = "trainable.safetensors"
-OPTIMIZERS = {
-    "adamw": "adamw_torch_fused",
-    "muon": "adamw_torch_fused",  # our own takes its place
-    "adamw_8bit": "adamw_bnb_8bit",
-    "paged_adamw": "paged_adamw_32bit",
-    "paged_adamw_8bit": "paged_adamw_8bit",
-}
 Judge = Callable[[Model], dict[str, Any]]  # scores a model on held-out examples
 
 
@@ -64,11 +56,11 @@ class Trainer(TransformersTrainer):
     Args:
         judge: scores the model on held-out examples.
         groups: of trainable parameters, as `Method.parameter_groups` gives them.
-        uses_muon: update matrices with Muon, which transformers does not have.
+        optimizer_name: a row of `glmtune.training.optimizers`.
     """
 
-    def __init__(self, judge: Judge, groups: list[dict[str, Any]], uses_muon: bool = False, **kwargs: Any):
-        self.uses_muon = uses_muon
+    def __init__(self, judge: Judge, groups: list[dict[str, Any]], optimizer_name: str = "adamw", **kwargs: Any):
+        self.optimizer_name = optimizer_name
         super().__init__(**kwargs)
         self.judge = judge
         self.groups = groups
@@ -89,7 +81,6 @@ class Trainer(TransformersTrainer):
         """The method's groups of parameters; biases and norms do not decay."""
         if self.optimizer is None:
             trained: Any = self.model
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             decaying = set(self.get_decay_parameter_names(trained))
             decays = {id(weight): name in decaying for name, weight in trained.named_parameters()}
             groups = [
@@ -102,14 +93,7 @@ class Trainer(TransformersTrainer):
                 for decayed in (True, False)
                 if (chosen := [weight for weight in group["params"] if decays[id(weight)] == decayed])
             ]
-            if self.uses_muon:
-                self.optimizer = Muon(
-                    groups, trained, (self.args.adam_beta1, self.args.adam_beta2), self.args.adam_epsilon
-                )
-            else:
-                self.optimizer = kind(groups, **options)
-            if options.get("optim_bits") == 8:
-                keep_embeddings_precise(self.optimizer, trained)
+            self.optimizer = optimizers.create_optimizer(self.optimizer_name, groups, trained, self.args)
         return self.optimizer
 
     def compute_loss(
@@ -234,21 +218,6 @@ class Trainer(TransformersTrainer):
             ) from error
 
 
-def keep_embeddings_precise(optimizer: Any, model: torch.nn.Module) -> None:
-    """Moments of embeddings, a bare prefix among them, stay fp32 in 8-bit optimizers, as bitsandbytes advises.
-
-    bitsandbytes has one list of exceptions for all optimizers of a process, by number of the parameter. Each gets a
-    list of its own here, so that a run is not told of the embeddings of another, and no model is kept alive.
-    """
-    from bitsandbytes.optim import GlobalOptimManager
-
-    optimizer.mng = GlobalOptimManager.__new__(GlobalOptimManager)
-    optimizer.mng.initialize()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):
-            optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})
-
-
 def check_precision(dtype: torch.dtype, device: torch.device) -> None:
     """fp16 needs its loss scaled, or small gradients are lost; only GPUs have that.
 
@@ -277,11 +246,7 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
     assert settings.learning_rate is not None, "the command fills in the method's"
     if torch.distributed.is_torchelastic_launched():
         raise UserError("torchrun: several processes are not supported yet. Start glmtune without it.")
-    if settings.optimizer not in ("adamw", "muon") and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"training.optimizer={settings.optimizer} needs bitsandbytes, which is not installed: "
-            "pip install 'glmtune[quantization]'. Or use adamw."
-        )
+    optimizers.check_installed(settings.optimizer)
     eval_steps = settings.eval_steps or max(1, -(-steps // 10))
     recompute: dict[str, Any] = {}
     if settings.gradient_checkpointing:
@@ -291,7 +256,7 @@ def training_arguments(recipe: Recipe, steps: int, folder: Path, model: Model) -
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        optim=OPTIMIZERS[settings.optimizer],
+        optim=optimizers.TABLE[settings.optimizer].optim,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=round(settings.warmup_ratio * steps),
@@ -409,7 +374,7 @@ def make_trainer(
     trainer = Trainer(
         judge=judge,
         groups=groups or [{"params": [weight for weight in model.parameters() if weight.requires_grad]}],
-        uses_muon=recipe.training.optimizer == "muon",
+        optimizer_name=recipe.training.optimizer,
         model=model,
         args=training_arguments(recipe, steps, checkpoints, model),
         train_dataset=dataset,

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from glmtune import cli, models
+from glmtune import cli, distributed, models
 from glmtune.commands.doctor import Check, machine, recipe, run
 from glmtune.commands.estimate import Place
 from glmtune.commands.train import Run
@@ -603,7 +603,7 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(distributed, "local_device", lambda: torch.device("cuda"))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**33, 2**34))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: "NVIDIA T4")
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)

@@ -17,7 +17,7 @@ from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.training.loss import target_loss
 from glmtune.training.memory import GIB, LIBRARIES, Estimate
 from glmtune.training.muon import Muon
-from glmtune.training.trainer import keep_embeddings_precise
+from glmtune.training.optimizers import keep_embeddings_precise
 
 BATCH, LENGTH, TARGETS = 2, 96, 40
 SIZES: dict[str, Any] = {

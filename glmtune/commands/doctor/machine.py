@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from glmtune import models
+from glmtune import distributed
 from glmtune.commands.doctor.checks import Examination, Finding, Status
 from glmtune.commands.estimate import at_hand, readable
 from glmtune.runtime import memory_size, processor_name
@@ -106,7 +106,7 @@ def device() -> Finding:
     """Where models would run."""
     import torch
 
-    kind = models.default_device().type
+    kind = distributed.local_device().type
     if kind == "cuda":
         free, size = torch.cuda.mem_get_info()
         precise = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from glmtune import models
+from glmtune import distributed, models
 from glmtune.commands.doctor.checks import Examination, Finding
 from glmtune.commands.doctor.patient import CHECKED, SPLITS, Patient
 from glmtune.commands.estimate import at_hand, estimate, lengths, readable, remedies
@@ -72,20 +72,19 @@ def method(patient: Patient) -> Finding:
 
 def precision(patient: Patient) -> Finding:
     """Whether the device computes in the recipe's precision, and stores and trains what the recipe says."""
+    from glmtune.training.optimizers import check_installed
     from glmtune.training.trainer import check_precision
 
-    settings, where = patient.recipe.model, models.default_device()
+    settings, where = patient.recipe.model, distributed.local_device()
     dtype = models.choose_dtype(settings.dtype, where)
     if patient.trains:
         check_precision(dtype, where)
         patient.method.check_storage(settings, models.stored_bits(patient.config))
     models.check_bits(settings, patient.config)
-    optimizer = patient.recipe.training.optimizer
-    wanted = [f"model.bits={settings.bits}"] if settings.bits < models.stored_bits(patient.config) else []
-    wanted += [f"training.optimizer={optimizer}"] if optimizer != "adamw" else []
-    if wanted and importlib.util.find_spec("bitsandbytes") is None:
+    check_installed(patient.recipe.training.optimizer)
+    if settings.bits < models.stored_bits(patient.config) and importlib.util.find_spec("bitsandbytes") is None:
         remedy = "pip install 'glmtune[quantization]', or leave it out."
-        return "failure", f"{' and '.join(wanted)}: bitsandbytes is not installed", remedy
+        return "failure", f"model.bits={settings.bits}: bitsandbytes is not installed", remedy
     names = [str(name).removeprefix("torch.") for name in (dtype, patient.config.dtype or dtype)]
     wider = f"; the files hold {names[1]}" if names[0] != names[1] else ""
     return "ok", f"{names[0]} on the {where.type}{wider}", ""
@@ -98,14 +97,14 @@ def expected(patient: Patient) -> Callable[[Recipe], Estimate]:
         UserError: the sizes of the model, or what the method trains, are not known.
     """
     architecture = Architecture.from_config(patient.values)
-    place = at_hand(models.default_device().type == "cuda")
+    place = at_hand(distributed.local_device().type == "cuda")
     length, target = patient.lengths if patient.has_recipe else lengths(patient.recipe, architecture, None, None)
     return lambda recipe: estimate(recipe, architecture, place.device, length, target)
 
 
 def run_memory(patient: Patient) -> Finding:
     """Whether a run fits the memory, and whether answering does where no recipe was asked about."""
-    place = at_hand(models.default_device().type == "cuda")
+    place = at_hand(distributed.local_device().type == "cuda")
     try:
         estimate_of = expected(patient)
         found = estimate_of(patient.recipe)
