@@ -60,8 +60,9 @@ def problems(task: Arithmetic, operator: str, left: int, right: int, count: int)
         if len(found) == count:
             break
         if problem.value() is not None and task.holds_out(problem.text):
-            answer = task.answer(problem)
-            target = answer if task.settings.style == "tool" else task.write_target(f"{problem.text}=", problem)
+            solution = task.solve(problem)
+            said = task.write_target(f"{problem.text}=", solution)
+            target = solution.answer if task.settings.style == "tool" else said
             found[problem.text] = Example(f"{problem.text}=", target, problem.facts())
     return list(found.values())
 

@@ -18,12 +18,13 @@ from recording import options, record
 
 from glmtune.arithmetic.expressions import round_half_up
 from glmtune.arithmetic.problems import Problem
+from glmtune.arithmetic.reading import read_answer
 from glmtune.cli import quiet_libraries
 from glmtune.commands import predict
 from glmtune.config import load_recipe
 from glmtune.data import DrawnExamples
-from glmtune.evaluation.metrics import wilson_interval
-from glmtune.tasks.arithmetic import Arithmetic, read_answer
+from glmtune.evaluation.intervals import wilson_interval
+from glmtune.tasks.arithmetic import Arithmetic
 
 CHECKPOINT = "checkpoints/arithmetic-wide"
 DECIMALS = 2

@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+UNDEFINED = "undefined"  # the answer to a division by zero
+NUMBER = r"(?:(?:\d{1,3}(?:,\d{3}){1,20}|\d+)(?:\.\d+)?|\.\d+)"  # without its sign, as texts have it
+NUMBER_START = r"(?<![\d.])(?<!\d,)"  # not within a number; keeps a search linear as well
+
 MOST_CHARACTERS = 2000  # of an expression
 MOST_NESTING = 32  # brackets within brackets, and exponents of exponents
 MOST_EXPONENT = 100

@@ -9,9 +9,13 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from glmtune.arithmetic.characters import normalize_problem, without_commas
 from glmtune.arithmetic.expressions import (
     BINDING,
     CLOSING,
+    NUMBER,
+    NUMBER_START,
+    UNDEFINED,
     DividedByZero,
     ExpressionError,
     evaluate,
@@ -23,33 +27,15 @@ from glmtune.arithmetic.expressions import (
     with_places,
 )
 
-UNDEFINED = "undefined"  # the answer to a division by zero
-
-# Full-width ASCII, and what else is taken for an operator, a point or a blank. NFKC would go too far: 5² becomes 52.
-_FULL_WIDTH = {ord("！") + offset: ord("!") + offset for offset in range(94)} | {ord("\u3000"): " "}
-_LOOKALIKES = _FULL_WIDTH | str.maketrans("×✕✖∗·⋅÷∕⁄➗−‐‑‒–—―➖﹣⁻➕﹢。", "******////----------++.")
-NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
-NUMBER_START = r"(?<![\d.])(?<!\d,)"  # not within a number; keeps the search linear as well
 _OPENING = r"(?:[(\[{]\s{0,3}|-){0,40}"
 _CLOSING = r"(?:\s{0,3}[)\]}%]){0,40}"
-_OPERAND_PART = rf"{_OPENING}(?:{NUMBER}){_CLOSING}"
+_OPERAND_PART = rf"{_OPENING}{NUMBER}{_CLOSING}"
 _EXPRESSION = re.compile(rf"(?:{NUMBER_START}|(?=[(\[{{])){_OPERAND_PART}(?:\s*(?:\*\*|[-+*/^])\s*{_OPERAND_PART})+")
-_BARE = re.compile(rf"-?(?:{NUMBER})(?:\s*[-+*/]\s*-?(?:{NUMBER}))+")
+_BARE = re.compile(rf"-?{NUMBER}(?:\s*[-+*/]\s*-?{NUMBER})+")
 _FACTOR = re.compile(r"[(\[{]{0,40}-?\.?\d")
-_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
 _OPERAND = r"(?:(?<![\d.])-)?\d*\.?\d+"
 _CHAIN = re.compile(rf"{_OPERAND}(?:[-+*/]{_OPERAND})+")
 _ROUND = {"[": "(", "{": "(", "]": ")", "}": ")"}
-
-
-def plain(text: str) -> str:
-    """The text with ASCII digits and operators: `５７．８×２` -> `57.8*2`."""
-    return text.translate(_LOOKALIKES)
-
-
-def without_commas(text: str) -> str:
-    """The text without commas between thousands: `1,234+5` -> `1234+5`."""
-    return _COMMA.sub("", text)
 
 
 @dataclass(frozen=True)
@@ -65,7 +51,7 @@ class Problem:
         if whole is not None:
             return whole
         factor_end = -1  # of an expression that goes on with a factor without a sign: 5(3+4), (1+2)(3+4)
-        for found in _EXPRESSION.finditer(plain(text)):
+        for found in _EXPRESSION.finditer(normalize_problem(text)):
             before = found.string[max(0, found.start() - 1) : found.start()]
             follows = found.group()[0] in CLOSING and (before.isdigit() or found.start() == factor_end)
             if follows or (found.group()[-1] in CLOSING.values() and _FACTOR.match(found.string, found.end())):
@@ -82,7 +68,7 @@ class Problem:
     @classmethod
     def exactly(cls, text: str) -> Problem | None:
         """A text that is nothing but a problem, or None: `５７.8 × 2 =` -> 57.8 * 2."""
-        return cls._read(plain(text).strip().removesuffix("=").rstrip())
+        return cls._read(normalize_problem(text).strip().removesuffix("=").rstrip())
 
     @classmethod
     def _read(cls, text: str) -> Problem | None:

@@ -1,7 +1,8 @@
 """Numbers and equations in free text, read exactly: `Fraction`s throughout, and nothing that a model wrote is run.
 
 All work is bounded: texts, numbers, nesting, exponents and results have largest sizes, and what is beyond them is None.
-Expressions are read by `glmtune.arithmetic.expressions`.
+There are two readers of answers: `read_answer` takes the one number of a short answer as it is written, and
+`final_number` finds the number that a whole explanation ends with.
 """
 
 from __future__ import annotations
@@ -10,37 +11,26 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
-from glmtune.arithmetic.expressions import ExpressionError, evaluate_start
+from glmtune.arithmetic.characters import CURRENCIES, MULTIPLIERS, normalize_answer, normalize_problem
+from glmtune.arithmetic.expressions import NUMBER, NUMBER_START, UNDEFINED, ExpressionError, evaluate_start
+from glmtune.arithmetic.working import DRAFT_MARK, STEP
 
-Judgement = tuple[Literal["exact", "equal", "wrong", "unparseable"], str | None]  # verdict, the answer that was read
-
-MOST_CHARACTERS = 20_000  # of a text; of a longer one, only the end is read
 MOST_EXPRESSION = 1000  # characters of an expression
+MOST_DIGITS = 1000  # of a number in free text, before the point and after it
 
-_FULL_WIDTH = {ord("！") + offset: ord("!") + offset for offset in range(94)} | {ord("\u3000"): " ", ord("，"): ";"}
-_LOOKALIKES = str.maketrans("×✕✖∗·⋅÷∕⁄➗−‐‑‒–—―➖﹣⁻➕﹢【】〔〕、￥\u00a0\u2009", "******////----------++[][];¥  ")
-_WRITTEN_OUT = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "²": "^2", "³": "^3"}
-_PLAIN: dict[int, int | str] = {**_FULL_WIDTH, **_LOOKALIKES, **{ord(one): text for one, text in _WRITTEN_OUT.items()}}
-_LATEX = {r"\times": "*", r"\cdot": "*", r"\div": "/", r"\left": "", r"\right": "", "{,}": ",", r"\%": "%", r"\$": "$"}
-_LATEX_SIGNS = re.compile("|".join(map(re.escape, _LATEX)))
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s?\{([^{}]{1,100})\}\s?\{([^{}]{1,100})\}")
-_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mbox|mathbf)\s?\{([^{}]{0,100})\}|\\[,;:! ]|\\quad")
-_CALCULATION = re.compile(r"<<[^<>]{0,200}>>")  # GSM8K's notes for a calculator
-_POINT = re.compile(r"(?<=\d)。(?=\d)")
-_WIDE_THOUSANDS = re.compile(r"(?<=[０-９])，(?=[０-９]{3}(?![０-９]))")
+# A short answer.
+_SIGNED_NUMBER = re.compile(rf"{NUMBER_START}-?{NUMBER}(?![.,]?\d)")
+_NO_NUMBER = re.compile(r"\d\s*(?:[-+*/]|e[-+]?)\s*-?\.?\d|\d\s*[%^²³¹⁰-⁹]", re.IGNORECASE)  # 2+3, 6/8, 1e5, 2^3, 5%
 
-_START = r"(?<![\d.A-Za-z_])"  # not within a number or a name: the 2 of H2O, the 5 of 1e5
-_END = r"(?!\.?\d|[eE][-+]?\d)"
-_NUMBER = rf"(?:(?:\d{{1,3}}(?:,\d{{3}}){{1,20}}(?!\d)|\d{{1,1000}})(?:\.\d{{1,1000}})?|\.\d{{1,1000}}){_END}"
+# A number in free text.
+_CANDIDATE = re.compile(r"(?<![\d.A-Za-z_])(?:\d|\.\d)")  # not within a number or a name: the 2 of H2O, the 5 of 1e5
+_NUMBER = rf"{NUMBER}(?!\.?\d|[eE][-+]?\d)"
 _MIXED = re.compile(r"(\d{1,100})(?:\s?\(\s?|\s|\s?又\s?)(\d{1,100})\s?/\s?(\d{1,100})(?!\.?\d)\)?")
 _MIXED_FACTOR = re.compile(r"(?<![\d.])(\d{1,100})\((\d{1,100})/(\d{1,100})\)")
 _RATIO = re.compile(rf"({_NUMBER})\s?/\s?({_NUMBER})")
 _SINGLE = re.compile(rf"({_NUMBER})")
-_CANDIDATE = re.compile(rf"{_START}(?:\d|\.\d)")
-_SUFFIX = re.compile(r"\s?(%|percent\b)|\s?([万亿])")
-_MULTIPLIERS = {"万": 10**4, "亿": 10**8}
+_SUFFIX = re.compile(rf"\s?(%|percent\b)|\s?([{''.join(MULTIPLIERS)}])")
 
 # What stands before a number, the last characters of the text so far.
 _HUNDREDTHS = re.compile(r"百分之\s?$")
@@ -53,14 +43,14 @@ _ANSWER = re.compile(
 )
 _PIECES = re.compile(r"\n|。|;|[.,!?](?:\s|$)")
 _AFTER_EQUALS = re.compile(
-    r"\s{0,3}(?:≈|~|about|approximately|大约|约)?\s{0,3}(?:负|-)?\s{0,3}[$¥€£]?[(\[{\s]{0,3}(?=\.?\d)"
+    rf"\s{{0,3}}(?:≈|~|about|approximately|大约|约)?\s{{0,3}}(?:负|-)?\s{{0,3}}[{CURRENCIES}]?[(\[{{\s]{{0,3}}(?=\.?\d)"
 )
 _UNKNOWN = re.compile(r"(?<![A-Za-z])[xX]\s{0,3}=")
 _EXPRESSION_GOES_ON = re.compile(r"\s*[-+*/^%().\[\]{}\d]|[xyzXYZ](?![A-Za-z])")
 
 
 @dataclass(frozen=True)
-class Found:
+class NumberInText:
     """A number in a text.
 
     Attributes:
@@ -77,43 +67,47 @@ class Found:
     is_result: bool
 
 
-def plain(text: str) -> str:
-    """The end of a text, in ASCII where digits, punctuation, operators and LaTeX's fractions are concerned."""
-    text = _CALCULATION.sub("", text[-MOST_CHARACTERS:])
-    text = _POINT.sub(".", _WIDE_THOUSANDS.sub(",", text)).translate(_PLAIN)
-    if "\\" in text:
-        text = _LATEX_SIGNS.sub(lambda found: _LATEX[found[0]], text)
-        text = _LATEX_FRACTION.sub(_fraction, text)
-        text = _LATEX_TEXT.sub(lambda found: f" {found[1] or ''} ", text)
-    return text
+def read_answer(text: str) -> str | None:
+    """Return the one number after the last `=` or draft of a text, as written; None where there is none, or several.
 
-
-def numbers_in(text: str) -> list[Fraction]:
-    """All numbers of a text, in order; those that divide by zero are left out.
-
-    `1,234.5`, `－３`, `负3`, `3/4`, `1 3/4`, `1(3/4)`, `4又1/2`, `20%`, `百分之20` and `2.5万` are one number each; a
-    unit behind a number is no part of it.
+    `25.31+86.35=111.66` -> `111.66`; `19+23=24|42` -> `42`; `答案是111.66。` -> `111.66`; `88, or 90` -> None. What is
+    still to be worked out is no number: `2+3`, `6/8`, `1e5`, `5%` -> None.
     """
-    return [found.value for found in _numbers(plain(text)) if found.value is not None]
+    tail = normalize_problem(text).rpartition("=")[2].rpartition(DRAFT_MARK)[2].strip()
+    if tail.endswith(STEP):  # cut off within the working
+        return None
+    if _NO_NUMBER.search(tail):
+        return None
+    if tail.startswith("-"):
+        tail = "-" + tail[1:].lstrip()
+    numbers = set(_SIGNED_NUMBER.findall(tail))
+    if len(numbers) == 1:
+        return numbers.pop().replace(",", "")
+    return UNDEFINED if not numbers and UNDEFINED in tail.lower() else None
 
 
 def final_number(text: str) -> Fraction | None:
-    r"""The number that a text gives as its answer.
+    r"""Return the number that a text gives as its answer.
 
     That is the last `#### x`, else the last `\boxed{x}`, else what follows "the answer is" or "答案是", else what
     follows the last `=`, else the last number. None where there is none, and where it is still to be worked out: `2*3`.
     """
-    found = _final(plain(text))
+    found = find_final_number(text)
     return found.value if found is not None else None
 
 
+def find_final_number(text: str) -> NumberInText | None:
+    """Return the number that `final_number` gives the value of, with how it is written."""
+    return _final(normalize_answer(text))
+
+
 def equation_value(text: str) -> Fraction | None:
-    """The value of the expression behind the last `x=`, or of a text that is an expression: `x=(3+4)/2=3.5` -> 7/2.
+    """Return the value of the expression behind the last `x=`, or of a text that is one: `x=(3+4)/2=3.5` -> 7/2.
 
     What follows a second `=` is not read. Known are + - * / ** ^ : % and brackets of all kinds, also nested;
     `1(3/4)` is a mixed number. None where there is no such expression, or one that divides by zero or is too large.
     """
-    text = plain(text)
+    text = normalize_answer(text)
     start = 0
     for found in _UNKNOWN.finditer(text):
         start = found.end()
@@ -127,8 +121,8 @@ def equation_value(text: str) -> Fraction | None:
     return None if _EXPRESSION_GOES_ON.match(rest) else value
 
 
-def written(value: Fraction) -> str:
-    """A value as a decimal where that is short, else as a fraction: `3/2` -> `1.5`, `1/3` -> `1/3`."""
+def write_number(value: Fraction) -> str:
+    """Write a value as a decimal where that is short, else as a fraction: `3/2` -> `1.5`, `1/3` -> `1/3`."""
     for places in range(13):
         if 10**places % value.denominator == 0:
             units = abs(value.numerator) * (10**places // value.denominator)
@@ -137,80 +131,28 @@ def written(value: Fraction) -> str:
     return str(value)
 
 
-def exact(target: str, completion: str) -> Judgement:
-    """`exact`: the same text; `equal`: the same but for runs of blanks; else `wrong`, or `unparseable` if empty."""
-    answer = completion.strip()
-    if answer == target.strip():
-        return "exact", answer
-    same = answer.split() == target.split()
-    return ("equal" if same else "wrong") if answer else "unparseable", answer
-
-
-def numeric(target: str, completion: str) -> Judgement:
-    """Compare final numbers by value; a target without one is compared as a text.
-
-    `exact` is the same text, `equal` the same value. 25% equals 0.25, and also 25: the question may have
-    named the unit.
-    """
-    wanted, given = _final(plain(target)), _final(plain(completion))
-    if wanted is None or wanted.value is None:
-        return exact(target, completion)
-    if given is None or given.value is None:
-        return "unparseable", None
-    if completion.strip() == target.strip():
-        return "exact", written(given.value)
-    same = given.value == wanted.value
-    if given.is_percent != wanted.is_percent:
-        same = same or given.value * (100 if given.is_percent else 1) == wanted.value * (
-            100 if wanted.is_percent else 1
-        )
-    return "equal" if same else "wrong", written(given.value)
-
-
-def equation(target: str, completion: str) -> Judgement:
-    """Compare the values of two equations `x=...` as exact fractions; the results behind them are not read.
-
-    A completion without an equation is right if its final number is the target's value, or the result that the target
-    states, which may be rounded. A target that is no equation is compared by its number.
-    """
-    wanted = equation_value(target)
-    if wanted is None:
-        return numeric(target, completion)
-    given = equation_value(completion)
-    if given is None:
-        stated = final_number(target)
-        given = final_number(completion)
-        if given is not None and given == stated:
-            given = wanted
-    if given is None:
-        return "unparseable", None
-    if completion.strip() == target.strip():
-        return "exact", written(given)
-    return "equal" if given == wanted else "wrong", written(given)
-
-
-def _final(text: str) -> Found | None:
-    """The answer in a text that is `plain`; None where it is still to be worked out."""
+def _final(text: str) -> NumberInText | None:
+    """Return the answer in a normalized text; None where it is still to be worked out."""
     _, mark, tail = text.rpartition("####")
     if mark:
-        return _result(next(_numbers(tail.lstrip().partition("\n")[0]), None))
+        return _result(next(find_numbers(tail.lstrip().partition("\n")[0]), None))
     boxed = _boxed(text)
     if boxed is not None:
-        return _result(next(_numbers(boxed.rpartition("=")[2]), None))
+        return _result(next(find_numbers(boxed.rpartition("=")[2]), None))
     *_, said = (None, *_ANSWER.finditer(text))
     if said is not None:
         for piece in _PIECES.split(text[said.end() :].lstrip(), maxsplit=5)[:5]:
-            found = next(_numbers(piece.rpartition("=")[2]), None)
+            found = next(find_numbers(piece.rpartition("=")[2]), None)
             if found is not None:
                 return _result(found)
     _, mark, tail = text.rstrip(" \n=?").rpartition("=")
     if mark and _AFTER_EQUALS.match(tail):
-        return _result(next(_numbers(tail), None))
-    *_, last = (None, *_numbers(text))
+        return _result(next(find_numbers(tail), None))
+    *_, last = (None, *find_numbers(text))
     return _result(last)
 
 
-def _result(found: Found | None) -> Found | None:
+def _result(found: NumberInText | None) -> NumberInText | None:
     return found if found is not None and found.is_result else None
 
 
@@ -227,20 +169,18 @@ def _boxed(text: str) -> str | None:
     return text[start:]
 
 
-def _fraction(found: re.Match[str]) -> str:
-    r"""`\frac{3}{4}` -> ` 3/4`, `\frac{a+b}{4}` -> `(a+b)/(4)`."""
-    above, below = found[1].strip(), found[2].strip()
-    return f" {above}/{below}" if above.isdigit() and below.isdigit() else f"({above})/({below})"
-
-
 def _mixed_sum(found: re.Match[str]) -> str:
     """`1(3/4)` -> `(1+3/4)`; a fraction that is none, `3(4/2)`, stays."""
     whole, above, below = found.groups()
     return f"({whole}+{above}/{below})" if int(above) < int(below) else found[0]
 
 
-def _numbers(text: str) -> Iterator[Found]:
-    """The numbers of a text that is `plain`, from the first to the last."""
+def find_numbers(text: str) -> Iterator[NumberInText]:
+    """Yield the numbers of a normalized text, from the first to the last.
+
+    `1,234.5`, `－３`, `负3`, `3/4`, `1 3/4`, `1(3/4)`, `4又1/2`, `20%`, `百分之20` and `2.5万` are one number each; a
+    unit behind a number is no part of it.
+    """
     place = 0
     while (candidate := _CANDIDATE.search(text, place)) is not None:
         start = candidate.start()
@@ -255,15 +195,15 @@ def _numbers(text: str) -> Iterator[Found]:
         if suffix is not None:
             place = suffix.end()
         if value is not None:
-            value = value / 100 if is_percent else value * _MULTIPLIERS.get(suffix[2] if suffix else "", 1)
+            value = value / 100 if is_percent else value * MULTIPLIERS.get(suffix[2] if suffix else "", 1)
             value = -value if _is_negative(before) else value
         is_result = value is not None and not (_OPERATOR_BEFORE.search(before) or _OPERATOR_AFTER.match(text, place))
-        yield Found(value, start, place, is_percent, is_result)
+        yield NumberInText(value, start, place, is_percent, is_result)
 
 
 def _is_negative(before: str) -> bool:
     """Whether the end of what stands before a number is a sign, no operator (`5-3`) and no bullet (`- 3 apples`)."""
-    before = before.rstrip("$¥€£")
+    before = before.rstrip(CURRENCIES)
     if before.endswith(("负", "负 ", "negative ")):
         return True
     signed = before.rstrip(" ")
@@ -286,10 +226,17 @@ def _magnitude(text: str, start: int) -> tuple[Fraction | None, int] | None:
         return Fraction(mixed[1]) + Fraction(int(mixed[2]), int(mixed[3])), mixed.end()
     ratio = _RATIO.match(text, start)
     if ratio is not None:
-        above, below = (Fraction(part.replace(",", "")) for part in ratio.groups())
-        return (above / below if below else None), ratio.end()
+        above, below = map(_exact_value, ratio.groups())
+        return None if above is None or below is None else ((above / below if below else None), ratio.end())
     single = _SINGLE.match(text, start)
-    return (Fraction(single[1].replace(",", "")), single.end()) if single is not None else None
+    value = _exact_value(single[1]) if single is not None else None
+    return (value, single.end()) if single is not None and value is not None else None
+
+
+def _exact_value(number: str) -> Fraction | None:
+    """Return the value of a number as it is written; None where it is too long."""
+    whole, _, decimals = number.replace(",", "").partition(".")
+    return Fraction(number.replace(",", "")) if max(len(whole), len(decimals)) <= MOST_DIGITS else None
 
 
 def _digits(text: str, start: int) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from glmtune.arithmetic.expressions import BINDING, CLOSING, DividedByZero, ExpressionError, is_number, with_places
 
 STEP = ";"  # ends a step
+DRAFT_MARK = "|"  # between a draft and the answer
 _SHIFT = 8  # quotients' digits are guessed from the quotient and an eighth
 
 

@@ -24,7 +24,7 @@ from glmtune.data.mixture import Mixture, training_set
 from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.evaluation.forgetting import Probe, compare_probes, probe, read_general
-from glmtune.evaluation.metrics import wilson_interval
+from glmtune.evaluation.intervals import wilson_interval
 from glmtune.examples import Example
 from glmtune.inference.selection import fit_max_new_tokens, select_held_out
 from glmtune.methods import Method, Model

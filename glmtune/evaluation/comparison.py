@@ -8,7 +8,7 @@ from typing import Any
 
 from glmtune.arithmetic.expressions import shortest
 from glmtune.arithmetic.problems import Problem
-from glmtune.arithmetic.reading import final_number, written
+from glmtune.arithmetic.reading import final_number, write_number
 from glmtune.evaluation.evaluator import Evaluation
 from glmtune.evaluation.intervals import paired_difference
 from glmtune.examples import Example
@@ -110,7 +110,7 @@ def _numeric_failure(wanted: Fraction, given: Fraction) -> str:
         )
     ):
         return "the point or the zeros are misplaced"
-    digits, others = written(wanted), written(given)
+    digits, others = write_number(wanted), write_number(given)
     if len(digits) == len(others) and sum(a != b for a, b in zip(digits, others, strict=True)) == 1:
         return "one digit is wrong"
     if sorted(digits) == sorted(others):

@@ -10,17 +10,16 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from glmtune.arithmetic.reading import numeric
 from glmtune.config import DataSettings, GenerationSettings
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import IGNORED, Encoder, plain_ids
-from glmtune.evaluation.intervals import Difference, paired_difference
-from glmtune.evaluation.metrics import wilson_interval
+from glmtune.evaluation.intervals import Difference, paired_difference, wilson_interval
 from glmtune.examples import Example
 from glmtune.inference.engine import Engine
 from glmtune.methods import Model
 from glmtune.models import max_length
 from glmtune.runtime import UserError, read_json_lines
+from glmtune.scoring import numeric
 from glmtune.tasks.instructions import read_examples
 
 GENERAL = Path(__file__).with_name("general.jsonl")  # written for this project: half English, half Chinese
@@ -154,7 +153,7 @@ def is_right(target: str, completion: str) -> bool:
     A target in capitals asks for them.
     """
     if target.strip().isdecimal():
-        return numeric(target, completion)[0] in ("exact", "equal")
+        return numeric(target, completion).correct
     wanted, given = (" ".join(text.split()).strip(_PUNCTUATION) for text in (target, completion))
     return wanted == given or (not wanted.isupper() and wanted.casefold() == given.casefold())
 

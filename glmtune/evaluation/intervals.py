@@ -1,10 +1,11 @@
-"""Whether a change is more than chance: both models answered the same examples, so these are compared one by one."""
+"""How sure a share is, and whether a change is more than chance: of two models, the same examples are compared."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -65,6 +66,37 @@ class Difference:
             "change": self.change,
             "statement": self.statement,
         }
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval of a share. Unlike `p +- 1.96 s` it stays within 0..1 and holds at p = 0 and p = 1.
+
+    Source: E. B. Wilson (1927), "Probable inference, the law of succession, and statistical inference",
+    https://doi.org/10.1080/01621459.1927.10502953
+
+    Args:
+        successes: how many of `n` succeeded.
+        n: trials; with none, nothing is known and the interval is (0, 1).
+        confidence: 0 to 1, both excluded.
+
+    Returns:
+        (low, high), each 0 to 1; `successes / n` lies between.
+
+    Raises:
+        ValueError: more successes than trials, a negative number, or an impossible confidence.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must be 0 to n, but are {successes} of {n}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, but is {confidence}")
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # At 0 and at n one bound is the share itself; rounding must not push it past.
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool], seed: int = 0) -> Difference:

@@ -1,4 +1,4 @@
-"""Figures about answers: the interval of a share, verdicts by name, and the official ChatGLM evaluation's text metrics.
+"""The text metrics of the official ChatGLM evaluation.
 
 rouge and BLEU-4 follow `compute_metrics` of https://github.com/THUDM/ChatGLM-6B/blob/main/ptuning/main.py, rounding
 included, so that figures compare with published ones. They tell how alike two texts look, not whether an answer is
@@ -8,47 +8,11 @@ right: `1+2=4` scores high against `1+2=3`.
 from __future__ import annotations
 
 import logging
-import math
 import warnings
-from collections.abc import Callable, Sequence
-from statistics import NormalDist, fmean
-
-from glmtune.arithmetic import reading
-from glmtune.scoring import Score
+from collections.abc import Sequence
+from statistics import fmean
 
 ROUGE_NAMES = ("rouge-1", "rouge-2", "rouge-l")
-ALIKE = 70.0  # ROUGE-L from which Self-Instruct (https://arxiv.org/abs/2212.10560) takes two texts for one
-
-
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share. Unlike `p +- 1.96 s` it stays within 0..1 and holds at p = 0 and p = 1.
-
-    Source: E. B. Wilson (1927), "Probable inference, the law of succession, and statistical inference",
-    https://doi.org/10.1080/01621459.1927.10502953
-
-    Args:
-        successes: how many of `n` succeeded.
-        n: trials; with none, nothing is known and the interval is (0, 1).
-        confidence: 0 to 1, both excluded.
-
-    Returns:
-        (low, high), each 0 to 1; `successes / n` lies between.
-
-    Raises:
-        ValueError: more successes than trials, a negative number, or an impossible confidence.
-    """
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes must be 0 to n, but are {successes} of {n}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, but is {confidence}")
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # At 0 and at n one bound is the share itself; rounding must not push it past.
-    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -95,46 +59,6 @@ def bleu4(predictions: Sequence[str], references: Sequence[str]) -> float:
             value = sentence_bleu([list(reference)], list(hypothesis), smoothing_function=smoothing)
         values.append(round(value * 100, 4))
     return fmean(values) if values else 0.0
-
-
-def exact(target: str, completion: str) -> Score:
-    """The same text, or the same but for runs of blanks."""
-    return Score(*reading.exact(target, completion))
-
-
-def numeric(target: str, completion: str) -> Score:
-    """The same final number, as an exact value: `#### 18` and `She makes $18.00.`"""
-    return Score(*reading.numeric(target, completion))
-
-
-def equation(target: str, completion: str) -> Score:
-    """Equations `x=...` of the same value, as exact fractions: `x=(18*6)/3-18=18` and `x=18*6/3-18`."""
-    return Score(*reading.equation(target, completion))
-
-
-def rouge_alike(target: str, completion: str) -> Score:
-    """`equal` from a ROUGE-L of `ALIKE`: alike in words, whether right or not."""
-    return _alike(target, completion, rouge([completion], [target])["rouge-l"])
-
-
-def bleu_alike(target: str, completion: str) -> Score:
-    """`equal` from a BLEU-4 of `ALIKE`: alike in characters, whether right or not."""
-    return _alike(target, completion, bleu4([completion], [target]))
-
-
-Metric = Callable[[str, str], Score]  # target, completion -> what to think of it
-METRICS: dict[str, Metric] = {
-    "exact": exact,
-    "numeric": numeric,
-    "equation": equation,
-    "rouge": rouge_alike,
-    "bleu": bleu_alike,
-}
-
-
-def _alike(target: str, completion: str, likeness: float) -> Score:
-    score = exact(target, completion)
-    return Score("equal", score.answer) if score.verdict == "wrong" and likeness >= ALIKE else score
 
 
 def _words(texts: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.evaluation.metrics import wilson_interval
+from glmtune.evaluation.intervals import wilson_interval
 from glmtune.evaluation.report import labels_of
 from glmtune.runtime import replacing
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
+from statistics import fmean
 from typing import Any, get_args
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from glmtune.evaluation.metrics import bleu4, rouge, wilson_interval
+from glmtune.evaluation.intervals import wilson_interval
+from glmtune.evaluation.metrics import bleu4, rouge
 from glmtune.examples import Example
 from glmtune.messages import Prompt
 from glmtune.records.cleaning import plain_text
@@ -35,9 +38,8 @@ def summarize(
     Returns:
         `n`, `accuracy` (share of right values, 0 to 1) with `accuracy_ci95` [low, high], `verdicts` (counts),
         `by` (the same share for each value of each fact that is a text or an integer, unless it takes more than
-        `MOST_VALUES` of them), `faithful_calls` (share of the answers that called the tool with what was asked; only
-        where one was to be called), `rouge-1`, `rouge-2`, `rouge-l`, `bleu-4` (0 to 100), the first `samples` and the
-        first `failures`.
+        `MOST_VALUES` of them), the means of the scores' `metrics`, such as `faithful_calls`, `rouge-1`, `rouge-2`,
+        `rouge-l`, `bleu-4` (0 to 100), the first `samples` and the first `failures`.
 
     Raises:
         ValueError: the three lists differ in length.
@@ -49,9 +51,10 @@ def summarize(
     for score in scores:
         verdicts[score.verdict] += 1
     report: dict[str, Any] = {"format": 1, **_share(scores), "verdicts": verdicts, "by": _breakdown(examples, scores)}
-    calls = [score.faithful for score in scores if score.faithful is not None]
-    if calls:
-        report["faithful_calls"] = sum(calls) / len(calls)
+    measured: dict[str, list[float]] = {}
+    for name, value in chain.from_iterable(score.metrics.items() for score in scores):
+        measured.setdefault(name, []).append(value)
+    report |= {name: fmean(values) for name, values in measured.items()}
     if text_metrics:
         targets = [example.target for example in examples]
         report |= {**rouge(completions, targets), "bleu-4": bleu4(completions, targets)}

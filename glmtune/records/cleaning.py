@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
+from glmtune.arithmetic.characters import FULL_WIDTH
 from glmtune.messages import Prompt
 from glmtune.runtime import UserError
 
@@ -17,7 +18,6 @@ MOST_CANDIDATES = 50  # that a text is compared with, where there are many
 SHORTEST_CUT = 20  # characters or tokens; answers of a few always have the same length
 FEWEST_CUT = 3
 
-_FULL_WIDTH = {ord("！") + offset: ord("!") + offset for offset in range(94)} | {ord("\u3000"): " "}
 _BLANKS = re.compile(r"\s+")
 _LOOSE_BLANK = re.compile(r"(?<!\w) | (?!\w)|(?<=[\u2e80-\u9fff]) | (?=[\u2e80-\u9fff])")
 _WORD = re.compile(r"[a-z0-9]+|[^\W_]|[^\s\w]", re.IGNORECASE)
@@ -36,7 +36,7 @@ def plain_text(prompt: Prompt) -> str:
 
 def normal_text(prompt: Prompt) -> str:
     """A form in which two ways of writing a prompt are equal: widths, case, blanks and what ends it."""
-    text = unicodedata.normalize("NFC", plain_text(prompt)).translate(_FULL_WIDTH).casefold()
+    text = unicodedata.normalize("NFC", plain_text(prompt)).translate(FULL_WIDTH).casefold()
     text = _LOOSE_BLANK.sub("", _BLANKS.sub(" ", text).strip())
     return unicodedata.normalize("NFC", text.rstrip("=?.。 ") or text)  # again: marks may have come together
 

@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from glmtune.arithmetic.problems import Problem, plain
-from glmtune.arithmetic.reading import equation, exact, numeric
+from glmtune.arithmetic.characters import normalize_problem
+from glmtune.arithmetic.problems import Problem
 from glmtune.config import DataSettings, NamedSettings, findable
 from glmtune.examples import Example, Split, split_of
 from glmtune.messages import Prompt
@@ -21,7 +21,7 @@ from glmtune.records import Record, read_all
 from glmtune.records.cleaning import duplicates, near_duplicates, normal_text, plain_text
 from glmtune.records.formats import prompt_of
 from glmtune.runtime import UserError
-from glmtune.scoring import Score
+from glmtune.scoring import METRICS, MetricName, Score, describe_metrics
 from glmtune.tasks import Task
 
 # What may stand around an expression that is a problem by itself.
@@ -33,11 +33,6 @@ _AROUND = re.compile(
 )
 
 
-_EQUATION = re.compile(r"\s*x\s*=\s*[-+(\d]", re.IGNORECASE)
-_RESULT = re.compile(r"####\s*\S+\s*\Z")
-JUDGES = {"exact": exact, "numeric": numeric, "equation": equation}
-
-
 class InstructionsSettings(NamedSettings):
     """Where the records are."""
 
@@ -46,11 +41,7 @@ class InstructionsSettings(NamedSettings):
         "the format is told by the fields: prompt and target, instruction, input and output, messages, ..."
     )
     held_out_file: str | None = Field(None, description="records to judge by; default: a share of `file`")
-    metric: Literal["auto", "exact", "numeric", "equation"] = Field(
-        "auto",
-        description="an answer is right if it is the same text (exact), ends with the same number (numeric), or is an "
-        "equation x=... of the same value (equation); auto: by the target, numeric after #### and equation after x=",
-    )
+    metric: MetricName = Field("auto", description=f"how answers are compared with targets; {describe_metrics()}")
     held_out: float = Field(0.05, gt=0, lt=1, description="share of `file` kept out of training, chosen by hash")
 
     @field_validator("file", "held_out_file")
@@ -120,16 +111,7 @@ class Instructions(Task):
 
     def score(self, example: Example, completion: str) -> Score:
         """By `task.metric`; of texts: `equal` but for runs of blanks, and `unparseable` if there is none."""
-        metric = self.settings.metric
-        return Score(*JUDGES[metric_of(example.target) if metric == "auto" else metric](example.target, completion))
-
-
-def metric_of(target: str) -> str:
-    """How answers to a target like this are judged, if nobody says: those of GSM8K end with `#### 72`, those of
-    Ape210K and Math23K are `x=5/5=1`; of all others the text counts."""
-    if _EQUATION.match(target):
-        return "equation"
-    return "numeric" if _RESULT.search(target) else "exact"
+        return METRICS[self.settings.metric](example.target, completion)
 
 
 def read_examples(file: str, data: DataSettings | None = None) -> list[Example]:
@@ -206,7 +188,7 @@ def problem_of(prompt: Prompt) -> str:
     """
     asked = plain_text(prompt)
     if len(asked) < 200:
-        text = plain(asked)
+        text = normalize_problem(asked)
         problem = Problem.parse(text)
         if problem is not None:
             found = re.search(r"[\s,]*".join(map(re.escape, problem.text)), text)

@@ -48,14 +48,15 @@ class Wording(Arithmetic):
 
     def sample(self, rng: random.Random, split: Split = "train") -> Example:
         """Draw a problem and say it in one of the wordings, or ask for a copy of it."""
-        problem = self.draw(rng, split)
+        solution = self.draw(rng, split)
+        problem = solution.problem
         if rng.random() < COPY_SHARE:
             text = problem.text + rng.choice(("", "="))
             return Example(rng.choice(COPY_WORDS) + text, text, {"operator": "copy"})
         said = "".join(rng.choice(OPERATOR_WORDS[t]) if t in OPERATOR_WORDS else t for t in problem.tokens)
         whole = said + rng.choice(EQUALS_WORDS)
         asked = said if rng.random() < BARE_SHARE else whole
-        return Example(asked, self.write_target(whole, problem), problem.facts())
+        return Example(asked, self.write_target(whole, solution), problem.facts())
 
     def score(self, example: Example, completion: str) -> Score:
         """As in `arithmetic`; a copy must be the same text."""

@@ -7,16 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glmtune.arithmetic.characters import normalize_answer
 from glmtune.arithmetic.expressions import MOST_EXPONENT, MOST_NESTING
 from glmtune.arithmetic.reading import (
-    equation,
     equation_value,
-    exact,
     final_number,
-    numbers_in,
-    numeric,
-    written,
+    find_numbers,
+    write_number,
 )
+
+
+def numbers_in(text):
+    """The values of all numbers of a text; those that divide by zero are left out."""
+    return [found.value for found in find_numbers(normalize_answer(text)) if found.value is not None]
 
 
 @pytest.mark.parametrize(
@@ -136,36 +139,6 @@ def test_what_has_no_value(text):
     assert equation_value(text) is None
 
 
-@pytest.mark.parametrize(
-    ("judge", "target", "completion", "verdict", "answer"),
-    [
-        (exact, "a b", " a b\n", "exact", "a b"),
-        (exact, "a b", "a  b", "equal", "a  b"),
-        (exact, "a", "b", "wrong", "b"),
-        (exact, "a", " ", "unparseable", ""),
-        (numeric, "#### 18", "#### 18", "exact", "18"),
-        (numeric, "#### 18", "She makes $18.00.", "equal", "18"),
-        (numeric, "#### 18", "She makes 19", "wrong", "19"),
-        (numeric, "18", "2*9", "unparseable", None),
-        (numeric, "25", "25%", "equal", "0.25"),
-        (numeric, "25%", "25", "equal", "25"),
-        (numeric, "25%", "1/4", "equal", "0.25"),
-        (numeric, "1/3", "0.33", "wrong", "0.33"),
-        (numeric, "red", "red", "exact", "red"),
-        (equation, "x=5/5=1", "x=5/5=1", "exact", "1"),
-        (equation, "x=(18*6)/3-18=18", "x=18*6/3-18", "equal", "18"),
-        (equation, "x=(18*6)/3-18=18", "x=18*6/3+18=18", "wrong", "54"),
-        (equation, "x=1/3=0.33", "答案是0.33", "equal", "1/3"),
-        (equation, "x=1/3=0.33", "1/3", "equal", "1/3"),
-        (equation, "x=1/3=0.33", "x=0.33", "wrong", "0.33"),
-        (equation, "x=1/3", "?", "unparseable", None),
-        (equation, "#### 18", "18", "equal", "18"),
-    ],
-)
-def test_verdicts(judge, target, completion, verdict, answer):
-    assert judge(target, completion) == (verdict, answer)
-
-
 FRACTIONS = st.fractions(max_denominator=10**6).filter(lambda value: abs(value) < 10**12)
 DECIMALS = st.integers(-(10**12), 10**12).map(lambda units: Fraction(units, 10**4))
 AROUND = st.sampled_from(["", " 元", "个。", " dollars.", "\n", " kg, I think"])
@@ -173,27 +146,27 @@ AROUND = st.sampled_from(["", " 元", "个。", " dollars.", "\n", " kg, I think
 
 def thousands(value):
     """A decimal with separators, in full width or not."""
-    sign, text = ("-" if value < 0 else ""), written(abs(value))
+    sign, text = ("-" if value < 0 else ""), write_number(abs(value))
     whole, point, rest = text.partition(".")
     return sign + f"{int(whole):,}" + point + rest
 
 
 @given(FRACTIONS, AROUND)
 def test_written_numbers_are_read_back(value, around):
-    assert Fraction(written(value)) == value
+    assert Fraction(write_number(value)) == value
     for text in (
-        f"#### {written(value)}",
-        f"the answer is {written(value)}{around}",
-        f"答案是{written(value)}{around}",
+        f"#### {write_number(value)}",
+        f"the answer is {write_number(value)}{around}",
+        f"答案是{write_number(value)}{around}",
     ):
         assert final_number(text) == value
-    assert numbers_in(f"a {written(value)}{around}") == [value]
+    assert numbers_in(f"a {write_number(value)}{around}") == [value]
 
 
 @given(DECIMALS, AROUND)
 def test_decimals_in_every_dress(value, around):
     wide = str.maketrans("0123456789.,-", "０１２３４５６７８９．，－")
-    for text in (thousands(value), thousands(value).translate(wide), written(value).translate(wide)):
+    for text in (thousands(value), thousands(value).translate(wide), write_number(value).translate(wide)):
         assert final_number(f"所以={text}{around}") == value
         assert numbers_in(f"{text}{around}") == [value]
     assert final_number(f"\\boxed{{{thousands(value * 100)}\\%}}") == value
@@ -246,8 +219,6 @@ def test_nothing_fails(text):
     assert final_number(text) is None or final_number(text) in numbers_in(text)
     value = equation_value(text)
     assert value is None or isinstance(value, Fraction)
-    for judge in (exact, numeric, equation):
-        assert judge(text, text)[0] in ("exact", "unparseable")
 
 
 @pytest.mark.parametrize(

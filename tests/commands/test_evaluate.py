@@ -11,7 +11,7 @@ import pytest
 from glmtune import models
 from glmtune.commands import evaluate
 from glmtune.commands.train import Run
-from glmtune.evaluation.metrics import wilson_interval
+from glmtune.evaluation.intervals import wilson_interval
 from glmtune.models.quantization import is_quantized
 from glmtune.resolution import resolve
 from glmtune.runtime import UserError

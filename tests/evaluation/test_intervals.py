@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.evaluation.intervals import paired_difference, sign_test
+from glmtune.evaluation.intervals import paired_difference, sign_test, wilson_interval
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
 
@@ -56,3 +56,32 @@ def test_other_examples_are_refused():
 def test_sign_test():
     assert sign_test(0, 0) == sign_test(3, 3) == 1.0
     assert sign_test(1, 9) == pytest.approx(22 / 1024) and sign_test(5000, 0) < 1e-300
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)],
+)
+def test_wilson_agrees_with_published_values(successes, n, low, high):
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_knows_nothing_without_trials():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(1, 10_000), st.data(), st.floats(0.5, 0.999))
+def test_wilson_contains_the_share_and_narrows(n, data, confidence):
+    successes = data.draw(st.integers(0, n))
+    low, high = wilson_interval(successes, n, confidence)
+    assert 0 <= low <= successes / n <= high <= 1
+    wider_n = wilson_interval(4 * successes, 4 * n, confidence)
+    assert wider_n[1] - wider_n[0] < high - low
+    surer = wilson_interval(successes, n, (1 + confidence) / 2)
+    assert surer[0] <= low and high <= surer[1]
+
+
+@pytest.mark.parametrize("arguments", [(3, 2), (-1, 2), (1, -1), (1, 2, 1.0), (1, 2, 0.0)])
+def test_wilson_refuses_nonsense(arguments):
+    with pytest.raises(ValueError, match="must"):
+        wilson_interval(*arguments)

@@ -5,7 +5,7 @@ import random
 import pytest
 from rich.console import Console
 
-from glmtune.evaluation.metrics import wilson_interval
+from glmtune.evaluation.intervals import wilson_interval
 from glmtune.evaluation.report import (
     MOST_VALUES,
     comparison_table,

@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 
 from glmtune.arithmetic.problems import Problem
+from glmtune.arithmetic.reading import read_answer
 from glmtune.commands import evaluate, predict
 from glmtune.config import load_recipe
-from glmtune.tasks.arithmetic import read_answer
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/arithmetic-wide"
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="checkpoints are not part of a source distribution")

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from glmtune.arithmetic.expressions import round_half_up, shortest, tokens_of
 from glmtune.arithmetic.problems import Problem
+from glmtune.arithmetic.reading import read_answer
 from glmtune.config import RecipeError, load_recipe
 from glmtune.examples import Example
-from glmtune.tasks.arithmetic import PROMPT_WORDS, Arithmetic, ArithmeticSettings, read_answer
+from glmtune.tasks.arithmetic import PROMPT_WORDS, Arithmetic, ArithmeticSettings
 
 OPERATIONS = {
     ast.Add: Fraction.__add__,
@@ -377,7 +378,7 @@ def test_working_that_is_wrong_or_long_is_asked_but_not_learned() -> None:
     made = task(**values)
     for split, learnable in (("train", {True}), ("held_out", {True, False})):
         examples = drawn(150, split, **values)
-        assert {made.is_learnable(problem_of(example)) for example in examples} == learnable
+        assert {made.is_learnable(made.solve(problem_of(example))) for example in examples} == learnable
         for example in examples:
             assert Fraction(str(read_answer(example.target))) == round_half_up(problem_of(example).value(), 2)
 
@@ -417,7 +418,7 @@ def test_the_calculator_is_called_and_believed() -> None:
     for example in drawn(50, "held_out", style="tool", operators="+-*/"):
         call = example.target.partition("\n")[0]
         score = made.score(example, answered(made, example.prompt, call))
-        assert score.verdict == "exact" and score.faithful
+        assert score.verdict == "exact" and score.metrics == {"faithful_calls": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -444,7 +445,7 @@ def test_calls_are_judged(call: str, verdict: str, faithful: bool) -> None:
     made = task(style="tool")
     example = Example("12.5+3=", 'calculate("12.5+3")\n15.5', {})
     score = made.score(example, answered(made, example.prompt, call))
-    assert (score.verdict, score.faithful) == (verdict, faithful)
+    assert (score.verdict, score.metrics) == (verdict, {"faithful_calls": float(faithful)})
 
 
 def test_unfaithful_calls_can_be_refused() -> None:

@@ -91,7 +91,7 @@ def test_share_held_out(share: float) -> None:
 
 
 def test_too_few_problems_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_DRAWS", 2000)
+    monkeypatch.setattr(module, "MOST_DRAWS", 2000)
     with pytest.raises(UserError, match=r"held_out split.*task\.maximum"):
         forms(1, "held_out", operators="+", kinds=["integer"], maximum=1, held_out=0.001)
     with pytest.raises(UserError, match=r"too long to be learned.*task\.longest_working"):
