@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "glmtune"
 FLOORS = [
     {"runtime", "registry", "autoclasses", "messages"},
     {"config", "arithmetic", "examples", "distributed"},
-    {"scoring", "records"},
+    {"scoring", "records", "tools"},
     {"tasks", "models"},
     {"data", "methods"},
     {"inference", "training"},
@@ -120,12 +120,13 @@ def test_what_stays_out(path: Path) -> None:
             assert ast.unparse(node.value) != "pickle" or node.attr == "UnpicklingError", f"line {node.lineno}"
 
 
-def test_tasks_need_no_torch() -> None:
+def test_tasks_and_tools_need_no_torch() -> None:
     code = (
         "import importlib, sys\n"
         "from glmtune import registry\n"
-        "for name in registry.names('glmtune.tasks'):\n"
-        "    registry.find('glmtune.tasks', name)\n"
+        "for package in ('glmtune.tasks', 'glmtune.tools'):\n"
+        "    for name in registry.names(package):\n"
+        "        registry.find(package, name)\n"
         "heavy = {'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
