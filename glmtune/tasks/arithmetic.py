@@ -17,16 +17,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from glmtune.arithmetic.characters import normalize_problem, without_commas
 from glmtune.arithmetic.drawing import DrawingSettings, draw_problem
 from glmtune.arithmetic.expressions import (
     UNDEFINED,
-    DividedByZero,
-    ExpressionError,
-    evaluate,
-    is_endless,
     round_half_up,
-    shortest,
 )
 from glmtune.arithmetic.problems import Problem
 from glmtune.arithmetic.reading import read_answer
@@ -37,6 +31,7 @@ from glmtune.messages import Prompt
 from glmtune.runtime import UserError
 from glmtune.scoring import Score
 from glmtune.tasks import Reply, Task
+from glmtune.tools.calculator import MOST_CHARACTERS, Calculator, CalculatorSettings
 
 # Question and answer words of the public Chinese arithmetic tutorials.
 PROMPT_WORDS = (
@@ -50,9 +45,7 @@ PROMPT_WORDS = (
     ("初等数学:", "解析:"),
 )
 
-_MOST_BITS = 400  # of a calculator's result, some 120 digits
 _CALL = re.compile(r'calculate\("([^"\n]{1,1000})"\)')
-_MOST_CALLED = 1000  # characters of a called expression
 MOST_DRAWS = 100_000  # for one problem
 
 
@@ -124,20 +117,14 @@ class Arithmetic(Task):
         turns = (("user", question), ("assistant", call), ("observation", self.calculated(problem.text)))
         return Example([{"role": role, "content": text} for role, text in turns], answer, problem.facts())
 
+    @cached_property
+    def calculator(self) -> Calculator:
+        """The calculator, which rounds as answers are rounded."""
+        return Calculator(CalculatorSettings(decimals=self.settings.decimals, round_all=self.settings.round_all))
+
     def calculated(self, expression: str) -> str:
-        """The calculator's result, exact but for what the settings round and for what never ends; or what is wrong."""
-        expression = without_commas(normalize_problem(expression))
-        try:
-            value = evaluate(expression)
-        except DividedByZero:
-            return UNDEFINED
-        except ExpressionError as error:
-            return f"error: {error}"
-        rounded = self.settings.round_all or "/" in expression or is_endless(value)
-        value = round_half_up(value, self.settings.decimals) if rounded else value
-        if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MOST_BITS:
-            return "error: the result has too many digits"
-        return shortest(value)
+        """The calculator's result, or what is wrong."""
+        return self.calculator.answer({"expression": expression})
 
     def reply(self, prompt: Prompt, completion: str) -> Reply | None:
         """What the calculator says, if it is called."""
@@ -209,7 +196,7 @@ class Arithmetic(Task):
         """Whether a problem may be drawn for a split: by its hash, by what is excluded, and by what can be called."""
         if split_of(problem.normal_form, self.settings.held_out) != split:
             return False
-        if self.settings.style == "tool" and len(problem.text) > _MOST_CALLED:
+        if self.settings.style == "tool" and len(problem.text) > MOST_CHARACTERS:
             return False
         return split == "held_out" or problem.normal_form not in self.excluded
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
+from glmtune.arithmetic.characters import normalize_problem, without_commas
 from glmtune.arithmetic.expressions import (
+    UNDEFINED,
     DividedByZero,
     ExpressionError,
     evaluate,
@@ -15,7 +17,6 @@ from glmtune.arithmetic.expressions import (
     round_half_up,
     shortest,
 )
-from glmtune.arithmetic.problems import UNDEFINED, plain, without_commas
 from glmtune.config import Settings
 from glmtune.tools import Tool, ToolArguments, ToolError
 
@@ -53,7 +54,7 @@ class Calculator(Tool):
         Raises:
             ToolError: it is no expression, or its value is too large.
         """
-        expression = without_commas(plain(arguments["expression"]))
+        expression = without_commas(normalize_problem(arguments["expression"]))
         try:
             value = evaluate(expression)
         except DividedByZero:
