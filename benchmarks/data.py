@@ -40,7 +40,7 @@ from glmtune.data.table import encode_records
 from glmtune.evaluation.page import decide
 from glmtune.examples import Example
 from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
-from glmtune.tasks.instructions import read_examples
+from glmtune.records import read_examples
 from glmtune.training.trainer import fit
 
 # What each is asked for beside what all are.

@@ -13,10 +13,11 @@ Split = Literal["train", "held_out"]
 
 
 class Source(NamedTuple):
-    """Where a record stands. Rows of tables without lines are counted from 1."""
+    """Where a record stands, and the format that it was read by. Rows of tables without lines are counted from 1."""
 
     file: str
     line: int
+    format: str = ""
 
     def __str__(self) -> str:
         return f"line {self.line} of {self.file}"
@@ -37,6 +38,7 @@ class Example:
         text: plain text to learn from, in place of prompt and target.
         images: files of the images that parts of the prompt refer to, in order.
         source: file and line of the record; None for what was drawn.
+        notes: what of the record was left out to make it usable.
     """
 
     prompt: Prompt
@@ -48,7 +50,9 @@ class Example:
     rejected: str | None = None
     text: str | None = None
     images: Sequence[str] = ()
-    source: Source | None = None
+    # Where it stands and what is noted about it is no part of what it says.
+    source: Source | None = field(default=None, compare=False)
+    notes: Sequence[str] = field(default=(), compare=False)
 
     @property
     def answer(self) -> Message:

@@ -14,10 +14,10 @@ from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.examples import Example
 from glmtune.inference.prompts import encode_prompts
 from glmtune.inference.selection import fit_max_new_tokens, fit_max_new_tokens_to, select_held_out
+from glmtune.records import read_examples
 from glmtune.resolution import ResolvedModel, Target, resolve
 from glmtune.runtime import check_output, machine, seed_everything, write_json
 from glmtune.tasks import Task
-from glmtune.tasks.instructions import read_examples
 
 
 def run(

@@ -127,7 +127,9 @@ def entries_of(resolved: ResolvedModel, input: str) -> list[Entry]:
             encode_prompts(tokenizer, [found.prompt], limit, recipe.generation.longest, "The prompt")
             fault = None
         except UserError as error:
-            fault = Fault(found.file, found.line, "prompt", str(error).replace("The prompt 1 ", "the prompt ", 1))
+            fault = Fault(
+                found.source.file, found.source.line, "prompt", str(error).replace("The prompt 1 ", "the prompt ", 1)
+            )
         entries.append(Entry(as_json(found.row), found.prompt, fault))
     return entries
 

@@ -12,10 +12,10 @@ from glmtune.data import DrawnExamples, EncodedDataset, EncodedDraws
 from glmtune.data.encoding import Encoder, Encoding
 from glmtune.data.table import encode_records
 from glmtune.examples import Example
-from glmtune.records.cleaning import normal_text
+from glmtune.records import read_examples
+from glmtune.records.leaks import normal_text, without_leaks
 from glmtune.runtime import UserError
 from glmtune.tasks import Task
-from glmtune.tasks.instructions import read_examples, without
 
 FOREIGN = -1  # the number of a record that is not the task's own
 
@@ -95,7 +95,7 @@ def training_set(
     others = []
     for source in settings.mixture:
         how = settings.model_copy(update={"columns": source.columns, "encoding": source.encoding})
-        found = without(
+        found = without_leaks(
             read_examples(source.file, how), lambda prompt: task.holds_out(prompt) or normal_text(prompt) in probed
         )
         if not found:

@@ -25,7 +25,7 @@ from glmtune.data import EncodedDataset
 from glmtune.data.encoding import Encoder, Encoding
 from glmtune.data.rendering import can_train_on_all_turns
 from glmtune.examples import Example
-from glmtune.records.cleaning import plain_text
+from glmtune.records.leaks import plain_text
 from glmtune.runtime import UserError, replacing
 
 if TYPE_CHECKING:

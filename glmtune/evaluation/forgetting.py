@@ -18,9 +18,9 @@ from glmtune.examples import Example
 from glmtune.inference.engine import Engine
 from glmtune.methods import Model
 from glmtune.models import max_length
+from glmtune.records import read_examples
 from glmtune.runtime import UserError, read_json_lines
 from glmtune.scoring import numeric
-from glmtune.tasks.instructions import read_examples
 
 GENERAL = Path(__file__).with_name("general.jsonl")  # written for this project: half English, half Chinese
 

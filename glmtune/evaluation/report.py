@@ -16,7 +16,7 @@ from glmtune.evaluation.intervals import wilson_interval
 from glmtune.evaluation.metrics import bleu4, rouge
 from glmtune.examples import Example
 from glmtune.messages import Prompt
-from glmtune.records.cleaning import plain_text
+from glmtune.records.leaks import plain_text
 from glmtune.scoring import Score, Verdict
 
 SHOWN = 20  # samples and failures in a report

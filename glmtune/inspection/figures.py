@@ -13,21 +13,23 @@ from transformers import PreTrainedTokenizerBase
 from glmtune.config import DataSettings, Recipe
 from glmtune.data.encoding import IGNORED, Encoder
 from glmtune.data.rendering import can_train_on_all_turns
-from glmtune.examples import split_of
-from glmtune.inspection.tokens import pick_places, place_of, render_record
-from glmtune.records import Fault, Record, read
-from glmtune.records.cleaning import cut_ends, leaks, unclosed
-from glmtune.tasks.instructions import InstructionsSettings, example_from, problem_of, repeated
+from glmtune.examples import Example, split_of
+from glmtune.inspection.tokens import pick_places, place_of, render_record, source_of
+from glmtune.records import Fault, read
+from glmtune.records.cleaning import cut_ends, repetitions, unclosed
+from glmtune.records.conversations import earlier_questions
+from glmtune.records.leaks import leaks, problem_of
+from glmtune.tasks.instructions import InstructionsSettings
 
 FEW = 2000  # records that need no progress bar
 
 
-def read_files(files: Iterable[str], settings: DataSettings) -> tuple[list[Record], list[Fault]]:
+def read_files(files: Iterable[str], settings: DataSettings) -> tuple[list[Example], list[Fault]]:
     """What files hold: records, and faults."""
-    records: list[Record] = []
+    records: list[Example] = []
     faults: list[Fault] = []
     for file in files:
-        for entry in read(file, settings.columns, settings.encoding, "each" if settings.turns == "each" else "last"):
+        for entry in read(file, settings.columns, settings.encoding, settings.turns):
             if isinstance(entry, Fault):
                 faults.append(entry)
             else:
@@ -36,8 +38,8 @@ def read_files(files: Iterable[str], settings: DataSettings) -> tuple[list[Recor
 
 
 def examine(
-    records: Sequence[Record],
-    held_out: Sequence[Record],
+    records: Sequence[Example],
+    held_out: Sequence[Example],
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     limit: int | None,
@@ -53,10 +55,10 @@ def examine(
     """
     task, data = cast(InstructionsSettings, recipe.task), recipe.data
     encoder = Encoder(tokenizer, limit, data.train_on_bos)
-    encodings = Lengths(encoder, records, data.turns == "all")
-    formats = Counter(record.format for record in records)
-    double = repeated(records, "exact")
-    near = repeated(records, "near") if data.deduplicate == "near" else None
+    encodings = Lengths(encoder, records)
+    formats = Counter(source_of(record).format for record in records)
+    double = repetitions(records, "exact")
+    near = repetitions(records, "near") if data.deduplicate == "near" else None
     leaked = list(find_leaks(records, held_out))
     splits = count_splits(records, held_out, task)
     shown = [records[place] for place in pick_places(len(records))]
@@ -73,7 +75,7 @@ def examine(
         "splits": splits,
         "tokens": encodings.figures(records, limit, data.too_long),
         "notes": list(find_notes(records, data, splits, can_train_on_all_turns(tokenizer))),
-        "examples": [render_record(encoder, record, data.turns == "all") for record in shown],
+        "examples": [render_record(encoder, record) for record in shown],
     }
 
 
@@ -84,15 +86,15 @@ class Lengths:
         whole, learned: of each record.
     """
 
-    def __init__(self, encoder: Encoder, records: Sequence[Record], train_on_all_turns: bool):
+    def __init__(self, encoder: Encoder, records: Sequence[Example]):
         self.whole: list[int] = []
         self.learned: list[int] = []
         for record in tqdm(records, desc="counting tokens", unit="record", disable=len(records) < FEW):
-            encoding = encoder(example_from(record, train_on_all_turns))
+            encoding = encoder(record)
             self.whole.append(len(encoding["input_ids"]))
             self.learned.append(sum(label != IGNORED for label in encoding["labels"]))
 
-    def figures(self, records: Sequence[Record], limit: int | None, rule: str) -> dict[str, Any]:
+    def figures(self, records: Sequence[Example], limit: int | None, rule: str) -> dict[str, Any]:
         """As the report has them; too long is what has more tokens than `limit`."""
         long = [place for place, count in enumerate(self.whole) if limit is not None and count > limit]
         return {
@@ -110,9 +112,9 @@ class Lengths:
         }
 
 
-def pair_of(records: Sequence[Record], place: int, earlier: int) -> dict[str, Any]:
+def pair_of(records: Sequence[Example], place: int, earlier: int) -> dict[str, Any]:
     """Where a record stands, and the earlier one that it repeats."""
-    first = records[earlier]
+    first = source_of(records[earlier])
     return {**place_of(records[place]), "first_file": first.file, "first_line": first.line}
 
 
@@ -131,7 +133,7 @@ def summarize_counts(counts: Sequence[int]) -> dict[str, float]:
 
 
 def count_splits(
-    records: Sequence[Record], held_out: Sequence[Record], settings: InstructionsSettings
+    records: Sequence[Example], held_out: Sequence[Example], settings: InstructionsSettings
 ) -> dict[str, int]:
     """How many records would be learned, and how many held out."""
     if settings.held_out_file:
@@ -140,13 +142,13 @@ def count_splits(
     return {"train": found["train"], "held_out": found["held_out"]}
 
 
-def find_leaks(records: Sequence[Record], held_out: Sequence[Record]) -> Iterator[Fault]:
+def find_leaks(records: Sequence[Example], held_out: Sequence[Example]) -> Iterator[Fault]:
     """Held-out problems that are learned, too: arithmetic by its normal form, else by text."""
     if not held_out:
         return
     problems = ([problem_of(record.prompt) for record in part] for part in (records, held_out))
     for judged, learned in leaks(*problems):
-        own, other = held_out[judged], records[learned]
+        own, other = source_of(held_out[judged]), source_of(records[learned])
         yield Fault(
             own.file,
             own.line,
@@ -156,7 +158,7 @@ def find_leaks(records: Sequence[Record], held_out: Sequence[Record]) -> Iterato
         )
 
 
-def find_cut_answers(records: Sequence[Record], learned: Sequence[int]) -> Iterator[Fault]:
+def find_cut_answers(records: Sequence[Example], learned: Sequence[int]) -> Iterator[Fault]:
     """Answers that a limit of length has cut off, in characters or in tokens."""
     targets = [record.target for record in records]
     by_length = {"characters": cut_ends(targets), "tokens": cut_ends(targets, learned.__getitem__)}
@@ -165,8 +167,8 @@ def find_cut_answers(records: Sequence[Record], learned: Sequence[int]) -> Itera
         for place in sorted(set(places) - told):
             count = len(targets[place]) if unit == "characters" else learned[place]
             yield Fault(
-                records[place].file,
-                records[place].line,
+                source_of(records[place]).file,
+                source_of(records[place]).line,
                 "target",
                 f"cut off: the target has {count} {unit}, the most of all, as {len(places) - 1} others have, and ends "
                 f"in mid-sentence (...{targets[place][-20:]!r}). A model that learns this never learns to stop.",
@@ -175,19 +177,19 @@ def find_cut_answers(records: Sequence[Record], learned: Sequence[int]) -> Itera
 
 
 def find_notes(
-    records: Sequence[Record], settings: DataSettings, splits: dict[str, int], learns_all: bool
+    records: Sequence[Example], settings: DataSettings, splits: dict[str, int], learns_all: bool
 ) -> Iterator[str]:
     """What is no fault, but good to know."""
-    found: dict[str, list[Record]] = {}
+    found: dict[str, list[Example]] = {}
     for record in records:
         for note in record.notes:
             found.setdefault(f"the conversation {note}", []).append(record)
         if unclosed(record.target):
             found.setdefault("a block of code in the target is not closed: is it cut off?", []).append(record)
     for note, those in found.items():
-        yield f"{len(those):,} records, the first {those[0].file}, line {those[0].line}: {note}"
+        yield f"{len(those):,} records, the first {source_of(those[0])}: {note}"
     last_alone = settings.turns == "last" or (settings.turns == "all" and not learns_all)
-    if last_alone and any(example_from(record, True).train_on_all_turns for record in records):
+    if last_alone and any(earlier_questions(record.prompt) for record in records):
         other = "all" if learns_all else "each"
         yield f"Of conversations, the last answer is learned; data.turns={other} learns every one."
     for split, count in splits.items():

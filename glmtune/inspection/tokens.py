@@ -9,16 +9,22 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.data.encoding import IGNORED, Encoder, Encoding
 from glmtune.data.rendering import control_tokens
-from glmtune.records import Record
-from glmtune.tasks.instructions import example_from
+from glmtune.examples import Example, Source
 
 RENDERED = 3  # records that are shown with their tokens
 MOST_TOKENS = 400  # of each that are shown
 
 
-def place_of(record: Record) -> dict[str, Any]:
-    """Where a record stands."""
-    return {"file": record.file, "line": record.line}
+def source_of(record: Example) -> Source:
+    """Return where a record stands; all that are inspected have been read from files."""
+    assert record.source is not None
+    return record.source
+
+
+def place_of(record: Example) -> dict[str, Any]:
+    """Return where a record stands, as the report has it."""
+    source = source_of(record)
+    return {"file": source.file, "line": source.line}
 
 
 def pick_places(count: int) -> list[int]:
@@ -26,9 +32,9 @@ def pick_places(count: int) -> list[int]:
     return sorted({0, count // 2, count - 1})[-min(RENDERED, count) :] if count else []
 
 
-def render_record(encoder: Encoder, record: Record, train_on_all_turns: bool) -> dict[str, Any]:
+def render_record(encoder: Encoder, record: Example) -> dict[str, Any]:
     """A record as the model reads it: `[text, learned, control]` of each token, the middle left out of long ones."""
-    encoding = encoder(example_from(record, train_on_all_turns))
+    encoding = encoder(record)
     tokens = [list(token) for token in tokens_of(encoder.tokenizer, encoding)]
     left_out = len(tokens) - MOST_TOKENS
     if left_out > 0:

@@ -1,15 +1,15 @@
-"""What is wrong with records that can each be read: said twice, learned and judged by, cut off, too long."""
+"""What is wrong with records that can each be read: said twice, or cut off."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Literal
 
-from glmtune.arithmetic.characters import FULL_WIDTH
-from glmtune.messages import Prompt
+from glmtune.examples import Example
+from glmtune.records.leaks import normal_text, plain_text
 from glmtune.runtime import UserError
 
 THRESHOLD = 0.7  # ROUGE-L F of two near duplicates, as in Self-Instruct (https://arxiv.org/abs/2212.10560), Alpaca
@@ -18,31 +18,22 @@ MOST_CANDIDATES = 50  # that a text is compared with, where there are many
 SHORTEST_CUT = 20  # characters or tokens; answers of a few always have the same length
 FEWEST_CUT = 3
 
-_BLANKS = re.compile(r"\s+")
-_LOOSE_BLANK = re.compile(r"(?<!\w) | (?!\w)|(?<=[\u2e80-\u9fff]) | (?=[\u2e80-\u9fff])")
 _WORD = re.compile(r"[a-z0-9]+|[^\W_]|[^\s\w]", re.IGNORECASE)
 _CLAUSE = re.compile(r"[。！？；，]|[,.;!?]\s")
 _OPEN_END = re.compile(r"[\w,，、；;:：(（\[【《“‘\-–—]\Z")
 
 
-def plain_text(prompt: Prompt) -> str:
-    """A prompt as one text: several messages with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return str(prompt[0]["content"])
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-
-
-def normal_text(prompt: Prompt) -> str:
-    """A form in which two ways of writing a prompt are equal: widths, case, blanks and what ends it."""
-    text = unicodedata.normalize("NFC", plain_text(prompt)).translate(FULL_WIDTH).casefold()
-    text = _LOOSE_BLANK.sub("", _BLANKS.sub(" ", text).strip())
-    return unicodedata.normalize("NFC", text.rstrip("=?.。 ") or text)  # again: marks may have come together
+def repetitions(examples: Sequence[Example], deduplicate: Literal["none", "exact", "near"]) -> list[tuple[int, int]]:
+    """Return (place, an earlier place) of examples that say the same, or nearly so."""
+    if deduplicate == "none":
+        return []
+    if deduplicate == "exact":
+        return duplicates((normal_text(example.prompt), normal_text(example.target)) for example in examples)
+    return near_duplicates([f"{plain_text(example.prompt)}\n{example.target}" for example in examples])
 
 
 def duplicates(keys: Iterable[Hashable]) -> list[tuple[int, int]]:
-    """(place, place of the first) of all that were there before. Only digests of texts are kept."""
+    """Return (place, place of the first) of all that were there before. Only digests of texts are kept."""
     seen: dict[Hashable, int] = {}
     found = []
     for place, key in enumerate(keys):
@@ -54,14 +45,14 @@ def duplicates(keys: Iterable[Hashable]) -> list[tuple[int, int]]:
 
 
 def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
-    """ROUGE-L F (https://aclanthology.org/W04-1013) of two texts in words; Chinese counts by character."""
+    """Return ROUGE-L F (https://aclanthology.org/W04-1013) of two texts in words; Chinese counts by character."""
     if not first or not second:
         return 0.0
     return 2 * common_subsequence(first, second) / (len(first) + len(second))
 
 
 def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, by bits of one number (Hyyrö 2004, row by row)."""
+    """Return the length of the longest common subsequence, by bits of one number (Hyyrö 2004, row by row)."""
     places: dict[str, int] = {}
     for place, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << place
@@ -74,12 +65,12 @@ def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def words_of(text: str) -> list[str]:
-    """Words and numbers; characters where there are no blanks between words."""
+    """Return words and numbers; characters where there are no blanks between words."""
     return _WORD.findall(text.casefold())
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[tuple[int, int]]:
-    """(place, an earlier place) of texts that say nearly the same: ROUGE-L F of at least `threshold`.
+    """Return (place, an earlier place) of texts that say nearly the same: ROUGE-L F of at least `threshold`.
 
     Few texts are compared each with each; of many, those that MinHash takes for similar.
 
@@ -87,7 +78,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[
         UserError: there are many, and the library that finds candidates is missing.
     """
     words = [words_of(text) for text in texts]
-    candidates = every_pair(words, threshold) if len(words) <= FEW else similar(words)
+    candidates = pairs_in_common(words, threshold) if len(words) <= FEW else similar_pairs(words)
     found: dict[int, int] = {}
     for place, earlier in candidates:
         if place not in found and earlier not in found and rouge_l(words[place], words[earlier]) >= threshold:
@@ -95,8 +86,8 @@ def near_duplicates(texts: Sequence[str], threshold: float = THRESHOLD) -> list[
     return sorted(found.items())
 
 
-def every_pair(words: Sequence[list[str]], threshold: float) -> Iterator[tuple[int, int]]:
-    """Pairs that have enough words in common, in whatever order."""
+def pairs_in_common(words: Sequence[list[str]], threshold: float) -> Iterator[tuple[int, int]]:
+    """Yield pairs that have enough words in common, in whatever order."""
     counts = [Counter(text) for text in words]
     for place, own in enumerate(words):
         for earlier in range(place):
@@ -107,8 +98,8 @@ def every_pair(words: Sequence[list[str]], threshold: float) -> Iterator[tuple[i
                 yield place, earlier
 
 
-def similar(words: Sequence[list[str]]) -> Iterator[tuple[int, int]]:
-    """Pairs that MinHash takes for similar: those with many neighbouring words in common."""
+def similar_pairs(words: Sequence[list[str]]) -> Iterator[tuple[int, int]]:
+    """Yield pairs that MinHash takes for similar: those with many neighbouring words in common."""
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
@@ -126,20 +117,8 @@ def similar(words: Sequence[list[str]]) -> Iterator[tuple[int, int]]:
         index.insert(place, sketch)
 
 
-def leaks(learned: Iterable[str], judged: Iterable[str]) -> list[tuple[int, int]]:
-    """(place in `judged`, place in `learned`) of problems that are in both.
-
-    Args:
-        learned, judged: problems in their normal form.
-    """
-    known: dict[str, int] = {}
-    for place, problem in enumerate(learned):
-        known.setdefault(problem, place)
-    return [(place, known[problem]) for place, problem in enumerate(judged) if problem in known]
-
-
 def cut_ends(targets: Sequence[str], length: Callable[[int], int] | None = None) -> list[int]:
-    """Places of targets that a limit of length has cut off.
+    """Return places of targets that a limit of length has cut off.
 
     Those are several of exactly the greatest length that do not end as a sentence does, while others do, or while they
     are made of clauses. A model that learns them never learns to stop.
@@ -161,10 +140,10 @@ def cut_ends(targets: Sequence[str], length: Callable[[int], int] | None = None)
 
 
 def is_open(target: str) -> bool:
-    """Whether a text ends as if it went on."""
+    """Return whether a text ends as if it went on."""
     return _OPEN_END.search(target.rstrip()) is not None
 
 
 def unclosed(target: str) -> bool:
-    """Whether a block of code begins and does not end."""
+    """Return whether a block of code begins and does not end."""
     return len(re.findall(r"^\s*```", target, re.MULTILINE)) % 2 == 1

@@ -13,8 +13,8 @@ from glmtune.cli import main
 from glmtune.commands.data import run
 from glmtune.config import RecipeError
 from glmtune.examples import split_of
+from glmtune.records import read_examples
 from glmtune.runtime import UserError
-from glmtune.tasks.instructions import read_examples
 
 
 def records_of(path: Path) -> list[dict[str, Any]]:

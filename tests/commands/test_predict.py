@@ -14,10 +14,9 @@ from glmtune.commands.train import Run
 from glmtune.config import load_recipe
 from glmtune.inference.conversation import converse
 from glmtune.inference.engine import Engine
-from glmtune.records import Fault, Question, read_questions
+from glmtune.records import Fault, Question, read_examples, read_questions
 from glmtune.records.files import rows as file_rows
 from glmtune.runtime import UserError
-from glmtune.tasks.instructions import read_examples
 
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "问:1+1", "100/7=", "5*5"]
 

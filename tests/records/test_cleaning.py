@@ -14,46 +14,12 @@ from glmtune.records.cleaning import (
     common_subsequence,
     cut_ends,
     duplicates,
-    leaks,
     near_duplicates,
-    normal_text,
     rouge_l,
     unclosed,
     words_of,
 )
 from glmtune.runtime import UserError
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ("你好，世界", "你好,世界"),
-        ("What  is\n2?", "what is 2"),
-        ("在 2023 年", "在2023年"),
-        ("１＋２＝？", "1 + 2 ="),
-        ("Hello .", "hello."),
-    ],
-)
-def test_normal_text(first: str, second: str) -> None:
-    assert normal_text(first) == normal_text(second)
-
-
-@pytest.mark.parametrize(
-    ("first", "second"), [("5²", "52"), ("new man", "newman"), ("1 2", "12"), ("a b", "ab"), ("?", "="), ("1.5", "15")]
-)
-def test_what_stays_different(first: str, second: str) -> None:
-    assert normal_text(first) != normal_text(second)
-
-
-def test_messages_have_a_normal_text() -> None:
-    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q "}]
-    assert normal_text(messages) == "system:s user:q" and normal_text(messages) != normal_text("q")
-    assert normal_text(messages[1:]) == normal_text("q")
-
-
-@given(st.text())
-def test_normal_text_is_normal(text: str) -> None:
-    assert normal_text(normal_text(text)) == normal_text(text) or not text.strip()
 
 
 def test_duplicates() -> None:
@@ -96,10 +62,6 @@ def test_many_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
     with pytest.raises(UserError, match=r"data\.deduplicate=near: 1,001 records.*pip install 'glmtune\[data\]'"):
         near_duplicates(["a"] * (FEW + 1))
-
-
-def test_leaks() -> None:
-    assert leaks(["a", "b", "a"], ["c", "a", "b"]) == [(1, 0), (2, 1)]
 
 
 CLAUSES = "这是一个很长的回答，它说了很多事情，也举了一些例子，最后还总结了全文的主要内容，然后"

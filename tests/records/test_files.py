@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmtune.records import SHOWN, Fault, Record, read, read_all
+from glmtune.examples import Example
+from glmtune.records import Fault, read, read_all
 from glmtune.records.files import Line, rows
 from glmtune.runtime import UserError
 
@@ -132,7 +133,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return ROWS
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert [record.line for record in read_all("some/one")] == [1, 2, 3, 4, 5]
+    assert [record.source.line for record in read_all("some/one")] == [1, 2, 3, 4, 5]
     read_all("some/one@main:test")
     assert asked == [("some/one", None, "train", True), ("some/one", "main", "test", True)]
     with pytest.raises(UserError, match=r"no/body: there is no such file here.*doesn't exist on the Hub\. Write"):
@@ -199,7 +200,7 @@ def test_huge_records(tmp_path: Path) -> None:
     huge = {"prompt": "q" * 10_000_000, "target": "a"}
     told = faults_of(write(tmp_path / "a.jsonl", lines(ROWS[0], huge, ROWS[1])))
     assert told == [(2, told[0][1])] and "more than 2,000,000 characters" in told[0][1]
-    assert len([e for e in read(str(tmp_path / "a.jsonl")) if isinstance(e, Record)]) == 2
+    assert len([e for e in read(str(tmp_path / "a.jsonl")) if isinstance(e, Example)]) == 2
     assert "more than 2,000,000 characters" in faults_of(write(tmp_path / "a.json", json.dumps([huge])))[0][1]
     assert "field larger" in faults_of(write(tmp_path / "a.csv", as_csv([huge])))[0][1]
 
@@ -218,32 +219,6 @@ def test_no_such_file(tmp_path: Path) -> None:
         list(rows(str(tmp_path / "poem.jsonl")))
 
 
-def test_faults_are_told_together(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.jsonl", lines(*ROWS, *({"prompt": "q", "taget": "a"} for _ in range(30))))
-    with pytest.raises(UserError) as told:
-        read_all(source)
-    message = str(told.value).splitlines()
-    assert message[0] == f"{source}: 30 faults:"
-    assert message[1].startswith(f"  {source}, line 6: 'target' is missing") and "Did you mean 'taget'" in message[1]
-    assert len(message) == SHOWN + 3 and "and 10 more" in message[-2] and "data.on_error=skip" in message[-1]
-
-
-def test_skipped_records_are_written(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.jsonl", lines(ROWS[0], {"prompt": "q"}) + "{\n" + lines(ROWS[1]))
-    assert [record.line for record in read_all(source, on_error="skip")] == [1, 4]
-    left_out = [json.loads(line) for line in (tmp_path / "a.jsonl.skipped.jsonl").read_text().splitlines()]
-    assert [(entry["line"], entry["field"], entry["record"]) for entry in left_out] == [
-        (2, "target", {"prompt": "q"}),
-        (3, None, "{\n"),
-    ]
-    assert read_all(source, on_error="skip") == read_all(str(tmp_path), on_error="skip")
-    nothing = write(tmp_path / "b.jsonl", "{\n")
-    with pytest.raises(UserError, match="no records are left; all 1 are faulty"):
-        read_all(nothing, on_error="skip")
-    with pytest.raises(UserError, match="no records"):
-        read_all(write(tmp_path / "c.jsonl", ""), on_error="skip")
-
-
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 
 
@@ -259,16 +234,3 @@ def test_what_is_written_is_read(records: list[dict[str, str]], tmp_path: Path) 
     }
     for name, content in written.items():
         assert rows_in(write(tmp_path / name, content)) == records, name
-
-
-@pytest.mark.parametrize("files", [1, 2])
-def test_whole_files_are_not_said_to_be_left_out(files: int, tmp_path: Path) -> None:
-    """data.on_error=skip leaves out records; what ends a file stops with it, too."""
-    for number in range(files):
-        (tmp_path / f"{number}.json").write_text('[{"prompt": "1", "target": "2"},')
-    with pytest.raises(UserError) as told:
-        read_all(str(tmp_path))
-    assert "on_error" not in str(told.value) and str(told.value).count("cut off") == files
-    (tmp_path / "row.jsonl").write_text("{bad\n")
-    with pytest.raises(UserError, match=r"Mend them, or leave what is faulty out with data\.on_error=skip\.$"):
-        read_all(str(tmp_path))

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.records import Fault, Record, read
-from glmtune.records.formats import FORMATS, FieldError, each_answer, format_of, mapped, recognise, records_of
+from glmtune.examples import Example
+from glmtune.records import Fault, read
+from glmtune.records.conversations import each_answer
+from glmtune.records.fields import FieldError
+from glmtune.records.formats import FORMATS, examples_of, format_of, mapped_format, recognise
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -59,7 +62,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Any, str]] = {
 
 def fault_of(row: dict[str, Any], own: Any = None) -> FieldError:
     with pytest.raises(FieldError) as told:
-        records_of(row, own)
+        examples_of(row, own)
     return told.value
 
 
@@ -70,8 +73,8 @@ def test_every_format_has_an_example() -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_formats(name: str) -> None:
     row, prompt, target = EXAMPLES[name]
-    (record,) = records_of(row)
-    assert (record.format, record.prompt, record.target) == (name, prompt, target)
+    (record,) = examples_of(row)
+    assert (record.source.format, record.prompt, record.target) == (name, prompt, target)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -79,18 +82,20 @@ def test_from_file_to_record(name: str, tmp_path: Path) -> None:
     row, prompt, target = EXAMPLES[name]
     (tmp_path / "one.json").write_text(json.dumps([row] * 3, ensure_ascii=False))
     found = list(read(str(tmp_path / "one.json")))
-    assert [(r.format, r.prompt, r.target) for r in found if isinstance(r, Record)] == [(name, prompt, target)] * 3
+    assert [(r.source.format, r.prompt, r.target) for r in found if isinstance(r, Example)] == [
+        (name, prompt, target)
+    ] * 3
 
 
 def test_facts() -> None:
     def facts(name: str) -> dict[str, Any]:
-        return records_of(EXAMPLES[name][0])[0].facts
+        return examples_of(EXAMPLES[name][0])[0].facts
 
     assert facts("gsm8k") == {"steps": 1}
     assert facts("ape210k") == {"operations": 2}
     assert facts("math23k") == {"operations": 1}
     assert facts("belle_eval") == {"class": "math"}
-    assert records_of({"prompt": "q", "response": "a", "facts": {"kind": "x"}})[0].facts == {"kind": "x"}
+    assert examples_of({"prompt": "q", "response": "a", "facts": {"kind": "x"}})[0].facts == {"kind": "x"}
 
 
 def test_most_of_the_first_rows_decide() -> None:
@@ -99,7 +104,7 @@ def test_most_of_the_first_rows_decide() -> None:
     assert own is not None and own.name == "gsm8k"
     assert "no '#### RESULT'" in str(fault_of(plain, own))
     other = recognise([plain, plain, solved])
-    assert other is not None and records_of(solved, other)[0].format == "question_answer"
+    assert other is not None and examples_of(solved, other)[0].source.format == "question_answer"
     assert recognise([{"a": 1}]) is None and recognise([]) is None
     assert format_of(EXAMPLES["alpaca"][0], own).name == "alpaca"
 
@@ -148,7 +153,7 @@ def test_faults_name_the_field(row: dict[str, Any], field: str, message: str) ->
 
 def test_tools_become_glm_turns() -> None:
     tools = [{"type": "function", "function": {"name": "add"}}]
-    (record,) = records_of({"messages": [USER, CALL, RESULT, ANSWER], "tools": tools})
+    (record,) = examples_of({"messages": [USER, CALL, RESULT, ANSWER], "tools": tools})
     system, *turns = record.prompt
     assert system["role"] == "system" and system["tools"] == tools
     assert turns == [
@@ -158,12 +163,12 @@ def test_tools_become_glm_turns() -> None:
     ]
     shared = [("human", "q"), ("function_call", '{"name": "add", "arguments": {"a": 1}}'), ("observation", "2")]
     turns = [{"from": role, "value": text} for role, text in [*shared, ("gpt", "a")]]
-    assert records_of({"conversations": turns})[0].prompt == record.prompt[1:]
+    assert examples_of({"conversations": turns})[0].prompt == record.prompt[1:]
 
 
 def test_odd_starts_and_ends_are_left_out_and_told() -> None:
     turns = [("gpt", "hello"), ("human", "q"), ("gpt", "a"), ("human", "thanks")]
-    (record,) = records_of({"conversations": [{"from": role, "value": text} for role, text in turns]})
+    (record,) = examples_of({"conversations": [{"from": role, "value": text} for role, text in turns]})
     assert (record.prompt, record.target) == ("q", "a")
     assert record.notes == (
         "began with a turn of the assistant, which is left out",
@@ -173,33 +178,36 @@ def test_odd_starts_and_ends_are_left_out_and_told() -> None:
 
 def test_alpaca_with_system_and_history() -> None:
     row = {"instruction": "q2", "input": "i", "output": "a2", "system": "s", "history": [["q", "a"]]}
-    (record,) = records_of(row)
+    (record,) = examples_of(row)
     assert record.prompt == [SYSTEM, USER, ANSWER, *with_input("q2", "i")]
-    assert records_of({**row, "system": "", "history": '[["q", "a"]]'})[0].prompt == record.prompt[1:]
+    assert examples_of({**row, "system": "", "history": '[["q", "a"]]'})[0].prompt == record.prompt[1:]
 
 
 def test_several_instances() -> None:
     row = {"instruction": "do", "instances": [{"input": "1", "output": "a"}, {"input": "", "output": "b"}]}
-    assert [(record.prompt, record.target) for record in records_of(row)] == [(with_input("do", "1"), "a"), ("do", "b")]
+    assert [(record.prompt, record.target) for record in examples_of(row)] == [
+        (with_input("do", "1"), "a"),
+        ("do", "b"),
+    ]
 
 
 def test_columns() -> None:
-    known = mapped({"prompt": "问题", "target": "答案"})
-    assert records_of({"问题": "q", "答案": "a", "other": 1}, known)[0].prompt == "q"
+    known = mapped_format({"prompt": "问题", "target": "答案"})
+    assert examples_of({"问题": "q", "答案": "a", "other": 1}, known)[0].prompt == "q"
     fault = fault_of({"问题": "q", "答": "a"}, known)
     assert fault.field == "答案" and "data.columns.target: no field '答案'; the record has 问题, 答" in str(fault)
-    with_system = mapped({"prompt": "q", "target": "a", "system": "s", "history": "h"})
+    with_system = mapped_format({"prompt": "q", "target": "a", "system": "s", "history": "h"})
     row = {"q": "q2", "a": "a2", "s": "s", "h": [["q", "a"]]}
-    assert len(records_of(row, with_system)[0].prompt) == 4
+    assert len(examples_of(row, with_system)[0].prompt) == 4
 
 
 def test_each_answer() -> None:
-    (record,) = records_of({"messages": [SYSTEM, USER, ANSWER, USER, ANSWER]})
+    (record,) = examples_of({"messages": [SYSTEM, USER, ANSWER, USER, ANSWER]})
     assert [(one.prompt, one.target) for one in each_answer(record)] == [
         ([SYSTEM, USER], "a"),
         ([SYSTEM, USER, ANSWER, USER], "a"),
     ]
-    (plain,) = records_of({"messages": [USER, CALL, RESULT, ANSWER, USER, ANSWER]})
+    (plain,) = examples_of({"messages": [USER, CALL, RESULT, ANSWER, USER, ANSWER]})
     assert each_answer(plain)[0].prompt == plain.prompt[:3]
 
 
@@ -217,7 +225,7 @@ def test_conversations_come_back(rounds: list[tuple[str, str]], system: str | No
     history = {"prompt": rounds[-1][0], "response": rounds[-1][1], "history": rounds[:-1]}
     expected: Any = messages[:-1] if len(messages) > 2 else messages[0]["content"]
     for row in ({"messages": messages}, {"conversations": shared}, {**history, "system": system}):
-        (record,) = records_of(json.loads(json.dumps(row)))
+        (record,) = examples_of(json.loads(json.dumps(row)))
         assert (record.prompt, record.target, record.notes) == (expected, rounds[-1][1], ())
         for one in each_answer(record):
             assert one.target in texts
@@ -237,8 +245,8 @@ def test_conversations_come_back(rounds: list[tuple[str, str]], system: str | No
 )
 def test_real_files(file: str, known: str, records: int, faults: int) -> None:
     entries = list(read(str(SHARED / file)))
-    found = [entry for entry in entries if isinstance(entry, Record)]
+    found = [entry for entry in entries if isinstance(entry, Example)]
     told = [entry for entry in entries if isinstance(entry, Fault)]
     assert (len(found), len(told)) == (records, faults)
-    assert {record.format for record in found} == {known}
+    assert {record.source.format for record in found} == {known}
     assert all(fault.line and fault.field in ("output", "answer", "std_answer") for fault in told)

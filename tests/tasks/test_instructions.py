@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import pytest
 
 from glmtune.config import DataSettings, RecipeError, load_recipe
 from glmtune.examples import Example, split_of
+from glmtune.records.leaks import problem_of
 from glmtune.runtime import UserError
-from glmtune.tasks.instructions import Instructions, InstructionsSettings, problem_of, read_examples
+from glmtune.tasks.instructions import Instructions, InstructionsSettings
 
 
 def write(path: Path, *records: Any) -> str:
@@ -28,53 +28,6 @@ def task(file: str, data: DataSettings | None = None, **values: Any) -> Instruct
 @pytest.fixture
 def poems(tmp_path: Path) -> str:
     return write(tmp_path / "poems.jsonl", *({"prompt": f"诗 {i}", "target": f"第 {i} 首"} for i in range(400)))
-
-
-@pytest.mark.parametrize(
-    ("record", "example"),
-    [
-        ({"prompt": "你好", "target": "你好！"}, Example("你好", "你好！")),
-        ({"prompt": " a\n", "target": "b", "more": 1}, Example(" a\n", "b")),
-        ({"prompt": "a", "target": "b", "facts": {"kind": "x"}}, Example("a", "b", {"kind": "x"})),
-        ({"prompt": "a", "target": "b", "facts": "none"}, Example("a", "b")),
-        (
-            {"instruction": "Add", "input": "1+1", "output": "2"},
-            Example([{"role": "user", "content": "Add\n1+1", "instruction": "Add", "input": "1+1"}], "2"),
-        ),
-        ({"instruction": "Greet", "input": "", "output": "Hi"}, Example("Greet", "Hi")),
-        ({"instruction": "Greet", "output": "Hi", "facts": {"k": 1}}, Example("Greet", "Hi", {"k": 1})),
-    ],
-)
-def test_records(record: dict[str, Any], example: Example, tmp_path: Path) -> None:
-    assert read_examples(write(tmp_path / "one.jsonl", record)) == [example]
-
-
-@pytest.mark.parametrize(
-    ("record", "fault"),
-    [
-        ({}, "'prompt' is missing.*has nothing"),
-        ({"prompt": "a"}, "'target' is missing.*has prompt"),
-        ({"ask": "a", "reply": "b"}, "'prompt' is missing.*has ask, reply"),
-        ({"prompt": "a", "target": "  "}, "'target' is missing, empty"),
-        ({"prompt": "a", "target": 5}, "'target'.*not a text"),
-        ({"prompt": ["a"], "target": "b"}, "'prompt'.*not a text"),
-        ({"instruction": "a", "input": "b"}, "'output' is missing.*has instruction, input"),
-        ({"instruction": "", "input": "b", "output": "c"}, "'instruction' is missing, empty"),
-    ],
-)
-def test_faulty_records(record: dict[str, Any], fault: str, tmp_path: Path) -> None:
-    file = write(tmp_path / "faulty.jsonl", {"prompt": "a", "target": "b"}, record)
-    with pytest.raises(UserError, match=rf"faulty\.jsonl, line 2: {fault}"):
-        read_examples(file)
-
-
-@pytest.mark.parametrize(
-    ("lines", "fault"),
-    [(["{"], "line 1: not JSON"), (["[]"], "line 1: a list"), ([""], "line 1: empty"), ([], "no records")],
-)
-def test_faulty_files(lines: list[str], fault: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=fault):
-        read_examples(write(tmp_path / "faulty.jsonl", *lines))
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -94,7 +47,8 @@ def test_splits_are_told_by_the_prompt(poems: str) -> None:
 
 def test_more_records_move_none(poems: str, tmp_path: Path) -> None:
     longer = write(tmp_path / "longer.jsonl", {"prompt": "new", "target": "x"}, *Path(poems).read_text().splitlines())
-    assert set(map(repr, task(poems).records("held_out"))) <= set(map(repr, task(longer).records("held_out")))
+    before, after = ({example.prompt for example in task(file).records("held_out")} for file in (poems, longer))
+    assert before <= after
 
 
 def test_equal_prompts_stay_together(tmp_path: Path) -> None:
@@ -168,18 +122,6 @@ def test_settings() -> None:
     assert isinstance(recipe.task, InstructionsSettings) and recipe.task.held_out == 0.5
 
 
-def test_every_format_is_read(tmp_path: Path) -> None:
-    turns = [
-        {"from": role, "value": text} for role, text in [("human", "q"), ("gpt", "a"), ("human", "q2"), ("gpt", "b")]
-    ]
-    file = write(tmp_path / "mixed.jsonl", {"conversations": turns}, {"question": "q", "answer": "a"})
-    history = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    last = Example([*history, {"role": "user", "content": "q2"}], "b")  # type: ignore[arg-type]
-    assert read_examples(file) == [replace(last, train_on_all_turns=True), Example("q", "a")]
-    assert read_examples(file, DataSettings(turns="last")) == [last, Example("q", "a")]
-    assert read_examples(file, DataSettings(turns="each")) == [Example("q", "a"), last, Example("q", "a")]
-
-
 def test_columns_and_skipped_records(tmp_path: Path) -> None:
     records = [{"问": f"q{i}", "答": f"a{i}"} for i in range(60)]
     file = write(tmp_path / "own.jsonl", *records, {"问": "q"}, "{")
@@ -193,33 +135,6 @@ def test_columns_and_skipped_records(tmp_path: Path) -> None:
     assert len((tmp_path / "own.jsonl.skipped.jsonl").read_text().splitlines()) == 2
     with pytest.raises(RecipeError, match=r"data\.columns: no such name: 'answer'"):
         load_recipe(None, ["task.name=instructions", f"task.file={file}", "data.columns.answer=答"])
-
-
-def test_deduplicate(tmp_path: Path) -> None:
-    pairs = [
-        ("写一首关于春天的诗", "春眠不觉晓"),
-        ("写一首关于 春天的诗。", "春眠不觉晓"),
-        ("写一首关于秋天的诗", "春眠不觉晓"),
-    ]
-    file = write(tmp_path / "again.jsonl", *({"prompt": prompt, "target": target} for prompt, target in pairs))
-    counts = [len(read_examples(file, DataSettings(deduplicate=rule))) for rule in ("none", "exact", "near")]  # type: ignore[arg-type]
-    assert counts == [3, 2, 1]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "equal"),
-    [
-        ("57.84+13.64=", "计算：13.64 + 57.840 = ？", True),
-        ("What is 3 * 5?", "5×3", True),
-        ("3-5=", "5-3=", False),
-        ("1+2*3=", "1+2=", False),
-        ("(1+2)*3=", "1+2=", False),
-        ("小明有3-1个苹果，一共几个？", "小红有3-1个梨，一共几个？", False),
-        ("你好，世界", "你好,世界", True),
-    ],
-)
-def test_one_problem_in_two_spellings(first: str, second: str, equal: bool) -> None:
-    assert (problem_of(first) == problem_of(second)) == equal
 
 
 def test_a_system_message_hides_no_judged_problem(poems: str, tmp_path: Path) -> None:

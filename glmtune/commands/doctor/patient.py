@@ -13,6 +13,7 @@ from glmtune import methods, models, registry
 from glmtune.config import Recipe, load_recipe, make_recipe, with_overrides
 from glmtune.examples import Split
 from glmtune.methods import Method
+from glmtune.records.files import READERS
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 CHECKED = 200  # examples of each split that are encoded and scored
 
@@ -167,4 +167,4 @@ def admit(target: str | None, overrides: Sequence[str]) -> Patient:
 def is_data(target: str) -> bool:
     """Whether a target is a file of records."""
     path = Path(target)
-    return path.suffix in DATA_SUFFIXES or (path.is_file() and path.suffix not in (".yaml", ".yml"))
+    return path.suffix in READERS or (path.is_file() and path.suffix not in (".yaml", ".yml"))

@@ -14,8 +14,8 @@ from glmtune.commands.doctor.patient import CHECKED, SPLITS, Patient
 from glmtune.commands.estimate import at_hand, estimate, lengths, readable, remedies
 from glmtune.config import DataSettings, Recipe
 from glmtune.models.architecture import Architecture
+from glmtune.records import read_examples
 from glmtune.runtime import UserError
-from glmtune.tasks.instructions import read_examples
 from glmtune.training.memory import Estimate
 
 

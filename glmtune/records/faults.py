@@ -1,0 +1,89 @@
+"""What is wrong with records: told all together, or written beside the file that they are left out of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmtune.runtime import replacing
+
+SKIPPED = ".skipped.jsonl"
+SHOWN = 20  # faults that are told one by one
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, and where.
+
+    Attributes:
+        file: that it is in.
+        line: from 1; None where the whole file is meant.
+        field: of the record; None where it is no record.
+        message: what, and what to do.
+        record: the row, or the text, as it stands.
+        ends_file: nothing that follows in the file is read.
+    """
+
+    file: str
+    line: int | None
+    field: str | None
+    message: str
+    record: Any = dataclasses.field(default=None, repr=False, compare=False)
+    ends_file: bool = False
+
+    @property
+    def is_of_one_record(self) -> bool:
+        """Whether the others in the file can be read all the same."""
+        return self.line is not None and not self.ends_file
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}, line {self.line}"
+        return f"{place}: {self.message}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as a report has it."""
+        return {"file": self.file, "line": self.line, "field": self.field, "message": self.message}
+
+
+class Unreadable(Exception):
+    """A file, or the rest of it, cannot be read.
+
+    Attributes:
+        line: where it was noticed, if in a line.
+    """
+
+    def __init__(self, message: str, line: int | None = None):
+        self.line = line
+        super().__init__(message)
+
+
+def explain(faults: Sequence[Fault], otherwise: str = "leave what is faulty out with data.on_error=skip") -> str:
+    """Return faults as a message: the first ones, how many there are, and what can be done other than mending them.
+
+    Where every fault is one of a whole file, there is nothing else.
+    """
+    remedy = f", or {otherwise}" if any(fault.is_of_one_record for fault in faults) else ""
+    if len(faults) == 1:
+        return f"{faults[0]}\nMend it{remedy}." if remedy else str(faults[0])
+    files = len({fault.file for fault in faults})
+    place = faults[0].file if files == 1 else f"{files} files"
+    lines = [f"{place}: {len(faults)} faults:", *(f"  {fault}" for fault in faults[:SHOWN])]
+    if len(faults) > SHOWN:
+        lines.append(f"  ... and {len(faults) - SHOWN} more. `glmtune inspect` writes all of them to a report.")
+    lines.append(f"Mend them{remedy}.")
+    return "\n".join(lines)
+
+
+def write_skipped(source: str, faults: Iterable[Fault]) -> Path:
+    """Write what was left out, with the reasons, beside what it was left out of; return the file."""
+    path = Path(source)
+    place = path.with_name(path.name + SKIPPED) if path.exists() else Path(source.replace("/", "-") + SKIPPED)
+    with replacing(place) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for fault in faults:
+            entry = {**fault.as_dict(), "record": fault.record}
+            file.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
+    return place

@@ -1,0 +1,122 @@
+"""Fields of a row: the values that may be used, and what is said of the others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, NoReturn, TypeAlias
+
+Row: TypeAlias = dict[str, Any]
+
+MOST_CHARACTERS = 2_000_000  # of one record; the longest contexts of today hold about a million tokens
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_KINDS = {
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+
+
+class FieldError(ValueError):
+    """A field of a row cannot be used.
+
+    Attributes:
+        field: its name.
+    """
+
+    def __init__(self, name: str, message: str):
+        self.field = name
+        super().__init__(message)
+
+
+def kind_of(value: Any) -> str:
+    """Return what JSON calls a value, with its article."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def sound(name: str, text: str) -> str:
+    """Return the text of a field, if it can be tokenized.
+
+    Raises:
+        FieldError: NUL, half a character, or more than any model can take.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise FieldError(name, f"'{name}' has {len(text):,} characters, more than any model takes. Split it.")
+    if "\0" in text:
+        raise FieldError(name, f"'{name}' holds a NUL character. Delete it, or write the file again.")
+    if _SURROGATE.search(text):
+        raise FieldError(name, f"'{name}' holds half of a character (a lone \\ud800 escape). Write the file again.")
+    return text
+
+
+def text_of(row: Row, name: str) -> str:
+    """Return a field that must be a text with something in it.
+
+    Raises:
+        FieldError: it is not; a field of nearly the same name is offered.
+    """
+    value = row.get(name)
+    if isinstance(value, str) and value.strip():
+        return sound(name, value)
+    message = f"'{name}' is missing, empty or not a text"
+    if value is not None and not isinstance(value, str):
+        message += f" but {kind_of(value)}"
+    refuse(row, name, message)
+
+
+def refuse(row: Row, name: str, message: str) -> NoReturn:
+    """Raise a `FieldError` that tells what the row has, and what of it may have been meant."""
+    message += f"; the record has {names_of(row)}"
+    close = [] if name in row else get_close_matches(name, [str(key) for key in row], n=1, cutoff=0.6)
+    if close:
+        message += f". Did you mean '{close[0]}'? Rename it to '{name}', or map it with data.columns"
+    raise FieldError(name, message)
+
+
+def names_of(row: Row) -> str:
+    """Return the names of a row's fields, as messages list them."""
+    return ", ".join(map(str, row)) or "nothing"
+
+
+def optional_text(row: Row, name: str) -> str:
+    """Return a field that may be missing or empty.
+
+    Raises:
+        FieldError: it is something else than a text.
+    """
+    value = row.get(name)
+    if value is None or value == "":
+        return ""
+    if not isinstance(value, str):
+        raise FieldError(name, f"'{name}' is {kind_of(value)}, not a text")
+    return sound(name, value)
+
+
+def list_of(row: Row, name: str) -> list[Any]:
+    """Return a field that is a list, or JSON of one, as tables have it; a missing one is an empty list.
+
+    Raises:
+        FieldError: it is neither.
+    """
+    value = row.get(name)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except (ValueError, RecursionError):
+            raise FieldError(name, f"'{name}' is a text and not JSON of a list") from None
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise FieldError(name, f"'{name}' is {kind_of(value)}, not a list")
+    return value
+
+
+def facts_of(row: Row, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the group of `facts` that a row has, and what its format tells."""
+    own = row.get("facts")
+    return {**(more or {}), **(own if isinstance(own, dict) else {})}

@@ -1,0 +1,251 @@
+"""Text and JSON, one value at a time. What is wrong with one is told in its place, with its line."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from glmtune.records.faults import Fault, Unreadable
+from glmtune.records.fields import MOST_CHARACTERS
+
+_CHUNK = 1 << 16  # characters
+_ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that is no text, as Python keeps it
+_HUGE = f"a record of more than {MOST_CHARACTERS:,} characters, more than any model takes. Split it."
+_NUL = "holds NUL bytes: not a text file, or a damaged one. Write it again as UTF-8."
+_PACKED = {
+    b"PK\x03\x04": "a zip or Excel file. Save it as CSV.",
+    b"\x1f\x8b": "packed with gzip. Unpack it with gunzip.",
+    b"(\xb5/\xfd": "packed with zstd. Unpack it with unzstd.",
+    b"PAR1": "a Parquet file. Name it .parquet.",
+}
+
+
+# Text
+
+
+@contextmanager
+def open_text(path: Path, encoding: str, newline: str = "\n") -> Iterator[TextIO]:
+    """Open a text file. Bytes that are no text are kept, for `check_text` to find.
+
+    Raises:
+        Unreadable: packed, or in an encoding that its first bytes tell.
+    """
+    with path.open("rb") as binary:
+        check_head(binary.read(4096), encoding)
+    encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+    with path.open(encoding=encoding, errors="surrogateescape", newline=newline) as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            raise Unreadable(f"not {encoding} text: {error}. Set data.encoding to what it is.") from None
+
+
+def check_head(head: bytes, encoding: str = "utf-8") -> None:
+    """See whether the first bytes of a file are those of a text in this encoding.
+
+    Raises:
+        Unreadable: it is no text, or in another encoding.
+    """
+    for sign, what in _PACKED.items():
+        if head.startswith(sign):
+            raise Unreadable(what)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and "16" not in encoding:
+        raise Unreadable("UTF-16 text. Set data.encoding=utf-16, or convert it: iconv -f UTF-16 -t UTF-8")
+
+
+def check_text(text: str, line: int, encoding: str) -> None:
+    """See whether a text was read in the right encoding; Chinese files are often GBK.
+
+    Raises:
+        Unreadable: it was not, with what it may be.
+    """
+    found = _ESCAPED.search(text)
+    if found is None:
+        return
+    called = encoding.upper()
+    if codecs.lookup(encoding).name == "utf-8":
+        line += text.count("\n", 0, found.start())
+        start = text.rfind("\n", 0, found.start()) + 1
+        raw = text[start:].partition("\n")[0].encode("utf-8", "surrogateescape")
+        sample = as_gbk(raw)
+        if sample:
+            raise Unreadable(
+                f"not UTF-8 text, but GBK would read it: {sample.strip()[:60]!r}. If that is right, set "
+                "data.encoding=gb18030, or convert it: iconv -f GB18030 -t UTF-8",
+                line,
+            )
+        called = "UTF-8 text, nor GBK"
+    byte = ord(found[0]) - 0xDC00
+    raise Unreadable(f"not {called}: byte 0x{byte:02x}. Set data.encoding to what it is, or convert it.", line)
+
+
+def as_gbk(raw: bytes) -> str:
+    """Return what GBK reads, or nothing if it cannot; the end may be cut within a character."""
+    for end in range(len(raw), max(len(raw) - 4, 0), -1):
+        try:
+            return raw[:end].decode("gb18030")
+        except UnicodeDecodeError:
+            continue
+    return ""
+
+
+# JSON
+
+
+class RepeatedField(ValueError):
+    """An object has a field twice."""
+
+
+def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON.
+
+    Raises:
+        RepeatedField: a field stands in it twice, of which one would be lost.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)
+        raise RepeatedField(f"the field '{name}' stands in it twice. Delete or rename one.")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=as_object)
+
+
+def read_json_lines(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) of a file with one JSON object a line."""
+    with open_text(path, encoding) as file:
+        number, blank = 0, []
+        while text := file.readline(MOST_CHARACTERS + 1):
+            number += 1
+            if not text.strip():
+                blank.append(number)
+                continue
+            yield from _blanks(path, blank)
+            blank = []
+            huge = len(text) > MOST_CHARACTERS and not text.endswith("\n")
+            while huge and (rest := file.readline(MOST_CHARACTERS)) and not rest.endswith("\n"):
+                pass
+            check_text(text, number, encoding)
+            yield number, Fault(str(path), number, None, _HUGE) if huge else parse_line(path, number, text)
+        if number and number == len(blank):
+            yield from _blanks(path, blank)
+
+
+def _blanks(path: Path, numbers: list[int]) -> Iterator[tuple[int, Fault]]:
+    """Faults of empty lines; those at the end of a file are none."""
+    for number in numbers:
+        message = "empty; every line must be one JSON object. Delete the line."
+        yield number, Fault(str(path), number, None, message)
+
+
+def parse_line(path: Path, number: int, text: str) -> Any:
+    """Return the value of a line, or its fault."""
+    if "\0" in text:
+        return Fault(str(path), number, None, _NUL, text)
+    try:
+        return _DECODER.decode(text)
+    except RepeatedField as error:
+        return Fault(str(path), number, None, str(error), text)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of 4300 digits, nested too deeply
+        hint = " A list over several lines? Name the file .json." if number == 1 and text.startswith("[") else ""
+        return Fault(str(path), number, None, f"not JSON: {error}. One JSON object a line.{hint}", text)
+
+
+def read_json(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) of a list of objects; or, as many files called .json have it, of one object after another."""
+    with open_text(path, encoding) as file:
+        first = file.readline(MOST_CHARACTERS).strip()
+        while first == "" and (text := file.readline(MOST_CHARACTERS)):
+            first = text.strip()
+    if first.startswith("{") and first.endswith("}") and not isinstance(parse_line(path, 1, first), Fault):
+        yield from read_json_lines(path, encoding)
+        return
+    with open_text(path, encoding) as file:
+        yield from JsonStream(path, file, encoding)
+
+
+class JsonStream:
+    """The values of a JSON file, each read when it is asked for: of its list, or one after another."""
+
+    def __init__(self, path: Path, file: TextIO, encoding: str):
+        self.path, self.file, self.encoding = path, file, encoding
+        self.buffer, self.place, self.line, self.ended = "", 0, 1, False
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        listed = self.peek() == "["
+        self.advance(self.place + listed)
+        while sign := self.peek():
+            if sign == "]" and listed:
+                self.advance(self.place + 1)
+                if self.peek():
+                    raise Unreadable("more text stands behind the end of the list. Delete it.", self.line)
+                return
+            yield self.value()
+        if listed:
+            raise Unreadable("the list does not end with ]: the file is cut off. Copy or write it again.", self.line)
+
+    def more(self) -> None:
+        """Read on, twice as much as there is, so that long values are not tried too often."""
+        text = self.file.read(max(_CHUNK, len(self.buffer) - self.place))
+        check_text(text, self.line + self.buffer.count("\n", self.place), self.encoding)
+        if "\0" in text:
+            raise Unreadable(
+                _NUL, self.line + self.buffer.count("\n", self.place) + text.partition("\0")[0].count("\n")
+            )
+        self.ended = not text
+        self.buffer, self.place = self.buffer[self.place :] + text, 0
+
+    def advance(self, place: int) -> None:
+        """Go on to a place in the buffer."""
+        self.line += self.buffer.count("\n", self.place, place)
+        self.place = place
+
+    def peek(self) -> str:
+        """Return the next character that is no blank or comma; nothing at the end."""
+        while True:
+            rest = re.compile(r"[\s,]*").match(self.buffer, self.place)
+            self.advance(rest.end() if rest else self.place)
+            if self.place < len(self.buffer) or self.ended:
+                return self.buffer[self.place : self.place + 1]
+            self.more()
+
+    def value(self) -> tuple[int, Any]:
+        """Return the line of the next value, and the value.
+
+        Raises:
+            Unreadable: no JSON, of which the rest cannot be told apart.
+        """
+        while True:
+            line = self.line
+            try:
+                value, end = self.decode()
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or len(self.buffer) - error.pos < _CHUNK // 2
+                if self.ended or not cut:
+                    where = line + self.buffer.count("\n", self.place, error.pos)
+                    raise Unreadable(f"not JSON: {error.msg}. What follows is not read.", where) from None
+                value, end = None, len(self.buffer)
+            except (ValueError, RecursionError) as error:
+                raise Unreadable(f"not JSON: {error}. What follows is not read.", line) from None
+            if end < len(self.buffer) or self.ended:
+                self.advance(end)
+                return line, value
+            if end - self.place > MOST_CHARACTERS:
+                raise Unreadable(f"{_HUGE} What follows is not read.", line)
+            self.more()
+
+    def decode(self) -> tuple[Any, int]:
+        """Return the value that begins here, or the fault of one with a field twice, and the place of its end."""
+        try:
+            value, end = _DECODER.raw_decode(self.buffer, self.place)
+        except RepeatedField as error:
+            value, end = json.JSONDecoder().raw_decode(self.buffer, self.place)
+            value = Fault(str(self.path), self.line, None, str(error), value)
+        return value, end
