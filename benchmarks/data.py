@@ -37,7 +37,7 @@ from glmtune.data import EncodedDataset, LengthGroupedSampler
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import Encoder
 from glmtune.data.table import encode_records
-from glmtune.evaluation.page import decide
+from glmtune.evaluation.decision import decide
 from glmtune.examples import Example
 from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.records import read_examples

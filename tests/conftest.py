@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,44 @@ def write_records(tmp_path: Path) -> WritesRecords:
         return path
 
     return write
+
+
+class PageReader(HTMLParser):
+    """Tags, ids, links and text of a page; fails where tags do not match."""
+
+    VOID = {"meta", "br", "img", "path", "use"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[Any]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[Any]) -> None:
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == "id" and tag == "section"]
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+@pytest.fixture(scope="session")
+def read_page() -> type[PageReader]:
+    """`read_page(text)`: the parts of a well-formed HTML page."""
+    return PageReader

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "glmtune"
 # From the bottom. A module imports what stands on lower floors; within a package its modules import each other.
 FLOORS = [
     {"runtime", "registry", "autoclasses", "messages"},
-    {"config", "arithmetic", "examples", "distributed"},
+    {"config", "arithmetic", "examples", "reporting", "distributed"},
     {"scoring", "records", "tools"},
     {"tasks", "models"},
     {"data", "methods"},

@@ -66,7 +66,7 @@ def run(
     """
     from glmtune.config import make_recipe, with_overrides
     from glmtune.inspection.figures import examine, read_files
-    from glmtune.inspection.page import render_page
+    from glmtune.inspection.page import render_report
     from glmtune.runtime import UserError, check_output, replacing, write_json
     from glmtune.tasks.instructions import InstructionsSettings
 
@@ -89,7 +89,7 @@ def run(
         write_json(output, report)
     if page:
         with replacing(page) as temporary:
-            temporary.write_text(render_page(report), encoding="utf-8")
+            temporary.write_text(render_report(report), encoding="utf-8")
     return report
 
 

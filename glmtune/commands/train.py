@@ -290,7 +290,7 @@ def finish(
 ) -> Run:
     """Write the report, its page and the plots. `known` holds the probes of general knowledge before and after."""
     from glmtune.evaluation.page import write_page
-    from glmtune.evaluation.plots import plot_accuracy, plot_breakdown, plot_loss
+    from glmtune.evaluation.plots import write_plots
 
     log = [record for _, record in read_json_lines(folder.log)]
     report: dict[str, Any] = {
@@ -305,9 +305,7 @@ def finish(
     }
     write_json(folder.report, report)
     write_page(report, log, to_yaml(recipe), folder.path)
-    plot_loss(log, folder.path / "loss.png")
-    plot_accuracy(log, folder.path / "accuracy.png")
-    plot_breakdown(report["before"], report["after"], folder.path / "breakdown.png")
+    write_plots(report, log, folder.path)
     return Run(folder, task, before, after, report)
 
 

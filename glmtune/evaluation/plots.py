@@ -1,256 +1,152 @@
-"""A run's pictures: the loss, the held-out accuracy while it learns, and the accuracy before and after.
-
-matplotlib is loaded only when a picture is drawn, and only through `Figure` objects: nothing global is touched, and no
-display is needed. Labels are Latin script, because matplotlib's own font has no Chinese characters.
-"""
+"""A run's charts: the loss, the held-out accuracy while it learns, and the accuracy before and after."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.evaluation.intervals import wilson_interval
 from glmtune.evaluation.report import labels_of
-from glmtune.runtime import replacing
+from glmtune.reporting.charts import (
+    PICTURE,
+    Color,
+    Frame,
+    Group,
+    Interval,
+    Line,
+    Point,
+    bar_chart,
+    line_chart,
+    smooth,
+    write_png,
+)
+from glmtune.reporting.numbers import percent
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY, INK = "#2f6db5", "#d9722e", "#b4bac2", "#2b3038"
-DPI = 150
 MOST_GROUPS = 14  # more bars than that cannot be read
-
-_SIGNS = {"-": "−", "*": "×", "/": "÷"}
+SIGNS = {"-": "−", "*": "×", "/": "÷"}
 
 Log = Sequence[dict[str, Any]]
-Bar = tuple[str, dict[str, Any] | None, dict[str, Any] | None]  # label, share before, share after
 
 
-def plot_loss(log: Log, path: Path | str) -> None:
-    """Draw the training loss and, faintly, the learning rate over the optimizer steps.
+def write_plots(report: dict[str, Any], log: Log, folder: Path | str) -> None:
+    """Write `loss.png`, `accuracy.png` and `breakdown.png`.
+
+    Args:
+        report: what `report.json` holds.
+        log: records of `log.jsonl`.
+        folder: the run folder.
+    """
+    write_png(loss_chart(log), Path(folder) / "loss.png")
+    write_png(accuracy_chart(log), Path(folder) / "accuracy.png")
+    write_png(breakdown_chart(report.get("before"), report["after"]), Path(folder) / "breakdown.png")
+
+
+def loss_chart(log: Log, frame: Frame = PICTURE) -> Figure:
+    """Draw the training loss, the held-out loss and, faintly, the learning rate over the optimizer steps.
 
     Args:
         log: records of `log.jsonl`. `loss` is the training loss (nats per target token), or the held-out loss where
             the record holds `accuracy` too. Where a step occurs twice, as after a resumed run, the last one counts.
-        path: the PNG to write.
+        frame: where the chart stands.
     """
     training = [record for record in log if "accuracy" not in record]
-    axes = _axes("Loss", "loss (nats per target token)")
-    steps, losses = _series(training, "loss")
-    smoothed = _smooth(losses)
-    if losses:
-        axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.9)
-        marker = "o" if len(steps) == 1 else None  # a line of one point would be invisible
-        axes.plot(steps, smoothed, color=BLUE, linewidth=2, marker=marker, label="training, smoothed")
-    held_out_steps, held_out = _series([record for record in log if "accuracy" in record], "loss")
-    if held_out:
-        axes.plot(held_out_steps, held_out, color=ORANGE, marker="o", markersize=4, linewidth=1.6, label="held-out")
-    if losses and min(losses) > 0 and max(smoothed) > 20 * min(smoothed):
-        _logarithmic(axes)
-    if losses or held_out:
-        axes.set_xlim(0, max(steps + held_out_steps + [1]) * 1.03)
-    _learning_rate(axes, training)
-    _finish(axes, path, empty=not (losses or held_out))
+    losses = series(training, "loss")
+    lines = [
+        Line("", losses, pale=True),
+        Line("training, smoothed", smooth(losses)),
+        Line("held-out", series(held_out(log), "loss"), "second", marks="dots"),
+    ]
+    rate = Line("learning rate", series(training, "learning_rate"), "faint", dashed=True)
+    return line_chart(
+        lines, "Loss", "optimizer step", "loss (nats per target token)", frame, right=rate, right_label="learning rate"
+    )
 
 
-def plot_accuracy(log: Log, path: Path | str) -> None:
-    """Draw the held-out exact match over the optimizer steps, with its 95% band and its best point.
+def accuracy_chart(log: Log, frame: Frame = PICTURE) -> Figure:
+    """Draw the held-out accuracy over the optimizer steps, with its 95% band and its best point.
 
     Args:
         log: records of `log.jsonl`; those with `accuracy` (0 to 1) count, with their `accuracy_ci95` or `n`.
-        path: the PNG to write.
+        frame: where the chart stands.
     """
-    records = {record["step"]: record for record in log if "accuracy" in record}
-    steps = sorted(records)
-    shares = [records[step]["accuracy"] for step in steps]
-    bounds = [_interval(records[step]) for step in steps]
-    sizes = {records[step].get("n") for step in steps}
-    axes = _axes("Held-out problems answered right", "exact match")
-    _percent(axes)
-    if steps:
-        best = shares.index(max(shares))
-        name = "exact match" + (f" (n = {sizes.pop()})" if len(sizes) == 1 and None not in sizes else "")
-        _band(axes, steps, bounds)
-        axes.plot(steps, shares, color=BLUE, marker="o", markersize=4, linewidth=2, label=name)
-        (ring,) = axes.plot([steps[best]], [shares[best]], "o", color=ORANGE, markersize=11, markerfacecolor="none")
-        ring.set(markeredgewidth=1.8, label=f"best: {shares[best]:.1%} at step {steps[best]:,}")
-        axes.set_xlim(0, max(steps[-1], 1) * 1.03)
-    _finish(axes, path, empty=not steps)
+    records = held_out(log)
+    accuracies = series(records, "accuracy")
+    sizes = {record.get("n") for record in records}
+    label = "accuracy" + (f" (n = {sizes.pop():,})" if len(sizes) == 1 and None not in sizes else "")
+    lines = [Line(label, accuracies, band=[interval_of(record) for record in records], marks="dots")]
+    if accuracies:
+        step, share = max(accuracies, key=lambda point: point[1])
+        lines.append(Line(f"best: {percent(share, 1)} at step {step:,}", [(step, share)], "second", marks="ring"))
+    title = "Held-out examples answered rightly"
+    return line_chart(lines, title, "optimizer step", "accuracy", frame, shares=True)
 
 
-def plot_breakdown(before: dict[str, Any] | None, after: dict[str, Any], path: Path | str) -> None:
-    """Draw the exact match by operator and kind, and of all, as bars with 95% whiskers, before and after training.
+def breakdown_chart(before: dict[str, Any] | None, after: dict[str, Any], frame: Frame = PICTURE) -> Figure:
+    """Draw the accuracy of all examples and of each kind as bars with 95% whiskers, before and after training.
 
-    Where the examples have no operators, the first fact with a few short Latin values takes their place.
+    The kinds are the values of the first fact that has a few short Latin ones, those of operators and kinds first.
 
     Args:
         before: a report of `summarize`, or None.
         after: another.
-        path: the PNG to write.
+        frame: where the chart stands.
     """
-    bars = _bars(before, after)
-    places = _places([label for label, *_ in bars])
-    title = "Right answers by kind of problem" if len(bars) > 1 else "Right answers"
-    axes = _axes(title, "exact match", width=max(5.0, 2.0 + 0.85 * places[-1]))
-    _percent(axes)
-    # Before and after side by side, or after alone in the middle.
-    width, shift = (0.4, 0.2) if before is not None else (0.55, 0.0)
-    for place, (_, share_before, share_after) in zip(places, bars, strict=True):
-        _bar(axes, place - shift, width, share_before, GREY)
-        _bar(axes, place + shift, width, share_after, BLUE)
-    axes.set_xticks(places, [label for label, *_ in bars], fontsize=10)
-    axes.set_xlim(min(-0.7, places[-1] / 2 - 2), max(places[-1] + 0.7, places[-1] / 2 + 2))
-    axes.set_xlabel("")
-    axes.tick_params(axis="x", length=0)
-    axes.grid(axis="x", visible=False)
-    if before is not None:
-        axes.bar(0, 0, color=GREY, label="before training")
-        axes.bar(0, 0, color=BLUE, label="after")
-    _finish(axes, path)
+    reports = [after] if before is None else [before, after]
+    series: list[tuple[str, Color]] = [("before training", "faint"), ("after", "accent")]
+    labels, fact = drawable(reports)
+    groups = [
+        Group(
+            print_label(label),
+            [bar_of(report["by"].get(fact, {}).get(label)) for report in reports],
+            apart=label.split(" ")[0] != previous.split(" ")[0] and " " in label,
+        )
+        for previous, label in zip(labels[:1] + labels, labels, strict=False)
+    ]
+    groups.append(Group("all", [bar_of(report) for report in reports], apart=bool(groups)))
+    title = "Right answers by kind of problem" if labels else "Right answers"
+    return bar_chart(groups, series if before is not None else [("", "accent")], title, "accuracy", frame)
 
 
-def _axes(title: str, ylabel: str, width: float = 8.0) -> Axes:
-    """Empty axes, steps on the x axis. `width` is in inches."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    axes = Figure(figsize=(width, 4.5), dpi=DPI, layout="constrained").add_subplot()
-    axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=26)
-    axes.set_xlabel("optimizer step", color=INK)
-    axes.set_ylabel(ylabel, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.grid(color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=INK, labelsize=9.5)
-    return axes
-
-
-def _finish(axes: Axes, path: Path | str, empty: bool = False) -> None:
-    """Add the legend above the axes and write the PNG whole or not at all."""
-    from matplotlib.figure import Figure
-
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    if empty:
-        axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center", color=INK)
-        axes.set(xticks=[], yticks=[])
-    handles, labels = axes.get_legend_handles_labels()
-    for other in figure.axes[1:]:  # the learning rate's
-        more, names = other.get_legend_handles_labels()
-        handles, labels = handles + more, labels + names
-    if handles:
-        style: dict[str, Any] = {"frameon": False, "fontsize": 9.5, "labelcolor": INK, "ncols": 4}
-        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.01, 1.0), **style)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def _series(records: Log, key: str) -> tuple[list[int], list[float]]:
-    """Steps and finite values of a key, in the order of the steps."""
-    found = {record["step"]: record[key] for record in records if key in record and math.isfinite(record[key])}
-    return sorted(found), [found[step] for step in sorted(found)]
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Means over a window of a tenth of all values, centred on each so that nothing lags, cut off at both ends."""
-    reach = len(values) // 20
-    windows = [values[max(0, index - reach) : index + reach + 1] for index in range(len(values))]
-    return [math.fsum(window) / len(window) for window in windows]
-
-
-def _logarithmic(axes: Axes) -> None:
-    """A log scale that reads 0.1, not 10^-1."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _learning_rate(axes: Axes, training: Log) -> None:
-    """The learning rate on a second, faint axis."""
-    steps, rates = _series(training, "learning_rate")
-    if not rates:
-        return
-    twin = axes.twinx()
-    twin.plot(steps, rates, color=GREY, linewidth=1.3, linestyle=(0, (4, 2)), label="learning rate")
-    twin.set_ylim(0, max(rates) * 1.05 or 1)
-    twin.set_ylabel("learning rate", color="#8a919b")
-    twin.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
-    twin.tick_params(colors="#8a919b", labelsize=9, length=0)
-    twin.yaxis.get_offset_text().set_color("#8a919b")
-    twin.spines[:].set_visible(False)
-    # The losses belong in front, yet a twin is drawn after its axes.
-    axes.set_zorder(twin.get_zorder() + 1)
-    axes.patch.set_visible(False)
-
-
-def _percent(axes: Axes) -> None:
-    """A y axis of 0 to 100 %."""
-    from matplotlib.ticker import MultipleLocator, PercentFormatter
-
-    axes.set_ylim(0, 1.06)
-    axes.yaxis.set_major_locator(MultipleLocator(0.2))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-
-def _interval(record: dict[str, Any]) -> tuple[float, float]:
-    """The 95% interval of a record's exact match: as logged, else by its `n`, else none."""
-    if "accuracy_ci95" in record:
-        low, high = record["accuracy_ci95"]
-        return low, high
-    share = record["accuracy"]
-    return wilson_interval(round(share * record["n"]), record["n"]) if record.get("n") else (share, share)
-
-
-def _band(axes: Axes, steps: Sequence[int], bounds: Sequence[tuple[float, float]]) -> None:
-    """The intervals as a band, or as a line where there is one step only."""
-    low, high = zip(*bounds, strict=True)
-    if len(steps) == 1:
-        axes.vlines(steps, low, high, color=BLUE, alpha=0.3, linewidth=6, label="95% interval")
-    else:
-        axes.fill_between(steps, low, high, color=BLUE, alpha=0.16, linewidth=0, label="95% interval")
-
-
-def _bars(before: dict[str, Any] | None, after: dict[str, Any]) -> list[Bar]:
-    """The groups of bars: operator and kind, or another fact that can be drawn, then all."""
-    facts = dict.fromkeys(["operator,kind", "operator", "kind", *after["by"]])
-    bars: list[Bar] = []
-    for fact in facts:
-        labels = labels_of((before, after), fact)
+def drawable(reports: Sequence[dict[str, Any]]) -> tuple[list[str], str]:
+    """Return the values of the first fact that can stand under bars, and its name; no values where there is none."""
+    for fact in dict.fromkeys(["operator,kind", "operator", "kind", *reports[-1]["by"]]):
+        labels = labels_of(reports, fact)
         if 2 <= len(labels) <= MOST_GROUPS and all(label.isascii() and 0 < len(label) <= 16 for label in labels):
-            shares_before = before["by"].get(fact, {}) if before else {}
-            shares_after = after["by"].get(fact, {})
-            bars = [(_printed(label), shares_before.get(label), shares_after.get(label)) for label in labels]
-            break
-    return [*bars, ("all", before, after)]
+            return labels, fact
+    return [], ""
 
 
-def _places(labels: Sequence[str]) -> list[float]:
-    """Where each group of bars stands: the kinds of one operator together, `all` set off."""
-    places = [0.0]
-    for previous, label in pairwise(labels):
-        apart = label == "all" or ("\n" in label and label.split("\n")[0] != previous.split("\n")[0])
-        places.append(places[-1] + (1.35 if apart else 1))
-    return places
+def held_out(log: Log) -> list[dict[str, Any]]:
+    """Return the evaluations of a log in the order of their steps; of a step that occurs twice, the last one."""
+    records = {record["step"]: record for record in log if "accuracy" in record}
+    return [records[step] for step in sorted(records)]
 
 
-def _printed(label: str) -> str:
-    """`* integer` -> `×` over `integer`."""
+def series(records: Log, key: str) -> list[Point]:
+    """Return (step, finite value) in the order of the steps; of a step that occurs twice, the last one."""
+    values = {record["step"]: record[key] for record in records if key in record and math.isfinite(record[key])}
+    return [(step, values[step]) for step in sorted(values)]
+
+
+def interval_of(record: dict[str, Any]) -> Interval:
+    """Return the step and the 95% interval of a record's accuracy: as logged, else by its `n`, else none."""
+    if "accuracy_ci95" in record:
+        return (record["step"], *record["accuracy_ci95"])
+    share, count = record["accuracy"], record.get("n")
+    return (record["step"], *(wilson_interval(round(share * count), count) if count else (share, share)))
+
+
+def bar_of(part: dict[str, Any] | None) -> Interval | None:
+    """Return the accuracy of a part of a report with its interval."""
+    return None if part is None else (part["accuracy"], *part["accuracy_ci95"])
+
+
+def print_label(label: str) -> str:
+    """Write the value of two facts on two lines: `* integer` is `×` over `integer`."""
     head, _, rest = label.partition(" ")
-    return "\n".join(piece for piece in (_SIGNS.get(head, head), rest) if piece)
-
-
-def _bar(axes: Axes, place: float, width: float, share: dict[str, Any] | None, color: str) -> None:
-    """One bar with its whisker and its percentage above."""
-    if share is None:
-        return
-    value, (low, high) = share["accuracy"], share["accuracy_ci95"]
-    axes.bar(place, value, width * 0.94, color=color)
-    axes.errorbar(place, value, [[value - low], [high - value]], color=INK, elinewidth=1, capsize=2.5, alpha=0.6)
-    axes.text(place, high + 0.015, f"{value:.0%}", ha="center", va="bottom", fontsize=8.5, color=INK)
+    return "\n".join(piece for piece in (SIGNS.get(head, head), rest) if piece)

@@ -145,13 +145,13 @@ def test_model_template_and_columns(tmp_path: Path, tiny_checkpoint: Path) -> No
 
 
 def test_page(tmp_path: Path) -> None:
-    records = [{"prompt": "<script>alert(1)</script>", "target": "a\nb & c"}, {"prompt": "<b>"}]
+    records = [{"prompt": "<script>alert(1)</script>", "target": "a\nb & c"}, {"prompt": "<i>"}]
     run([write(tmp_path / "a.jsonl", records)], page=str(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert "<script" not in page and "<b>" not in page and "&lt;" in page
+    assert "<script" not in page and "<i>" not in page and "&lt;" in page
     assert not re.search(r"https?:|src=|@import|url\(", page)
     assert "prefers-color-scheme: dark" in page and 'class="learned control">&lt;eop&gt;' in page
-    assert "line 2: &#x27;target&#x27; is missing" in page
+    assert "line 2: &#39;target&#39; is missing" in page
 
 
 def test_terminal(tmp_path: Path) -> None:

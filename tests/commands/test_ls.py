@@ -42,6 +42,6 @@ def test_names(tmp_path: Path) -> None:
 def test_runs(runs: Path) -> None:
     found = {Path(path).name: text for path, text in ls.run(str(runs))["runs"].items()}
     assert found.keys() == {"finished", "stopped", "damaged", "empty-report"}
-    assert found["finished"] == "held-out exact match 1.5% -> 75.0%"
+    assert found["finished"] == "held-out accuracy 1.5% -> 75.0%"
     assert found["stopped"] == f"not finished; go on with glmtune train --resume {runs / 'stopped'}"
     assert "is damaged" in found["damaged"] and "is damaged" in found["empty-report"]

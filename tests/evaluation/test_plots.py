@@ -3,9 +3,10 @@ import struct
 
 import pytest
 
-from glmtune.evaluation.plots import _smooth, plot_accuracy, plot_breakdown, plot_loss
+from glmtune.evaluation.plots import accuracy_chart, breakdown_chart, loss_chart, write_plots
 from glmtune.evaluation.report import summarize
 from glmtune.examples import Example
+from glmtune.reporting.charts import PAGE, to_svg, write_png
 from glmtune.scoring import Score
 
 LOG = [
@@ -36,10 +37,10 @@ NAN = {"step": 210, "loss": math.nan, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize("log", [LOG, LOG[:1], [], [*LOG, NAN], [{"step": 0, "accuracy": 0.0}]])
-@pytest.mark.parametrize("plot", [plot_loss, plot_accuracy])
+@pytest.mark.parametrize("chart", [loss_chart, accuracy_chart])
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_curves(plot, log, tmp_path):
-    plot(log, tmp_path / "curve.png")
+def test_curves(chart, log, tmp_path):
+    write_png(chart(log), tmp_path / "curve.png")
     assert size_of(tmp_path / "curve.png") == (1200, 675)
 
 
@@ -54,20 +55,19 @@ ARITHMETIC = [{"operator": o, "kind": k, "digits": d} for o in "+-*/" for k in (
 def test_breakdown(facts, tmp_path):
     before, after = report_of(facts, 0), report_of(facts, len(facts) - 1)
     for first in (before, None, {**before, "by": {}}):
-        plot_breakdown(first, after, tmp_path / "bars.png")
+        write_png(breakdown_chart(first, after), tmp_path / "bars.png")
         width, height = size_of(tmp_path / "bars.png")
         assert 700 <= width <= 2400 and height == 675
 
 
-def test_pyplot_is_left_alone(tmp_path):
-    import sys
+@pytest.mark.parametrize("log", [LOG, []])
+def test_a_run_has_three_pictures(log, tmp_path):
+    report = {"before": report_of(ARITHMETIC, 3), "after": report_of(ARITHMETIC, 9)}
+    write_plots(report, log, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"loss.png", "accuracy.png", "breakdown.png"}
 
-    plot_loss(LOG, tmp_path / "loss.png")
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
-
-def test_smoothing_keeps_a_level_and_does_not_lag():
-    assert _smooth([2.0] * 50) == pytest.approx([2.0] * 50)
-    line = [float(index) for index in range(100)]
-    assert _smooth(line)[10:90] == pytest.approx(line[10:90])
-    assert _smooth([]) == [] and _smooth([1.0]) == [1.0]
+def test_what_the_curves_show():
+    loss = to_svg(loss_chart(LOG, PAGE), "t", "d")
+    assert all(f">{label}<" in loss for label in ("training, smoothed", "held-out", "learning rate"))
+    assert ">best: 90.0% at step 200<" in to_svg(accuracy_chart(LOG, PAGE), "t", "d")
