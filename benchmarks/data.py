@@ -41,7 +41,8 @@ from glmtune.evaluation.decision import decide
 from glmtune.examples import Example
 from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.records import read_examples
-from glmtune.training.trainer import fit
+from glmtune.runtime import RunFolder
+from glmtune.training.trainer import make_trainer
 
 # What each is asked for beside what all are.
 FILES: dict[str, list[str]] = {
@@ -138,7 +139,7 @@ def loop_speed(name: str, table: EncodedDataset, steps: int, batch_size: int) ->
     model = registry.find("glmtune.methods", recipe.method.name)(recipe.method).apply(model)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        fit(model, tokenizer, chosen, recipe, steps, no_judge, Path(folder, "log"), Path(folder, "checkpoints"))
+        make_trainer(model, tokenizer, chosen, recipe, steps, no_judge, RunFolder(folder)).run()
         return chosen.tokens / (time.perf_counter() - start)
 
 

@@ -48,6 +48,7 @@ from glmtune.data.collation import Collator
 from glmtune.data.encoding import IGNORED, Encoding
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.models.quantization import bits_config
+from glmtune.runtime import RunFolder
 from glmtune.training.memory import Device
 from glmtune.training.trainer import make_trainer
 
@@ -219,7 +220,7 @@ def measure_training(cell: Cell, checkpoint: str, steps: int) -> dict[str, float
             method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
             recipe.training.learning_rate = 1e-4
             model = method.apply(base)
-            trainer: Any = make_trainer(model, tokenizer, rows, recipe, steps, no_judge, Path(folder))
+            trainer: Any = make_trainer(model, tokenizer, rows, recipe, steps, no_judge, RunFolder(folder))
             trainer.args.eval_strategy = trainer.args.save_strategy = "no"
             trainer.args.load_best_model_at_end = False
             model.config.use_cache = False

@@ -22,8 +22,9 @@ from glmtune.config import Recipe, load_recipe
 from glmtune.data import EncodedDraws, examples_of
 from glmtune.data.encoding import Encoder
 from glmtune.methods import Method
+from glmtune.runtime import RunFolder
 from glmtune.tasks import Task
-from glmtune.training.trainer import fit
+from glmtune.training.trainer import make_trainer
 
 
 def train_ours(recipe: Recipe, task: Task, folder: Path) -> float:
@@ -34,7 +35,7 @@ def train_ours(recipe: Recipe, task: Task, folder: Path) -> float:
     dataset = EncodedDraws(examples_of(task, "train", steps * batch_size, recipe.seed), Encoder(tokenizer))
     model = method.apply(model)
     start = time.perf_counter()
-    fit(model, tokenizer, dataset, recipe, steps, no_judge, folder / "log.jsonl", folder / "checkpoints")
+    make_trainer(model, tokenizer, dataset, recipe, steps, no_judge, RunFolder(folder)).run()
     return time.perf_counter() - start
 
 

@@ -32,8 +32,10 @@ from glmtune.models.quantization import count_parameters
 from glmtune.models.templates import adopt
 from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
 from glmtune.tasks import Task
+from glmtune.training.arguments import check_precision
 from glmtune.training.callbacks import start_log
-from glmtune.training.trainer import DivergenceError, Judge, check_precision, fit
+from glmtune.training.run_trainer import DivergenceError, Judge
+from glmtune.training.trainer import make_trainer
 
 # Examples whose lengths are checked before training, where a task draws without end.
 CHECKED_DRAWS = 1000
@@ -147,7 +149,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     before = evaluate(base, tokenizer, task, held_out, recipe.generation)
     known = [probe(base, tokenizer, general, recipe.generation)] if general else []
     if not started:
-        start_log(folder.log, before.report(text_metrics=False))
+        start_log(folder.log, figures_of(before))
     seed_everything(recipe.seed)  # what a method draws must not depend on how the questions were answered
     model = method.apply(base)
     with replacing(folder.recipe) as temporary:
@@ -156,7 +158,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
 
     judge, groups = make_judge(recipe, task, tokenizer, asked_during), method.parameter_groups(model)
     try:
-        fit(model, tokenizer, dataset, recipe, steps, judge, folder.log, folder.checkpoints, True, groups)
+        make_trainer(model, tokenizer, dataset, recipe, steps, judge, folder, groups).run()
         model = method.finish(model)
         save(method, model, tokenizer, folder, recipe)
         console.print("After: the same problems again ...")
@@ -232,9 +234,15 @@ def make_judge(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, a
     greedy = recipe.generation.model_copy(update={"do_sample": False})
 
     def judge(model: Model) -> dict[str, Any]:
-        return evaluate(model, tokenizer, task, asked, greedy, progress=False).report(text_metrics=False)
+        return figures_of(evaluate(model, tokenizer, task, asked, greedy, progress=False))
 
     return judge
+
+
+def figures_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what the log says of an evaluation."""
+    report = evaluation.report(text_metrics=False)
+    return {name: report[name] for name in ("accuracy", "accuracy_ci95", "n")}
 
 
 def announce_memory(console: Console, recipe: Recipe, length: int, target_length: int) -> None:

@@ -27,7 +27,7 @@ class Collator:
     room: int = 0
 
     def __call__(self, encodings: list[Encoding]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `labels`, both (B, T), padded on the right; `record` (N,), `columns` (K,).
+        """`input_ids`, `labels`, both (B, T), padded on the right; `record` (N,), `logits_to_keep` (K,).
 
         With an example in each row `attention_mask` (B, T); packed, in its place, `position_ids` (B, T), which count
         from 0 in each sequence: by these models tell sequences apart. The columns with targets are found here: on a
@@ -35,7 +35,7 @@ class Collator:
         """
         batch = self.in_packs(encodings) if self.packed else self.in_rows(encodings)
         records = torch.tensor([encoding["record"] for encoding in encodings])
-        return {**batch, "record": records, "columns": target_columns(batch["labels"])}
+        return {**batch, "record": records, "logits_to_keep": target_columns(batch["labels"])}
 
     def in_rows(self, encodings: list[Encoding]) -> dict[str, torch.Tensor]:
         """An encoding in each row."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from glmtune.config import NamedSettings, Recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedTokenizerBase
 
     from glmtune.data import EncodedDataset
     from glmtune.data.encoding import Encoder
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from glmtune.methods import Method, Model
     from glmtune.runtime import RunFolder
     from glmtune.tasks import Task
-    from glmtune.training.trainer import Judge
+    from glmtune.training.run_trainer import Judge, RunTrainer
 
 Part = Literal["target", "rejected", "text"]  # of an `Example`
 
@@ -90,8 +90,8 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def trainer(self, plan: Plan, model: Model, judge: Judge) -> Trainer:
-        """Return the loop, ready to start.
+    def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
+        """Return the loop, ready to `run`.
 
         Args:
             plan: everything decided.

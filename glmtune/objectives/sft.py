@@ -8,11 +8,9 @@ from glmtune.config import NamedSettings
 from glmtune.objectives import Objective, Plan, Preparation
 
 if TYPE_CHECKING:
-    from transformers import Trainer
-
     from glmtune.data import EncodedDataset
     from glmtune.methods import Model
-    from glmtune.training.trainer import Judge
+    from glmtune.training.run_trainer import Judge, RunTrainer
 
 
 class SftSettings(NamedSettings):
@@ -31,11 +29,9 @@ class SupervisedFineTuning(Objective):
 
         return training_set(plan.recipe, plan.task, plan.encoder, plan.general)
 
-    def trainer(self, plan: Plan, model: Model, judge: Judge) -> Trainer:
+    def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
         """Return the loop with the loss of the target tokens."""
         from glmtune.training.trainer import make_trainer
 
         groups = plan.method.parameter_groups(model)
-        return make_trainer(
-            model, plan.tokenizer, plan.dataset, plan.recipe, plan.steps, judge, plan.folder.checkpoints, groups
-        )
+        return make_trainer(model, plan.tokenizer, plan.dataset, plan.recipe, plan.steps, judge, plan.folder, groups)

@@ -64,9 +64,8 @@ class LogCallback(TrainerCallback):
 
 
 def start_log(path: Path, result: dict[str, Any]) -> None:
-    """Begin a log with the held-out score before training, as step 0."""
-    score = {key: result[key] for key in ("accuracy", "accuracy_ci95", "n")}
-    path.write_text(as_line({"step": 0, "seconds": 0.0, **score}), encoding="utf-8")
+    """Begin a log with what the judge says before training, as step 0."""
+    path.write_text(as_line({"step": 0, "seconds": 0.0, **result}), encoding="utf-8")
 
 
 def as_line(record: dict[str, Any]) -> str:

@@ -16,15 +16,15 @@ from glmtune.data.encoding import IGNORED
 from glmtune.models.architecture import CHUNK
 
 
-def target_loss(logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
+def target_loss(logits: Tensor, labels: Tensor, logits_to_keep: Tensor) -> Tensor:
     """Sum of the cross-entropies of all targets, in fp32.
 
     Args:
-        logits: (B, K, V) of `columns`. Its storage holds the gradient after the backward pass.
+        logits: (B, K, V) of `logits_to_keep`. Its storage holds the gradient after the backward pass.
         labels: (B, T), unshifted.
-        columns: (K,) as `glmtune.data.collation.target_columns` gives them.
+        logits_to_keep: (K,) as `glmtune.data.collation.target_columns` gives them.
     """
-    return TargetLoss.apply(logits.flatten(0, 1), labels[:, columns + 1].flatten())
+    return TargetLoss.apply(logits.flatten(0, 1), labels[:, logits_to_keep + 1].flatten())
 
 
 class TargetLoss(torch.autograd.Function):

@@ -62,7 +62,7 @@ def test_the_run_folder(tiny_run: Run) -> None:
 
 def test_the_recipe_is_whole(tiny_run: Run, tiny_checkpoint: Path) -> None:
     recipe = load_recipe(tiny_run.folder.recipe)
-    assert (recipe.format, recipe.model.path, recipe.training.steps) == (1, str(tiny_checkpoint), 12)
+    assert (recipe.format, recipe.model.path, recipe.training.steps) == (2, str(tiny_checkpoint), 12)
     assert recipe.training.learning_rate == 0.01
     assert to_yaml(recipe) == tiny_run.folder.recipe.read_text()
 

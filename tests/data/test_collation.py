@@ -17,7 +17,7 @@ ROWS: list[Encoding] = [
 
 def test_padding() -> None:
     batch = Collator(3)(ROWS)
-    assert set(batch) == {"input_ids", "attention_mask", "labels", "record", "columns"}
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "record", "logits_to_keep"}
     assert batch["input_ids"].tolist() == [[5, 6, 7, 2], [8, 2, 3, 3], [9, 3, 2, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
     x = IGNORED

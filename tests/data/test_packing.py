@@ -52,8 +52,8 @@ def examples(model: Any, lengths: list[tuple[int, int]]) -> list[Encoding]:
 def loss_and_gradients(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-    logits = model(**inputs, use_cache=False, logits_to_keep=batch["columns"]).logits
-    loss = target_loss(logits, batch["labels"], batch["columns"]) / batch["labels"].ne(IGNORED).sum()
+    logits = model(**inputs, use_cache=False, logits_to_keep=batch["logits_to_keep"]).logits
+    loss = target_loss(logits, batch["labels"], batch["logits_to_keep"]) / batch["labels"].ne(IGNORED).sum()
     loss.backward()
     return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 

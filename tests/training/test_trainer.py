@@ -21,9 +21,11 @@ from glmtune.data import EncodedDraws
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import Encoder
 from glmtune.examples import Example
-from glmtune.runtime import UserError, seed_everything
+from glmtune.runtime import RunFolder, UserError, seed_everything
 from glmtune.training import trainer
-from glmtune.training.trainer import fit
+from glmtune.training.arguments import make_arguments
+from glmtune.training.run_trainer import DivergenceError, RunTrainer
+from glmtune.training.trainer import make_trainer
 
 EXAMPLES = [Example(f"{a}+{b}=", f"{a}+{b}={a + b}" + " and so on" * (a % 3)) for a in range(4) for b in (1, 23)]
 
@@ -71,7 +73,7 @@ def losses(folder: Path) -> dict[int, float]:
 def learn(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Weights]:
     """`learn("run", "training.batch_size=2", ...)`: the loop alone, on `EXAMPLES`, in `tmp_path / "run"`."""
 
-    def run(name: str, *settings: str, steps: int = 4, judge: Any = None, resume: bool = False) -> Weights:
+    def run(name: str, *settings: str, steps: int = 4, judge: Any = None) -> Weights:
         recipe = load_recipe(
             None,
             [
@@ -90,18 +92,8 @@ def learn(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Weights]:
         method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
         model = method.apply(base)
         dataset = EncodedDraws(EXAMPLES, Encoder(tokenizer))
-        fit(
-            model,
-            tokenizer,
-            dataset,
-            recipe,
-            steps,
-            judge or Judge(),
-            folder / "log.jsonl",
-            folder / "checkpoints",
-            resume,
-            method.parameter_groups(model),
-        )
+        groups = method.parameter_groups(model)
+        make_trainer(model, tokenizer, dataset, recipe, steps, judge or Judge(), RunFolder(folder), groups).run()
         return weights_of(model)
 
     return run
@@ -114,7 +106,7 @@ class WidePadding(Collator):
         longest = max(encodings, key=lambda encoding: len(encoding["input_ids"]))
         extra = {"input_ids": longest["input_ids"] + [3] * 16, "labels": longest["labels"] + [-100] * 16, "record": -1}
         batch = super().__call__([*encodings, extra])
-        return {name: rows if name == "columns" else rows[:-1] for name, rows in batch.items()}
+        return {name: rows if name == "logits_to_keep" else rows[:-1] for name, rows in batch.items()}
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "freeze, num_layers: 1", "ptuning_v2, dropout: 0"])
@@ -202,7 +194,7 @@ def test_resumed_is_never_stopped(learn: Callable[..., Weights], tmp_path: Path,
     with pytest.raises(error):
         learn("stopped", *settings, steps=8, judge=Judge(script, at=at))
     assert max(losses(tmp_path / "stopped")) < 8
-    resumed = learn("stopped", *settings, steps=8, judge=Judge(script[1:]), resume=True)
+    resumed = learn("stopped", *settings, steps=8, judge=Judge(script[1:]))
     assert same(resumed, expected, atol=1e-6)
     assert losses(tmp_path / "stopped") == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)
     seconds = [record["seconds"] for record in log_of(tmp_path / "stopped")]
@@ -233,13 +225,13 @@ def test_a_complete_run_is_resumed_without_a_step(learn: Callable[..., Weights],
     script, judge = [0.2, 0.9, 0.4, 0.5], Judge()
     complete = learn("run", "training.eval_steps=1", judge=Judge(script), steps=steps)
     log = log_of(tmp_path / "run")
-    assert same(learn("run", "training.eval_steps=1", judge=judge, steps=steps, resume=True), complete)
+    assert same(learn("run", "training.eval_steps=1", judge=judge, steps=steps), complete)
     assert judge.seen == []
     assert log_of(tmp_path / "run") == log
 
 
 def test_resuming_without_a_checkpoint_is_beginning(learn: Callable[..., Weights]) -> None:
-    assert same(learn("run", resume=True), learn("other"))
+    assert same(learn("run"), learn("other"))
 
 
 def test_a_half_written_checkpoint_is_passed_over(learn: Callable[..., Weights], tmp_path: Path) -> None:
@@ -247,7 +239,7 @@ def test_a_half_written_checkpoint_is_passed_over(learn: Callable[..., Weights],
     shutil.copytree(tmp_path / "run/checkpoints/checkpoint-2", tmp_path / "run/checkpoints/checkpoint-3")
     for name in ("checkpoint-3", "checkpoint-4"):
         (tmp_path / "run/checkpoints" / name / "trainer_state.json").unlink()
-    assert same(learn("run", "training.eval_steps=2", resume=True), expected, atol=1e-6)
+    assert same(learn("run", "training.eval_steps=2"), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["{name: lora, rank: 4}", "{name: full}", "{name: freeze, num_layers: 1}"])
@@ -271,7 +263,7 @@ def test_the_best_is_found_in_a_moved_folder(learn: Callable[..., Weights], tmp_
     judge = Judge([0.1, 0.9, 0.3, 0.5])
     learn("run", "training.eval_steps=1", judge=judge)
     (tmp_path / "run").rename(tmp_path / "moved")
-    assert same(learn("moved", "training.eval_steps=1", resume=True), judge.seen[1])
+    assert same(learn("moved", "training.eval_steps=1"), judge.seen[1])
 
 
 def test_the_last_step_is_judged_and_logged(learn: Callable[..., Weights], tmp_path: Path) -> None:
@@ -290,7 +282,7 @@ def test_early_stopping_stops(learn: Callable[..., Weights], tmp_path: Path) -> 
     assert len(judge.seen) == 4
     assert same(final, judge.seen[3])
     again = Judge([0.9] * 20)
-    assert same(learn("run", *EARLY, steps=20, judge=again, resume=True), final)
+    assert same(learn("run", *EARLY, steps=20, judge=again), final)
     assert again.seen == []
 
 
@@ -298,7 +290,7 @@ def test_patience_goes_on_counting_after_a_stop(learn: Callable[..., Weights]) -
     with pytest.raises(RuntimeError):
         learn("run", *EARLY, steps=20, judge=Judge([0.5, 0.4], at={3: kill}))
     judge = Judge([0.4, 0.9])
-    learn("run", *EARLY, steps=20, judge=judge, resume=True)
+    learn("run", *EARLY, steps=20, judge=judge)
     assert len(judge.seen) == 1
 
 
@@ -333,7 +325,7 @@ def test_a_full_disk_loses_no_checkpoint(
             learn("run", *settings)
     assert f"glmtune train --resume {tmp_path / 'run'}" in str(error.value)
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["checkpoint-2"]
-    assert same(learn("run", *settings, resume=True), expected, atol=1e-6)
+    assert same(learn("run", *settings), expected, atol=1e-6)
 
 
 def test_a_log_that_cannot_be_written_is_told(learn: Callable[..., Weights], tmp_path: Path) -> None:
@@ -353,13 +345,13 @@ def test_a_checkpoint_holds_what_is_trained(learn: Callable[..., Weights], tmp_p
 def test_a_changed_recipe_is_not_resumed(learn: Callable[..., Weights]) -> None:
     learn("run", "training.eval_steps=2")
     with pytest.raises(UserError, match=r"does not fit the recipe: .*lora_A.* is \(4, 32\) there and \(2, 32\)"):
-        learn("run", "method.rank=2", steps=8, resume=True)
+        learn("run", "method.rank=2", steps=8)
 
 
 def test_groups_learn_at_their_own_rates(learn: Callable[..., Weights], monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    create = trainer.Trainer.create_optimizer
-    monkeypatch.setattr(trainer.Trainer, "create_optimizer", lambda *args: made.append(create(*args)) or made[-1])
+    create = RunTrainer.create_optimizer
+    monkeypatch.setattr(RunTrainer, "create_optimizer", lambda *args: made.append(create(*args)) or made[-1])
     learn("run", "method.lora_plus_ratio=4", "training.weight_decay=0.1")
     assert sorted(group["initial_lr"] for group in made[0].param_groups) == [0.01, 0.04]
     assert {group["weight_decay"] for group in made[0].param_groups} == {0.1}
@@ -372,8 +364,8 @@ def test_small_optimizers_learn_alike(
     """Matrices of 4,096 numbers are the smallest that bitsandbytes keeps moments of 8 bits for."""
     pytest.importorskip("bitsandbytes")
     made = []
-    create = trainer.Trainer.create_optimizer
-    monkeypatch.setattr(trainer.Trainer, "create_optimizer", lambda *args: made.append(create(*args)) or made[-1])
+    create = RunTrainer.create_optimizer
+    monkeypatch.setattr(RunTrainer, "create_optimizer", lambda *args: made.append(create(*args)) or made[-1])
     method = "method={name: lora, rank: 128}"
     learn("plain", method, "training.learning_rate=0.001", steps=8)
     learn("small", method, "training.learning_rate=0.001", f"training.optimizer={optimizer}", steps=8)
@@ -409,7 +401,7 @@ def test_one_gpu_of_many(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pyt
     """transformers would scatter every batch, and the columns of its targets, over all of them."""
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
     recipe = load_recipe(None, [f"model.path={tiny_checkpoint}", "training.learning_rate=1"])
-    arguments = trainer.training_arguments(recipe, 1, tmp_path, models.load(recipe.model)[0])
+    arguments = make_arguments(recipe, 1, tmp_path, torch.device("cpu"))
     assert vars(arguments)["_n_gpu"] == 1
 
 
@@ -427,9 +419,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
     judge = Judge([0.9, 0.1])
     plain, count = trainer.target_loss, iter(range(99))
     monkeypatch.setattr(trainer, "target_loss", lambda *args: plain(*args) * (value if next(count) == 5 else 1.0))
-    with pytest.raises(
-        trainer.DivergenceError, match=r"loss of step 6 is (nan|inf) \(records \d, \d, \d, \d\)"
-    ) as error:
+    with pytest.raises(DivergenceError, match=r"loss of step 6 is (nan|inf) \(records \d, \d, \d, \d\)") as error:
         learn("run", "training.eval_steps=2", steps=8, judge=judge)
     assert "lower training.learning_rate (it was 0.01" in str(error.value) and error.value.rescued
     assert list(losses(tmp_path / "run")) == [1, 2, 3, 4, 5]
@@ -443,15 +433,15 @@ def test_weights_that_are_no_numbers_are_neither_judged_nor_saved(
 ) -> None:
     """Nor would they be the best for scoring no worse than those before."""
     judge, evaluations = Judge([0.0, 0.0]), iter(range(1, 9))
-    evaluate = trainer.Trainer.evaluate
+    evaluate = RunTrainer.evaluate
 
     def spoil(self: Any, *args: Any, **kwargs: Any) -> Any:
         if next(evaluations) == at:
             next(iter(self.trained_weights().values())).data.fill_(float("nan"))
         return evaluate(self, *args, **kwargs)
 
-    monkeypatch.setattr(trainer.Trainer, "evaluate", spoil)
-    with pytest.raises(trainer.DivergenceError, match=f"After step {2 * at} the weights are not finite") as error:
+    monkeypatch.setattr(RunTrainer, "evaluate", spoil)
+    with pytest.raises(DivergenceError, match=f"After step {2 * at} the weights are not finite") as error:
         learn("run", "training.eval_steps=2", judge=judge)
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == kept
     assert error.value.rescued == bool(kept) and len(judge.seen) == at - 1

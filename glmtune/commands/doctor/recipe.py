@@ -72,8 +72,8 @@ def method(patient: Patient) -> Finding:
 
 def precision(patient: Patient) -> Finding:
     """Whether the device computes in the recipe's precision, and stores and trains what the recipe says."""
+    from glmtune.training.arguments import check_precision
     from glmtune.training.optimizers import check_installed
-    from glmtune.training.trainer import check_precision
 
     settings, where = patient.recipe.model, distributed.local_device()
     dtype = models.choose_dtype(settings.dtype, where)

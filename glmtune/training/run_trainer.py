@@ -1,0 +1,244 @@
+"""What a run adds to any Trainer, transformers' or trl's: a judge, a log, checkpoints, a stop and a rescue."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from glmtune.config import TrainingSettings
+from glmtune.methods import Model
+from glmtune.runtime import RunFolder, UserError
+from glmtune.training import optimizers
+from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
+from glmtune.training.checkpoints import (
+    Weights,
+    has_ended,
+    last_checkpoint,
+    load_weights,
+    read_state,
+    save_weights,
+    trained_weights,
+)
+
+# Figures of a model on held-out examples. The arguments' `metric_for_best_model` names the one by which the best
+# weights are chosen; `..._ci95` beside it is its interval.
+Judge = Callable[[Model], dict[str, Any]]
+
+if TYPE_CHECKING:
+    Base = Trainer
+else:
+    Base = object
+
+
+class DivergenceError(UserError):
+    """The loss or the weights are no longer numbers.
+
+    Attributes:
+        rescued: the model holds the best weights of the run again.
+    """
+
+    rescued = False
+
+
+class RunTrainer(Base):
+    """A mixin that stands before a Trainer: `class Mine(RunTrainer, trl.GRPOTrainer)`.
+
+    A checkpoint holds the weights that are trained, and nothing of a frozen base. The best weights are those that the
+    judge likes best; the loss of held-out examples is not asked for.
+
+    Args:
+        judge: scores the model on held-out examples.
+        folder: of the run; `log.jsonl` is appended to.
+        settings: the optimizer, and the patience of early stopping.
+        groups: of trainable parameters, as `Method.parameter_groups` gives them; default: all alike.
+        options: of the Trainer, by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        judge: Judge,
+        folder: RunFolder,
+        settings: TrainingSettings,
+        groups: list[dict[str, Any]] | None = None,
+        **options: Any,
+    ):
+        # Unused, as the judge is asked; the Trainer wants one all the same.
+        super().__init__(**{"eval_dataset": options.get("train_dataset"), **options})
+        self.judge, self.folder, self.settings = judge, folder, settings
+        self.groups = groups or [{"params": list(self.trained_weights().values())}]
+        self.interrupt, self.bar = InterruptCallback(), ProgressBar()
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        if settings.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
+        for callback in (LogCallback(folder.log), self.bar, self.interrupt):
+            self.add_callback(callback)
+
+    def run(self) -> None:
+        """Train, from the last checkpoint where there is one; the model ends with the best weights, for evaluation.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+            DivergenceError: the loss is no longer a number; the model holds the best weights so far.
+        """
+        start = last_checkpoint(self.folder.checkpoints)
+        state = read_state(start) if start else None
+        model = self.unwrapped
+        model.config.use_cache = False
+        try:
+            if state is not None and has_ended(state, self.args.max_steps, self.settings.early_stopping_patience):
+                self.take_best(state)
+            else:
+                with self.interrupt.listening(), closing(self.bar):
+                    self.train(resume_from_checkpoint=str(start) if start else None)
+        except DivergenceError as error:
+            raise self.rescue(error) from error
+        finally:
+            model.config.use_cache = True
+            model.eval()
+        if self.interrupt.interrupted:
+            raise KeyboardInterrupt
+
+    @property
+    def unwrapped(self) -> Any:
+        """The model itself, without what several processes put around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    # What is learned
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the recipe's optimizer for the groups of parameters; biases and norms do not decay."""
+        if self.optimizer is None:
+            trained: Any = self.model
+            decaying = set(self.get_decay_parameter_names(trained))
+            decays = {id(weight): name in decaying for name, weight in trained.named_parameters()}
+            groups = [
+                {
+                    "params": chosen,
+                    "weight_decay": self.args.weight_decay if decayed else 0.0,
+                    "lr": self.args.learning_rate * group.get("lr_scale", 1.0),
+                }
+                for group in self.groups
+                for decayed in (True, False)
+                if (chosen := [weight for weight in group["params"] if decays[id(weight)] == decayed])
+            ]
+            self.optimizer = optimizers.create_optimizer(self.settings.optimizer, groups, trained, self.args)
+        return self.optimizer
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the Trainer's own loss.
+
+        Raises:
+            DivergenceError: it is not finite; tells the step, and what is known of the examples.
+        """
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        if not loss.isfinite():
+            where = self.describe_batch(inputs)
+            raise DivergenceError(
+                f"The loss of step {self.state.global_step + 1} is {loss.item()}{f' ({where})' if where else ''}."
+            )
+        return result
+
+    def describe_batch(self, inputs: Any) -> str:
+        """Return which examples a batch holds, for the error about its loss."""
+        return ""
+
+    def trained_weights(self) -> Weights:
+        """Return the parameters that are trained, by name."""
+        return trained_weights(self.unwrapped)
+
+    def check_weights(self) -> None:
+        """Look for trained weights that are no numbers.
+
+        Raises:
+            DivergenceError: there are some.
+        """
+        broken = [name for name, weight in self.trained_weights().items() if not weight.isfinite().all()]
+        if broken:
+            raise DivergenceError(f"After step {self.state.global_step} the weights are not finite ({broken[0]} ...).")
+
+    # How good it is
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Ask the judge, in the precision that the model is trained in.
+
+        Raises:
+            DivergenceError: the weights are no numbers.
+        """
+        self.check_weights()
+        model, metric = self.unwrapped, str(self.args.metric_for_best_model)
+        was_training = model.training
+        start = time.perf_counter()
+        model.eval()
+        with self.accelerator.autocast():
+            result = dict(self.judge(model))
+        model.train(was_training)
+        metrics = {f"eval_{metric}": result.pop(metric), "eval_duration": round(time.perf_counter() - start, 2)}
+        low_high = dict(zip(("eval_ci95_low", "eval_ci95_high"), result.pop(f"{metric}_ci95", ()), strict=False))
+        self.log({**metrics, **low_high, **{f"eval_{name}": figure for name, figure in result.items()}})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if metrics[f"eval_{metric}"] == self.state.best_metric:  # of equals the last is kept: it has learned longest
+            self.state.best_global_step = self.state.global_step
+        return metrics
+
+    def take_best(self, state: TrainerState) -> None:
+        """Load the best weights of a run that has ended already."""
+        self.state = state
+        state.best_model_checkpoint = str(self.folder.checkpoints / f"checkpoint-{state.best_global_step}")
+        self._load_best_model()
+
+    def rescue(self, error: DivergenceError) -> DivergenceError:
+        """Take the best weights of a run that went astray, if there are any; return the error with what to do."""
+        remedy = DivergenceError(
+            f"{error} Start again with a lower training.learning_rate (it was {self.args.learning_rate:g}; try a "
+            "third), a larger training.warmup_ratio or model.dtype=float32, and look at the records for something "
+            "unusual."
+        )
+        if self.state.best_global_step is not None:
+            self.take_best(self.state)
+            remedy.rescued = True
+        return remedy
+
+    # What is written
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        save_weights(self.trained_weights(), Path(str(output_dir or self.args.output_dir)))
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.trained_weights(), Path(resume_from_checkpoint))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint: whole, or not at all where the disk is full; and never of weights that are no numbers.
+
+        Raises:
+            UserError: it cannot be written.
+            DivergenceError: a weight is not finite.
+        """
+        self.check_weights()
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            folder = self.folder.checkpoints
+            shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            free = shutil.disk_usage(folder).free // 2**20
+            raise UserError(
+                f"{folder}: the checkpoint of step {self.state.global_step} cannot be written ({free} MB free on this "
+                f"disk): {error}. Make room, then go on with: glmtune train --resume {self.folder.path}"
+            ) from error
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none: trl puts a card into the folder of checkpoints; a run is described by its report and export."""
