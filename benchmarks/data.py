@@ -30,7 +30,7 @@ from recording import options, record
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from glmtune import models, registry
+from glmtune import registry
 from glmtune.commands import inspect, train
 from glmtune.config import DataSettings, Recipe, load_recipe
 from glmtune.data import EncodedDataset, LengthGroupedSampler
@@ -39,6 +39,7 @@ from glmtune.data.encoding import Encoder
 from glmtune.data.table import encode_records
 from glmtune.evaluation.decision import decide
 from glmtune.examples import Example
+from glmtune.models import loading
 from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.records import read_examples
 from glmtune.runtime import RunFolder
@@ -110,7 +111,7 @@ def encoding_speed(file: Path, tokenizer: Any) -> dict[str, float]:
 
 def packing_speed(file: Path, steps: int, batch_size: int, repeats: int) -> dict[str, float]:
     """Real tokens a second of the loop by how its batches are laid out, the median of some runs of each, in turns."""
-    tokenizer = models.load_tokenizer(models.locate("nano"))
+    tokenizer = loading.load_tokenizer(loading.locate("nano"))
     settings = DataSettings(on_error="skip", too_long="drop")
     examples = read_examples(str(file), settings)
     table = encode_records(examples, Encoder(tokenizer, 512), settings, file.name)
@@ -135,7 +136,7 @@ def loop_speed(name: str, table: EncodedDataset, steps: int, batch_size: int) ->
         ],
     )
     chosen = Chosen(table, steps * batch_size, name)
-    model, tokenizer = models.load(recipe.model)
+    model, tokenizer = loading.load_model(recipe.model)
     model = registry.find("glmtune.methods", recipe.method.name)(recipe.method).apply(model)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -171,7 +172,7 @@ def no_judge(model: Any) -> dict[str, Any]:
 def memory_of_many(folder: str) -> None:
     """Print what reading, encoding and going through many records takes, in bytes of resident memory at most."""
     process, peaks = psutil.Process(), [0]
-    tokenizer = models.load_tokenizer(models.locate("nano"))
+    tokenizer = loading.load_tokenizer(loading.locate("nano"))
     started = process.memory_info().rss
     rng = random.Random(0)
     file = Path(folder, "many.jsonl")

@@ -1,9 +1,9 @@
 """Seconds and peak memory to load a random fp16 checkpoint of full size: ours against plain `from_pretrained`.
 
-Ours is `models.load`, tokenizer and checks included: ChatGLM-6B under its original names, and ChatGLM3-6B in the layout
-of its release, once as safetensors and once as pytorch_model*.bin. Plain is `from_pretrained` of a native class of
-transformers, on files of the same kind and size: GPTNeoX of ChatGLM-6B's sizes, which is its nearest relative, and for
-ChatGLM3-6B the same weights written as `GlmForCausalLM`. Tokenizers are small stand-ins.
+Ours is `loading.load_model`, tokenizer and checks included: ChatGLM-6B under its original names, and ChatGLM3-6B in
+the layout of its release, once as safetensors and once as pytorch_model*.bin. Plain is `from_pretrained` of a native
+class of transformers, on files of the same kind and size: GPTNeoX of ChatGLM-6B's sizes, which is its nearest
+relative, and for ChatGLM3-6B the same weights written as `GlmForCausalLM`. Tokenizers are small stand-ins.
 
 Each measurement runs in a process of its own, ours and plain in turns. Just before it, the pages of the other
 checkpoint are dropped from the system's cache and all of this one's are read, so that the disk is no part of it;
@@ -39,10 +39,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GlmForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging
 
-from glmtune import models
 from glmtune.config import ModelSettings
+from glmtune.models import loading
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.models.glm.modeling_glm import plain, translate
+from glmtune.models.glm.modeling_glm import as_plain, rename_weight
 
 GIB = 2**30
 SHARD_BYTES = 2 * 10**9
@@ -83,8 +83,8 @@ def write_checkpoint(who: str, model: str, files: str, folder: Path, depth: int)
     if model == "ChatGLM3-6B":
         write_chatglm3(who, files, folder, depth)
         return
-    nano = str(models.EMBEDDED["nano"])
-    small = models.load_config(nano)
+    nano = str(loading.EMBEDDED["nano"])
+    small = loading.load_config(nano)
     config: Any = ChatGLMConfig(num_layers=depth, **{name: getattr(small, name) for name in SPECIAL})
     if who == "plain":
         config = GPTNeoXConfig(
@@ -98,7 +98,7 @@ def write_checkpoint(who: str, model: str, files: str, folder: Path, depth: int)
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in AutoModelForCausalLM.from_config(config).named_parameters()}
     config.save_pretrained(folder)
-    models.load_tokenizer(nano).save_pretrained(folder)
+    loading.load_tokenizer(nano).save_pretrained(folder)
     write_shards(random_weights(shapes), folder, files)
 
 
@@ -107,9 +107,9 @@ def write_chatglm3(who: str, files: str, folder: Path, depth: int) -> None:
     values = {**CHATGLM3, "num_layers": depth}
     weights = random_weights(chatglm3_shapes(**values))
     if who == "plain":
-        config = plain(ChatGLMConfig.from_dict(values))
+        config = as_plain(ChatGLMConfig.from_dict(values))
         config.save_pretrained(folder)
-        parts = (part for name, weight in weights for part in translate(name, weight, config))
+        parts = (part for name, weight in weights for part in rename_weight(name, weight, config))
         write_shards(((name, part[...].clone()) for name, part in parts), folder, files)
         return
     (folder / "config.json").write_text(json.dumps(values))
@@ -195,7 +195,7 @@ def warm(folder: Path, other: Path) -> None:
 def load(who: str, model: str, folder: str) -> Any:
     """What is measured."""
     if who == "ours":
-        return models.load(ModelSettings(path=folder, dtype="float16"))[0]
+        return loading.load_model(ModelSettings(path=folder, dtype="float16"))[0]
     where: dict[str, Any] = {"device_map": {"": "cuda"}} if ON_GPU else {}
     return NATIVE[model].from_pretrained(folder, dtype=torch.float16, **where)
 
@@ -221,7 +221,7 @@ def measure(who: str, model: str, folder: str) -> dict[str, Any]:
     }
     start = time.perf_counter()
     if who == "ours":
-        models.load_tokenizer(folder)
+        loading.load_tokenizer(folder)
     return {**found, "tokenizer": time.perf_counter() - start}
 
 

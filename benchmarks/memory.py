@@ -40,12 +40,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from glmtune import distributed, models, registry
+from glmtune import distributed, registry
 from glmtune.commands.estimate import architecture_of, estimate
 from glmtune.config import Recipe, load_recipe
 from glmtune.data import EncodedDataset
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import IGNORED, Encoding
+from glmtune.models import loading
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.models.quantization import bits_config
 from glmtune.runtime import RunFolder
@@ -82,8 +83,8 @@ class Cell:
 
 def write_checkpoint(folder: Path, depth: int) -> None:
     """A ChatGLM-6B of random fp16 weights, a file for each block, with nano's tokenizer (its text does not matter)."""
-    nano = str(models.EMBEDDED["nano"])
-    small = models.load_config(nano)
+    nano = str(loading.EMBEDDED["nano"])
+    small = loading.load_config(nano)
     special = {name: getattr(small, name) for name in SPECIAL}
     config = ChatGLMConfig(num_layers=depth, dtype="float16", architectures=["ChatGLMForCausalLM"], **special)
     with torch.device("meta"):
@@ -105,7 +106,7 @@ def write_checkpoint(folder: Path, depth: int) -> None:
     index = {name: file for file, names in files.items() for name in names}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     config.save_pretrained(folder)
-    models.load_tokenizer(nano).save_pretrained(folder)
+    loading.load_tokenizer(nano).save_pretrained(folder)
 
 
 class Rows(EncodedDataset):
@@ -182,7 +183,7 @@ def recipe_of(cell: Cell, checkpoint: str) -> Recipe:
 
 def plain_model(cell: Cell, checkpoint: str) -> Any:
     """The checkpoint by transformers and bitsandbytes alone."""
-    dtype = models.choose_dtype(DTYPE, DEVICE)
+    dtype = loading.choose_dtype(DTYPE, DEVICE)
     quantized = {"quantization_config": bits_config(cell.bits, dtype)} if cell.bits < 16 else {}
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, device_map={"": DEVICE}, **quantized)
 
@@ -215,8 +216,8 @@ def measure_training(cell: Cell, checkpoint: str, steps: int) -> dict[str, float
     reset_peak()
     with tempfile.TemporaryDirectory() as folder:
         if cell.who == "ours":
-            base, tokenizer = models.load(recipe.model)
-            loading = peak()
+            base, tokenizer = loading.load_model(recipe.model)
+            loaded = peak()
             method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
             recipe.training.learning_rate = 1e-4
             model = method.apply(base)
@@ -226,14 +227,14 @@ def measure_training(cell: Cell, checkpoint: str, steps: int) -> dict[str, float
             model.config.use_cache = False
         else:
             model = plain_model(cell, checkpoint)
-            loading = peak()
+            loaded = peak()
             model = plain_method(cell, model)
             arguments = TrainingArguments(
                 output_dir=folder,
                 max_steps=steps,
                 per_device_train_batch_size=cell.batch,
                 learning_rate=1e-4,
-                bf16=models.choose_dtype(DTYPE, DEVICE) == torch.bfloat16,
+                bf16=loading.choose_dtype(DTYPE, DEVICE) == torch.bfloat16,
                 gradient_checkpointing=cell.method == "lora",
                 gradient_checkpointing_kwargs={"use_reentrant": False} if cell.method == "lora" else None,
                 save_strategy="no",
@@ -255,14 +256,18 @@ def measure_training(cell: Cell, checkpoint: str, steps: int) -> dict[str, float
         reset_peak()
         trainer.train()
     timed = clock.seconds[1:] or clock.seconds
-    return {"load_gib": loading, "peak_gib": peak(), "seconds": sum(timed) / len(timed)}
+    return {"load_gib": loaded, "peak_gib": peak(), "seconds": sum(timed) / len(timed)}
 
 
 def measure_inference(cell: Cell, checkpoint: str, new_tokens: int) -> dict[str, float]:
     """Seconds a token once the prompt is read, and the peaks of loading and answering."""
     reset_peak()
-    model = models.load(recipe_of(cell, checkpoint).model)[0] if cell.who == "ours" else plain_model(cell, checkpoint)
-    loading = peak()
+    model = (
+        loading.load_model(recipe_of(cell, checkpoint).model)[0]
+        if cell.who == "ours"
+        else plain_model(cell, checkpoint)
+    )
+    loaded = peak()
     model.eval()
     row = Rows(model.config, 1, cell.length - new_tokens, 0)[0]["input_ids"]
     ids = torch.tensor([row] * cell.batch, device=model.device)
@@ -271,7 +276,7 @@ def measure_inference(cell: Cell, checkpoint: str, new_tokens: int) -> dict[str,
     options = {"min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 3}
     with torch.inference_mode():  # not while it is loaded: weights that are made in it cannot be tied
         model.generate(ids, max_new_tokens=new_tokens, stopping_criteria=StoppingCriteriaList([stamps]), **options)
-    return {"load_gib": loading, "peak_gib": peak(), "seconds": (stamps[-1] - stamps[0]) / (new_tokens - 1)}
+    return {"load_gib": loaded, "peak_gib": peak(), "seconds": (stamps[-1] - stamps[0]) / (new_tokens - 1)}
 
 
 class Stamps(list[float], StoppingCriteria):
@@ -285,7 +290,7 @@ class Stamps(list[float], StoppingCriteria):
 
 def matrix_rate(repeats: int = 5) -> float:
     """Multiplications and additions a second of the device, in the precision that is used on it."""
-    dtype = models.choose_dtype(DTYPE, DEVICE)
+    dtype = loading.choose_dtype(DTYPE, DEVICE)
     left, right = (torch.randn(4096, 4096, device=DEVICE, dtype=dtype) for _ in range(2))
     left @ right
     synchronize()

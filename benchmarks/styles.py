@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from recording import RESULTS, options, record
 
-from glmtune import methods
+from glmtune import adapters
 from glmtune.arithmetic.problems import Problem
 from glmtune.cli import quiet_libraries
 from glmtune.commands import train
@@ -82,7 +82,7 @@ def trained(label: str, settings: list[str], work: Path) -> tuple[Any, Rows]:
 def grid(run: Any, operators: str, sizes: list[tuple[int, int]], count: int) -> Rows:
     """Exact match, and faithful calls, for each operator and each pair of lengths."""
     task = find("glmtune.tasks", "arithmetic")(load_recipe(run.folder.recipe).task)
-    model, tokenizer = methods.load(*methods.find(str(run.folder.path)))
+    model, tokenizer = adapters.load(*adapters.find_base(str(run.folder.path)))
     rows = []
     for operator in operators:
         for left, right in sizes:

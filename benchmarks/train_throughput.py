@@ -17,11 +17,12 @@ from transformers import DataCollatorForSeq2Seq, TrainingArguments
 from transformers import Trainer as PlainTrainer
 from transformers.utils import logging
 
-from glmtune import models, registry
+from glmtune import registry
 from glmtune.config import Recipe, load_recipe
 from glmtune.data import EncodedDraws, examples_of
 from glmtune.data.encoding import Encoder
 from glmtune.methods import Method
+from glmtune.models import loading
 from glmtune.runtime import RunFolder
 from glmtune.tasks import Task
 from glmtune.training.trainer import make_trainer
@@ -29,7 +30,7 @@ from glmtune.training.trainer import make_trainer
 
 def train_ours(recipe: Recipe, task: Task, folder: Path) -> float:
     """Seconds of our loop, without evaluation."""
-    model, tokenizer = models.load(recipe.model)
+    model, tokenizer = loading.load_model(recipe.model)
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     steps, batch_size = recipe.training.steps or 1, recipe.training.batch_size
     dataset = EncodedDraws(examples_of(task, "train", steps * batch_size, recipe.seed), Encoder(tokenizer))
@@ -46,7 +47,7 @@ def no_judge(model: Any) -> dict[str, Any]:
 
 def train_plain(recipe: Recipe, rows: list[Any], folder: Path) -> float:
     """Seconds of a plain Trainer loop on the same examples."""
-    model, tokenizer = models.load(recipe.model)
+    model, tokenizer = loading.load_model(recipe.model)
     settings: Any = recipe.method
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.target_modules)
     tokenizer.padding_side = "right"
@@ -82,9 +83,9 @@ def main() -> None:
     recipe = load_recipe(None, [*overrides, "training.logging_steps=1000000"])
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
-    config = models.load_config(models.locate(recipe.model.path))
+    config = loading.load_config(loading.locate(recipe.model.path))
     recipe.training.learning_rate = method.learning_rate(config.hidden_size)
-    tokenizer = models.load_tokenizer(models.locate(recipe.model.path))
+    tokenizer = loading.load_tokenizer(loading.locate(recipe.model.path))
     dataset = EncodedDraws(
         examples_of(task, "train", chosen.steps * chosen.batch_size, recipe.seed), Encoder(tokenizer)
     )

@@ -12,19 +12,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from glmtune import autoclasses
+from glmtune.models import autoclasses
 
 if TYPE_CHECKING:
+    from glmtune.adapters import load
     from glmtune.commands.evaluate import run as evaluate
     from glmtune.commands.predict import run as predict
     from glmtune.commands.train import run as train
-    from glmtune.methods import load
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "load", "predict", "train"]
 
 _HOMES = {
-    "load": ("glmtune.methods", "load"),
+    "load": ("glmtune.adapters", "load"),
     "train": ("glmtune.commands.train", "run"),
     "evaluate": ("glmtune.commands.evaluate", "run"),
     "predict": ("glmtune.commands.predict", "run"),

@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from glmtune import methods, models, registry
+from glmtune import adapters, registry
 from glmtune.config import ModelSettings, Recipe, load_recipe
 from glmtune.methods import Method
+from glmtune.models import loading
 from glmtune.models.architecture import Architecture
+from glmtune.models.checkpoint import fingerprint, read_json
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
 
@@ -65,7 +67,7 @@ class ResolvedModel:
             UserError: neither recipe nor adapter names one.
         """
         if self.adapter is not None and not self.base_is_named:
-            return methods.base_of(self.adapter)
+            return adapters.base_of(self.adapter)
         if self.run is not None and self.adapter is None:
             return str(self.run.model)
         return self.recipe.model.path if self.has_recipe or self.adapter is not None else str(self.target)
@@ -73,7 +75,7 @@ class ResolvedModel:
     @property
     def is_remote(self) -> bool:
         """Whether the base comes from the hub."""
-        return self.base not in models.EMBEDDED and not Path(self.base).is_dir()
+        return self.base not in loading.EMBEDDED and not Path(self.base).is_dir()
 
     @cached_property
     def folder(self) -> Path:
@@ -84,12 +86,12 @@ class ResolvedModel:
         """
         if Path(self.base).is_dir():
             return Path(self.base)
-        return Path(models.local(models.locate(self.base), weights=False))
+        return Path(loading.fetch(loading.locate(self.base), weights=False))
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """What the base's `config.json` holds."""
-        return models.read_json(self.folder / "config.json")
+        return read_json(self.folder / "config.json")
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -107,7 +109,7 @@ class ResolvedModel:
         Raises:
             UserError: it is damaged, or of no known family.
         """
-        return models.load_config(str(self.folder))
+        return loading.load_config(str(self.folder))
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -125,7 +127,7 @@ class ResolvedModel:
         from glmtune.models.templates import adopt
 
         template = self.recipe.data.template
-        tokenizer = models.load_tokenizer(str(self.tokenizer_folder))
+        tokenizer = loading.load_tokenizer(str(self.tokenizer_folder))
         if self.run is None:
             if template is not None:
                 adopt(tokenizer, template)
@@ -151,7 +153,7 @@ class ResolvedModel:
     @cached_property
     def limit(self) -> int | None:
         """Tokens that prompt and answer may have together; None where the model states no limit."""
-        longest = models.max_length(self.config)
+        longest = loading.max_length(self.config)
         return None if longest is None else longest - self.method.num_prefix_positions(self.config.model_type)
 
     @cached_property
@@ -160,18 +162,18 @@ class ResolvedModel:
         from glmtune.data.encoding import stop_ids
 
         file = self.folder / "generation_config.json"
-        named = models.read_json(file).get("eos_token_id") if file.is_file() else self.config.eos_token_id
+        named = read_json(file).get("eos_token_id") if file.is_file() else self.config.eos_token_id
         return sorted({*stop_ids(self.tokenizer), *(named if isinstance(named, list) else [named])} - {None})
 
     @cached_property
     def fingerprint(self) -> str:
         """A short hash of the base's weights; of a hub name, these are fetched."""
-        return models.fingerprint(models.local(models.locate(self.base), weights=True))
+        return fingerprint(loading.fetch(loading.locate(self.base), weights=True))
 
     @cached_property
     def storage(self) -> ModelSettings:
         """How the base is loaded: as the recipe says, else as the adapter noted when it was trained."""
-        noted = methods.record_of(self.adapter) if self.adapter is not None else {}
+        noted = adapters.record_of(self.adapter) if self.adapter is not None else {}
         asked = self.recipe.model
         return ModelSettings(
             path=self.base,
@@ -191,11 +193,11 @@ class ResolvedModel:
             UserError: something is missing or damaged, or they do not fit each other.
         """
         if self.adapter is None:
-            models.locate(self.base)
+            loading.locate(self.base)
             return
-        methods.adapter_folder(self.adapter if self.run is None else self.run.path)
-        methods.check_base(self.adapter, self.base)
-        methods.check_adapter(self.adapter, self.run or RunFolder(self.adapter))
+        adapters.adapter_folder(self.adapter if self.run is None else self.run.path)
+        adapters.check_base(self.adapter, self.base)
+        adapters.check_adapter(self.adapter, self.run or RunFolder(self.adapter))
 
     def load(self, device: torch.device | None = None, **storage: Any) -> tuple[Model, PreTrainedTokenizerBase]:
         """Load the model, in evaluation mode, with its adapter and its tokenizer.
@@ -209,9 +211,9 @@ class ResolvedModel:
         """
         settings = self.storage.model_copy(update=storage)
         model: Model
-        model, _ = models.load(settings, device)
+        model, _ = loading.load_model(settings, device)
         if self.adapter is not None:
-            model = methods.attach(model, self.adapter).eval()
+            model = adapters.attach(model, self.adapter).eval()
         return model, self.tokenizer
 
 
@@ -244,4 +246,4 @@ def identify(target: Target | None = None, overrides: Iterable[str] = ()) -> Res
     recipe = load_recipe(own.recipe if own.recipe.is_file() else None, overrides)
     if RunFolder.is_run(name):
         return ResolvedModel(recipe, name, own, None if own.model.is_dir() else own.adapter)
-    return ResolvedModel(recipe, name, None, Path(name) if methods.is_adapter_folder(Path(name)) else None)
+    return ResolvedModel(recipe, name, None, Path(name) if adapters.is_adapter_folder(Path(name)) else None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import glmtune
 from glmtune.config import load_recipe
-from glmtune.models import fingerprint
+from glmtune.models.checkpoint import fingerprint
 from glmtune.runtime import RunFolder, replacing
 
 RECORD = "training.json"  # beside published weights: what their training amounts to, for stages that go on from them

@@ -16,12 +16,13 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import glmtune
-from glmtune import distributed, models
+from glmtune import distributed
 from glmtune.commands import train
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.inference.completion import Request
 from glmtune.inference.engine import Engine
+from glmtune.models import loading
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("glmtune", deadline=None)
@@ -50,11 +51,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     config = AutoConfig.from_pretrained(
-        models.EMBEDDED["nano"], **SIZES, max_sequence_length=128, initializer_range=0.6
+        loading.EMBEDDED["nano"], **SIZES, max_sequence_length=128, initializer_range=0.6
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(models.EMBEDDED["nano"]).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(loading.EMBEDDED["nano"]).save_pretrained(folder)
     return folder
 
 

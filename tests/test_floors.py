@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).parents[1] / "glmtune"
 
 # From the bottom. A module imports what stands on lower floors; within a package its modules import each other.
 FLOORS = [
-    {"runtime", "registry", "autoclasses", "messages"},
+    {"runtime", "registry", "messages"},
     {"config", "arithmetic", "examples", "reporting", "distributed"},
     {"scoring", "records", "tools"},
     {"tasks", "models"},
     {"data", "methods"},
-    {"inference", "training"},
+    {"adapters", "inference", "training"},
     {"objectives"},
     {"resolution", "plan"},
     {"evaluation", "export", "inspection"},

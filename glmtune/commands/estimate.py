@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmtune import models, registry
+from glmtune import registry
 from glmtune.config import Recipe, load_recipe, make_recipe, with_overrides
 from glmtune.methods import Method
+from glmtune.models import loading
 from glmtune.models.architecture import Architecture
+from glmtune.models.checkpoint import read_json, reading
 from glmtune.runtime import UserError, memory_size
 from glmtune.training.memory import CONTEXT, GIB, LIBRARIES, Device, Estimate
 
@@ -223,14 +225,14 @@ def architecture_of(recipe: Recipe) -> Architecture:
     Raises:
         UserError: no such model, or one whose sizes are not known.
     """
-    location = models.locate(recipe.model.path)
+    location = loading.locate(recipe.model.path)
     file = Path(location) / "config.json"
     if not Path(location).is_dir():
         from huggingface_hub import hf_hub_download
 
-        with models.reading("config.json", location):
+        with reading("config.json", location):
             file = Path(hf_hub_download(location, "config.json"))
-    return Architecture.from_config(models.read_json(file))
+    return Architecture.from_config(read_json(file))
 
 
 def parse_memory(text: str) -> int:

@@ -12,15 +12,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from glmtune import methods, models
+from glmtune import adapters
 from glmtune.config import Dtype
-from glmtune.export import gguf, merged, original
+from glmtune.export import gguf
+from glmtune.export.merged import save_merged, unpack_and_merge
+from glmtune.export.original import original_layout, save_original
 from glmtune.export.provenance import CARD, RECORD, Layout, Precision, write_provenance
 from glmtune.export.upload import upload
 from glmtune.export.verification import Answers, ask, compare, compare_answers
 from glmtune.inference.selection import select_held_out
 from glmtune.messages import Prompt
-from glmtune.methods.ptuning_v2 import PTuningV2
+from glmtune.models import loading
+from glmtune.models.architecture import storage, stored_bits
+from glmtune.models.checkpoint import weight_files
 from glmtune.resolution import ResolvedModel, Target, resolve
 from glmtune.runtime import RunFolder, UserError, replacing
 
@@ -99,10 +103,10 @@ def make(
     model, tokenizer = origin.load(dtype=working, bits=16, quantize_embedding=False)
     console.print(f"It answers {len(problems)} held-out problems ...")
     before = ask(model, tokenizer, problems, origin.recipe.generation)
-    whole = merged.whole(model, tokenizer, problems[0])
+    whole = unpack_and_merge(model, tokenizer, problems[0])
     del model
     with staged(place, to) as folder:
-        (original.save if to == "original" else merged.save)(whole, tokenizer, folder, dtype)
+        (save_original if to == "original" else save_merged)(whole, tokenizer, folder, dtype)
         family = whole.config.model_type
         del whole
         console.print("The same problems, from the exported files ...")
@@ -129,25 +133,23 @@ def refuse(origin: ResolvedModel, to: Layout, precision: Precision) -> None:
     Raises:
         UserError: it cannot.
     """
-    if origin.adapter is not None:
-        by_peft = origin.adapter / methods.ADAPTER_CONFIG
-        kind = models.read_json(by_peft).get("peft_type") if by_peft.is_file() else None
-        if kind == "PREFIX_TUNING" or PTuningV2.holds(origin.adapter):
-            raise UserError(
-                f"{origin.adapter} is a prefix (P-Tuning v2): it is no change of weights, so that it cannot become "
-                "part of a whole model, and llama.cpp and vLLM have no place for it. Use it beside its "
-                "base with glmtune, or train with method.name=lora."
-            )
-    config = origin.config
-    if (bits := models.stored_bits(config)) < 16 and config.model_type != "chatglm":
+    if origin.adapter is not None and not adapters.is_mergeable(origin.adapter):
         raise UserError(
-            f"{origin.base} is stored at {bits} bits; an update merged into it would be rounded away. Name the 16-bit "
-            "release of the same model: model.path=..."
+            f"{origin.adapter} is a prefix (P-Tuning v2): it is no change of weights, so that it cannot become part of "
+            "a whole model, and llama.cpp and vLLM have no place for it. Use it beside its base with glmtune, or train "
+            "with method.name=lora."
+        )
+    config = origin.config
+    stored = storage(config.to_dict())
+    if stored["stored_bits"] < 16 and not stored["packed"]:
+        raise UserError(
+            f"{origin.base} is stored at {stored['stored_bits']} bits; an update merged into it would be rounded away. "
+            "Name the 16-bit release of the same model: model.path=..."
         )
     if precision == "q8_0" and to != "gguf":
         raise UserError(f"--dtype q8_0: is a form of numbers in GGUF files, not of --to {to}. Try bfloat16.")
     if to == "original":
-        original.check(config)
+        original_layout(config)
     if to == "gguf":
         gguf.check(config.to_dict())
         gguf.library()
@@ -166,7 +168,7 @@ def destination(origin: ResolvedModel, to: Layout, output: str | None, overwrite
     place = Path(output) if output is not None else Path(target) / name
     if place.exists() and not overwrite:
         raise UserError(f"--output {place}: exists already. Choose another place, or add --overwrite.")
-    for source in (Path(target), origin.adapter, Path(models.locate(origin.base))):
+    for source in (Path(target), origin.adapter, Path(loading.locate(origin.base))):
         if source is not None and place.resolve() in (source.resolve(), *source.resolve().parents):
             raise UserError(f"--output {place}: is what is exported, or holds it. Choose another place.")
     is_export = place.suffix == ".gguf" and place.is_file() if to == "gguf" else (place / RECORD).is_file()
@@ -192,10 +194,10 @@ def check_disk(place: Path, origin: ResolvedModel, precision: Precision, copies:
     Raises:
         UserError: it does not.
     """
-    folder = Path(models.local(models.locate(origin.base), weights=True))
+    folder = Path(loading.fetch(loading.locate(origin.base), weights=True))
     config, dtype = origin.config, dtype_of(origin.config, precision)
-    stored = sum(file.stat().st_size for file in models.weight_files(folder))
-    stored = stored * 16 // models.stored_bits(config)  # a packed release is unpacked
+    stored = sum(file.stat().st_size for file in weight_files(folder))
+    stored = stored * 16 // stored_bits(config)  # a packed release is unpacked
     needed = copies * stored * dtype.itemsize // dtype_of(config, "auto").itemsize + SPARE_BYTES
     parent = next(parent for parent in (place.parent, *place.parent.resolve().parents) if parent.is_dir())
     free = shutil.disk_usage(parent).free

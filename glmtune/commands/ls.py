@@ -27,14 +27,15 @@ def run(runs: str = "runs", recipes: str = "recipes") -> Names:
         runs: folder of run folders.
         recipes: folder of recipe files.
     """
-    from glmtune import models, registry
+    from glmtune import registry
+    from glmtune.models import loading
     from glmtune.runtime import RunFolder
 
     folders = [path for path in sorted(Path(runs).glob("*")) if RunFolder.is_run(path)]
     return {
         **{kind: describe_modules(f"glmtune.{kind}") for kind in ("tasks", "methods", "objectives")},
         "optimizers": {name: row.about for name, row in registry.table("glmtune.training.optimizers").items()},
-        "models": dict.fromkeys(models.EMBEDDED, "embedded"),
+        "models": dict.fromkeys(loading.EMBEDDED, "embedded"),
         "recipes": {str(file): read_first_comment(file) for file in sorted(Path(recipes).glob("*.yaml"))},
         "runs": {str(path): describe_run(path) for path in folders},
     }

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from glmtune import distributed, models, registry
+from glmtune import distributed, registry
 from glmtune.commands.estimate import architecture_of, at_hand, estimate, readable
 from glmtune.config import Recipe, load_recipe, to_yaml
 from glmtune.data import EncodedDataset, EncodedDraws
@@ -28,7 +28,10 @@ from glmtune.evaluation.intervals import wilson_interval
 from glmtune.examples import Example
 from glmtune.inference.selection import fit_max_new_tokens, select_held_out
 from glmtune.methods import Method, Model
+from glmtune.models import loading
+from glmtune.models.architecture import stored_bits
 from glmtune.models.quantization import count_parameters
+from glmtune.models.releases import check_release
 from glmtune.models.templates import adopt
 from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
 from glmtune.tasks import Task
@@ -117,23 +120,23 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     general = read_general(recipe.evaluation.general_file) if recipe.evaluation.forgetting else []
 
-    location = models.locate(recipe.model.path)
+    location = loading.locate(recipe.model.path)
     if Path(recipe.model.path).is_dir():  # the run folder is to be usable from anywhere
         recipe.model.path = str(Path(recipe.model.path).resolve())
-    config, tokenizer = models.load_config(location), models.load_tokenizer(location)
-    models.check_release(recipe.model.path, tokenizer, config)
+    config, tokenizer = loading.load_config(location), loading.load_tokenizer(location)
+    check_release(recipe.model.path, tokenizer, config)
     if recipe.data.template is not None:
         adopt(tokenizer, recipe.data.template)
     check_template(tokenizer)
-    limit = models.max_length(config)
+    limit = loading.max_length(config)
     if limit is not None:
         limit -= method.num_prefix_positions(config.model_type)
     recipe = fit_max_new_tokens(recipe, task, tokenizer, limit)
     held_out = select_held_out(recipe, task, tokenizer, limit)
     asked_during = select_held_out(recipe, task, tokenizer, limit, during=True)
-    check_precision(models.choose_dtype(recipe.model.dtype, distributed.local_device()), distributed.local_device())
-    method.check_storage(recipe.model, models.stored_bits(config))
-    models.check_bits(recipe.model, config)
+    check_precision(loading.choose_dtype(recipe.model.dtype, distributed.local_device()), distributed.local_device())
+    method.check_storage(recipe.model, stored_bits(config))
+    loading.check_bits(recipe.model, config)
     encoder = Encoder(tokenizer, recipe.data.max_length or limit, recipe.data.train_on_bos)
     dataset, recipe.training.steps = training_set(recipe, task, encoder, general)
     steps = recipe.training.steps
@@ -141,7 +144,7 @@ def learn(recipe: Recipe, folder: RunFolder, console: Console) -> Run:
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
     announce_memory(console, recipe, *longest_of(dataset))
     seed_everything(recipe.seed)
-    base, _ = models.load(recipe.model)
+    base, _ = loading.load_model(recipe.model)
     if recipe.training.learning_rate is None:
         recipe.training.learning_rate = method.learning_rate(base.config.hidden_size)
     started = folder.log.exists()

@@ -17,7 +17,7 @@ from glmtune.evaluation.intervals import Difference, paired_difference, wilson_i
 from glmtune.examples import Example
 from glmtune.inference.engine import Engine
 from glmtune.methods import Model
-from glmtune.models import max_length
+from glmtune.models.loading import max_length
 from glmtune.records import read_examples
 from glmtune.runtime import UserError, read_json_lines
 from glmtune.scoring import numeric

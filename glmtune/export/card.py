@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from glmtune.models import family_of
+
 DATA = "The recipe says which examples. What it is judged by was kept out of training."
 LIMITS = {
     "arithmetic": "It was trained on one kind of problem and says little of use about others. Numbers longer than "
@@ -24,16 +26,16 @@ messages = [{{"role": "user", "content": {prompt!r}}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 ```"""
-USE_CHATGLM = """\
+USE_GLMTUNE = """\
 ```python
 import glmtune
 
 model, tokenizer = glmtune.load({place!r})
-inputs = tokenizer({prompt!r}, return_tensors="pt")  # the tokenizer itself adds [gMASK] <sop>
+inputs = tokenizer({prompt!r}, return_tensors="pt")  # which adds the control tokens itself
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 ```"""
 USE_ORIGINAL = """\
-The weights and the configuration have the names that the release of ChatGLM-6B has, for tools that read these. Or:
+The weights and the configuration have the names that the release of {release} has, for tools that read these. Or:
 
 ```python
 import glmtune
@@ -77,8 +79,9 @@ def write_card(
     """
     checked = record["verification"]
     by_layout = {"original": USE_ORIGINAL, "gguf": USE_GGUF}
-    how = by_layout.get(layout, USE_CHATGLM if family == "chatglm" else USE_MERGED)
-    use = how.format(place=place, prompt=prompt)
+    known = family_of({"model_type": family})
+    how = by_layout.get(layout, USE_GLMTUNE if known.own_classes else USE_MERGED)
+    use = how.format(place=place, prompt=prompt, release=", ".join(known.releases))
     verified = (
         "Read back from its files, the model gave the same greedy answers as the one that was trained to "
         f"{checked['equal_answers']} of {checked['problems']} held-out problems; the logits differ by "

@@ -1,40 +1,106 @@
-"""A whole model in transformers' own layout: for `Glm`, Llama and most others, transformers alone opens it."""
+"""A whole model in transformers' own layout, which transformers alone opens where it has the model's classes."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.data.encoding import encode_prompt
+from glmtune.export.verification import TOLERANCE, relative_difference
 from glmtune.inference.reading import stops_of
 from glmtune.messages import Prompt
 from glmtune.methods import Model
-from glmtune.methods.lora import merge
-from glmtune.models import stored_bits
-from glmtune.models.glm.configuration_glm import legacy_keys
+from glmtune.models import family_of
+from glmtune.models.architecture import stored_bits
+from glmtune.models.checkpoint import read_json
+from glmtune.models.low_rank import updated_layers
 from glmtune.models.quantization import unpack_layers
+from glmtune.runtime import UserError, write_json
 
 
-def whole(model: Model, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> PreTrainedModel:
-    """Base and adapter as one ordinary model; `model` itself if it has no adapter beside it.
+def unpack_and_merge(model: Model, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> PreTrainedModel:
+    """Return base and adapter as one ordinary model; `model` itself if it has no adapter beside it.
 
     Raises:
         UserError: the adapter cannot be merged, or the merged model answers otherwise.
     """
-    from peft import PeftModel
-
     if stored_bits(model.config) < 16:  # a packed release: the same numbers, as floats
         unpack_layers(model, model.dtype)
         model.config.quantization_bit, model.config.quantization_embeddings = 0, False
     if not isinstance(model, PeftModel):
         return model
-    return merge(model, torch.tensor([encode_prompt(tokenizer, prompt)]))
+    return merge_adapter(model, torch.tensor([encode_prompt(tokenizer, prompt)]))
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
+def merge_adapter(model: PeftModel, input_ids: Tensor) -> PreTrainedModel:
+    """Make an adapter part of the weights of its base: an ordinary model, of the base's class and precision.
+
+    Args:
+        model: base and adapter, as `glmtune.load` gives them; used up, the adapter is taken off it.
+        input_ids: (B, T) a prompt on which the merged model must give the logits that it gave unmerged, up to
+            `TOLERANCE` times their size.
+
+    Returns:
+        The merged model, in evaluation mode.
+
+    Raises:
+        UserError: the adapter is no change of weights, the base is stored at 8 or 4 bits, or the merged model answers
+            otherwise. `model` then is unmerged as before, up to rounding.
+    """
+    check_mergeable(model)
+    model.eval()
+    tuner: Any = model.base_model  # peft's, which knows how to merge
+    input_ids = input_ids.to(model.device)
+    with torch.no_grad():
+        expected = model(input_ids=input_ids).logits.float()
+    try:
+        with torch.no_grad():
+            tuner.merge_adapter(safe_merge=True)
+            found = model(input_ids=input_ids).logits.float()
+        difference = relative_difference(found, expected)
+        tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
+        if not difference <= tolerance:  # nor if it is no number
+            raise UserError(
+                f"The merged model answers otherwise than base and adapter: logits differ by {difference:.1e} of "
+                f"their size, {tolerance:.0e} is what rounding to {model.dtype} explains. Nothing was merged. Load "
+                "the base in float32 (dtype='float32'), and look whether the adapter holds very large weights."
+            )
+    except BaseException as error:
+        for _, layer in updated_layers(model):
+            if layer.merged:
+                layer.unmerge()
+        if type(error) is ValueError:  # peft's, on weights that are no finite numbers
+            raise UserError(f"The adapter cannot be merged: {error}. Nothing was merged.") from error
+        raise
+    return tuner.unload().eval()
+
+
+def check_mergeable(model: Any) -> None:
+    """Look for what keeps an adapter from being merged.
+
+    Raises:
+        UserError: there is none, it is a prefix, or its base is stored at 8 or 4 bits.
+    """
+    if not isinstance(model, PeftModel):
+        raise UserError(f"This {type(model).__name__} has no adapter to merge: it can be used and saved as it is.")
+    if model.active_peft_config.is_prompt_learning:
+        raise UserError(
+            "A prefix is no change of weights, so that it cannot be merged into them. Keep the adapter beside its base."
+        )
+    for name, layer in updated_layers(model):
+        if not layer.get_base_layer().weight.is_floating_point():
+            raise UserError(
+                f"{name} is stored at 8 or 4 bits, and an update merged into it would be rounded away. Load the base "
+                "at 16 bits (bits=16, of a packed checkpoint the 16-bit release) with this adapter, then merge."
+            )
+
+
+def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
     """Write a model and its tokenizer, which holds the template.
 
     What ends an answer is written down, so that `generate` stops without knowing the template.
@@ -45,7 +111,6 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     )
     model.to(dtype).save_pretrained(str(folder))  # type: ignore[arg-type]
     tokenizer.save_pretrained(str(folder))
-    if model.config.model_type == "glm":  # llama.cpp's converter reads the base of its rotations there alone
-        file = folder / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8"))
-        file.write_text(json.dumps(config | legacy_keys(config), indent=2) + "\n", encoding="utf-8")
+    if extra := family_of(model.config.to_dict()).extra_config:
+        config = read_json(folder / "config.json")
+        write_json(folder / "config.json", config | extra(config))

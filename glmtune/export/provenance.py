@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import yaml
 
-from glmtune import models
 from glmtune.config import Recipe, differing
 from glmtune.data.mixture import examples_per_step
 from glmtune.export.card import write_card
 from glmtune.messages import Prompt
+from glmtune.models.checkpoint import fingerprint, read_json
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import write_json
 
@@ -39,14 +39,14 @@ def write_provenance(
         "precision": verification["dtype"] if precision == "auto" else precision,
         "base": name_of(origin.base),
         "base_fingerprint": origin.fingerprint,
-        "adapter_fingerprint": models.fingerprint(origin.adapter) if origin.adapter is not None else None,
+        "adapter_fingerprint": fingerprint(origin.adapter) if origin.adapter is not None else None,
         "method": origin.recipe.method.name if origin.run is not None else None,
         "verification": verification,
         "versions": {package: metadata.version(package) for package in ("glmtune", "torch", "transformers", "peft")},
     }
     write_json(folder / RECORD, record)
     run = origin.run
-    report = models.read_json(run.report) if run is not None and run.report.is_file() else None
+    report = read_json(run.report) if run is not None and run.report.is_file() else None
     asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
     card = write_card(
         Path(str(origin.target)).resolve().name,

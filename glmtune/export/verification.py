@@ -15,9 +15,12 @@ from glmtune.data.encoding import encode_prompt
 from glmtune.inference.engine import Engine
 from glmtune.messages import Prompt
 from glmtune.methods import Model
-from glmtune.methods.lora import MERGE_TOLERANCE
 from glmtune.runtime import UserError
 
+# Largest difference between the logits of two models that should be one, as a share of the logits (both root mean
+# square). Merging rounds each changed weight once more, to the base's precision: in models of 28 layers that was seen
+# to make 2e-6, 4e-3 and 3e-2.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 PROMPTS_WITH_LOGITS = 8
 SHOWN = 60  # characters
 
@@ -49,6 +52,11 @@ def ask(
     return Answers(texts, torch.stack(rows))
 
 
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Return how far numbers are from those expected, as a share of these (both root mean square)."""
+    return float((found - expected).norm() / expected.norm())
+
+
 def compare(before: Answers, after: Answers, prompts: Sequence[Prompt], dtype: torch.dtype) -> dict[str, Any]:
     """See whether an exported model is the model that it was made of.
 
@@ -64,8 +72,7 @@ def compare(before: Answers, after: Answers, prompts: Sequence[Prompt], dtype: t
         UserError: they answer otherwise, or their logits differ by more than rounding explains.
     """
     name = str(dtype).removeprefix("torch.")
-    difference = ((after.logits - before.logits).norm() / before.logits.norm()).item()
-    tolerance = MERGE_TOLERANCE[name]
+    difference, tolerance = relative_difference(after.logits, before.logits), TOLERANCE[dtype]
     if not difference <= tolerance:  # nor if it is no number
         raise UserError(
             f"The exported model is not the one that was trained: its logits differ by {difference:.1e} of their "

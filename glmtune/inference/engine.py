@@ -15,7 +15,7 @@ from glmtune.inference.prompts import check_room, encode_prompts
 from glmtune.inference.reading import AnswerReader
 from glmtune.messages import Prompt
 from glmtune.methods import Model
-from glmtune.models import max_length
+from glmtune.models.loading import max_length
 
 
 class Engine:

@@ -2,15 +2,12 @@
 
 With its relatives: rsLoRA (https://arxiv.org/abs/2312.03732), DoRA (https://arxiv.org/abs/2402.09353), PiSSA
 (https://arxiv.org/abs/2404.02948) and LoRA+ (https://arxiv.org/abs/2402.12354). Whichever of them trained it, what is
-saved is an adapter in peft's format for the base as it was. `merge` makes it part of the base.
-
-Letters: W weight of a linear layer, A and B its update's matrices, s the update's scale, r its rank: W + s B A.
+saved is an adapter in peft's format for the base as it was.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,7 +20,6 @@ from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -32,19 +28,6 @@ PISSA_NEEDS_WEIGHTS = (
     "method.init=pissa takes a part out of the base's weights, which needs them at full precision; this base is stored "
     "at 8 or 4 bits. Load it at 16 (model.bits=16), or set method.init=default."
 )
-ADAPTER = "default"  # peft's name of the one adapter that there is
-
-# PiSSA takes the singular value decomposition of every target layer. On two cores that of a 2048 x 2048 matrix takes
-# half a minute, and ChatGLM-6B has 112 larger ones. Layers that are larger than this are decomposed by subspace
-# iteration (https://arxiv.org/abs/0909.4061): 6 seconds for 16384 x 4096. 16 rounds are peft's advice for PiSSA.
-EXACT_UP_TO = 512
-SUBSPACE_ITERATIONS = 16
-OVERSAMPLING = 8  # singular vectors followed beyond the rank, so that the last ones converge, too
-
-# Largest difference between the logits of a merged and an unmerged model, as a share of the logits (both root mean
-# square). Merging rounds each changed weight once more, to the base's precision: in models of 28 layers that was seen
-# to make 2e-6, 4e-3 and 3e-2.
-MERGE_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 class LoraSettings(NamedSettings):
@@ -108,7 +91,9 @@ class Lora(Method):
                 "[query_key_value, dense]; a pattern must match their whole names."
             ) from error
         if self.settings.init == "pissa":
-            self.take_out(wrapped)
+            from glmtune.models.low_rank import take_out
+
+            self.start = take_out(wrapped, self.settings.rank)
         return wrapped
 
     def check_targets(self, model: PreTrainedModel) -> None:
@@ -163,67 +148,13 @@ class Lora(Method):
                 "bits. Use model.bits=4 or 16, or a GPU, or set method.use_dora=false."
             )
 
-    def take_out(self, model: PeftModel) -> None:
-        """PiSSA: move the largest singular values of each target layer from the base into its update.
-
-        Done here and not by peft, which rounds A and B to the precision of the base after it has taken them out of it:
-        on a 16-bit base, their product would no longer fill the gap.
-
-        Raises:
-            UserError: the rank is larger than a layer, or a target is no linear layer.
-        """
-        import torch
-        from torch import nn
-        from transformers.pytorch_utils import Conv1D
-
-        rank = self.settings.rank
-        with torch.no_grad():
-            for name, layer in updated_layers(model):
-                if not isinstance(layer.get_base_layer(), nn.Linear | Conv1D):
-                    raise UserError(
-                        f"method.init=pissa: {name} is a {type(layer.get_base_layer()).__name__}, no linear layer. "
-                        "Leave it out of method.target_modules, or set method.init=default."
-                    )
-                weight = base_weight(layer)
-                if rank > min(weight.shape):
-                    raise UserError(
-                        f"method.rank={rank}: {name} is {' x '.join(map(str, weight.shape))} and has only "
-                        f"{min(weight.shape)} singular values to start from (method.init=pissa). Lower the rank."
-                    )
-                left, values, right = principal_part(weight.float(), rank)
-                roots = (values / layer.scaling[ADAPTER]).sqrt()
-                down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-                down.copy_(roots[:, None] * right)
-                up.copy_(left * roots)
-                weight.copy_(weight.float() - layer.scaling[ADAPTER] * up @ down)
-                self.start[name] = down.clone(), up.clone()
-
     def finish(self, model: Model) -> Model:
-        """PiSSA: give the base back what was taken out, and make of the update what it has learned since.
+        """PiSSA: give the base back what was taken out of it, and keep what the updates have learned since."""
+        from glmtune.models.low_rank import give_back
 
-        With A0 and B0 the start: (W - s B0 A0) + s B A = W + [s B, -s B0] [A; A0], a LoRA of rank 2r with scale 1. The
-        base is as it was but for the rounding of its precision.
-        """
-        import torch
-        from torch import nn
-
-        if not self.start:
-            return model
-        rank = 2 * self.settings.rank
-        with torch.no_grad():
-            for name, layer in updated_layers(model):
-                first_down, first_up = self.start[name]
-                scale, down, up = layer.scaling[ADAPTER], layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-                weight = base_weight(layer)
-                weight.copy_(weight.float() + scale * first_up @ first_down)
-                down.weight = nn.Parameter(torch.cat((down.weight, first_down)))
-                up.weight = nn.Parameter(scale * torch.cat((up.weight, -first_up), dim=1))
-                down.out_features = up.in_features = rank
-                layer.r[ADAPTER] = layer.lora_alpha[ADAPTER] = rank
-                layer.scaling[ADAPTER] = 1.0
-        config: Any = model.peft_config[ADAPTER]
-        config.r, config.lora_alpha, config.use_rslora = rank, rank, False
-        self.start = {}
+        if self.start:
+            give_back(model, self.start, self.settings.rank)
+            self.start = {}
         return model
 
     def save_weights(self, model: Model, folder: Path) -> None:
@@ -246,10 +177,8 @@ class Lora(Method):
             UserError: `target_modules` is a pattern, or names something else than linear layers of the blocks.
         """
         targets = self.settings.target_modules
-        count, linears = (
-            architecture.num_layers,
-            {f"{layer.part}.{layer.name}": layer for layer in architecture.linears},
-        )
+        count = architecture.num_layers
+        linears = {f"{layer.part}.{layer.name}": layer for layer in architecture.linears}
         if isinstance(targets, list):
             known = sorted({layer.name for layer in architecture.linears})
             for target in targets:
@@ -280,105 +209,9 @@ class Lora(Method):
         )
 
 
-def merge(model: PeftModel, input_ids: Tensor) -> PreTrainedModel:
-    """Make an adapter part of the weights of its base: an ordinary model, of the base's class and precision.
-
-    Args:
-        model: base and adapter, as `glmtune.load` gives them; used up, the adapter is taken off it.
-        input_ids: (B, T) a prompt on which the merged model must give the logits that it gave unmerged, up to
-            `MERGE_TOLERANCE` times their size.
-
-    Returns:
-        The merged model, in evaluation mode.
-
-    Raises:
-        UserError: the adapter is no change of weights, the base is stored at 8 or 4 bits, or the merged model answers
-            otherwise. `model` then is unmerged as before, up to rounding.
-    """
-    import torch
-
-    check_mergeable(model)
-    model.eval()
-    tuner: Any = model.base_model  # peft's, which knows how to merge
-    input_ids = input_ids.to(model.device)
-    with torch.no_grad():
-        expected = model(input_ids=input_ids).logits.float()
-    try:
-        with torch.no_grad():
-            tuner.merge_adapter(safe_merge=True)
-            found = model(input_ids=input_ids).logits.float()
-        difference = ((found - expected).norm() / expected.norm()).item()
-        tolerance = MERGE_TOLERANCE.get(str(model.dtype).removeprefix("torch."), MERGE_TOLERANCE["float32"])
-        if not difference <= tolerance:  # nor if it is no number
-            raise UserError(
-                f"The merged model answers otherwise than base and adapter: logits differ by {difference:.1e} of "
-                f"their size, {tolerance:.0e} is what rounding to {model.dtype} explains. Nothing was merged. Load "
-                "the base in float32 (dtype='float32'), and look whether the adapter holds very large weights."
-            )
-    except BaseException as error:
-        for _, layer in updated_layers(model):
-            if layer.merged:
-                layer.unmerge()
-        if type(error) is ValueError:  # peft's, on weights that are no finite numbers
-            raise UserError(f"The adapter cannot be merged: {error}. Nothing was merged.") from error
-        raise
-    return tuner.unload().eval()
-
-
-def check_mergeable(model: PeftModel) -> None:
-    """Look for what keeps an adapter from being merged.
-
-    Raises:
-        UserError: there is none, it is a prefix, or its base is stored at 8 or 4 bits.
-    """
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel):
-        raise UserError(f"This {type(model).__name__} has no adapter to merge: it can be used and saved as it is.")
-    if model.active_peft_config.is_prompt_learning:
-        raise UserError(
-            "A prefix is no change of weights, so that it cannot be merged into them. Keep the adapter beside its base."
-        )
-    for name, layer in updated_layers(model):
-        if not layer.get_base_layer().weight.is_floating_point():
-            raise UserError(
-                f"{name} is stored at 8 or 4 bits, and an update merged into it would be rounded away. Load the base "
-                "at 16 bits (bits=16, of a packed checkpoint the 16-bit release) with this adapter, then merge."
-            )
-
-
 def linear_layers(model: PreTrainedModel) -> list[nn.Linear]:
     """All linear layers but the head."""
     from torch import nn
 
     head = model.get_output_embeddings()
     return [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
-
-
-def updated_layers(model: Model) -> Iterator[tuple[str, Any]]:
-    """(name, layer in peft's wrapping) of every layer that has an update beside it."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer):
-            yield name, layer
-
-
-def base_weight(layer: Any) -> Tensor:
-    """(outputs, inputs) weight beside an update; a view where the layer keeps it the other way round, as GPT-2 does."""
-    weight = layer.get_base_layer().weight
-    return weight.T if layer.fan_in_fan_out else weight
-
-
-def principal_part(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `rank` largest singular values of a matrix (m, n) with their vectors: U (m, r), S (r,), V^T (r, n)."""
-    import torch
-
-    smallest = min(weight.shape)
-    if smallest <= EXACT_UP_TO:
-        left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    else:
-        followed = min(rank + OVERSAMPLING, smallest)
-        left, values, vectors = torch.svd_lowrank(weight, q=followed, niter=SUBSPACE_ITERATIONS)
-        right = vectors.T
-    return left[:, :rank], values[:rank], right[:rank]

@@ -15,8 +15,9 @@ from pydantic import Field
 
 from glmtune.config import NamedSettings
 from glmtune.methods import ADAPTER_CONFIG, Method, Model, TrainableSpec
-from glmtune.models import read_json
+from glmtune.models import all_families, family_of
 from glmtune.models.architecture import Architecture
+from glmtune.models.checkpoint import read_json
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class PTuningV2(Method):
 
     Settings = PTuningV2Settings
     settings: PTuningV2Settings
+    mergeable: ClassVar[bool] = False
     rate: ClassVar[float] = 2e-2  # of the scripts of ChatGLM-6B
     rate_times_width: ClassVar[float] = 1.28
 
@@ -70,8 +72,9 @@ class PTuningV2(Method):
         return self.rate_times_width / hidden_size if self.settings.prefix_projection else self.rate
 
     def num_prefix_positions(self, model_type: str) -> int:
-        """A prefix shifts the positions of what follows, but in ChatGLM-6B."""
-        return 0 if model_type == "chatglm" else self.settings.num_virtual_tokens
+        """Return the length of the prefix where it shifts the positions of what follows, by the model's family."""
+        shifts = family_of({"model_type": model_type}).prefix_takes_positions
+        return self.settings.num_virtual_tokens if shifts else 0
 
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """The prefix itself, or a small one and the two linear layers."""
@@ -112,7 +115,7 @@ class PTuningV2(Method):
 
     @classmethod
     def attach(cls, model: PreTrainedModel, folder: Path) -> Model:
-        """Put an original prefix on ChatGLM-6B.
+        """Put a prefix of the original scripts on the model that these tune.
 
         Raises:
             UserError: its config.json and its weights contradict each other, or it belongs to another model.
@@ -128,10 +131,13 @@ class PTuningV2(Method):
                 f"{', '.join(sorted(expected))}; the files hold {', '.join(sorted(weights))}. Set prefix_projection to "
                 f"{str(not projected).lower()}, or copy config.json and the weights of one training."
             )
-        if model.config.model_type != "chatglm":
+        if not family_of(model.config.to_dict()).reads_original_prefix:
+            owners = ", ".join(
+                release for family in all_families() if family.reads_original_prefix for release in family.releases
+            )
             raise UserError(
-                f"{folder} holds a prefix for ChatGLM-6B (model_type chatglm); the base has model_type "
-                f"{model.config.model_type}. Name the ChatGLM-6B that it was trained on with model.path=..."
+                f"{folder} holds a prefix for {owners}; the base has model_type {model.config.model_type}. Name the "
+                "model that it was trained on with model.path=..."
             )
         numbers = project(weights) if projected else weights["embedding.weight"]
         layers, size = model.config.num_layers, model.config.hidden_size

@@ -1,357 +1,143 @@
-"""What learns. A family is a file or folder here; `config.json` tells which one a checkpoint belongs to.
+"""What learns. A family of models is a folder here (README.md); `config.json` tells which one a checkpoint belongs to.
 
-torch and transformers are imported by the functions that need them: transformers' auto modules import the families
-from this package while they are themselves being imported (`glmtune.autoclasses`).
+This module is the contract: `Family`, and how one is found. Loading is in `glmtune.models.loading`. No torch here.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from glmtune import distributed, registry
-from glmtune.config import ModelSettings
-from glmtune.models.architecture import storage
-from glmtune.models.checkpoint import (
-    WEIGHT_PATTERNS,
-    check_checkpoint,
-    check_files,
-    check_weight_file,
-    fingerprint,
-    lazy_weights,
-    local_folder,
-    read_json,
-    weight_files,
-)
-from glmtune.runtime import UserError, release_memory
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = [
-    "EMBEDDED",
-    "check_bits",
-    "check_checkpoint",
-    "check_files",
-    "check_release",
-    "choose_dtype",
-    "fingerprint",
-    "load",
-    "load_config",
-    "load_tokenizer",
-    "local",
-    "locate",
-    "max_length",
-    "read_json",
-    "reading",
-    "stored_bits",
-    "weight_files",
-]
-
-EMBEDDED = {"nano": Path(__file__).parent / "nano"}
-# One of these files makes a folder something that can be loaded: a checkpoint, a run, an adapter.
-LOADABLE = ("config.json", "recipe.yaml", "adapter_config.json")
+FOLDER = Path(__file__).parent
 
 
-def locate(path: str) -> str:
-    """The folder of an embedded model or checkpoint, or `path` itself if it can only be a hub name.
+@dataclass(frozen=True)
+class GgufFacts:
+    """How llama.cpp computes a family, and what its files must say for it.
 
-    Raises:
-        UserError: no such folder, and no hub name either; or a checkpoint with files missing or damaged.
+    Attributes:
+        architecture: a member of gguf.MODEL_ARCH.
+        rope_types: kinds of rotary positions that llama.cpp's graph has.
+        interleaves_rotary: llama.cpp turns the numbers 2i and 2i + 1 of a head as one pair where transformers turns i
+            and i + D/2, so that the rows of queries and keys are reordered.
+        heads_fill_width: the graph asks for heads * head_dim = hidden_size.
+        end_tokens: who speaks next: such a token ends an answer.
+        pre_tokenizers: our name for a way to cut texts -> the family's own.
     """
-    if path in EMBEDDED:
-        return str(EMBEDDED[path])
-    folder = Path(path)
-    if folder.is_dir():
-        check_checkpoint(folder)
-        return path
-    parts = path.split("/")
-    if len(parts) == 2 and all(parts) and not path.startswith((".", "~")) and not folder.parent.is_dir():
-        return path
-    around = folder.parent if folder.parent.is_dir() else Path(".")
-    neighbours = sorted(entry.name for entry in around.iterdir() if any((entry / name).is_file() for name in LOADABLE))
-    raise UserError(
-        f"model.path: no such model directory: {path}.{registry.suggest(folder.name, [*EMBEDDED, *neighbours])}"
-    )
+
+    architecture: str
+    rope_types: tuple[str, ...] = ("default", "linear")
+    interleaves_rotary: bool = False
+    heads_fill_width: bool = False
+    end_tokens: tuple[str, ...] = ()
+    pre_tokenizers: Mapping[str, str] | None = None
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype of a `model.dtype` setting on a device.
+@dataclass(frozen=True)
+class OriginalLayout:
+    """How a release holds a model, where that differs from what transformers writes.
 
-    Raises:
-        UserError: the device has no such precision.
+    Attributes:
+        weights: (model, dtype) -> every weight that a release holds, under its name there.
+        config: configuration -> `config.json`.
+        tokenizer: tokenizer -> `tokenizer_config.json`.
     """
-    import torch
 
-    if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(
-            f"model.dtype=bfloat16: {torch.cuda.get_device_name(device)} has no bfloat16. Use model.dtype=float16, "
-            "which trains with loss scaling, or auto, which chooses it."
-        )
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.float32
+    weights: Callable[[PreTrainedModel, torch.dtype], dict[str, torch.Tensor]]
+    config: Callable[[PreTrainedConfig], dict[str, Any]]
+    tokenizer: Callable[[PreTrainedTokenizerBase], dict[str, Any]]
 
 
-@contextmanager
-def reading(what: str, path: str) -> Iterator[None]:
-    """Tell in a line, with the place, what a library cannot do with the files of a checkpoint or an adapter.
+@dataclass(frozen=True)
+class ReleasedFile:
+    """A small file as it was released: its name, its size in bytes, its hash, and the `vocab_size` beside it."""
 
-    Raises:
-        UserError: in place of whatever the block raises; the libraries document no classes of errors.
+    name: str
+    size: int
+    sha256: str
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family of models beside the classes that compute it.
+
+    Attributes:
+        model_types: what its `config.json` files say.
+        sizes: `config.json` -> fields of `Architecture`; None where they are not known.
+        keys: any of these in a `config.json` tells the family from another one of the same `model_type`.
+        releases: checkpoints that are read by code of this package.
+        own_classes: its classes are in its folder, and not in transformers. They register with the Auto classes.
+        template: preset for a tokenizer that brings no template.
+        small_files: what is fetched of a hub repository beside the usual files. It is read, never run.
+        released_files: what `glmtune doctor` compares files with.
+        release_hint: how its releases differ, for who mixes them.
+        check_tokenizer: (path, tokenizer, config) raises a `UserError` where these are of two releases.
+        prefix_takes_positions: a learned prefix shifts the positions of what follows.
+        reads_original_prefix: prefixes that the original P-Tuning v2 scripts saved belong to it.
+        extra_config: `config.json` of transformers' layout -> keys that tools beside transformers read there.
+        gguf: how llama.cpp computes it; None where it cannot.
+        gguf_remedy: why it cannot, and what to do instead.
+        original_layout: how its release holds a model, where one can be written.
     """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = textwrap.shorten(str(error).partition("\n\n")[0], 300, placeholder=" ...") or type(error).__name__
-        if Path(path).is_dir():
-            for file in weight_files(Path(path)):
-                check_weight_file(file)  # which one it is, and what is wrong with it
-            raise UserError(f"{path}: its {what} cannot be read: {reason}") from error
-        raise UserError(
-            f"model.path: there is no folder {path} here, and the hub gives no {what} of that name: {reason}"
-        ) from error
+
+    model_types: tuple[str, ...]
+    sizes: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    keys: tuple[str, ...] = ()
+    releases: tuple[str, ...] = ()
+    own_classes: bool = False
+    template: str = "plain"
+    small_files: tuple[str, ...] = ()
+    released_files: tuple[ReleasedFile, ...] = ()
+    release_hint: str = ""
+    check_tokenizer: Callable[[str, PreTrainedTokenizerBase, PreTrainedConfig], None] | None = None
+    prefix_takes_positions: bool = True
+    reads_original_prefix: bool = False
+    extra_config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    gguf: GgufFacts | None = None
+    gguf_remedy: str = ""
+    original_layout: OriginalLayout | None = None
 
 
-def local(place: str, weights: bool) -> str:
-    """The directory of what `locate` gives; a hub repository is fetched first.
-
-    Raises:
-        UserError: the hub does not give it.
-    """
-    with reading("files", place):
-        return str(local_folder(place, weights))
+def families_by_package() -> dict[str, list[Family]]:
+    """Import the `family.py` of every folder here that has one; return its families by the name of the package."""
+    packages = [f"{__name__}.{file.parent.name}" for file in sorted(FOLDER.glob("*/family.py"))]
+    values = {package: vars(importlib.import_module(f"{package}.family")).values() for package in packages}
+    return {package: [value for value in found if isinstance(value, Family)] for package, found in values.items()}
 
 
-def load(
-    settings: ModelSettings, device: torch.device | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a checkpoint and its tokenizer, on the device, in evaluation mode.
-
-    Raises:
-        UserError: no such model, or its files are missing or damaged.
-    """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
-
-    from glmtune.models.quantization import mend_library_layers, pack_embedding
-
-    device = device or distributed.local_device()
-    place = locate(settings.path)
-    folder = local(place, weights=not settings.random_init)
-    if not settings.random_init and not weight_files(Path(folder)):
-        raise UserError(f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}).")
-    config, tokenizer = load_config(folder), load_tokenizer(folder)
-    check_release(settings.path, tokenizer, config)
-    dtype = choose_dtype(settings.dtype, device)
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if kind is None:
-        raise UserError(f"model.path: {settings.path} is a {config.model_type} model, no causal language model.")
-    attention = settings.attention if kind._supports_sdpa else "eager"  # CodeGen has but one
-    options: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
-    check_bits(settings, config)
-    if settings.random_init:
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options).to(device).eval(), tokenizer
-    # Names and shapes are compared here: the library only logs what is missing, and fills in random weights.
-    options |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    if device.type == "cuda":  # straight there, without a copy in the machine's memory
-        options["device_map"] = {"": device}
-    with reading("weights", folder):
-        if settings.bits != stored_bits(config) and settings.bits < 16:
-            loaded = load_quantized(folder, settings.bits, device, options)
-        else:
-            loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
-    model, found = loaded
-    check_weights(settings.path, found)
-    model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter
-    mend_library_layers(model)
-    if settings.quantize_embedding:
-        pack_embedding(model)
-    if settings.bits < 16 and device.type == "cpu":
-        release_memory()
-    return model.to(device).eval(), tokenizer
+@cache
+def all_families() -> tuple[Family, ...]:
+    """Return every family, in the order of the folders."""
+    return tuple(family for families in families_by_package().values() for family in families)
 
 
-def check_release(path: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """See whether tokenizer and weights are of the same release.
-
-    Raises:
-        UserError: control tokens have other ids in one than in the other, or there are tokens that the model lacks.
-    """
-    from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
-    from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
-    from glmtune.models.glm.configuration_glm import OriginalGlmConfig
-
-    if isinstance(config, ChatGLMConfig) and isinstance(tokenizer, ChatGLMTokenizer):
-        control = {
-            tokenizer.gmask_token: config.gmask_token_id,
-            tokenizer.bos_token: config.bos_token_id,
-            tokenizer.eos_token: config.eos_token_id,
-        }
-        for token, expected in control.items():
-            if (found := tokenizer.convert_tokens_to_ids(token)) != expected:
-                raise UserError(
-                    f"model.path: {path} mixes two releases: its tokenizer has {token} at {found}, its config.json at "
-                    f"{expected}. Copy ice_text.model, tokenizer_config.json and config.json from the release that "
-                    "the weights are of (v1.0 has 150528 tokens, v1.1 130528)."
-                )
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    is_mixed = isinstance(config, ChatGLMConfig) and not isinstance(tokenizer, ChatGLMTokenizer)
-    if is_mixed or (isinstance(config, OriginalGlmConfig) and tokenizer.eos_token_id not in ends):
-        raise UserError(
-            f"model.path: {path} mixes two releases: answers end with {ends} by its config.json, with "
-            f"{tokenizer.eos_token_id} ({tokenizer.eos_token}) by its tokenizer. Copy the tokenizer's files from the "
-            "release that the weights are of."
-        )
-    size = config.get_text_config().vocab_size
-    if len(tokenizer) > size and (largest := max(tokenizer.get_vocab().values())) >= size:
-        raise UserError(
-            f"model.path: {path} mixes two releases: its tokenizer has ids up to {largest}, and its model has rows for "
-            f"{size} tokens. Copy the tokenizer's files from the release that the weights are of."
-        )
+def own_modules(pattern: str) -> list[str]:
+    """Return the names of the modules whose files match, in the folders of families with classes of their own."""
+    return [
+        f"{package}.{file.stem}"
+        for package, families in families_by_package().items()
+        if any(family.own_classes for family in families)
+        for file in sorted((FOLDER / package.rpartition(".")[2]).glob(pattern))
+    ]
 
 
-def check_bits(settings: ModelSettings, config: PreTrainedConfig) -> None:
-    """Compare the bits that are asked for with those that the checkpoint is stored at.
-
-    Raises:
-        UserError: they cannot be had.
-    """
-    stored = stored_bits(config)
-    if settings.bits not in (16, stored) and stored != 16:
-        raise UserError(
-            f"model.bits={settings.bits}: the weights of {settings.path} are stored at {stored} bits already. "
-            "Leave model.bits out."
-        )
-    if settings.random_init and (settings.bits != 16 or settings.quantize_embedding or stored != 16):
-        raise UserError("model.random_init: fresh weights must learn, and weights of 8 or 4 bits cannot. Use 16 bits.")
-
-
-def load_quantized(folder: str, bits: int, device: torch.device, options: dict[str, Any]) -> Any:
-    """Read a checkpoint of 16 bits, quantizing each weight as soon as it is read.
-
-    On a CPU the files are read piece by piece: mapped into memory, as the library does it, a whole checkpoint would
-    end up there beside the quantized weights (16 instead of 6 GiB for ChatGLM-6B at 4 bits, benchmarks/results).
-    """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
-
-    from glmtune.models.glm.configuration_glm import OriginalGlmConfig
-    from glmtune.models.quantization import bits_config
-
-    options = {**options, "quantization_config": bits_config(bits, options["dtype"]), "device_map": {"": device}}
-    config = options["config"]
-    if device.type == "cpu" and not isinstance(config, OriginalGlmConfig):  # which does so in any case
-        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        loaded = kind.from_pretrained(None, state_dict=lazy_weights(Path(folder), mapped=False), **options)
-        if (Path(folder) / "generation_config.json").is_file():  # which the library looks for beside weights only
-            loaded[0].generation_config = GenerationConfig.from_pretrained(folder)
-        return loaded
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
-
-
-def stored_bits(config: PreTrainedConfig) -> int:
-    """Bits at which a checkpoint's linear layers are stored: 16, or 8 or 4 where its config.json says so."""
-    return int(storage(config.to_dict())["stored_bits"])
-
-
-def check_weights(path: str, found: dict[str, Any]) -> None:
-    """Compare the weights of the files with those that the configuration asks for.
+def family_of(values: Mapping[str, Any]) -> Family:
+    """Return the family that a `config.json` belongs to; one that knows nothing where there is none.
 
     Args:
-        path: the checkpoint.
-        found: transformers' account of the loading.
-
-    Raises:
-        UserError: weights are missing, have other shapes, or are packed though the configuration does not say so.
+        values: of the `config.json`, or a loaded configuration's `to_dict()`.
     """
-    if mismatched := sorted(found["mismatched_keys"]):
-        name, in_files, wanted = mismatched[0]
-        raise UserError(
-            f"model.path: the weights of {path} do not fit its config.json: {name} is {list(in_files)} in the files, "
-            f"{list(wanted)} by config.json ({len(mismatched)} such weights). Copy or download both again."
-        )
-    if scales := sorted(name for name in found["unexpected_keys"] if name.endswith(".weight_scale")):
-        raise UserError(
-            f"model.path: {path} holds packed weights ({scales[0]} ...), but its config.json has no quantization_bit. "
-            "Copy or download config.json again, or add quantization_bit: 8 or 4."
-        )
-    if missing := sorted(found["missing_keys"]):
-        raise UserError(
-            f"model.path: {path} lacks {len(missing)} weights that its config.json asks for: "
-            f"{', '.join(missing[:3])} ... Copy or download it again."
-        )
-
-
-def load_config(folder: str) -> PreTrainedConfig:
-    """The configuration of a checkpoint.
-
-    Raises:
-        UserError: it is damaged, or of no known family.
-    """
-    from transformers import AutoConfig
-
-    files = local(folder, weights=False)
-    check_family(files)
-    with reading("config.json", files):
-        return AutoConfig.from_pretrained(files, trust_remote_code=False)
-
-
-def check_family(folder: str) -> None:
-    """See whether a `config.json` is of a family that can be loaded without running code from its repository.
-
-    Raises:
-        UserError: it is not, or does not say.
-    """
-    from transformers import CONFIG_MAPPING
-
-    values = read_json(Path(folder) / "config.json")
-    family = values.get("model_type")
-    if not family:
-        raise UserError(
-            f"model.path: {folder}/config.json has no model_type, so that nobody can tell what it is. Take the file of "
-            "the release again, or add its model_type, e.g. chatglm."
-        )
-    if family not in CONFIG_MAPPING:
-        needs = "runs only with code from its repository" if "auto_map" in values else "is of an unknown family"
-        raise UserError(
-            f"model.path: {folder} (model_type '{family}') {needs}, which is never run here. What loads: ChatGLM-6B, "
-            "ChatGLM2-6B, ChatGLM3-6B, GLM-4 and all causal language models of transformers."
-            f"{registry.suggest(str(family), list(CONFIG_MAPPING)).partition(' Known')[0]}"
-        )
-
-
-def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, with a token to pad with and a template: its own, or the plain one.
-
-    Raises:
-        UserError: there is none, or it has no end token.
-    """
-    from transformers import AutoTokenizer
-
-    from glmtune.models.templates import adopt
-
-    files = local(folder, weights=False)
-    with reading("tokenizer", files):
-        tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"model.path: the tokenizer of {folder} has no eos_token, so that no answer could end.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.chat_template is None:
-        adopt(tokenizer, "plain")
-    return tokenizer
-
-
-def max_length(config: PreTrainedConfig) -> int | None:
-    """Longest sequence in tokens that a model's configuration states; None where it states none."""
-    try:
-        return int(config.max_position_embeddings)
-    except AttributeError:  # models without positions to run out of
-        return None
+    model_type = str(values.get("model_type"))
+    known = [family for family in all_families() if model_type in family.model_types]
+    by_keys = [family for family in known if any(key in values for key in family.keys)]
+    others = [family for family in known if not family.keys]
+    return next(iter([*by_keys, *others]), Family((model_type,)))

@@ -5,12 +5,16 @@ Letters in comments: C width of the residual stream, F width inside the MLP, H h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from glmtune import registry
+from glmtune.models import all_families, family_of
 from glmtune.runtime import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Part = Literal["attention", "mlp"]
 
@@ -92,13 +96,15 @@ class Architecture:
             UserError: of a family that is not known here, or without a size that it needs.
         """
         family = str(values.get("model_type"))
-        if family not in FAMILIES:
+        sizes = family_of(values).sizes
+        if sizes is None:
+            known = sorted({name for other in all_families() if other.sizes for name in other.model_types})
             raise UserError(
                 f"config.json: model_type '{family}' is none whose sizes are known here."
-                f"{registry.suggest(family, sorted(FAMILIES))}"
+                f"{registry.suggest(family, known)}"
             )
         try:
-            return cls(family=family, **FAMILIES[family](values), **storage(values))
+            return cls(family=family, **sizes(values), **storage(values))
         except KeyError as error:
             raise UserError(
                 f"config.json: {error.args[0]} is missing, which a model of the family '{family}' needs. "
@@ -135,69 +141,12 @@ def storage(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def chatglm(values: Mapping[str, Any]) -> dict[str, Any]:
-    """ChatGLM-6B, or what calls itself so: the later generations' own configurations."""
-    if "ffn_hidden_size" in values:
-        return glm(as_glm(values))
-    width, heads = values["hidden_size"], values["num_attention_heads"]
-    inner = values.get("inner_hidden_size") or 4 * width
-    linears = (
-        LinearLayer("query_key_value", "attention", width, 3 * width, True),
-        LinearLayer("dense", "attention", width, width, True),
-        LinearLayer("dense_h_to_4h", "mlp", width, inner, True),
-        LinearLayer("dense_4h_to_h", "mlp", inner, width, True),
-    )
-    names = {"layers": "num_layers", "max_length": "max_sequence_length"}
-    return plain(values, width, values[names["layers"]], heads, linears, 2, values.get(names["max_length"], 2048))
+def stored_bits(config: PreTrainedConfig) -> int:
+    """Return the bits at which a checkpoint's linear layers are stored: 16, or 8 or 4 where its config.json says so."""
+    return int(storage(config.to_dict())["stored_bits"])
 
 
-def as_glm(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B in the words of transformers' `glm`, which runs them."""
-    heads = values["num_attention_heads"]
-    return {
-        "hidden_size": values["hidden_size"],
-        "num_hidden_layers": values["num_layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": values["multi_query_group_num"] if values.get("multi_query_attention") else heads,
-        "head_dim": values["kv_channels"],
-        "intermediate_size": values["ffn_hidden_size"],
-        "vocab_size": values["padded_vocab_size"],
-        "attention_bias": values.get("add_qkv_bias", False) or values.get("add_bias_linear", False),
-        "max_position_embeddings": values.get("seq_length"),
-        "tie_word_embeddings": values.get("tie_word_embeddings", False),
-    }
-
-
-def gpt2(values: Mapping[str, Any]) -> dict[str, Any]:
-    """GPT-2: learned positions, head tied to the embedding."""
-    width = values["n_embd"]
-    inner = values.get("n_inner") or 4 * width
-    linears = (
-        LinearLayer("c_attn", "attention", width, 3 * width, True),
-        LinearLayer("c_proj", "attention", width, width, True),
-        LinearLayer("c_fc", "mlp", width, inner, True),
-        LinearLayer("c_proj", "mlp", inner, width, True),
-    )
-    length = values["n_positions"]
-    sizes = plain(values, width, values["n_layer"], values["n_head"], linears, 2, length)
-    return {**sizes, "other_parameters": length * width}
-
-
-def codegen(values: Mapping[str, Any]) -> dict[str, Any]:
-    """CodeGen: attention and MLP side by side behind one norm; a head of its own, with a bias."""
-    width = values["n_embd"]
-    inner = values.get("n_inner") or 4 * width
-    linears = (
-        LinearLayer("qkv_proj", "attention", width, 3 * width, False),
-        LinearLayer("out_proj", "attention", width, width, False),
-        LinearLayer("fc_in", "mlp", width, inner, True),
-        LinearLayer("fc_out", "mlp", inner, width, True),
-    )
-    sizes = plain(values, width, values["n_layer"], values["n_head"], linears, 1, values["n_positions"])
-    return {**sizes, "tied": values.get("tie_word_embeddings", False), "other_parameters": values["vocab_size"]}
-
-
-def plain(
+def plain_sizes(
     values: Mapping[str, Any],
     width: int,
     layers: int,
@@ -206,7 +155,7 @@ def plain(
     norms: int,
     max_length: int | None,
 ) -> dict[str, Any]:
-    """Fields of a model with LayerNorm, an MLP of two layers and as many key-value heads as heads."""
+    """Return the fields of a model with LayerNorm, an MLP of two layers and as many key-value heads as heads."""
     return {
         "num_layers": layers,
         "hidden_size": width,
@@ -223,39 +172,7 @@ def plain(
     }
 
 
-def glm(values: Mapping[str, Any], norms: int = 2) -> dict[str, Any]:
-    """transformers' `glm`: gate and up projection in one matrix."""
-    return gated(values, qkv_bias=values.get("attention_bias", True), fused_mlp=True, norms=norms)
-
-
-def glm4(values: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers' `glm4`: a norm behind each half of the block, too."""
-    return glm(values, norms=4)
-
-
-def llama(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Llama, and Mistral, whose configuration has no biases to name."""
-    bias = values.get("attention_bias", False)
-    return gated(values, qkv_bias=bias, output_bias=bias, mlp_bias=values.get("mlp_bias", False))
-
-
-def qwen2(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Qwen2 and Qwen2.5."""
-    return gated(values, qkv_bias=True)
-
-
-def qwen3(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Qwen3: queries and keys are normalised head by head."""
-    bias = values.get("attention_bias", False)
-    return gated(values, qkv_bias=bias, output_bias=bias, head_norms=True)
-
-
-def phi3(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Phi-3 and Phi-4: query, key and value in one matrix, gate and up projection in one."""
-    return gated(values, fused_qkv=True, fused_mlp=True)
-
-
-def gated(
+def gated_sizes(
     values: Mapping[str, Any],
     qkv_bias: bool = False,
     output_bias: bool = False,
@@ -265,7 +182,7 @@ def gated(
     head_norms: bool = False,
     norms: int = 2,
 ) -> dict[str, Any]:
-    """Fields of a model with RMSNorm and SwiGLU, in the words of transformers' configurations."""
+    """Return the fields of a model with RMSNorm and SwiGLU, in the words of transformers' configurations."""
     width, inner, heads = values["hidden_size"], values["intermediate_size"], values["num_attention_heads"]
     kv_heads = values.get("num_key_value_heads") or heads
     head_dim = values.get("head_dim") or width // heads
@@ -297,17 +214,3 @@ def gated(
         "gated": True,
         "max_length": values.get("max_position_embeddings"),
     }
-
-
-FAMILIES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-    "chatglm": chatglm,
-    "codegen": codegen,
-    "glm": glm,
-    "glm4": glm4,
-    "gpt2": gpt2,
-    "llama": llama,
-    "mistral": llama,
-    "phi3": phi3,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-}

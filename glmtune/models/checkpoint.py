@@ -7,17 +7,42 @@ import json
 import pickle
 import re
 import shlex
+import textwrap
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from glmtune.models import all_families
 from glmtune.runtime import UserError
 
 LFS_MARK = b"version https://git-lfs"
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
-# What is fetched of a hub repository: no code but one file that names the roles, which is read as a text; and pickled
-# weights only where there are no others.
-SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken", "tokenization_chatglm.py")
+# What is fetched of a hub repository beside the weights. What a family adds is read as a text: code is never run.
+SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
+
+
+@contextmanager
+def reading(what: str, path: str) -> Iterator[None]:
+    """Tell in a line, with the place, what a library cannot do with the files of a checkpoint or an adapter.
+
+    Raises:
+        UserError: in place of whatever the block raises; the libraries document no classes of errors.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = textwrap.shorten(str(error).partition("\n\n")[0], 300, placeholder=" ...") or type(error).__name__
+        if Path(path).is_dir():
+            for file in weight_files(Path(path)):
+                check_weight_file(file)  # which one it is, and what is wrong with it
+            raise UserError(f"{path}: its {what} cannot be read: {reason}") from error
+        raise UserError(
+            f"model.path: there is no folder {path} here, and the hub gives no {what} of that name: {reason}"
+        ) from error
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -191,7 +216,8 @@ def local_folder(path: str, weights: bool = True, revision: str | None = None) -
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    wanted = [*SMALL_FILES, *WEIGHT_PATTERNS[: int(weights)]]
+    small = [*SMALL_FILES, *(name for family in all_families() for name in family.small_files)]
+    wanted = [*small, *WEIGHT_PATTERNS[: int(weights)]]  # pickled weights only where there are no others
     folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     if weights and not weight_files(folder):
         snapshot_download(path, revision=revision, allow_patterns=list(WEIGHT_PATTERNS))

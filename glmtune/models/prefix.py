@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from glmtune.models import reading, weight_files
+from glmtune.models.checkpoint import reading, weight_files
 
 # What the original scripts name their weights: `transformer.prefix_encoder.embedding.weight` ...
 ORIGINAL_NAME = "prefix_encoder."

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from glmtune.config import Recipe, TrainingSettings
-from glmtune.models import choose_dtype
+from glmtune.models.loading import choose_dtype
 from glmtune.runtime import UserError
 from glmtune.training import optimizers
 

@@ -18,10 +18,11 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from glmtune import cli, distributed, models
+from glmtune import cli, distributed
 from glmtune.commands.doctor import Check, machine, recipe, run
 from glmtune.commands.estimate import Place
 from glmtune.commands.train import Run
+from glmtune.models import loading
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 CHAT_TEMPLATE = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -88,7 +89,7 @@ def test_what_is_healthy(
     tiny_checkpoint: Path, tiny_run: Run, target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "load", None)  # no weights are read
+    monkeypatch.setattr(loading, "load_model", None)  # no weights are read
     run_folder = tiny_run.folder
     places = {"nano": "nano", "checkpoint": tiny_checkpoint, "run": run_folder.path, "adapter": run_folder.adapter}
     checks = run(str(places[target]))
@@ -199,12 +200,17 @@ FAULTS: dict[str, tuple[Damage, str, str, str]] = {
     ),
     "a weight is missing": (drop_a_weight, "fit", "lacks 1 weights that its config.json asks for", "download it again"),
     "weights of another release": (edit("config.json", vocab_size=520), "fit", "do not fit its config.json", "again"),
-    "no model_type": (edit("config.json", model_type=None), "config", "has no model_type", "model_type, e.g. chatglm"),
+    "no model_type": (edit("config.json", model_type=None), "config", "has no model_type", "add its model_type"),
     "remote code only": (
         edit("config.json", model_type="baichuan", auto_map={"AutoConfig": "configuration_baichuan.BaichuanConfig"}),
         *("config", "runs only with code from its repository, which is never run here", "ChatGLM-6B"),
     ),
-    "no causal model": (edit("config.json", model_type="t5"), "config", "'t5' is no causal language model", "ChatGLM"),
+    "no causal model": (
+        edit("config.json", model_type="t5"),
+        "config",
+        "'t5' is no causal language model",
+        "AutoModelForCausalLM",
+    ),
     "no tokenizer": (without_tokenizer, "tokenizer", "tokenizer", "download the tokenizer's files again"),
     "tokenizer of v1.0": (
         edit("tokenizer_config.json", num_image_tokens=20_000, added_tokens_decoder={}),

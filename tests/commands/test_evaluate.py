@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from glmtune import models
 from glmtune.commands import evaluate
 from glmtune.commands.train import Run
 from glmtune.evaluation.intervals import wilson_interval
+from glmtune.models import loading
 from glmtune.models.quantization import is_quantized
 from glmtune.resolution import resolve
 from glmtune.runtime import UserError
@@ -118,7 +118,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr(models, "load", None)
+    monkeypatch.setattr(loading, "load_model", None)
     with pytest.raises(UserError, match=r"--output .*(is a folder|cannot be written)"):
         evaluate.run(str(tiny_run.folder.path), output=str(tmp_path / place))
 
@@ -127,6 +127,6 @@ def test_a_prompt_too_long_is_told_with_its_line(
     tiny_run: Run, write_records: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_records({"prompt": "1", "target": "1"}, {"prompt": "1" * 200, "target": "1"})
-    monkeypatch.setattr(models, "load", None)
+    monkeypatch.setattr(loading, "load_model", None)
     with pytest.raises(UserError, match=rf"{file}, line 2 has 203 tokens.*128"):
         evaluate.run(str(tiny_run.folder.path), str(file))

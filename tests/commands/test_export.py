@@ -21,13 +21,15 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import glmtune
-from glmtune import methods, models
+from glmtune import adapters
 from glmtune.commands import export
 from glmtune.commands.train import Run
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.export import merged
 from glmtune.inference.engine import Engine
+from glmtune.models import loading
+from glmtune.models.checkpoint import fingerprint, read_json
 from glmtune.models.quantization import pack
 from glmtune.runtime import UserError
 
@@ -67,7 +69,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **options: Any) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(models, "load", refuse)
+    monkeypatch.setattr(loading, "load_model", refuse)
 
 
 @contextmanager
@@ -102,9 +104,9 @@ def test_an_export_answers_as_the_run_does(
 def test_the_record_and_the_card(tiny_run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder, base = tiny_run.folder, str(tiny_checkpoint)
     place = run(folder.path, output=str(tmp_path / "out"))
-    record = models.read_json(place / "glmtune.json")
-    assert record["base"] == tiny_checkpoint.name and record["base_fingerprint"] == models.fingerprint(base)
-    assert record["adapter_fingerprint"] == models.fingerprint(folder.adapter) != record["base_fingerprint"]
+    record = read_json(place / "glmtune.json")
+    assert record["base"] == tiny_checkpoint.name and record["base_fingerprint"] == fingerprint(base)
+    assert record["adapter_fingerprint"] == fingerprint(folder.adapter) != record["base_fingerprint"]
     assert (record["format"], record["layout"], record["method"]) == (1, "merged", "lora")
     checked = record["verification"]
     assert checked["problems"] == checked["equal_answers"] == 2  # num_examples_during
@@ -140,10 +142,10 @@ def test_by_default_it_goes_into_the_run(a_run: Path, to: str) -> None:
 def test_methods_that_change_the_base_itself(train_tiny: Any, tmp_path: Path, method: str) -> None:
     done = train_tiny(tmp_path / "run", f"method={method}", "training.steps=2")
     for to in ("merged", "original"):
-        record = models.read_json(run(done.folder.path, to) / "glmtune.json")
+        record = read_json(run(done.folder.path, to) / "glmtune.json")
         trained = done.folder.model if "full" in method else done.folder.adapter
         of_what_was_trained = record["base_fingerprint" if "full" in method else "adapter_fingerprint"]
-        assert of_what_was_trained == models.fingerprint(trained) and record["method"] in method
+        assert of_what_was_trained == fingerprint(trained) and record["method"] in method
         assert (record["adapter_fingerprint"] is None) == ("full" in method)
         torch.testing.assert_close(logits(glmtune.load(done.folder.path / to)), logits(glmtune.load(done.folder.path)))
 
@@ -157,7 +159,7 @@ def test_an_adapter_or_a_checkpoint_alone(
     checkpoint = run(tiny_checkpoint, "original", str(tmp_path / "checkpoint"), FEW)
     assert torch.equal(logits(glmtune.load(checkpoint)), logits(glmtune.load(tiny_checkpoint)))
     for place in (adapter, checkpoint):
-        assert models.read_json(place / "glmtune.json")["method"] is None
+        assert read_json(place / "glmtune.json")["method"] is None
         assert "## Recipe" not in (place / "README.md").read_text(encoding="utf-8")
 
 
@@ -176,7 +178,7 @@ def test_precision_of_the_files(tiny_run: Run, tmp_path: Path, precision: str) -
         assert "--dtype float32" in str(error) and not list(tmp_path.iterdir())
         return
     assert {str(weight.dtype) for weight in load_file(place / "model.safetensors").values()} == {f"torch.{precision}"}
-    assert models.read_json(place / "glmtune.json")["verification"]["dtype"] == precision
+    assert read_json(place / "glmtune.json")["verification"]["dtype"] == precision
 
 
 def test_a_packed_release_is_unpacked(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -189,11 +191,11 @@ def test_a_packed_release_is_unpacked(tiny_checkpoint: Path, tmp_path: Path) -> 
             weights[name], weights[f"{name}_scale"] = pack(weight.half(), 8)
     (packed / "model.safetensors").unlink()
     torch.save(weights, packed / "pytorch_model.bin")
-    config = models.read_json(packed / "config.json") | {"quantization_bit": 8}
+    config = read_json(packed / "config.json") | {"quantization_bit": 8}
     (packed / "config.json").write_text(json.dumps(config))
     for to in ("merged", "original"):
         place = run(packed, to, str(tmp_path / to), FEW)
-        assert not models.read_json(place / "config.json").get("quantization_bit")
+        assert not read_json(place / "config.json").get("quantization_bit")
         torch.testing.assert_close(logits(glmtune.load(place)), logits(glmtune.load(packed)), rtol=1e-4, atol=1e-4)
 
 
@@ -204,7 +206,7 @@ def test_the_command_line(a_run: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=a_run.parent)
     assert done.returncode == 0, done.stderr
     assert f"Verified and written: {a_run / 'original'}" in done.stdout
-    assert models.read_json(a_run / "original/glmtune.json")["verification"]["problems"] == 1
+    assert read_json(a_run / "original/glmtune.json")["verification"]["problems"] == 1
 
 
 # --------------------------------------------------------------------------- what does not come out
@@ -219,7 +221,7 @@ def tampered(how: Callable[[Any], Any]) -> Callable[..., None]:
     return save
 
 
-merged_save = merged.save
+merged_save = merged.save_merged
 
 
 def add_noise(model: Any) -> None:
@@ -237,7 +239,7 @@ def test_another_model_is_not_published(
     a_run: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[[Any], Any]
 ) -> None:
     """Nothing at its place, nothing beside it; nothing uploaded."""
-    monkeypatch.setattr(merged, "save", tampered(how))
+    monkeypatch.setattr("glmtune.commands.export.save_merged", tampered(how))
     monkeypatch.setattr("huggingface_hub.HfApi", None)
     with refused("The exported model is not the one that was trained.*Nothing was published", a_run.parent):
         run(a_run, push="me/model")
@@ -260,7 +262,7 @@ def test_another_answer_is_not_published(a_run: Path, monkeypatch: pytest.Monkey
 
 def test_what_stood_there_stays_if_the_new_one_fails(a_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(a_run)
-    monkeypatch.setattr(merged, "save", tampered(add_noise))
+    monkeypatch.setattr("glmtune.commands.export.save_merged", tampered(add_noise))
     with refused("is not the one that was trained", a_run.parent):
         run(a_run, overwrite=True)
 
@@ -347,7 +349,7 @@ def test_packed_bases_are_refused(tmp_path: Path, nothing_is_loaded: None, bits:
 def test_prefixes_are_refused(train_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = "method={name: ptuning_v2, num_virtual_tokens: 4, dropout: 0}"
     done = train_tiny(tmp_path / "run", settings, "training.steps=1")
-    monkeypatch.setattr(models, "load", None)
+    monkeypatch.setattr(loading, "load_model", None)
     for to in ("merged", "original"):
         with refused(r"is a prefix \(P-Tuning v2\): it is no change of weights.*method\.name=lora", tmp_path):
             run(done.folder.path, to)
@@ -364,7 +366,7 @@ def test_prefixes_of_the_original_scripts_are_refused_as_early(tmp_path: Path, n
     shutil.copy(GOLDEN / "glm1/ptuning_noproj.safetensors", prefix / "model.safetensors")
     config = json.loads((GOLDEN / "glm1/config.json").read_text()) | {"pre_seq_len": 8, "prefix_projection": False}
     (prefix / "config.json").write_text(json.dumps(config))
-    assert methods.is_adapter(prefix)
+    assert adapters.is_adapter(prefix)
     with refused("is a prefix", tmp_path):
         run(prefix, "merged", str(tmp_path / "out"), [f"model.path={base}"])
 
@@ -381,7 +383,7 @@ def test_another_base_is_refused(a_run: Path, tiny_checkpoint: Path, tmp_path: P
 def test_the_same_base_at_another_place(a_run: Path, tiny_checkpoint: Path, tmp_path: Path, tiny: Any) -> None:
     moved = Path(shutil.copytree(tiny_checkpoint, tmp_path / "moved"))
     place = run(a_run, overrides=[f"model.path={moved}"])
-    assert models.read_json(place / "glmtune.json")["base"] == "moved"
+    assert read_json(place / "glmtune.json")["base"] == "moved"
     torch.testing.assert_close(logits(glmtune.load(place)), logits(tiny), rtol=1e-4, atol=1e-4)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from glmtune.adapters import tokenizer_of
 from glmtune.cli import main
 from glmtune.commands.inspect import print_report, run
 from glmtune.config import RecipeError
 from glmtune.data.encoding import IGNORED, encode_example
-from glmtune.methods import tokenizer_of
 from glmtune.runtime import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from glmtune import models
 from glmtune.commands import predict
 from glmtune.commands.train import Run
 from glmtune.config import load_recipe
 from glmtune.inference.conversation import converse
 from glmtune.inference.engine import Engine
+from glmtune.models import loading
 from glmtune.records import Fault, Question, read_examples, read_questions
 from glmtune.records.files import rows as file_rows
 from glmtune.runtime import UserError
@@ -109,7 +109,7 @@ def test_a_bad_record_is_told_before_any_is_answered(
 ) -> None:
     file, output = write_records({"prompt": "1+2="}, record), tmp_path / "out.jsonl"
     output.write_text("precious\n")
-    monkeypatch.setattr(models, "load", None)
+    monkeypatch.setattr(loading, "load_model", None)
     with pytest.raises(UserError, match=message) as error:
         predict.run(run, str(file), str(output), overwrite=True)
     assert str(file) in str(error.value)

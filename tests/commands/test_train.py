@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 from safetensors import SafetensorError
 
-from glmtune import models
 from glmtune.commands import evaluate, export, train
 from glmtune.commands.estimate import Place
 from glmtune.commands.train import Run
@@ -24,6 +23,7 @@ from glmtune.config import load_recipe, to_yaml
 from glmtune.data.encoding import Encoder
 from glmtune.data.mixture import training_set
 from glmtune.methods import Method
+from glmtune.models import loading
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks.instructions import Instructions
 from glmtune.training import trainer
@@ -38,7 +38,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(models, "load", refuse)
+    monkeypatch.setattr(loading, "load_model", refuse)
 
 
 def names(folder: Path) -> set[str]:
@@ -250,14 +250,14 @@ def test_memory_is_announced_before_anything_is_loaded(
 ) -> None:
     place = Place("cpu", "a small machine", memory)
     monkeypatch.setattr(train, "at_hand", lambda with_gpu: place)
-    loaded = models.load
+    loaded = loading.load_model
     told = io.StringIO()
 
     def load(*args: Any) -> Any:
         assert "Expected peak of memory: " in told.getvalue()
         return loaded(*args)
 
-    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(loading, "load_model", load)
     train.run(
         overrides=[*tiny_settings, f"training.output_dir={tmp_path / 'run'}"], console=Console(file=told, width=200)
     )

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Glm4Config, GlmConfig, LlamaConfig
 
-from glmtune import models
 from glmtune.data.collation import Collator, pack
 from glmtune.data.encoding import IGNORED, Encoding
+from glmtune.models import loading
 from glmtune.runtime import UserError, read_json_lines
 from glmtune.training.loss import target_loss
 
@@ -30,7 +30,7 @@ CONFIGS = {
 def make_model(family: str, attention: str) -> Any:
     torch.manual_seed(0)
     if family == "chatglm":
-        config = models.load_config(str(models.EMBEDDED["nano"]))
+        config = loading.load_config(str(loading.EMBEDDED["nano"]))
     else:
         config = CONFIGS[family]
         config.initializer_range = 0.3

@@ -10,9 +10,8 @@ import torch
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.export.verification import PROMPTS_WITH_LOGITS, Answers, ask, compare
+from glmtune.export.verification import PROMPTS_WITH_LOGITS, TOLERANCE, Answers, ask, compare
 from glmtune.inference.engine import Engine
-from glmtune.methods.lora import MERGE_TOLERANCE
 from glmtune.runtime import UserError
 
 PROMPTS = [f"{a}+{b}=" for a in range(5) for b in range(2)]
@@ -69,7 +68,7 @@ def test_a_little_noise_anywhere_is_found(tiny: tuple[Any, Any], place: str) -> 
 def test_what_rounding_explains_passes(dtype: torch.dtype) -> None:
     """A difference is a share of the size of the logits; above its bound for a precision, it is told."""
     name = str(dtype).removeprefix("torch.")
-    inside, outside = (1 + factor * MERGE_TOLERANCE[name] for factor in (0.9, 1.1))
+    inside, outside = (1 + factor * TOLERANCE[dtype] for factor in (0.9, 1.1))
     for size in (1.0, 1000.0):
         before = answers("1", "2", size=size)
         found = compare(before, answers("1", "2", size=size * inside), ["a", "b"], dtype)

@@ -20,12 +20,15 @@ from torch import Tensor
 from transformers import GlmForCausalLM
 
 import glmtune
-from glmtune import models, registry
+from glmtune import registry
 from glmtune.commands import evaluate, export, train
 from glmtune.config import GenerationSettings, ModelSettings, load_recipe
 from glmtune.data.encoding import encode_example, encode_prompt
 from glmtune.inference import decoding
 from glmtune.inference.engine import Engine
+from glmtune.models import loading
+from glmtune.models.architecture import stored_bits
+from glmtune.models.checkpoint import read_json
 from glmtune.runtime import UserError
 
 README = Path(__file__).parents[2] / "README.md"
@@ -86,7 +89,7 @@ def logits(model: Any, tokenizer: Any) -> Tensor:
 
 
 def load(folder: Path, **settings: Any) -> tuple[Any, Any]:
-    return models.load(ModelSettings(path=str(folder), **settings), torch.device("cpu"))
+    return loading.load_model(ModelSettings(path=str(folder), **settings), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("family", SUPPORT)
@@ -114,9 +117,9 @@ def test_every_method_at_every_storage(
     learns = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     if cell == "no" or (cell != "as stored" and str(bits) not in cell.split()):
         with pytest.raises(UserError, match="changes the weights of the model itself"):
-            learns.check_storage(recipe.model, models.stored_bits(models.load_config(recipe.model.path)))
+            learns.check_storage(recipe.model, stored_bits(loading.load_config(recipe.model.path)))
         return
-    learns.check_storage(recipe.model, models.stored_bits(models.load_config(recipe.model.path)))
+    learns.check_storage(recipe.model, stored_bits(loading.load_config(recipe.model.path)))
     base, tokenizer = load(checkpoint_of(family), bits=bits)
     before = logits(base, tokenizer)
     torch.manual_seed(0)
@@ -164,7 +167,7 @@ def test_equal_at_every_station(family: str, run_of: Any, tmp_path: Path) -> Non
     adapter, tokenizer = glmtune.load(folder)
     expected = logits(adapter, tokenizer)
     assert not torch.allclose(
-        expected, logits(*glmtune.load(models.read_json(folder / "adapter/base.json")["base"])), atol=1e-3
+        expected, logits(*glmtune.load(read_json(folder / "adapter/base.json")["base"])), atol=1e-3
     )
     for layout in ("merged", "original"):
         place = tmp_path / layout

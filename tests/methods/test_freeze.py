@@ -10,11 +10,11 @@ from torch import nn
 from transformers import CodeGenConfig, CodeGenForCausalLM, GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import glmtune
-from glmtune import models
 from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
 from glmtune.inference.engine import Engine
 from glmtune.methods.freeze import WEIGHTS, Freeze, FreezeSettings
+from glmtune.models import loading
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
 
@@ -34,7 +34,7 @@ def freeze(**settings: Any) -> Freeze:
 
 
 def base(checkpoint: Path, dtype: Any = "float32", bits: Any = 16) -> Any:
-    return models.load(ModelSettings(path=str(checkpoint), dtype=dtype, bits=bits))[0]
+    return loading.load_model(ModelSettings(path=str(checkpoint), dtype=dtype, bits=bits))[0]
 
 
 def learning(model: Any) -> set[str]:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import glmtune
-from glmtune import models
 from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
 from glmtune.inference.engine import Engine
 from glmtune.methods.full import Full, FullSettings
+from glmtune.models import loading
+from glmtune.models.checkpoint import check_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def full_run(tmp_path_factory: pytest.TempPathFactory, train_tiny: Any) -> Run:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_weight_is_trained_in_fp32(tiny_checkpoint: Path, dtype: Any) -> None:
-    base, _ = models.load(ModelSettings(path=str(tiny_checkpoint), dtype=dtype))
+    base, _ = loading.load_model(ModelSettings(path=str(tiny_checkpoint), dtype=dtype))
     base.requires_grad_(False)
     model = Full(FullSettings(name="full")).apply(base)
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -30,8 +31,8 @@ def test_every_weight_is_trained_in_fp32(tiny_checkpoint: Path, dtype: Any) -> N
 def test_the_run_folder_holds_a_checkpoint(full_run: Run, tiny_checkpoint: Path) -> None:
     folder = full_run.folder
     assert not folder.adapter.exists()
-    models.check_checkpoint(folder.model)
-    before = models.load(ModelSettings(path=str(tiny_checkpoint)))[0].state_dict()
+    check_checkpoint(folder.model)
+    before = loading.load_model(ModelSettings(path=str(tiny_checkpoint)))[0].state_dict()
     after = glmtune.load(folder.path)[0].state_dict()
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[name], after[name]) for name in before)

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import glmtune
-from glmtune import models
 from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
 from glmtune.data.encoding import encode_prompt
+from glmtune.export.merged import merge_adapter
+from glmtune.export.verification import TOLERANCE
 from glmtune.inference.engine import Engine
-from glmtune.methods import lora as lora_module
-from glmtune.methods.lora import Lora, LoraSettings, merge, principal_part
+from glmtune.methods.lora import Lora, LoraSettings
+from glmtune.models import loading, low_rank
 from glmtune.models.architecture import Architecture, LinearLayer
+from glmtune.models.low_rank import principal_part, updated_layers
 from glmtune.models.quantization import PackedLinear, pack
 from glmtune.runtime import UserError
 
@@ -36,7 +38,7 @@ of_each_kind = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIAN
 
 
 def base_of(checkpoint: Path, dtype: Any = "float32", bits: Any = 16) -> tuple[Any, Any]:
-    return models.load(ModelSettings(path=str(checkpoint), dtype=dtype, bits=bits))
+    return loading.load_model(ModelSettings(path=str(checkpoint), dtype=dtype, bits=bits))
 
 
 def lora(**settings: Any) -> Lora:
@@ -165,7 +167,7 @@ def test_pissa_is_saved_as_plain_lora(tiny_checkpoint: Path, tmp_path: Path, set
 def test_pissa_takes_the_largest_singular_values(tiny_checkpoint: Path) -> None:
     original = base_of(tiny_checkpoint)[0].state_dict()
     model = lora(init="pissa").apply(base_of(tiny_checkpoint)[0])
-    for name, layer in lora_module.updated_layers(model):
+    for name, layer in updated_layers(model):
         weight = original[f"{name.removeprefix('base_model.model.')}.weight"]
         update = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         values, rest = torch.linalg.svdvals(weight), torch.linalg.svdvals(layer.get_base_layer().weight)
@@ -198,7 +200,7 @@ def test_the_same_seed_starts_the_same(
 ) -> None:
     """A run that goes on from a checkpoint applies its method anew: base and updates must be what they were."""
     if not exact:
-        monkeypatch.setattr(lora_module, "EXACT_UP_TO", 0)
+        monkeypatch.setattr(low_rank, "EXACT_UP_TO", 0)
     states = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -211,7 +213,7 @@ def test_large_matrices_are_decomposed_alike(monkeypatch: pytest.MonkeyPatch) ->
     left, right = (torch.linalg.qr(torch.randn(size, 40)).Q for size in (60, 40))
     matrix = left * torch.linspace(4, 0.1, 40) @ right.T
     exact = principal_part(matrix, 8)
-    monkeypatch.setattr(lora_module, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(low_rank, "EXACT_UP_TO", 0)
     fast = principal_part(matrix, 8)
     assert [part.shape for part in exact] == [part.shape for part in fast] == [(60, 8), (8,), (8, 40)]
     torch.testing.assert_close(*((u * s @ v) for u, s, v in (exact, fast)), rtol=0, atol=1e-3)
@@ -341,7 +343,7 @@ def test_learns_beside_8_and_4_bits(tiny_checkpoint: Path, bits: int, settings: 
     assert (start - expected).abs().max() < 0.02 * expected.abs().max()
     assert (logits(trained(model, tokenizer), tokenizer) - start).abs().max() > 1
     with pytest.raises(UserError, match=r"stored at 8 or 4 bits.*bits=16.*then merge"):
-        merge(model, inputs(tokenizer))
+        merge_adapter(model, inputs(tokenizer))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -367,7 +369,7 @@ def test_packed_checkpoints_go_with_plain_lora(tiny_checkpoint: Path) -> None:
     base, tokenizer = base_of(tiny_checkpoint)
     model = trained(lora().apply(with_packed_layers(base)), tokenizer)
     with pytest.raises(UserError, match=r"query_key_value is stored at 8 or 4 bits.*of a packed checkpoint the 16-bit"):
-        merge(model, inputs(tokenizer))
+        merge_adapter(model, inputs(tokenizer))
     for settings, message in (
         ({"use_dora": True}, r"method\.use_dora=true needs the lengths.*16-bit release with model\.bits=8 or 4"),
         ({"init": "pissa"}, r"method\.init=pissa .*full precision"),
@@ -384,7 +386,7 @@ def test_merged_is_the_same(tiny_checkpoint: Path, settings: dict[str, Any], dty
     torch.manual_seed(0)
     model = method.finish(trained(method.apply(base), tokenizer))
     expected = logits(model, tokenizer)
-    merged = merge(model, inputs(tokenizer))
+    merged = merge_adapter(model, inputs(tokenizer))
     assert type(merged) is type(base) and merged.dtype == getattr(torch, dtype)
     original = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).state_dict()
     assert {name: weight.shape for name, weight in merged.state_dict().items()} == {
@@ -396,7 +398,7 @@ def test_merged_is_the_same(tiny_checkpoint: Path, settings: dict[str, Any], dty
 
 def test_merged_is_an_ordinary_checkpoint(tiny: tuple[Any, Any], tiny_run: Run, tmp_path: Path) -> None:
     model, tokenizer = glmtune.load(tiny_run.folder.path)
-    merged = merge(model, inputs(tokenizer))
+    merged = merge_adapter(model, inputs(tokenizer))
     assert not isinstance(merged, PeftModel)
     merged.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -406,10 +408,10 @@ def test_merged_is_an_ordinary_checkpoint(tiny: tuple[Any, Any], tiny_run: Run, 
 def test_a_merge_that_changes_answers_is_undone(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = glmtune.load(tiny_run.folder.path)
     expected = logits(model, tokenizer)
-    monkeypatch.setitem(lora_module.MERGE_TOLERANCE, "float32", -1.0)
+    monkeypatch.setitem(TOLERANCE, torch.float32, -1.0)
     with pytest.raises(UserError, match=r"logits differ by .* of their size.*Nothing was merged.*float32"):
-        merge(model, inputs(tokenizer))
-    assert not any(layer.merged for _, layer in lora_module.updated_layers(model))
+        merge_adapter(model, inputs(tokenizer))
+    assert not any(layer.merged for _, layer in updated_layers(model))
     torch.testing.assert_close(logits(model, tokenizer), expected, rtol=0, atol=2e-4)
 
 
@@ -417,11 +419,11 @@ def test_an_adapter_of_no_numbers_is_not_merged(tiny_run: Run) -> None:
     """The layers before the broken one have been merged when it is found, and are unmerged again."""
     model, tokenizer = glmtune.load(tiny_run.folder.path)
     before = {name: weight.clone() for name, weight in weights_of(model).items()}
-    *_, (_, last) = lora_module.updated_layers(model)
+    *_, (_, last) = updated_layers(model)
     nn.init.constant_(last.lora_B["default"].weight, float("nan"))
     with pytest.raises(UserError, match=r"cannot be merged: NaNs detected.*Nothing was merged"):
-        merge(model, inputs(tokenizer))
-    assert not any(layer.merged for _, layer in lora_module.updated_layers(model))
+        merge_adapter(model, inputs(tokenizer))
+    assert not any(layer.merged for _, layer in updated_layers(model))
     for name, weight in weights_of(model).items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6, msg=name)
 
@@ -430,9 +432,9 @@ def test_what_is_no_change_of_weights_is_not_merged(tiny_checkpoint: Path) -> No
     base, tokenizer = base_of(tiny_checkpoint)
     prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     with pytest.raises(UserError, match="prefix is no change of weights"):
-        merge(get_peft_model(base, prefix), inputs(tokenizer))
+        merge_adapter(get_peft_model(base, prefix), inputs(tokenizer))
     with pytest.raises(UserError, match="ChatGLMForCausalLM has no adapter to merge"):
-        merge(base_of(tiny_checkpoint)[0], inputs(tokenizer))
+        merge_adapter(base_of(tiny_checkpoint)[0], inputs(tokenizer))
 
 
 def test_a_run_with_all_at_once(tmp_path: Path, train_tiny: Any) -> None:

@@ -187,7 +187,7 @@ def test_an_original_prefix_that_does_not_fit(files: dict, said: list[str], orig
 
 def test_an_original_prefix_on_another_family(original: Callable[..., Path]) -> None:
     model = AutoModelForCausalLM.from_config(GlmConfig(**TINY))
-    with pytest.raises(UserError, match=r"model_type chatglm\); the base has model_type glm.*model\.path"):
+    with pytest.raises(UserError, match=r"prefix for ChatGLM-6B; the base has model_type glm.*model\.path"):
         PTuningV2.attach(model, original(False))
 
 

@@ -13,9 +13,10 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from glmtune import models
 from glmtune.commands import evaluate, predict
 from glmtune.config import ModelSettings
+from glmtune.models import loading
+from glmtune.models.checkpoint import fingerprint, weight_files
 from glmtune.runtime import UserError
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -23,7 +24,7 @@ CHAT_TEMPLATE = "{% for m in messages %}<s>{{ m.content }}{% endfor %}{% if add_
 
 
 def load(path: Path | str, **settings: Any) -> tuple[Any, Any]:
-    return models.load(ModelSettings(path=str(path), **settings))
+    return loading.load_model(ModelSettings(path=str(path), **settings))
 
 
 @pytest.fixture
@@ -110,10 +111,10 @@ def test_a_damaged_checkpoint_is_told(checkpoint: Path, damage: Callable[[Path],
 
 
 def test_a_missing_shard_is_told_before_anything_is_read(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, actual = load(sharded)[0].state_dict(), models.weight_files(sharded)
+    expected, actual = load(sharded)[0].state_dict(), weight_files(sharded)
     assert expected.keys() == load(sharded)[0].state_dict().keys()
     actual[1].unlink()
-    monkeypatch.setattr(models, "load_tokenizer", None)
+    monkeypatch.setattr(loading, "load_tokenizer", None)
     with pytest.raises(UserError, match=rf"lacks 1 of {len(actual)} weight files: {actual[1].name}"):
         load(sharded)
     (sharded / "model.safetensors.index.json").write_text("{")
@@ -132,7 +133,7 @@ def test_a_wrong_path_is_answered_with_what_is_there(
 ) -> None:
     monkeypatch.chdir(tiny_checkpoint.parent)
     with pytest.raises(UserError, match=r"model\.path: no such model directory: ") as error:
-        models.locate(wrong)
+        loading.locate(wrong)
     assert "Known: nano" in str(error.value)
     if "tinny" in wrong:
         assert "Did you mean 'tiny'?" in str(error.value)
@@ -143,14 +144,14 @@ def test_runs_and_adapters_are_offered_too(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / mark).touch()
     with pytest.raises(UserError, match=r"Did you mean 'run-1'\? Known: nano, adapter, run-1\."):
-        models.locate(str(tmp_path / "run-2"))
+        loading.locate(str(tmp_path / "run-2"))
 
 
 def test_names(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert models.locate("nano") == str(models.EMBEDDED["nano"])
-    assert models.locate(str(tiny_checkpoint)) == str(tiny_checkpoint)
+    assert loading.locate("nano") == str(loading.EMBEDDED["nano"])
+    assert loading.locate(str(tiny_checkpoint)) == str(tiny_checkpoint)
     monkeypatch.chdir(tmp_path)
-    assert models.locate("THUDM/chatglm-6b") == "THUDM/chatglm-6b"
+    assert loading.locate("THUDM/chatglm-6b") == "THUDM/chatglm-6b"
 
 
 def test_a_hub_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -174,23 +175,23 @@ def test_a_hub_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, tmp
     ],
 )
 def test_dtype(name: str, device: str, expected: torch.dtype) -> None:
-    assert models.choose_dtype(name, torch.device(device)) == expected
+    assert loading.choose_dtype(name, torch.device(device)) == expected
 
 
 @pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_dtype_of_a_gpu(monkeypatch: pytest.MonkeyPatch, has_it: bool, expected: torch.dtype) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_it)
-    assert models.choose_dtype("auto", torch.device("cuda")) == expected
+    assert loading.choose_dtype("auto", torch.device("cuda")) == expected
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_settings_reach_the_model(tiny_checkpoint: Path, dtype: str, attention: str) -> None:
     model, tokenizer = load(tiny_checkpoint, dtype=dtype, attention=attention)
-    assert model.dtype == models.choose_dtype(dtype, torch.device("cpu"))
+    assert model.dtype == loading.choose_dtype(dtype, torch.device("cpu"))
     assert model.config._attn_implementation == attention
     assert not model.training and tokenizer.pad_token_id is not None
-    assert models.max_length(model.config) == 128
+    assert loading.max_length(model.config) == 128
 
 
 def test_random_init_needs_no_weights(checkpoint: Path) -> None:
@@ -205,11 +206,11 @@ def test_random_init_needs_no_weights(checkpoint: Path) -> None:
 
 
 def test_fingerprint_is_that_of_the_weights(checkpoint: Path, tiny_checkpoint: Path) -> None:
-    assert models.fingerprint(checkpoint) == models.fingerprint(tiny_checkpoint)
+    assert fingerprint(checkpoint) == fingerprint(tiny_checkpoint)
     weights = load_file(checkpoint / "model.safetensors")
     weights["transformer.final_layernorm.bias"][0] += 1
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    assert models.fingerprint(checkpoint) != models.fingerprint(tiny_checkpoint)
+    assert fingerprint(checkpoint) != fingerprint(tiny_checkpoint)
 
 
 def llama(folder: Path, chat_template: str | None, eos_token: str | None = "</s>") -> Path:

@@ -14,7 +14,7 @@ import glmtune
 from glmtune.config import GenerationSettings, load_recipe
 from glmtune.data import DrawnExamples
 from glmtune.evaluation.evaluator import evaluate
-from glmtune.models import EMBEDDED
+from glmtune.models.loading import EMBEDDED
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 from glmtune.tasks.wording import Wording
 

@@ -18,10 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import glmtune
-from glmtune import models
 from glmtune.config import ModelSettings
 from glmtune.methods.lora import Lora, LoraSettings
-from glmtune.models import quantization
+from glmtune.models import loading, quantization
 from glmtune.models.quantization import (
     PackedEmbedding,
     PackedLinear,
@@ -165,7 +164,7 @@ def test_computes_in_the_precision_of_autocast() -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_adapters_learn_on_packed_weights(packed: Packs, bits: int) -> None:
-    base, _ = models.load(ModelSettings(path=str(packed(bits))))
+    base, _ = loading.load_model(ModelSettings(path=str(packed(bits))))
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
     model = Lora(LoraSettings(name="lora", rank=2)).apply(base).train()
     ids = torch.from_numpy(ORIGINAL[8]["single_gmask.input_ids"])
@@ -286,7 +285,7 @@ def test_says_what_to_install(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyP
 
 def test_fresh_weights_are_not_quantized(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError, match="random_init"):
-        models.load(ModelSettings(path=str(tiny_checkpoint), bits=4, random_init=True))
+        loading.load_model(ModelSettings(path=str(tiny_checkpoint), bits=4, random_init=True))
 
 
 @pytest.mark.parametrize("embedding", [False, True])

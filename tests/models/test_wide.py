@@ -11,8 +11,9 @@ from safetensors import safe_open
 
 from glmtune.arithmetic.problems import Problem
 from glmtune.arithmetic.reading import read_answer
-from glmtune.commands import evaluate, predict
+from glmtune.commands import predict
 from glmtune.config import load_recipe
+from glmtune.resolution import resolve
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/arithmetic-wide"
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="checkpoints are not part of a source distribution")
@@ -23,7 +24,7 @@ def test_its_files() -> None:
     with safe_open(CHECKPOINT / "model.safetensors", framework="pt") as weights:
         names = list(weights.keys())
         assert {weights.get_tensor(name).dtype for name in names} == {torch.bfloat16}
-    recipe = evaluate.recipe_of(str(CHECKPOINT), [])
+    recipe = resolve(str(CHECKPOINT)).recipe
     assert recipe.task.style == "steps" and recipe.generation.max_new_tokens == 2000
     stages = sorted((CHECKPOINT.parents[1] / "recipes").glob("arithmetic_wide*.yaml"))
     assert all(load_recipe(stage).task.style == "steps" for stage in stages)

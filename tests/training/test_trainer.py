@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainingArguments
 
-from glmtune import models, registry
+from glmtune import registry
 from glmtune.config import load_recipe
 from glmtune.data import EncodedDraws
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import Encoder
 from glmtune.examples import Example
+from glmtune.models import loading
 from glmtune.runtime import RunFolder, UserError, seed_everything
 from glmtune.training import trainer
 from glmtune.training.arguments import make_arguments
@@ -88,7 +89,7 @@ def learn(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Weights]:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         seed_everything(recipe.seed)
-        base, tokenizer = models.load(recipe.model)
+        base, tokenizer = loading.load_model(recipe.model)
         method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
         model = method.apply(base)
         dataset = EncodedDraws(EXAMPLES, Encoder(tokenizer))

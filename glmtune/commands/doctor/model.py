@@ -9,10 +9,12 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune import methods, models
+from glmtune import adapters
 from glmtune.commands.estimate import readable
+from glmtune.models import family_of, loading
 from glmtune.models.architecture import Architecture
-from glmtune.models.checkpoint import check_weight_file, is_pointer
+from glmtune.models.checkpoint import check_weight_file, is_pointer, read_json, reading, weight_files
+from glmtune.models.releases import check_release
 from glmtune.runtime import RunFolder, UserError
 
 if TYPE_CHECKING:
@@ -22,10 +24,6 @@ from glmtune.commands.doctor.checks import Examination, Finding, told
 from glmtune.commands.doctor.patient import Patient
 
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
-# Size and sha256 of a file as it was released, with which vocab_size.
-RELEASED = {
-    "ice_text.model": (2_706_249, "5e974d9a69c242ce014c88c2b26089270f6198f3c0b700a887666cd3e816f17e", 130_528),
-}
 COPY = "Copy or download it again."
 TOKENIZER_REMEDY = "Copy or download the tokenizer's files again, from the release that the weights are of."
 NUMBERS = "57.84+13.64=71.48"
@@ -35,16 +33,16 @@ RARE = "\U0001f9ec"  # a character that few tokenizers have a token for
 def adapter(patient: Patient) -> Finding:
     """An adapter's files, and whether they agree with each other and with the recipe."""
     assert patient.place is not None, "asked of adapters only"
-    folder = methods.adapter_folder(patient.place)
-    methods.check_adapter(folder, RunFolder(patient.place))
+    folder = adapters.adapter_folder(patient.place)
+    adapters.check_adapter(folder, RunFolder(patient.place))
     return "ok", f"{folder} is whole", ""
 
 
 def base(patient: Patient) -> Finding:
     """Whether the model is the one that the adapter was trained on."""
     assert patient.adapter is not None, "asked of adapters only"
-    methods.check_base(patient.adapter, patient.base)
-    if patient.is_remote or methods.record_of(patient.adapter).get("fingerprint") is None:
+    adapters.check_base(patient.adapter, patient.base)
+    if patient.is_remote or adapters.record_of(patient.adapter).get("fingerprint") is None:
         return "ok", f"{patient.base}; nothing was noted that it could be compared with", ""
     return "ok", f"{patient.base} has the weights that the adapter was trained on", ""
 
@@ -65,15 +63,17 @@ def files(patient: Patient) -> Finding:
         return "failure", finding, f"Fetch them: cd {shlex.quote(str(folder))} && git lfs pull"
     for name in JSON_FILES:
         if (folder / name).is_file():
-            models.read_json(folder / name)
-    for name, (size, expected, vocabulary) in RELEASED.items():
-        if not (folder / name).is_file() or patient.values.get("vocab_size") != vocabulary:
+            read_json(folder / name)
+    for released in family_of(patient.values).released_files:
+        file = folder / released.name
+        if not file.is_file() or patient.values.get("vocab_size") != released.vocab_size:
             continue
-        content = (folder / name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != expected:
-            finding = f"{folder / name} is not as released: {len(content):,} bytes instead of {size:,}, or other ones"
-            return "warning", finding, f"If you did not change it yourself, download it again (sha256 {expected})."
-        return "ok", f"{len(small)} small files in {folder}, {name} as released", ""
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != released.sha256:
+            finding = f"{file} is not as released: {len(content):,} bytes instead of {released.size:,}, or other ones"
+            remedy = f"If you did not change it yourself, download it again (sha256 {released.sha256})."
+            return "warning", finding, remedy
+        return "ok", f"{len(small)} small files in {folder}, {file.name} as released", ""
     return "ok", f"{len(small)} small files in {folder}", ""
 
 
@@ -84,7 +84,7 @@ def is_weights(file: Path) -> bool:
 
 def weights(patient: Patient) -> Finding:
     """The weight files: all there, whole, and nothing but weights."""
-    folder, found = patient.folder, models.weight_files(patient.folder)
+    folder, found = patient.folder, weight_files(patient.folder)
     if patient.recipe.model.random_init:
         return "ok", "none needed: model.random_init starts from fresh ones", ""
     if patient.is_remote and not found:
@@ -92,7 +92,7 @@ def weights(patient: Patient) -> Finding:
     faults = [fault for file in found if (fault := fault_of(file))]
     index = folder / f"{'pytorch_model.bin' if found and found[0].suffix == '.bin' else 'model.safetensors'}.index.json"
     if index.is_file() and not patient.is_remote:
-        shards = set(models.read_json(index).get("weight_map", {}).values())
+        shards = set(read_json(index).get("weight_map", {}).values())
         if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
             names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
             faults.append((f"{folder} lacks {len(missing)} of {len(shards)} weight files: {names}", COPY))
@@ -132,40 +132,32 @@ def config(patient: Patient) -> Finding:
 
     found, family = patient.config, patient.config.model_type
     if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        remedy = "Take a causal language model, such as ChatGLM-6B or any that AutoModelForCausalLM loads."
+        remedy = "Take a causal language model: any that AutoModelForCausalLM loads."
         return "failure", f"model_type '{family}' is no causal language model", remedy
     code = ", without the code in its repository" if "auto_map" in patient.values else ""
-    size = models.max_length(found)
+    size = loading.max_length(found)
     return "ok", f"model_type '{family}'{code}, " + (f"{size} tokens" if size else "no longest sequence stated"), ""
 
 
 def fit(patient: Patient) -> Finding:
     """Whether names and shapes of the weights are those that the configuration asks for."""
-    if patient.recipe.model.random_init or not models.weight_files(patient.folder):
+    if patient.recipe.model.random_init or not weight_files(patient.folder):
         return "ok", "no weights to compare", ""
     if patient.values.get("quantization_config"):
         return "ok", "not compared: stored by a quantization library", ""
-    with models.reading("weights", str(patient.folder)):
+    with reading("weights", str(patient.folder)):
         found = loaded_without_numbers(patient.config, patient.folder)
-    models.check_weights(patient.base, found)
+    loading.check_weights(patient.base, found)
     return "ok", "the weights have the names and shapes that config.json asks for", ""
 
 
 def loaded_without_numbers(config: PreTrainedConfig, folder: Path) -> dict[str, Any]:
     """transformers' account of a loading in which names and shapes are all that is read."""
-    from transformers import AutoModelForCausalLM, GlmForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from glmtune.models.glm.configuration_glm import OriginalGlmConfig
-    from glmtune.models.glm.modeling_glm import plain, translated
-
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     options: dict[str, Any] = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
-    loaded: Any
-    if isinstance(config, OriginalGlmConfig):  # whose own loading reads the weights to translate them
-        weights = translated(shapes(folder), config)
-        loaded = GlmForCausalLM.from_pretrained(None, config=plain(config), state_dict=weights, **options)
-    else:
-        loaded = AutoModelForCausalLM.from_pretrained(str(folder), config=config, **options)
-    return dict(loaded[1])
+    return dict(kind.from_pretrained(None, config=config, state_dict=shapes(folder), **options)[1])
 
 
 def shapes(folder: Path) -> dict[str, torch.Tensor]:
@@ -174,7 +166,7 @@ def shapes(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors import safe_open
 
     found: dict[str, torch.Tensor] = {}
-    for file in models.weight_files(folder):
+    for file in weight_files(folder):
         if file.suffix == ".safetensors":
             with safe_open(str(file), framework="pt") as reader:
                 sizes = {name: reader.get_slice(name).get_shape() for name in reader.keys()}  # noqa: SIM118
@@ -190,7 +182,7 @@ def tokenizer(patient: Patient) -> Finding:
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     declared = patient.tokenizer_folder / "tokenizer_config.json"
-    values = models.read_json(declared) if declared.is_file() else {}
+    values = read_json(declared) if declared.is_file() else {}
     name = str(values.get("tokenizer_class", ""))
     if "auto_map" in values and type(patient.config) not in TOKENIZER_MAPPING and not tokenizer_class_from_name(name):
         finding = f"{declared}: {name or 'its class'} runs only with code from its repository, which is never run here"
@@ -201,12 +193,12 @@ def tokenizer(patient: Patient) -> Finding:
 
 def release(patient: Patient) -> Finding:
     """Whether tokenizer and model speak of the same ids."""
+    hint = family_of(patient.values).release_hint
     remedy = (
-        "Take config.json, weights and tokenizer of one release: ChatGLM-6B v1.0 numbers its special tokens 20,000 "
-        "higher than v1.1. Delete older copies of these files."
+        f"Take config.json, weights and tokenizer of one release{f': {hint}' if hint else '.'} Delete older copies."
     )
     known, rows = patient.tokenizer, patient.config.get_text_config().vocab_size
-    models.check_release(patient.base, known, patient.config)
+    check_release(patient.base, known, patient.config)
     names = {name: token for name, token in known.special_tokens_map.items() if isinstance(token, str)}
     ids = {f"{name}_id": int(known.convert_tokens_to_ids(token)) for name, token in names.items()}  # type: ignore[arg-type]
     if known.pad_token == known.eos_token:  # where a tokenizer has no padding
@@ -218,7 +210,7 @@ def release(patient: Patient) -> Finding:
         if said[name] and number not in said[name]
     ]
     if differ:
-        # ChatGLM-6B finds its masks and positions by these ids; other models are only told where to stop.
+        # Where there is such a token, masks and positions are found by these ids; others only say where to stop.
         return "failure" if "gmask_token_id" in ids else "warning", "; ".join(differ), remedy
     return "ok", f"{len(known):,} tokens in {rows:,} rows, and the same special tokens", ""
 

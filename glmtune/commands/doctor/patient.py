@@ -9,10 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune import methods, models, registry
+from glmtune import adapters, registry
 from glmtune.config import Recipe, load_recipe, make_recipe, with_overrides
 from glmtune.examples import Split
 from glmtune.methods import Method
+from glmtune.models import loading
+from glmtune.models.checkpoint import read_json
 from glmtune.records.files import READERS
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
@@ -67,29 +69,29 @@ class Patient:
         """The model, as users name it."""
         if self.adapter is None or self.base_is_named:
             return self.recipe.model.path
-        return methods.base_of(self.adapter)
+        return adapters.base_of(self.adapter)
 
     @property
     def is_remote(self) -> bool:
         """Whether it comes from the hub."""
-        return self.base not in models.EMBEDDED and not Path(self.base).is_dir()
+        return self.base not in loading.EMBEDDED and not Path(self.base).is_dir()
 
     @cached_property
     def folder(self) -> Path:
         """The model's folder; of a hub name, its small files are fetched."""
         if Path(self.base).is_dir():  # whose files are looked at one by one
             return Path(self.base)
-        return Path(models.local(models.locate(self.base), weights=False))
+        return Path(loading.fetch(loading.locate(self.base), weights=False))
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """What `config.json` holds."""
-        return models.read_json(self.folder / "config.json")
+        return read_json(self.folder / "config.json")
 
     @cached_property
     def config(self) -> PreTrainedConfig:
         """The model's configuration."""
-        return models.load_config(str(self.folder))
+        return loading.load_config(str(self.folder))
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -102,7 +104,7 @@ class Patient:
         """The tokenizer that would be used, with the recipe's template; a run's tokenizer has its own."""
         from glmtune.models.templates import adopt
 
-        found = models.load_tokenizer(str(self.tokenizer_folder))
+        found = loading.load_tokenizer(str(self.tokenizer_folder))
         if self.recipe.data.template is not None and self.run is None:
             adopt(found, self.recipe.data.template)
         return found
@@ -126,7 +128,7 @@ class Patient:
         from glmtune.data.mixture import encoded
         from glmtune.inference.selection import fit_max_new_tokens, select_held_out
 
-        limit = models.max_length(self.config)
+        limit = loading.max_length(self.config)
         if limit is not None:
             limit -= self.method.num_prefix_positions(self.config.model_type)
         select_held_out(
@@ -158,7 +160,7 @@ def admit(target: str | None, overrides: Sequence[str]) -> Patient:
         return Patient(recipe, run.path)
     recipe = load_recipe(None, overrides)
     with suppress(UserError):  # a file is damaged, of which the checks tell
-        if methods.is_adapter(Path(target)):
+        if adapters.is_adapter(Path(target)):
             return Patient(recipe, Path(target), has_recipe=False)
     recipe.model.path = target
     return Patient(recipe, has_recipe=False)

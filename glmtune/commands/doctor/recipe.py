@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from glmtune import distributed, models
+from glmtune import distributed
 from glmtune.commands.doctor.checks import Examination, Finding
 from glmtune.commands.doctor.patient import CHECKED, SPLITS, Patient
 from glmtune.commands.estimate import at_hand, estimate, lengths, readable, remedies
 from glmtune.config import DataSettings, Recipe
-from glmtune.models.architecture import Architecture
+from glmtune.models import loading
+from glmtune.models.architecture import Architecture, stored_bits
 from glmtune.records import read_examples
 from glmtune.runtime import UserError
 from glmtune.training.memory import Estimate
@@ -47,7 +48,7 @@ def data(patient: Patient) -> Finding:
 def example_lengths(patient: Patient) -> Finding:
     """Whether the model can take the examples."""
     length, target = patient.lengths
-    limit = models.max_length(patient.config)
+    limit = loading.max_length(patient.config)
     of = f" of the {limit} that the model takes" if limit is not None else ""
     return "ok", f"{length} tokens at most{of}, {target} of them learned, among the first {CHECKED} examples", ""
 
@@ -76,13 +77,13 @@ def precision(patient: Patient) -> Finding:
     from glmtune.training.optimizers import check_installed
 
     settings, where = patient.recipe.model, distributed.local_device()
-    dtype = models.choose_dtype(settings.dtype, where)
+    dtype = loading.choose_dtype(settings.dtype, where)
     if patient.trains:
         check_precision(dtype, where)
-        patient.method.check_storage(settings, models.stored_bits(patient.config))
-    models.check_bits(settings, patient.config)
+        patient.method.check_storage(settings, stored_bits(patient.config))
+    loading.check_bits(settings, patient.config)
     check_installed(patient.recipe.training.optimizer)
-    if settings.bits < models.stored_bits(patient.config) and importlib.util.find_spec("bitsandbytes") is None:
+    if settings.bits < stored_bits(patient.config) and importlib.util.find_spec("bitsandbytes") is None:
         remedy = "pip install 'glmtune[quantization]', or leave it out."
         return "failure", f"model.bits={settings.bits}: bitsandbytes is not installed", remedy
     names = [str(name).removeprefix("torch.") for name in (dtype, patient.config.dtype or dtype)]

@@ -5,8 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-# Keys that only the later ChatGLM2-6B / ChatGLM3-6B / GLM-4-9B configurations have: they say `chatglm` too.
-LATER_GENERATION_KEYS = ("multi_query_attention", "rmsnorm", "ffn_hidden_size", "padded_vocab_size")
+from glmtune.models.glm.family import ORIGINAL_KEYS
 
 
 @strict
@@ -64,16 +63,16 @@ class ChatGLMConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """A `ChatGLMConfig`, or that of `Glm` for the later generations, which say `chatglm` as well."""
-        if any(key in config_dict for key in LATER_GENERATION_KEYS):
+        if any(key in config_dict for key in ORIGINAL_KEYS):
             # Not before they are asked for: transformers' glm imports the auto modules while it is itself imported.
             from glmtune.models.glm import modeling_glm, tokenization_glm  # noqa: F401  they register
-            from glmtune.models.glm.configuration_glm import OriginalGlmConfig, translate
+            from glmtune.models.glm.configuration_glm import OriginalGlmConfig, translate_config
 
-            return OriginalGlmConfig.from_dict(translate(config_dict), **kwargs)
+            return OriginalGlmConfig.from_dict(translate_config(config_dict), **kwargs)
         return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        later = [key for key in LATER_GENERATION_KEYS if key in kwargs]
+        later = [key for key in ORIGINAL_KEYS if key in kwargs]
         if later:
             raise ValueError(
                 f"This config.json says model_type 'chatglm', but {', '.join(later)} belong(s) to ChatGLM2-6B or "

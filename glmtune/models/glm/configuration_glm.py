@@ -12,10 +12,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.models.glm.configuration_glm import GlmConfig
 
-from glmtune.models.architecture import as_glm
-from glmtune.models.chatglm.configuration_chatglm import LATER_GENERATION_KEYS
+from glmtune.models.glm.family import ORIGINAL_KEYS, ROPE_BASE, as_glm
 
-ROPE_BASE = 10000.0
 # What the published checkpoints have; with other values they would be another architecture.
 EXPECTED = {
     "rmsnorm": True,
@@ -36,8 +34,6 @@ NEEDED = (
 )
 # What ChatGLM2-6B and ChatGLM3-6B end and pad with, where their files do not say; those of transformers are GLM-4's.
 END, PAD = 2, 0
-# The keys that llama.cpp's converter reads of such a model, whichever words its configuration uses otherwise.
-LEGACY_KEYS = ("rope_ratio", "layernorm_epsilon", "seq_length")
 
 
 @strict
@@ -45,8 +41,8 @@ class OriginalGlmConfig(GlmConfig):
     """A `GlmConfig` that knows that the weights beside it have their original names."""
 
 
-def translate(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The original's `config.json` in the words of `GlmConfig`.
+def translate_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the original's `config.json` in the words of `GlmConfig`.
 
     Raises:
         ValueError: it describes something else than the published models, or packed weights.
@@ -67,7 +63,7 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     needed = [*NEEDED, "multi_query_group_num"] if values.get("multi_query_attention") else NEEDED
     if missing := [key for key in needed if key not in values]:
         raise ValueError(
-            f"This config.json says model_type 'chatglm' and is of ChatGLM2-6B or later (it has {present(values)}), "
+            f"This config.json says model_type 'chatglm' and is of ChatGLM2-6B or later (it has {name_keys(values)}), "
             f"but lacks {', '.join(missing)}. Copy or download it again."
         )
     kept = {"eos_token_id", "pad_token_id", "bos_token_id", "use_cache", "attention_dropout", "torch_dtype", "dtype"}
@@ -86,16 +82,6 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def present(values: Mapping[str, Any]) -> str:
-    """Which keys tell that a configuration is of a later generation."""
-    return ", ".join(key for key in LATER_GENERATION_KEYS if key in values)
-
-
-def legacy_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of `LEGACY_KEYS` for a `GlmConfig`, as a dictionary."""
-    rope = config.get("rope_parameters") or {}
-    return {
-        "rope_ratio": rope.get("rope_theta", ROPE_BASE) / ROPE_BASE,
-        "layernorm_epsilon": config["rms_norm_eps"],
-        "seq_length": config["max_position_embeddings"],
-    }
+def name_keys(values: Mapping[str, Any]) -> str:
+    """Return which keys tell that a configuration is of a later generation."""
+    return ", ".join(key for key in ORIGINAL_KEYS if key in values)

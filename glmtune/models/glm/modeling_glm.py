@@ -46,13 +46,13 @@ class Rows:
         return part
 
 
-def translated(weights: Mapping[str, Any], config: GlmConfig) -> dict[str, Any]:
-    """Original weights, read or not, under the names of `GlmForCausalLM`; other names stay."""
-    return {ours: weight for name, whole in weights.items() for ours, weight in translate(name, whole, config)}
+def rename_weights(weights: Mapping[str, Any], config: GlmConfig) -> dict[str, Any]:
+    """Return original weights, read or not, under the names of `GlmForCausalLM`; other names stay."""
+    return {ours: weight for name, whole in weights.items() for ours, weight in rename_weight(name, whole, config)}
 
 
-def translate(name: str, weight: Any, config: GlmConfig) -> Iterator[tuple[str, Any]]:
-    """What an original weight is in `GlmForCausalLM`: one weight, three for a fused one, none for an unused one."""
+def rename_weight(name: str, weight: Any, config: GlmConfig) -> Iterator[tuple[str, Any]]:
+    """Yield what an original weight is in `GlmForCausalLM`: one weight, three of a fused one, none of an unused one."""
     if name == UNUSED:
         return
     if not name.startswith(LAYERS):
@@ -79,30 +79,39 @@ class OriginalGlmForCausalLM(GlmForCausalLM):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str, *args: Any, config: OriginalGlmConfig, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | None,
+        *args: Any,
+        config: OriginalGlmConfig,
+        state_dict: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """Load a checkpoint directory, or a hub name, of the original layout.
+        """Load a checkpoint directory, or a hub name, of the original layout; or weights under their original names.
 
         Raises:
             ValueError: the files hold no weights.
         """
-        folder = local_folder(str(pretrained_model_name_or_path), revision=kwargs.get("revision"))
-        weights = translated(lazy_weights(folder, mapped="quantization_config" not in kwargs), config)
-        loaded = GlmForCausalLM.from_pretrained(None, *args, config=plain(config), state_dict=weights, **kwargs)
+        path = None if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
+        folder = None if path is None else local_folder(path, revision=kwargs.get("revision"))
+        if folder is not None:
+            state_dict = lazy_weights(folder, mapped="quantization_config" not in kwargs)
+        weights = rename_weights(state_dict or {}, config)
+        loaded = GlmForCausalLM.from_pretrained(None, *args, config=as_plain(config), state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-        if (folder / "generation_config.json").is_file():
+        if folder is not None:
+            model.name_or_path = model.config.name_or_path = path
+        if folder is not None and (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return loaded
 
     @classmethod
     def _from_config(cls, config: OriginalGlmConfig, **kwargs: Any) -> Any:
         """A fresh `GlmForCausalLM`."""
-        return GlmForCausalLM._from_config(plain(config), **kwargs)
+        return GlmForCausalLM._from_config(as_plain(config), **kwargs)
 
 
-def plain(config: OriginalGlmConfig) -> GlmConfig:
-    """The same as transformers' own class."""
+def as_plain(config: OriginalGlmConfig) -> GlmConfig:
+    """Return the same as transformers' own class."""
     return GlmConfig.from_dict(config.to_dict())
 
 

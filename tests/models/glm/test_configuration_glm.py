@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GlmConfig, GlmForCausalLM
 
-from glmtune import models
-from glmtune.models.chatglm.configuration_chatglm import LATER_GENERATION_KEYS, ChatGLMConfig
+from glmtune.models import loading
+from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.models.chatglm.modeling_chatglm import ChatGLMForCausalLM
-from glmtune.models.glm.configuration_glm import EXPECTED, LEGACY_KEYS, OriginalGlmConfig, legacy_keys, translate
+from glmtune.models.glm.configuration_glm import EXPECTED, OriginalGlmConfig, translate_config
+from glmtune.models.glm.family import ORIGINAL_KEYS, legacy_keys
 from glmtune.runtime import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -110,7 +111,7 @@ def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) 
     with pytest.raises(ValueError, match=message):
         read(tmp_path, ORIGINAL | changes)
     with pytest.raises(UserError, match=message):
-        models.load_config(str(tmp_path))
+        loading.load_config(str(tmp_path))
 
 
 @pytest.mark.parametrize("missing", [["kv_channels"], ["ffn_hidden_size", "padded_vocab_size"], ["num_layers"]])
@@ -143,10 +144,10 @@ def test_the_config_tells_and_never_the_name(tmp_path: Path, golden: str, kind: 
     (folder / "config.json").write_text(json.dumps(values | {"_name_or_path": f"THUDM/{name}"}))
     assert type(AutoModelForCausalLM.from_pretrained(folder)) is kind
     is_first = kind is ChatGLMForCausalLM
-    assert type(models.load_config(str(folder))) is (ChatGLMConfig if is_first else OriginalGlmConfig)
+    assert type(loading.load_config(str(folder))) is (ChatGLMConfig if is_first else OriginalGlmConfig)
 
 
-@pytest.mark.parametrize("key", LATER_GENERATION_KEYS)
+@pytest.mark.parametrize("key", ORIGINAL_KEYS)
 def test_each_key_of_a_later_generation_tells(tmp_path: Path, key: str) -> None:
     """One of them is enough: what lacks the others is damaged, and never taken for ChatGLM-6B."""
     first = json.loads((GOLDEN / "glm1/config.json").read_text())
@@ -157,10 +158,10 @@ def test_each_key_of_a_later_generation_tells(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("values", [ORIGINAL, CHATGLM2_6B, GLM4_9B_CHAT], ids=["tiny", "ChatGLM2-6B", "GLM-4-9B"])
 def test_legacy_keys(values: dict[str, Any]) -> None:
     """There and back again; also from what transformers saves."""
-    assert tuple(legacy_keys(translate(values))) == LEGACY_KEYS
-    expected = {"rope_ratio": values.get("rope_ratio", 1), **{key: values[key] for key in LEGACY_KEYS[1:]}}
-    assert legacy_keys(translate(values)) == expected
-    assert legacy_keys(GlmConfig(**translate(values)).to_dict()) == expected
+    kept = {key: values[key] for key in ("layernorm_epsilon", "seq_length")}
+    expected = {"rope_ratio": values.get("rope_ratio", 1), **kept}
+    assert legacy_keys(translate_config(values)) == expected
+    assert legacy_keys(GlmConfig(**translate_config(values)).to_dict()) == expected
 
 
 def test_config_survives_saving(tmp_path: Path) -> None:

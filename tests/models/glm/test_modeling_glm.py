@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM
 
 import glmtune
-from glmtune.models.glm.modeling_glm import UNUSED, Rows, translated
+from glmtune.models.glm.modeling_glm import UNUSED, Rows, rename_weights
 from glmtune.runtime import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "glm2_glm3"
@@ -170,7 +170,7 @@ def test_training(release: Path) -> None:
     stored = [key.removeprefix("grad.") for key in case if key.startswith("grad.")]
     assert len(stored) == 5
     for name in stored:
-        ours = list(translated({name: case[f"grad.{name}"]}, CONFIG))
+        ours = list(rename_weights({name: case[f"grad.{name}"]}, CONFIG))
         assert len(ours) == (3 if FUSED in name else 1)
         close(torch.cat([gradients[part] for part in ours]), case[f"grad.{name}"])
 
@@ -180,7 +180,7 @@ def test_training(release: Path) -> None:
 
 def test_names_cover_the_checkpoint_and_nothing_is_lost(model: GlmForCausalLM) -> None:
     weights = load_file(GOLDEN / "model.safetensors")
-    ours = translated(weights, CONFIG)
+    ours = rename_weights(weights, CONFIG)
     assert ours.keys() == model.state_dict().keys()
     count = sum(weight.numel() for name, weight in weights.items() if name != UNUSED)
     assert model.num_parameters() == count

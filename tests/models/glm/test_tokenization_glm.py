@@ -25,8 +25,8 @@ from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerFast as Fast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from glmtune import models
 from glmtune.data.encoding import encode_example, encode_prompt
+from glmtune.models import loading
 from glmtune.models.glm.tokenization_glm import (
     CONTROL_TOKENS,
     GLM4_CONTROL_TOKENS,
@@ -455,7 +455,7 @@ def test_other_numbers_than_the_file_has_room_for_are_refused(tmp_path: Path, sh
     with pytest.raises(
         UserError, match=r"numbers its tokens otherwise than tokenizer\.model: .*endoftext.*Get the file"
     ):
-        models.load_tokenizer(str(release))
+        loading.load_tokenizer(str(release))
 
 
 # --------------------------------------------------------------------------- files
@@ -467,7 +467,7 @@ def test_the_release_is_told_from_its_files(tmp_path: Path, roles_in: str) -> No
     release = write_release(tmp_path / "chatglm2-6b", content(), **roles)
     if roles_in == "code":
         write_chatglm3(release)
-    tokenizer = models.load_tokenizer(str(release))
+    tokenizer = loading.load_tokenizer(str(release))
     assert tokenizer.chat_template == preset("chatglm2" if roles_in == "nowhere" else "chatglm3")
     assert tokenizer.name_or_path == str(release)
 
@@ -492,7 +492,7 @@ def test_a_broken_file_is_told_in_a_line(tmp_path: Path, name: str) -> None:
         tmp_path, damaged(), **({"added_tokens_decoder": numbers()} if name == "half a line" else {})
     )
     with pytest.raises(UserError, match=message) as error:
-        models.load_tokenizer(str(release))
+        loading.load_tokenizer(str(release))
     assert str(release) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
@@ -500,7 +500,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
     release = write_release(tmp_path, content())
     (release / "tokenizer.model").unlink()
     with pytest.raises(UserError, match=r"tokenizer cannot be read.*(tokenizer|ice_text)\.model"):
-        models.load_tokenizer(str(release))
+        loading.load_tokenizer(str(release))
 
 
 OPENED_ALONE = """

@@ -11,7 +11,7 @@ import pytest
 
 import glmtune
 
-TOKENIZER = Path(__file__).parent / "golden" / "tokenizer" / "toy.model"
+TOKENIZER = Path(__file__).parents[1] / "golden" / "tokenizer" / "toy.model"
 
 KNOWS_CHATGLM = f"""
 import pathlib, shutil, tempfile

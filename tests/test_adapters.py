@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import glmtune
-from glmtune import methods
+from glmtune import adapters
 from glmtune.commands.train import Run
 from glmtune.config import load_recipe
 from glmtune.inference.engine import Engine
@@ -123,8 +123,10 @@ def test_an_adapter_without_a_base_is_told(run_copy: Path, tiny_checkpoint: Path
 
 
 def test_find_reads_no_weights(tiny_run: Run, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glmtune.models.load", None)
+    monkeypatch.setattr("glmtune.models.loading.load_model", None)
     folder = tiny_run.folder
-    assert methods.find(folder.path) == methods.find(folder.adapter) == (str(tiny_checkpoint), folder.adapter)
-    assert methods.find(tiny_checkpoint) == (str(tiny_checkpoint), None)
-    assert methods.find("nano") == ("nano", None)
+    assert (
+        adapters.find_base(folder.path) == adapters.find_base(folder.adapter) == (str(tiny_checkpoint), folder.adapter)
+    )
+    assert adapters.find_base(tiny_checkpoint) == (str(tiny_checkpoint), None)
+    assert adapters.find_base("nano") == ("nano", None)

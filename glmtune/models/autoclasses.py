@@ -1,10 +1,10 @@
 """Registers the model families with transformers' Auto classes without importing transformers.
 
 `import glmtune` must be fast, and `AutoModelForCausalLM.from_pretrained` must know `model_type: chatglm` afterwards.
-The modules of a family register
-their classes when they are imported; so whenever one of transformers' own auto modules for configurations or tokenizers
-has been imported, the family's counterpart is imported too. Model classes need much of transformers, which may be half
-imported then: a configuration imports them when one is made.
+The modules of a family that has classes of its own register them when they are imported; so whenever one of
+transformers' own auto modules for configurations or tokenizers has been imported, its counterpart in each such family
+is imported too. Model classes need much of transformers, which may be half imported then: a configuration imports them
+when one is made.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+from glmtune.models import own_modules
+
+# An auto module of transformers -> the modules of a family that register with it.
 COUNTERPARTS = {
-    "transformers.models.auto.configuration_auto": ["glmtune.models.chatglm.configuration_chatglm"],
-    "transformers.models.auto.tokenization_auto": ["glmtune.models.chatglm.tokenization_chatglm"],
+    "transformers.models.auto.configuration_auto": "configuration_*.py",
+    "transformers.models.auto.tokenization_auto": "tokenization_*.py",
 }
 
 
 def import_counterparts(name: str) -> None:
-    """Import the families' modules that register with the auto module `name`."""
-    for counterpart in COUNTERPARTS[name]:
-        importlib.import_module(counterpart)
+    """Import the modules that register with the auto module `name`, of every family with classes of its own."""
+    for module in own_modules(COUNTERPARTS[name]):
+        importlib.import_module(module)
 
 
 class AfterImport(MetaPathFinder):

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GlmConfig
 
 import glmtune
-from glmtune import models
 from glmtune.export import original
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.models.chatglm.family import release_weights
+from glmtune.models.checkpoint import check_files, read_json, weight_files
 from glmtune.runtime import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -45,9 +46,9 @@ def loaded(release: Path) -> tuple[Any, Any]:
 def saved(loaded: tuple[Any, Any], folder: Path, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
     """Weights of the files that `original.save` writes."""
     folder.mkdir(exist_ok=True)
-    original.save(*loaded, folder, dtype)
+    original.save_original(*loaded, folder, dtype)
     weights: dict[str, Tensor] = {}
-    for file in models.weight_files(folder):
+    for file in weight_files(folder):
         part = load_file(file)
         assert not weights.keys() & part.keys()
         weights |= part
@@ -68,16 +69,16 @@ def test_configuration_and_tokenizer_are_the_release_ones(
 ) -> None:
     saved(loaded, tmp_path, torch.float32)
     for name in ("config.json", "tokenizer_config.json"):
-        theirs = models.read_json(release / name)
+        theirs = read_json(release / name)
         for key in ("transformers_version", "name_or_path"):
             theirs.pop(key, None)
-        assert theirs.items() <= models.read_json(tmp_path / name).items()
+        assert theirs.items() <= read_json(tmp_path / name).items()
     assert (tmp_path / "ice_text.model").read_bytes() == (release / "ice_text.model").read_bytes()
     config, before = AutoConfig.from_pretrained(tmp_path), loaded[0].config.to_diff_dict()
     assert type(config) is ChatGLMConfig
     assert {key: value for key, value in config.to_diff_dict().items() if key != "auto_map"} == before
     # Tools that run the release's code find it by these names, and bring it along.
-    code = models.read_json(tmp_path / "config.json")["auto_map"]
+    code = read_json(tmp_path / "config.json")["auto_map"]
     assert code["AutoModel"] == "modeling_chatglm.ChatGLMForConditionalGeneration"
     assert not list(tmp_path.glob("*.py"))
 
@@ -110,26 +111,15 @@ def test_shards(loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(original, "SHARD_BYTES", 100_000)
     weights = saved(loaded, tmp_path)
     assert weights.keys() == RELEASE.keys() and all(torch.equal(weights[name], RELEASE[name]) for name in weights)
-    files = models.weight_files(tmp_path)
+    files = weight_files(tmp_path)
     assert [file.name for file in files] == [f"model-{n:05}-of-{len(files):05}.safetensors" for n in range(1, 6)]
     assert all(sum(weight.nbytes for weight in load_file(file).values()) <= 100_000 for file in files)
-    index = models.read_json(tmp_path / INDEX)
+    index = read_json(tmp_path / INDEX)
     assert index["weight_map"] == {name: file.name for file in files for name in load_file(file)}
     assert index["metadata"]["total_size"] == sum(weight.nbytes for weight in weights.values())
-    models.check_files(tmp_path)
+    check_files(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
     assert all(torch.equal(weight, again[name]) for name, weight in loaded[0].state_dict().items())
-
-
-def test_a_weight_that_is_larger_than_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has one for itself, wherever it stands."""
-    monkeypatch.setattr(original, "SHARD_BYTES", 16)
-    original.save_shards({name: torch.ones(size) for name, size in [("a", 9), ("b", 1), ("c", 1), ("d", 9)]}, tmp_path)
-    parts = [sorted(load_file(file)) for file in models.weight_files(tmp_path)]
-    assert parts == [["a"], ["b", "c"], ["d"]]
-    (tmp_path / "one").mkdir()
-    original.save_shards({"a": torch.ones(4)}, tmp_path / "one")
-    assert [file.name for file in (tmp_path / "one").iterdir()] == ["model.safetensors"]
 
 
 def test_release_v1_0(release: Path, tmp_path: Path) -> None:
@@ -137,10 +127,10 @@ def test_release_v1_0(release: Path, tmp_path: Path) -> None:
     source, images = tmp_path / "source", 20
     shutil.copytree(release, source)
     (source / "model.safetensors").unlink()
-    config = models.read_json(source / "config.json")
+    config = read_json(source / "config.json")
     moved = {key: value + images for key, value in config.items() if key.endswith("token_id") or key == "vocab_size"}
     (source / "config.json").write_text(json.dumps(config | moved))
-    declared = models.read_json(source / "tokenizer_config.json") | {"num_image_tokens": images}
+    declared = read_json(source / "tokenizer_config.json") | {"num_image_tokens": images}
     (source / "tokenizer_config.json").write_text(json.dumps(declared))
     rows = torch.cat((torch.zeros(images, 64).half(), RELEASE["lm_head.weight"]))
     first = {"lm_head.weight": rows, "transformer.word_embeddings.weight": rows}
@@ -148,7 +138,7 @@ def test_release_v1_0(release: Path, tmp_path: Path) -> None:
     loaded = glmtune.load(source)
     weights = saved(loaded, tmp_path / "out")
     assert torch.equal(weights["lm_head.weight"], rows)
-    assert models.read_json(tmp_path / "out/config.json").items() >= moved.items()
+    assert read_json(tmp_path / "out/config.json").items() >= moved.items()
     again = glmtune.load(tmp_path / "out")[1]
     assert again("1+1=", "2")["input_ids"] == loaded[1]("1+1=", "2")["input_ids"]
     assert again.num_image_tokens == images
@@ -157,7 +147,7 @@ def test_release_v1_0(release: Path, tmp_path: Path) -> None:
 def test_one_row_of_positions(loaded: tuple[Any, Any]) -> None:
     """The rotation then spans the whole head, with as many more frequencies."""
     config = ChatGLMConfig.from_dict(loaded[0].config.to_dict() | {"position_encoding_2d": False})
-    names = original.original_names(AutoModelForCausalLM.from_config(config), torch.float16)
+    names = release_weights(AutoModelForCausalLM.from_config(config), torch.float16)
     frequencies = names["transformer.layers.0.attention.rotary_emb.inv_freq"]
     assert torch.equal(frequencies, (1 / 10000.0 ** (torch.arange(0, 16, 2) / 16)).half())
     assert names.keys() == RELEASE.keys()
@@ -173,6 +163,6 @@ def test_a_head_of_its_own(release: Path, tmp_path: Path) -> None:
 
 
 def test_only_chatglm_has_this_layout(loaded: tuple[Any, Any]) -> None:
-    original.check(loaded[0].config)
+    original.original_layout(loaded[0].config)
     with pytest.raises(UserError, match=r"--to original: .* ChatGLM-6B, and this is a glm model.*--to merged"):
-        original.check(GlmConfig())
+        original.original_layout(GlmConfig())

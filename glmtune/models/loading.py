@@ -1,0 +1,287 @@
+"""From what a user names to a model that is ready: where it is, its configuration, its tokenizer, its weights.
+
+torch and transformers are imported by the functions that need them: to find a model, and to read its sizes, takes none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmtune import distributed, registry
+from glmtune.config import ModelSettings
+from glmtune.models import FOLDER, all_families, family_of
+from glmtune.models.architecture import stored_bits
+from glmtune.models.checkpoint import (
+    WEIGHT_PATTERNS,
+    check_checkpoint,
+    lazy_weights,
+    local_folder,
+    read_json,
+    reading,
+    weight_files,
+)
+from glmtune.models.releases import check_release
+from glmtune.runtime import UserError, release_memory
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = {"nano": FOLDER / "nano"}
+# One of these files makes a folder something that can be loaded: a checkpoint, a run, an adapter.
+LOADABLE = ("config.json", "recipe.yaml", "adapter_config.json")
+
+
+def locate(path: str) -> str:
+    """Return the folder of an embedded model or checkpoint, or `path` itself if it can only be a hub name.
+
+    Raises:
+        UserError: no such folder, and no hub name either; or a checkpoint with files missing or damaged.
+    """
+    if path in EMBEDDED:
+        return str(EMBEDDED[path])
+    folder = Path(path)
+    if folder.is_dir():
+        check_checkpoint(folder)
+        return path
+    parts = path.split("/")
+    if len(parts) == 2 and all(parts) and not path.startswith((".", "~")) and not folder.parent.is_dir():
+        return path
+    around = folder.parent if folder.parent.is_dir() else Path(".")
+    neighbours = sorted(entry.name for entry in around.iterdir() if any((entry / name).is_file() for name in LOADABLE))
+    raise UserError(
+        f"model.path: no such model directory: {path}.{registry.suggest(folder.name, [*EMBEDDED, *neighbours])}"
+    )
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the torch dtype of a `model.dtype` setting on a device.
+
+    Raises:
+        UserError: the device has no such precision.
+    """
+    import torch
+
+    if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"model.dtype=bfloat16: {torch.cuda.get_device_name(device)} has no bfloat16. Use model.dtype=float16, "
+            "which trains with loss scaling, or auto, which chooses it."
+        )
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float32
+
+
+def fetch(place: str, weights: bool) -> str:
+    """Return the directory of what `locate` gives; a hub repository is fetched first.
+
+    Raises:
+        UserError: the hub does not give it.
+    """
+    with reading("files", place):
+        return str(local_folder(place, weights))
+
+
+def load_model(
+    settings: ModelSettings, device: torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a checkpoint and its tokenizer, on the device, in evaluation mode.
+
+    Raises:
+        UserError: no such model, or its files are missing or damaged.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    device = device or distributed.local_device()
+    place = locate(settings.path)
+    folder = fetch(place, weights=not settings.random_init)
+    if not settings.random_init and not weight_files(Path(folder)):
+        raise UserError(f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}).")
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    check_release(settings.path, tokenizer, config)
+    dtype = choose_dtype(settings.dtype, device)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        raise UserError(f"model.path: {settings.path} is a {config.model_type} model, no causal language model.")
+    attention = settings.attention if kind._supports_sdpa else "eager"  # some models have but one
+    options: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
+    check_bits(settings, config)
+    if settings.random_init:
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    else:
+        model = load_weights(settings, folder, device, {**options, "config": config})
+        model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter
+    return model.to(device).eval(), tokenizer
+
+
+def load_weights(settings: ModelSettings, folder: str, device: torch.device, options: dict[str, Any]) -> Any:
+    """Load the model of a folder, stored as the settings say.
+
+    Args:
+        settings: of the recipe.
+        folder: of the checkpoint.
+        device: where it is to be.
+        options: of `from_pretrained`: configuration, precision, attention.
+
+    Raises:
+        UserError: the files are damaged, or do not fit the configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from glmtune.models.quantization import mend_library_layers, pack_embedding
+
+    # Names and shapes are compared here: the library only logs what is missing, and fills in random weights.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if device.type == "cuda":  # straight there, without a copy in the machine's memory
+        options["device_map"] = {"": device}
+    loaded: Any
+    with reading("weights", folder):
+        if settings.bits != stored_bits(options["config"]) and settings.bits < 16:
+            loaded = load_quantized(folder, settings.bits, device, options)
+        else:
+            loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+    model, info = loaded
+    check_weights(settings.path, info)
+    mend_library_layers(model)
+    if settings.quantize_embedding:
+        pack_embedding(model)
+    if settings.bits < 16 and device.type == "cpu":
+        release_memory()
+    return model
+
+
+def check_bits(settings: ModelSettings, config: PreTrainedConfig) -> None:
+    """Compare the bits that are asked for with those that the checkpoint is stored at.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    stored = stored_bits(config)
+    if settings.bits not in (16, stored) and stored != 16:
+        raise UserError(
+            f"model.bits={settings.bits}: the weights of {settings.path} are stored at {stored} bits already. "
+            "Leave model.bits out."
+        )
+    if settings.random_init and (settings.bits != 16 or settings.quantize_embedding or stored != 16):
+        raise UserError("model.random_init: fresh weights must learn, and weights of 8 or 4 bits cannot. Use 16 bits.")
+
+
+def load_quantized(folder: str, bits: int, device: torch.device, options: dict[str, Any]) -> Any:
+    """Load a checkpoint of 16 bits, quantizing each weight as soon as it is read.
+
+    On a CPU the files are read piece by piece: mapped into memory, as the library does it, a whole checkpoint would
+    end up there beside the quantized weights (16 instead of 6 GiB for ChatGLM-6B at 4 bits, benchmarks/results).
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
+
+    from glmtune.models.quantization import bits_config
+
+    options = {**options, "quantization_config": bits_config(bits, options["dtype"]), "device_map": {"": device}}
+    if device.type != "cpu":
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(options["config"])]
+    model, info = kind.from_pretrained(None, state_dict=lazy_weights(Path(folder), mapped=False), **options)
+    if (Path(folder) / "generation_config.json").is_file():  # which the library looks for beside weights only
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, info
+
+
+def check_weights(path: str, info: dict[str, Any]) -> None:
+    """Compare the weights of the files with those that the configuration asks for.
+
+    Args:
+        path: the checkpoint.
+        info: transformers' account of the loading.
+
+    Raises:
+        UserError: weights are missing, have other shapes, or are packed though the configuration does not say so.
+    """
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, in_files, wanted = mismatched[0]
+        raise UserError(
+            f"model.path: the weights of {path} do not fit its config.json: {name} is {list(in_files)} in the files, "
+            f"{list(wanted)} by config.json ({len(mismatched)} such weights). Copy or download both again."
+        )
+    if scales := sorted(name for name in info["unexpected_keys"] if name.endswith(".weight_scale")):
+        raise UserError(
+            f"model.path: {path} holds packed weights ({scales[0]} ...), but its config.json has no quantization_bit. "
+            "Copy or download config.json again, or add quantization_bit: 8 or 4."
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"model.path: {path} lacks {len(missing)} weights that its config.json asks for: "
+            f"{', '.join(missing[:3])} ... Copy or download it again."
+        )
+
+
+def load_config(folder: str) -> PreTrainedConfig:
+    """Load the configuration of a checkpoint.
+
+    Raises:
+        UserError: it is damaged, or of no known family.
+    """
+    from transformers import AutoConfig
+
+    files = fetch(folder, weights=False)
+    check_model_type(files)
+    with reading("config.json", files):
+        return AutoConfig.from_pretrained(files, trust_remote_code=False)
+
+
+def check_model_type(folder: str) -> None:
+    """Check that a `config.json` is of a family that can be loaded without running code from its repository.
+
+    Raises:
+        UserError: it is not, or does not say.
+    """
+    from transformers import CONFIG_MAPPING
+
+    values = read_json(Path(folder) / "config.json")
+    model_type = values.get("model_type")
+    if not model_type:
+        raise UserError(
+            f"model.path: {folder}/config.json has no model_type, so that nobody can tell what it is. Take the file of "
+            "the release again, or add its model_type."
+        )
+    if model_type not in CONFIG_MAPPING:
+        needs = "runs only with code from its repository" if "auto_map" in values else "is of an unknown family"
+        own = ", ".join(release for family in all_families() for release in family.releases)
+        raise UserError(
+            f"model.path: {folder} (model_type '{model_type}') {needs}, which is never run here. What loads: {own} and "
+            "all causal language models of transformers."
+            f"{registry.suggest(str(model_type), list(CONFIG_MAPPING)).partition(' Known')[0]}"
+        )
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint, with a token to pad with and a template: its own, or that of its family.
+
+    Raises:
+        UserError: there is none, or it has no end token.
+    """
+    from transformers import AutoTokenizer
+
+    from glmtune.models.templates import adopt
+
+    files = fetch(folder, weights=False)
+    with reading("tokenizer", files):
+        tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.path: the tokenizer of {folder} has no eos_token, so that no answer could end.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        config = Path(files) / "config.json"
+        adopt(tokenizer, family_of(read_json(config) if config.is_file() else {}).template)
+    return tokenizer
+
+
+def max_length(config: PreTrainedConfig) -> int | None:
+    """Return the longest sequence in tokens that a model's configuration states; None where it states none."""
+    try:
+        return int(config.max_position_embeddings)
+    except AttributeError:  # models without positions to run out of
+        return None

@@ -1,0 +1,1 @@
+"""Families that transformers has itself: nothing but their facts."""
