@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glmtune import models, registry
+from glmtune import registry
 from glmtune.config import load_recipe
+from glmtune.models import loading
 from glmtune.runtime import RunFolder, seed_everything
 from glmtune.training.arguments import make_arguments
 from glmtune.training.run_trainer import DivergenceError, RunTrainer
@@ -63,7 +64,7 @@ def learn(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         )
         (tmp_path / folder).mkdir(exist_ok=True)
         seed_everything(0)
-        base, tokenizer = models.load(recipe.model)
+        base, tokenizer = loading.load_model(recipe.model)
         method = registry.find("glmtune.methods", "lora")(recipe.method)
         model = method.apply(base)
         kind = type("Kind", (RunTrainer, getattr(trl, f"{name}Trainer")), {})
