@@ -70,7 +70,7 @@ def test_help(glmtune: Runs, verb: str | None) -> None:
     assert out.startswith(f"usage: glmtune {verb or ''}")
     assert verb is None or "--debug" in out
     if verb is None:
-        assert all(f"    {name} " in out for name in cli.verbs())
+        assert all(f"\n    {name}" in out for name in cli.verbs())
 
 
 def test_without_a_verb(glmtune: Runs) -> None:

@@ -1,6 +1,6 @@
 """The one settings tree. Recipes, command-line overrides, `--help` and the JSON schema all come from it."""
 
-from glmtune.config.describing import describe_settings, differing
+from glmtune.config.describing import describe_settings, differing, recipe_schema
 from glmtune.config.faults import RecipeError
 from glmtune.config.reading import load_recipe, make_recipe, open_sections, read_yaml, to_yaml, with_overrides
 from glmtune.config.tree import (
@@ -44,6 +44,7 @@ __all__ = [
     "make_recipe",
     "open_sections",
     "read_yaml",
+    "recipe_schema",
     "to_yaml",
     "with_overrides",
 ]

@@ -1,4 +1,4 @@
-"""The settings told to people: their defaults and meanings, and where a recipe differs."""
+"""The settings described: with defaults and meanings for people, as a JSON schema for editors; and what differs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from glmtune import registry
 from glmtune.config.reading import make_recipe
-from glmtune.config.tree import OPEN_SECTIONS, Recipe, Settings
+from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe, Settings
 
 
 def differing(recipe: Recipe) -> dict[str, Any]:
@@ -41,3 +41,36 @@ def describe_settings(group: type[Settings], prefix: str = "") -> list[tuple[str
             default = "required" if info.is_required() else str(info.get_default(call_default_factory=True))
             rows.append((prefix + name, default, info.description or ""))
     return rows
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of recipes, with the settings of every task, method and objective that is embedded.
+
+    In an open section `name` decides which settings there are: a name that `glmtune ls` shows has its own, and a path
+    to the user's own .py file may have any.
+    """
+    schema = Recipe.model_json_schema()
+    definitions = schema["$defs"]
+    for section, package in OPEN_SECTIONS.items():
+        default = Recipe.model_fields[section].default.name
+        cases = []
+        for name in registry.names(package):
+            settings = registry.find(package, name).Settings.model_json_schema()
+            definitions |= settings.pop("$defs", {})
+            definitions[f"{section}.{name}"] = settings
+            chosen: dict[str, Any] = {"properties": {"name": {"const": name}}}
+            if name != default:
+                chosen["required"] = ["name"]
+            cases.append({"if": chosen, "then": {"$ref": f"#/$defs/{section}.{name}"}})
+        names = {"anyOf": [{"enum": registry.names(package)}, {"type": "string", "pattern": r"\.py$"}]}
+        description = NamedSettings.model_fields["name"].description
+        definitions[section] = {
+            "properties": {"name": {**names, "default": default, "description": description}},
+            "allOf": cases,
+        }
+        schema["properties"][section] = {"$ref": f"#/$defs/{section}"}
+    definitions.pop("NamedSettings")
+    for definition in definitions.values():
+        if definition.get("type", "object") == "object":
+            definition["type"] = ["object", "null"]  # all settings of a section may be commented out
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "A recipe of glmtune"}
