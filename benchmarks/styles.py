@@ -98,7 +98,7 @@ def grid(run: Any, operators: str, sizes: list[tuple[int, int]], count: int) -> 
                     "right": right,
                     "n": report["n"],
                     "accuracy": report["accuracy"],
-                    "faithful_calls": report.get("faithful_calls"),
+                    "faithful_calls": report["metrics"].get("faithful_calls"),
                 }
             )
     return rows

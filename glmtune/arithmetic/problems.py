@@ -140,13 +140,21 @@ class Problem:
         return with_places(int(answer * 10**places), places)
 
     def facts(self) -> dict[str, Any]:
-        """Operator (`mixed` for several), kind, digits of the longest operand, and carries or borrows of a + or -."""
+        """Tell what makes a problem easy or hard.
+
+        These are `operator` (`mixed` for several), `kind`, `digits` of the longest number; of two numbers
+        `left_digits` and `right_digits`; of their sum or difference its `carries` or borrows; of several operations
+        how many `operations` they are.
+        """
         numbers, operators = list(map(Fraction, self.numbers)), self.operators
+        digits = [sum(map(str.isdigit, shortest(number))) for number in numbers]
         facts: dict[str, Any] = {
             "operator": operators[0] if len(set(operators)) == 1 else "mixed",
             "kind": "integer" if all(n.denominator == 1 for n in numbers) and "%" not in self.tokens else "decimal",
-            "digits": max(sum(map(str.isdigit, shortest(number))) for number in numbers),
+            "digits": max(digits),
         }
+        if len(digits) == 2:
+            facts["left_digits"], facts["right_digits"] = digits
         operands = self.signed_operands()
         if operands is not None and len(operands) == 2 and operators[0] in "+-":
             left, right = map(Fraction, operands)

@@ -132,7 +132,15 @@ def train(options: argparse.Namespace) -> None:
     console.print(comparison_table(done.report["before"], done.report["after"]))
     right = [done.task.score(example, example.target).answer or example.target for example in after.examples]
     console.print(
-        sample_table(after.examples, before.completions, after.completions, before.scores, after.scores, right)
+        sample_table(
+            after.examples,
+            before.completions,
+            after.completions,
+            before.scores,
+            after.scores,
+            right,
+            axes=done.task.axes,
+        )
     )
     console.print(f"Run folder: [bold]{folder}[/]; report.html tells what was learned, as a page", soft_wrap=True)
     console.print("Next:")

@@ -1,4 +1,4 @@
-"""Two evaluations of the same examples, compared one by one: what changed, what is still wrong and how, and where."""
+"""Two evaluations of the same examples, compared one by one: what changed, what is still wrong and how."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from glmtune.arithmetic.expressions import shortest
-from glmtune.arithmetic.problems import Problem
 from glmtune.arithmetic.reading import final_number, write_number
 from glmtune.evaluation.evaluator import Evaluation
 from glmtune.evaluation.intervals import paired_difference
@@ -28,9 +26,8 @@ def compare(task: Task, before: Evaluation, after: Evaluation) -> dict[str, Any]
         before, after: of the same examples.
 
     Returns:
-        `difference` of the exact match, with its paired interval; `changed`: examples that got `better` and `worse`;
-        `failure_groups` of the model after, the largest first; `operand_digits`: the shares by digits of the left and
-        right operand, where the examples are problems of two operands, else nothing.
+        `difference` of the accuracy, with its paired interval; `changed`: examples that got `better` and `worse`;
+        `failure_groups` of the model after, the largest first.
     """
     examples, scores = after.examples, after.scores
     right = [task.score(example, example.target).answer or example.target for example in examples]
@@ -53,7 +50,6 @@ def compare(task: Task, before: Evaluation, after: Evaluation) -> dict[str, Any]
             "worse": [sample for sample, then, today in pairs if then and not today][:CHANGED],
         },
         "failure_groups": failure_groups(samples, right, scores, after.completions),
-        "operand_digits": operand_digits(examples, was, now),
     }
 
 
@@ -120,23 +116,3 @@ def _numeric_failure(wanted: Fraction, given: Fraction) -> str:
     if len(digits.partition(".")[0]) != len(others.partition(".")[0]):
         return "a number of another length"
     return "another number of the same length"
-
-
-def operand_digits(examples: Sequence[Example], was: Sequence[bool], now: Sequence[bool]) -> list[dict[str, Any]]:
-    """Shares by the digits of the two operands, of examples whose facts name an operator."""
-    cells: dict[tuple[int, int], list[tuple[bool, bool]]] = {}
-    for example, then, today in zip(examples, was, now, strict=True):
-        problem = Problem.parse(prompt_text(example)) if "operator" in example.facts else None
-        if problem is not None and len(problem.numbers) == 2:
-            left, right = (sum(map(str.isdigit, shortest(Fraction(number)))) for number in problem.numbers)
-            cells.setdefault((left, right), []).append((then, today))
-    return [
-        {
-            "left": left,
-            "right": right,
-            "n": len(cell),
-            "before": sum(then for then, _ in cell) / len(cell),
-            "after": sum(today for _, today in cell) / len(cell),
-        }
-        for (left, right), cell in sorted(cells.items())
-    ]

@@ -16,20 +16,25 @@ from glmtune.inference.conversation import converse
 from glmtune.inference.engine import Engine
 from glmtune.methods import Model
 from glmtune.scoring import Score
-from glmtune.tasks import Task
+from glmtune.tasks import Axis, Task
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Examples, what the model answered, and what the task thinks of it; three lists of equal length."""
+    """Examples, what the model answered, and what the task thinks of it; three lists of equal length.
+
+    Attributes:
+        axes: of the task, along which the scores are broken down.
+    """
 
     examples: list[Example]
     completions: list[str]
     scores: list[Score]
+    axes: Sequence[Axis] = ()
 
     def report(self, text_metrics: bool = True) -> dict[str, Any]:
         """The figures, as `report.json` holds them."""
-        return summarize(self.examples, self.completions, self.scores, text_metrics=text_metrics)
+        return summarize(self.examples, self.completions, self.scores, self.axes, text_metrics)
 
 
 def evaluate(
@@ -54,4 +59,4 @@ def evaluate(
     for index, text in tqdm(answers, total=len(examples), desc="answering", unit="problem", disable=not progress):
         completions[index] = text
     scores = [task.score(example, text) for example, text in zip(examples, completions, strict=True)]
-    return Evaluation(examples, completions, scores)
+    return Evaluation(examples, completions, scores, task.axes)

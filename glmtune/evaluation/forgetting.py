@@ -136,9 +136,9 @@ def likelihood(model: Model, tokenizer: PreTrainedTokenizerBase, examples: Seque
     total, tokens = 0.0, 0
     for start in range(0, len(encodings), _BATCH):
         batch = {key: value.to(model.device) for key, value in collate(encodings[start : start + _BATCH]).items()}
-        columns, labels = batch["columns"], batch["labels"][:, batch["columns"] + 1]
+        kept, labels = batch["logits_to_keep"], batch["labels"][:, batch["logits_to_keep"] + 1]
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[
-            :, columns
+            :, kept
         ]  # (B, K, V)
         picked = logits.float().log_softmax(dim=-1).gather(2, labels.clamp(min=0)[..., None]).squeeze(2)
         learned = labels != IGNORED

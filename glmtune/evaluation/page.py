@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from glmtune.evaluation.breakdown import Report, across_of, axes_of, choose_axis, groups_of, label_of, part_of
 from glmtune.evaluation.decision import decide
 from glmtune.evaluation.plots import Log, accuracy_chart, held_out, loss_chart
-from glmtune.evaluation.report import labels_of
 from glmtune.reporting.charts import PAGE, to_svg
 from glmtune.reporting.numbers import duration, percent
 from glmtune.reporting.page import render_page
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 TEMPLATE = Path(__file__).with_name("report.html")
-NAMES = {"+": "+ addition", "-": "− subtraction", "*": "× multiplication", "/": "÷ division"}
 TEXT_METRICS = {"rouge-1": "rouge-1", "rouge-2": "rouge-2", "rouge-l": "rouge-L", "bleu-4": "BLEU-4"}
-MOST_ROWS = 14  # of a breakdown in the table
-MOST_DIGITS = 8  # columns and rows of the heat map that can be told apart
 
 Facts = list[tuple[str, Any]]  # name and value, None for one that is not known
 Row = tuple[str, dict[str, Any] | None, dict[str, Any] | None]  # label, share before, share after
@@ -63,7 +60,7 @@ def page(report: dict[str, Any], log: Log, recipe_yaml: str, name: str) -> str:
         rows=result_rows(report),
         text_metrics=text_rows(report.get("before"), report["after"]),
         curves=list(draw_curves(log)),
-        heat=heat_rows(report.get("operand_digits", [])),
+        heat_maps=heat_maps(report.get("before"), report["after"]),
         costs=describe_costs(report, log),
         recipe_yaml=recipe_yaml,
         prompt_of=prompt_of,
@@ -106,14 +103,14 @@ def compact(value: Any) -> str:
 
 
 def result_rows(report: dict[str, Any]) -> list[Row]:
-    """Return the shares of all examples, and of the values of the first fact that parts them into a few."""
-    before, after = report.get("before"), report["after"]
-    for fact in ("operator", "kind", *after["by"]):
-        labels = labels_of((before, after), fact)
-        if 2 <= len(labels) <= MOST_ROWS:
-            then, now = (part["by"].get(fact, {}) if part else {} for part in (before, after))
-            return [("all", before, after), *((NAMES.get(one, one), then.get(one), now.get(one)) for one in labels)]
-    return [("all", before, after)]
+    """Return the shares of all examples, and of the groups along the first axis that parts them into a few."""
+    reports = before, after = report.get("before"), report["after"]
+    rows: list[Row] = [("all", before, after)]
+    if axis := choose_axis(reports):
+        for group in groups_of(reports, axis):
+            place = axis, group
+            rows.append((label_of(*place), part_of(before, place) if before else None, part_of(after, place)))
+    return rows
 
 
 def text_rows(before: dict[str, Any] | None, after: dict[str, Any]) -> list[list[str]]:
@@ -144,17 +141,31 @@ def log_steps(log: Log) -> int:
     return max((record["step"] for record in log), default=0)
 
 
-def heat_rows(cells: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the shares by the digits of both operands: `rights`, and `rows` of (left, cells); None for one cell."""
-    by_digits = {(cell["left"], cell["right"]): cell for cell in cells}
-    shown = [digits for digits in by_digits if max(digits) <= MOST_DIGITS]
-    if len(shown) < 2:
-        return None
-    lefts, rights = (sorted({digits[side] for digits in shown}) for side in (0, 1))
-    return {
-        "rights": rights,
-        "rows": [(left, [by_digits.get((left, right)) for right in rights]) for left in lefts],
-    }
+def heat_maps(before: Report | None, after: Report) -> list[dict[str, Any]]:
+    """Return a table for each axis, but the first, that has another one across: its titles, columns and rows.
+
+    A cell is the share (before, after) of a group of both axes, None where there is none.
+    """
+    reports, tables = [report for report in (before, after) if report], []
+    for axis in axes_of([after])[1:]:
+        rows, across = groups_of([after], axis), across_of([after], axis)
+        if across is None or len(rows) < 2:
+            continue
+        columns = groups_of([after], across)
+        cells = {
+            row: [[part_of(report, (axis, row), (across, column)) for report in reports] for column in columns]
+            for row in rows
+        }
+        tables.append(
+            {
+                "name": axis["name"],
+                "down": axis["title"],
+                "across": across["title"],
+                "columns": [label_of(across, column) for column in columns],
+                "cells": [(label_of(axis, row), cells[row]) for row in rows],
+            }
+        )
+    return tables
 
 
 def describe_costs(report: dict[str, Any], log: Log) -> Facts:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmtune.evaluation.breakdown import (
+    MOST_ROWS,
+    AxisRow,
+    Report,
+    across_of,
+    choose_axis,
+    groups_of,
+    part_of,
+    short_label_of,
+)
 from glmtune.evaluation.intervals import wilson_interval
-from glmtune.evaluation.report import labels_of
 from glmtune.reporting.charts import (
     PICTURE,
     Color,
@@ -27,10 +38,10 @@ from glmtune.reporting.numbers import percent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_GROUPS = 14  # more bars than that cannot be read
-SIGNS = {"-": "−", "*": "×", "/": "÷"}
+_DRAWABLE = re.compile("[ -~À-ɏ−×÷]{1,16}")  # labels that the font of pictures has and that stand under a bar
 
 Log = Sequence[dict[str, Any]]
+Places = tuple[tuple[AxisRow, str], ...]  # a group along one axis, or along one and the one across it
 
 
 def write_plots(report: dict[str, Any], log: Log, folder: Path | str) -> None:
@@ -86,10 +97,10 @@ def accuracy_chart(log: Log, frame: Frame = PICTURE) -> Figure:
     return line_chart(lines, title, "optimizer step", "accuracy", frame, shares=True)
 
 
-def breakdown_chart(before: dict[str, Any] | None, after: dict[str, Any], frame: Frame = PICTURE) -> Figure:
-    """Draw the accuracy of all examples and of each kind as bars with 95% whiskers, before and after training.
+def breakdown_chart(before: Report | None, after: Report, frame: Frame = PICTURE) -> Figure:
+    """Draw the accuracy of all examples and of each group as bars with 95% whiskers, before and after training.
 
-    The kinds are the values of the first fact that has a few short Latin ones, those of operators and kinds first.
+    The groups are those along the first axis that has a few with short Latin labels, and along the one across it.
 
     Args:
         before: a report of `summarize`, or None.
@@ -98,27 +109,28 @@ def breakdown_chart(before: dict[str, Any] | None, after: dict[str, Any], frame:
     """
     reports = [after] if before is None else [before, after]
     series: list[tuple[str, Color]] = [("before training", "faint"), ("after", "accent")]
-    labels, fact = drawable(reports)
-    groups = [
-        Group(
-            print_label(label),
-            [bar_of(report["by"].get(fact, {}).get(label)) for report in reports],
-            apart=label.split(" ")[0] != previous.split(" ")[0] and " " in label,
-        )
-        for previous, label in zip(labels[:1] + labels, labels, strict=False)
-    ]
+    groups: list[Group] = []
+    for place in drawable(reports):
+        is_new = len(place) > 1 and bool(groups) and groups[-1].label.partition("\n")[0] != short_label_of(*place[0])
+        label = "\n".join(short_label_of(*one) for one in place)
+        groups.append(Group(label, [bar_of(part_of(report, *place)) for report in reports], apart=is_new))
+    title = "Right answers by kind of problem" if groups else "Right answers"
     groups.append(Group("all", [bar_of(report) for report in reports], apart=bool(groups)))
-    title = "Right answers by kind of problem" if labels else "Right answers"
     return bar_chart(groups, series if before is not None else [("", "accent")], title, "accuracy", frame)
 
 
-def drawable(reports: Sequence[dict[str, Any]]) -> tuple[list[str], str]:
-    """Return the values of the first fact that can stand under bars, and its name; no values where there is none."""
-    for fact in dict.fromkeys(["operator,kind", "operator", "kind", *reports[-1]["by"]]):
-        labels = labels_of(reports, fact)
-        if 2 <= len(labels) <= MOST_GROUPS and all(label.isascii() and 0 < len(label) <= 16 for label in labels):
-            return labels, fact
-    return [], ""
+def drawable(reports: Sequence[Report]) -> list[Places]:
+    """Return the groups, each a place along one axis or along two, that can stand under bars."""
+    axis = choose_axis(reports, lambda axis, group: _DRAWABLE.fullmatch(short_label_of(axis, group)) is not None)
+    across = across_of(reports, axis)
+    rows: list[Places] = [((axis, group),) for group in groups_of(reports, axis)] if axis else []
+    columns: list[Places] = [((across, group),) for group in groups_of(reports, across)] if across else []
+    cells = [
+        row + column
+        for row, column in product(rows, columns)
+        if any(part_of(report, *row, *column) for report in reports)
+    ]
+    return cells if 0 < len(cells) <= MOST_ROWS else rows
 
 
 def held_out(log: Log) -> list[dict[str, Any]]:
@@ -144,9 +156,3 @@ def interval_of(record: dict[str, Any]) -> Interval:
 def bar_of(part: dict[str, Any] | None) -> Interval | None:
     """Return the accuracy of a part of a report with its interval."""
     return None if part is None else (part["accuracy"], *part["accuracy_ci95"])
-
-
-def print_label(label: str) -> str:
-    """Write the value of two facts on two lines: `* integer` is `×` over `integer`."""
-    head, _, rest = label.partition(" ")
-    return "\n".join(piece for piece in (SIGNS.get(head, head), rest) if piece)

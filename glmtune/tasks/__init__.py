@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from glmtune.config import DataSettings, NamedSettings
@@ -27,14 +27,46 @@ class Reply:
     ends: bool = False
 
 
+@dataclass(frozen=True)
+class Axis:
+    """A fact of the examples, along which a report breaks the scores down.
+
+    Attributes:
+        name: of the fact, and of the breakdown in a report: `operator`.
+        title: what the groups are, for people; empty: the name.
+        labels: what people read of a group, in the order in which groups are shown; others follow. Where there is
+            little room, the first word of a label stands alone.
+        across: name of the axis that makes the columns of a table whose rows this one makes; None: no such table.
+        group: tells the group of a fact's value, such as a range of numbers.
+    """
+
+    name: str
+    title: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    across: str | None = None
+    group: Callable[[Any], str] = str
+
+    def group_of(self, facts: Mapping[str, Any]) -> str | None:
+        """Return the group of an example with some facts; None where it has none."""
+        return self.group(facts[self.name]) if self.name in facts else None
+
+
+def up_to(most: int) -> Callable[[int], str]:
+    """Return a grouping of whole numbers: each by itself up to `most`, and all larger ones together, as `9+`."""
+    return lambda number: str(number) if number <= most else f"{most + 1}+"
+
+
 class Task(ABC):
     """Base of all tasks. One file in this folder, or one of the user's, defines one subclass.
 
     Attributes:
         Settings: the task's settings; they become the fields of the recipe's `task` section.
+        axes: of the facts of its examples, the most telling first: reports, tables and pages break scores down by them.
+            Other facts count as well, as they are.
     """
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
+    axes: ClassVar[Sequence[Axis]] = ()
 
     def __init__(self, settings: NamedSettings, data: DataSettings | None = None):
         """A task by its settings, and by those that say how files of records are read."""

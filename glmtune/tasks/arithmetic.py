@@ -30,7 +30,7 @@ from glmtune.examples import Example, Split, split_of
 from glmtune.messages import Prompt
 from glmtune.runtime import UserError
 from glmtune.scoring import Score
-from glmtune.tasks import Reply, Task
+from glmtune.tasks import Axis, Reply, Task, up_to
 from glmtune.tools.calculator import MOST_CHARACTERS, Calculator, CalculatorSettings
 
 # Question and answer words of the public Chinese arithmetic tutorials.
@@ -43,6 +43,14 @@ PROMPT_WORDS = (
     ("简便运算:", "剖析:"),
     ("数学题:", "点拨:"),
     ("初等数学:", "解析:"),
+)
+
+OPERATORS = {"+": "+ addition", "-": "− subtraction", "*": "× multiplication", "/": "÷ division"}
+AXES = (
+    Axis("operator", labels=OPERATORS, across="kind"),
+    Axis("kind", "kind of numbers", {"integer": "integer", "decimal": "decimal"}),
+    Axis("left_digits", "digits of the first number", across="right_digits", group=up_to(8)),
+    Axis("right_digits", "digits of the second number", group=up_to(8)),
 )
 
 _CALL = re.compile(r'calculate\("([^"\n]{1,1000})"\)')
@@ -92,6 +100,7 @@ class Arithmetic(Task):
 
     Settings = ArithmeticSettings
     settings: ArithmeticSettings
+    axes = AXES
 
     def sample(self, rng: random.Random, split: Split = "train") -> Example:
         """Draw a problem of the split and write it as the settings say."""

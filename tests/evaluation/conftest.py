@@ -19,12 +19,12 @@ def evaluate_share(share, evil=False, count=200):
     examples = [task.sample(rng, "held_out") for _ in range(count)]
     completions = [e.target if chance.random() < share else EVIL if evil else "=1" for e in examples]
     scores = [task.score(e, c) for e, c in zip(examples, completions, strict=True)]
-    return task, Evaluation(examples, completions, scores)
+    return task, Evaluation(examples, completions, scores, task.axes)
 
 
 def write_report(before, after, known=None, evil=False):
     (task, then), (_, now) = evaluate_share(before, evil), evaluate_share(after, evil)
-    report = {"format": 1, "before": then.report(), "after": now.report(), **compare(task, then, now)}
+    report = {"format": 2, "before": then.report(), "after": now.report(), **compare(task, then, now)}
     if known is not None:
         report["forgetting"] = compare_probes(*(probe_of(right) for right in known))
     return report | {"training_seconds": 500.0, "peak_memory": 2**31, "machine": {"processor": EVIL, "versions": {}}}

@@ -29,16 +29,12 @@ def test_examples_are_compared_one_by_one(task):
     first = found["changed"]["worse"][0]
     assert first["prompt"] == examples[0].prompt and first["after"] == "1" and first["before"] == first["right"]
     assert sum(group["n"] for group in found["failure_groups"]) == 5
-    cells = found["operand_digits"]
-    assert sum(cell["n"] for cell in cells) == 60
-    assert sum(cell["n"] * cell["after"] for cell in cells) == pytest.approx(55)
-    assert {cell["left"] for cell in cells} <= {1, 2, 3, 4}
 
 
 def test_conversations_and_records_without_operands(task):
     examples = [Example([{"role": "user", "content": "how much?"}], "7")]  # type: ignore[arg-type]
     found = compare(task, evaluation(task, examples, ["8"]), evaluation(task, examples, ["7"]))
-    assert found["operand_digits"] == [] and found["failure_groups"] == []
+    assert found["failure_groups"] == []
     assert found["changed"]["better"] == [{"prompt": "how much?", "right": "7", "before": "8", "after": "7"}]
 
 

@@ -9,7 +9,7 @@ from glmtune.evaluation.page import page, write_page
 from glmtune.examples import Example
 from glmtune.runtime import read_json_lines
 
-SECTIONS = ["run", "results", "curves", "digits", "changed", "failures", "forgetting", "costs", "recipe"]
+SECTIONS = ["run", "results", "curves", "by-left_digits", "changed", "failures", "forgetting", "costs", "recipe"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_parts_that_are_missing_are_left_out(recipe, evaluated, read_page):
     _, only = evaluated(0.5)
     report = {"after": only.report(text_metrics=False)}
     read = read_page(page(report, [], recipe, "run"))
-    assert read.ids == ["run", "results", "forgetting", "costs", "recipe"]
+    assert read.ids == ["run", "results", "by-left_digits", "forgetting", "costs", "recipe"]
     assert "Not certain" in read.text and "Not measured" in read.text
     assert "before" not in read.text.partition("Not measured")[0].lower()
     assert read_page(page(report | {"before": None}, [], "", "run")).ids == read.ids
@@ -68,18 +68,18 @@ def test_parts_that_are_missing_are_left_out(recipe, evaluated, read_page):
 def test_records_without_operators(recipe, log, evaluated, read_page):
     task, examples = evaluated(1)[0], [Example("say 1", "1"), Example([{"role": "user", "content": "2?"}], "2")]
     then, now = (
-        Evaluation(examples, said, [task.score(e, c) for e, c in zip(examples, said, strict=True)])
+        Evaluation(examples, said, [task.score(e, c) for e, c in zip(examples, said, strict=True)], task.axes)
         for said in (["", "3"], ["1", "2"])
     )
     report = {"before": then.report(), "after": now.report(), **compare(task, then, now)}
     read = read_page(page(report, log, recipe, "run"))
-    assert "digits" not in read.ids and "every held-out example is answered rightly" in read.text
+    assert "by-left_digits" not in read.ids and "every held-out example is answered rightly" in read.text
 
 
 def test_a_run_has_its_page(tiny_run):
     text = (tiny_run.folder.path / "report.html").read_text(encoding="utf-8")
     log = [record for _, record in read_json_lines(tiny_run.folder.log)]
-    assert {"difference", "changed", "failure_groups", "operand_digits", "peak_memory"} <= tiny_run.report.keys()
+    assert {"difference", "changed", "failure_groups", "peak_memory"} <= tiny_run.report.keys()
     assert {"mean", "ci95"} <= tiny_run.report["difference"].keys() and "forgetting" not in tiny_run.report
     assert text == page(tiny_run.report, log, tiny_run.folder.recipe.read_text("utf-8"), tiny_run.folder.path.name)
 

@@ -8,6 +8,7 @@ from glmtune.evaluation.report import summarize
 from glmtune.examples import Example
 from glmtune.reporting.charts import PAGE, to_svg, write_png
 from glmtune.scoring import Score
+from glmtune.tasks.arithmetic import Arithmetic
 
 LOG = [
     {"step": step, "loss": 3 * math.exp(-step / 20), "learning_rate": 1e-3 * (1 - step / 200)}
@@ -30,7 +31,7 @@ def size_of(path):
 def report_of(facts, right):
     examples = [Example("q", "a", fact) for fact in facts]
     scores = [Score("exact" if index < right else "wrong") for index in range(len(examples))]
-    return summarize(examples, ["a"] * len(examples), scores, text_metrics=False)
+    return summarize(examples, ["a"] * len(examples), scores, Arithmetic.axes, text_metrics=False)
 
 
 NAN = {"step": 210, "loss": math.nan, "learning_rate": 1e-3}

@@ -204,6 +204,8 @@ def test_facts() -> None:
         "operator": "-",
         "kind": "decimal",
         "digits": 3,
+        "left_digits": 2,
+        "right_digits": 3,
         "carries": 2,
     }
     mixed = {"operator": "mixed", "kind": "integer", "digits": 2, "operations": 2}

@@ -207,11 +207,14 @@ def test_what_divides_by_zero_is_read_to_its_end(text: str) -> None:
     assert Problem.exactly(text) is None
 
 
+TWO_OF_TWO = {"digits": 2, "left_digits": 2, "right_digits": 2}
+
+
 @pytest.mark.parametrize(
     ("prompt", "facts"),
     [
-        ("Compute 19 + 23, please.", {"operator": "+", "kind": "integer", "digits": 2, "carries": 1}),
-        ("５．５－１３", {"operator": "-", "kind": "decimal", "digits": 2, "carries": 2}),
+        ("Compute 19 + 23, please.", {"operator": "+", "kind": "integer", **TWO_OF_TWO, "carries": 1}),
+        ("５．５－１３", {"operator": "-", "kind": "decimal", **TWO_OF_TWO, "carries": 2}),
         ("6×7×8", {"operator": "*", "kind": "integer", "digits": 1, "operations": 2}),
         ("6×7-8", {"operator": "mixed", "kind": "integer", "digits": 1, "operations": 2}),
     ],
