@@ -46,26 +46,6 @@ def estimate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print bytes as JSON")
 
 
-def export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
-    parser.add_argument(
-        "--to",
-        choices=("merged", "original", "gguf"),
-        default="merged",
-        help="transformers' layout (default); the names of ChatGLM-6B's release; or a file for llama.cpp",
-    )
-    parser.add_argument("--output", metavar="PLACE", help="folder or file to write (default: in the run folder)")
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16", "q8_0"),
-        default="auto",
-        help="precision of the files (default: that of the base); q8_0, of gguf alone: 8.5 bits a number",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-    parser.add_argument("--push-to-hub", metavar="NAME/REPOSITORY", help="upload it; nothing is uploaded without this")
-    parser.add_argument("settings", nargs="*", metavar="SETTING", help=SETTINGS_HELP)
-
-
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", nargs="?", metavar="TARGET", help=f"RECIPE.yaml, DATA.jsonl, {TARGET_HELP} (default: the machine)"
@@ -173,26 +153,6 @@ def estimate(options: argparse.Namespace) -> None:
     print(verdict(answer))
 
 
-def export(options: argparse.Namespace) -> None:
-    """Export and say where it is."""
-    quiet_libraries()
-    from rich.console import Console
-
-    from glmtune.commands.export import run
-
-    place = run(
-        options.target,
-        options.to,
-        options.output,
-        options.settings,
-        options.dtype,
-        options.overwrite,
-        options.push_to_hub,
-        Console(),
-    )
-    print(f"Verified and written: {place}")
-
-
 def doctor(options: argparse.Namespace) -> None:
     """Print the checks; exit code 2 if something would fail."""
     target, settings = recipe_and_settings(options)
@@ -267,11 +227,6 @@ PENDING = {
         __doc__="`glmtune estimate`: what a recipe needs of memory and disk, and whether it fits; nothing is loaded",
         add_arguments=estimate_arguments,
         main=estimate,
-    ),
-    "export": SimpleNamespace(
-        __doc__="`glmtune export`: make a whole model of a run, checked against it, for others to use",
-        add_arguments=export_arguments,
-        main=export,
     ),
     "doctor": SimpleNamespace(
         __doc__="`glmtune doctor`: find what would fail, with a remedy for each: this machine, a recipe, a model, a data file",

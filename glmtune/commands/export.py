@@ -1,42 +1,60 @@
-"""`glmtune export`: a run, an adapter or a checkpoint as an artefact for others, checked before it is there."""
+"""`glmtune export`: make a whole model of a run, checked against it, for others to use."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import argparse
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from rich.console import Console
+from glmtune.commands._arguments import add_settings, add_target
 
-from glmtune import adapters
-from glmtune.config import Dtype
-from glmtune.export import gguf
-from glmtune.export.merged import save_merged, unpack_and_merge
-from glmtune.export.original import original_layout, save_original
-from glmtune.export.provenance import CARD, RECORD, Layout, Precision, write_provenance
-from glmtune.export.upload import upload
-from glmtune.export.verification import Answers, ask, compare, compare_answers
-from glmtune.inference.selection import select_held_out
-from glmtune.messages import Prompt
-from glmtune.models import loading
-from glmtune.models.architecture import storage, stored_bits
-from glmtune.models.checkpoint import weight_files
-from glmtune.resolution import ResolvedModel, Target, resolve
-from glmtune.runtime import RunFolder, UserError, replacing
+if TYPE_CHECKING:
+    from rich.console import Console
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NAMES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-GGUF_PRECISION: dict[torch.dtype, gguf.Precision] = {
-    torch.float32: "f32",
-    torch.bfloat16: "bf16",
-    torch.float16: "f16",
-}
-# Files beside the weights, and what a disk should have left.
-SPARE_BYTES = 50 * 2**20
+    from glmtune.export.provenance import Layout, Precision
+    from glmtune.resolution import Target
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the model, the layout and precision of the export, and where it goes."""
+    add_target(parser)
+    parser.add_argument(
+        "--to",
+        choices=("merged", "original", "gguf"),
+        default="merged",
+        help="transformers' layout (default); the names of ChatGLM-6B's release; or a file for llama.cpp",
+    )
+    parser.add_argument("--output", metavar="PLACE", help="folder or file to write (default: in the run folder)")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16", "q8_0"),
+        default="auto",
+        help="precision of the files (default: that of the base); q8_0, of gguf alone: 8.5 bits a number",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    parser.add_argument("--push-to-hub", metavar="NAME/REPOSITORY", help="upload it; nothing is uploaded without this")
+    add_settings(parser)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Export and say where it is."""
+    from rich.console import Console
+
+    from glmtune.runtime import quiet_libraries
+
+    quiet_libraries()
+    place = run(
+        options.target,
+        options.to,
+        options.output,
+        options.settings,
+        options.dtype,
+        options.overwrite,
+        options.push_to_hub,
+        Console(),
+    )
+    show(place)
 
 
 def run(
@@ -68,14 +86,20 @@ def run(
         UserError: it cannot be had in this form, the disk is full, or the exported model answers otherwise; then
             nothing is written.
     """
+    from rich.console import Console
+
+    from glmtune.export.exporting import check_disk, choose_destination, export_checked, few_held_out, refuse
+    from glmtune.export.upload import upload
+    from glmtune.resolution import resolve
+
     console = console or Console(stderr=True)
     origin = resolve(target, overrides)
     refuse(origin, to, precision)
-    place = destination(origin, to, output, overwrite)
+    place = choose_destination(origin, to, output, overwrite)
     check_disk(place, origin, precision, copies=2 if to == "gguf" else 1)
     problems = few_held_out(origin)
     try:
-        make(origin, to, place, precision, problems, console)
+        export_checked(origin, to, place, precision, problems, console)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Nothing was exported.") from None
     if push is not None:
@@ -83,166 +107,6 @@ def run(
     return place
 
 
-def make(
-    origin: ResolvedModel,
-    to: Layout,
-    place: Path,
-    precision: Precision,
-    problems: Sequence[Prompt],
-    console: Console,
-) -> None:
-    """Load, merge, write, read back and compare; the export takes its name at the end.
-
-    Raises:
-        UserError: it answers otherwise, or the disk is full.
-    """
-    dtype = dtype_of(origin.config, precision)
-    console.print(f"Loading {origin.base}{f' with {origin.adapter}' if origin.adapter else ''} ...")
-    # Neither the base nor what is written is rounded on the way, whatever the recipe computed in.
-    working = NAMES[torch.promote_types(dtype_of(origin.config, "auto"), dtype)]
-    model, tokenizer = origin.load(dtype=working, bits=16, quantize_embedding=False)
-    console.print(f"It answers {len(problems)} held-out problems ...")
-    before = ask(model, tokenizer, problems, origin.recipe.generation)
-    whole = unpack_and_merge(model, tokenizer, problems[0])
-    del model
-    with staged(place, to) as folder:
-        (save_original if to == "original" else save_merged)(whole, tokenizer, folder, dtype)
-        family = whole.config.model_type
-        del whole
-        console.print("The same problems, from the exported files ...")
-        verification = verify(folder, origin, working, before, problems, dtype, rounded=precision == "q8_0")
-        write_provenance(folder, place.name, origin, to, family, precision, verification, problems[0])
-        if to == "gguf":
-            gguf.write(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
-            shutil.copy(folder / RECORD, place.with_name(f"{place.name}.json"))
-            shutil.copy(folder / CARD, place.with_name(f"{place.name}.md"))
-
-
-def few_held_out(origin: ResolvedModel) -> list[Prompt]:
-    """Return held-out problems of the task that the model can be asked, as many as during a training."""
-    evaluation = origin.recipe.evaluation
-    few = evaluation.model_copy(update={"num_examples": evaluation.num_examples_during})
-    recipe = origin.recipe.model_copy(update={"evaluation": few})
-    examples = select_held_out(recipe, origin.task, origin.tokenizer, origin.limit, whole=False)
-    return [example.prompt for example in examples]
-
-
-def refuse(origin: ResolvedModel, to: Layout, precision: Precision) -> None:
-    """Tell what cannot be had before anything is loaded.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if origin.adapter is not None and not adapters.is_mergeable(origin.adapter):
-        raise UserError(
-            f"{origin.adapter} is a prefix (P-Tuning v2): it is no change of weights, so that it cannot become part of "
-            "a whole model, and llama.cpp and vLLM have no place for it. Use it beside its base with glmtune, or train "
-            "with method.name=lora."
-        )
-    config = origin.config
-    stored = storage(config.to_dict())
-    if stored["stored_bits"] < 16 and not stored["packed"]:
-        raise UserError(
-            f"{origin.base} is stored at {stored['stored_bits']} bits; an update merged into it would be rounded away. "
-            "Name the 16-bit release of the same model: model.path=..."
-        )
-    if precision == "q8_0" and to != "gguf":
-        raise UserError(f"--dtype q8_0: is a form of numbers in GGUF files, not of --to {to}. Try bfloat16.")
-    if to == "original":
-        original_layout(config)
-    if to == "gguf":
-        gguf.check(config.to_dict())
-        gguf.library()
-
-
-def destination(origin: ResolvedModel, to: Layout, output: str | None, overwrite: bool) -> Path:
-    """Where the export goes.
-
-    Raises:
-        UserError: there is something already, above all what is exported, or no place was named.
-    """
-    target = str(origin.target)
-    if output is None and not RunFolder.is_run(target):
-        raise UserError(f"--output: name a {'file' if to == 'gguf' else 'folder'} to write; {target} is no run folder.")
-    name = f"{Path(target).resolve().name}.gguf" if to == "gguf" else to
-    place = Path(output) if output is not None else Path(target) / name
-    if place.exists() and not overwrite:
-        raise UserError(f"--output {place}: exists already. Choose another place, or add --overwrite.")
-    for source in (Path(target), origin.adapter, Path(loading.locate(origin.base))):
-        if source is not None and place.resolve() in (source.resolve(), *source.resolve().parents):
-            raise UserError(f"--output {place}: is what is exported, or holds it. Choose another place.")
-    is_export = place.suffix == ".gguf" and place.is_file() if to == "gguf" else (place / RECORD).is_file()
-    if place.exists() and not is_export and not (place.is_dir() and not any(place.iterdir())):
-        raise UserError(
-            f"--output {place}: is no earlier export (of which {RECORD} tells), so that it is not replaced. Choose "
-            "another place."
-        )
-    return place
-
-
-def dtype_of(config: Any, precision: Precision) -> torch.dtype:
-    """Precision of the exported weights: as asked for, or that of the base's files, from which q8_0 is made."""
-    if precision in DTYPES:
-        return DTYPES[precision]
-    stored = config.dtype
-    return stored if isinstance(stored, torch.dtype) else DTYPES.get(str(stored), torch.float32)
-
-
-def check_disk(place: Path, origin: ResolvedModel, precision: Precision, copies: int) -> None:
-    """See whether the export fits on its disk.
-
-    Raises:
-        UserError: it does not.
-    """
-    folder = Path(loading.fetch(loading.locate(origin.base), weights=True))
-    config, dtype = origin.config, dtype_of(origin.config, precision)
-    stored = sum(file.stat().st_size for file in weight_files(folder))
-    stored = stored * 16 // stored_bits(config)  # a packed release is unpacked
-    needed = copies * stored * dtype.itemsize // dtype_of(config, "auto").itemsize + SPARE_BYTES
-    parent = next(parent for parent in (place.parent, *place.parent.resolve().parents) if parent.is_dir())
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        raise UserError(
-            f"--output {place}: the export takes about {needed / 1e9:.1f} GB, and this disk has {free / 1e9:.1f} GB "
-            "free. Free some, or name a place on another disk."
-        )
-
-
-@contextmanager
-def staged(place: Path, to: Layout) -> Iterator[Path]:
-    """A folder to write a checkpoint to; it becomes the export when the block ends well, or was a step towards it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    if to == "gguf":
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
-            yield Path(folder)
-        return
-    with replacing(place) as folder_path:
-        folder_path.mkdir()
-        yield folder_path
-
-
-def verify(
-    folder: Path,
-    origin: ResolvedModel,
-    working: Dtype,
-    before: Answers,
-    problems: Sequence[Prompt],
-    dtype: torch.dtype,
-    rounded: bool,
-) -> dict[str, Any]:
-    """Read the exported files as anyone would, and compare what they answer; also with numbers rounded to q8_0.
-
-    Raises:
-        UserError: something else.
-    """
-    model, tokenizer = resolve(folder).load(dtype=working)
-    found = compare(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, dtype)
-    if rounded:
-        gguf.round_numbers(model)
-        remedy = " q8_0 is too coarse for it: --dtype float16."
-        compare_answers(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, remedy)
-    return found
+def show(place: Path) -> None:
+    """Print where the export is."""
+    print(f"Verified and written: {place}")

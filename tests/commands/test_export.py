@@ -26,7 +26,7 @@ from glmtune.commands import export
 from glmtune.commands.train import Run
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.export import merged
+from glmtune.export import exporting, merged
 from glmtune.inference.engine import Engine
 from glmtune.models import loading
 from glmtune.models.checkpoint import fingerprint, read_json
@@ -239,14 +239,14 @@ def test_another_model_is_not_published(
     a_run: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[[Any], Any]
 ) -> None:
     """Nothing at its place, nothing beside it; nothing uploaded."""
-    monkeypatch.setattr("glmtune.commands.export.save_merged", tampered(how))
+    monkeypatch.setattr("glmtune.export.exporting.save_merged", tampered(how))
     monkeypatch.setattr("huggingface_hub.HfApi", None)
     with refused("The exported model is not the one that was trained.*Nothing was published", a_run.parent):
         run(a_run, push="me/model")
 
 
 def test_another_answer_is_not_published(a_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = export.ask
+    real = exporting.ask
     calls: list[int] = []
 
     def ask(*args: Any) -> Any:
@@ -254,7 +254,7 @@ def test_another_answer_is_not_published(a_run: Path, monkeypatch: pytest.Monkey
         calls.append(len(calls))
         return found if len(calls) == 1 else type(found)([*found.texts[:-1], "another"], found.logits)
 
-    monkeypatch.setattr(export, "ask", ask)
+    monkeypatch.setattr(exporting, "ask", ask)
     with refused("answers 1 of 2 held-out problems otherwise.*gets 'another' instead of", a_run.parent):
         run(a_run)
     assert len(calls) == 2
@@ -262,7 +262,7 @@ def test_another_answer_is_not_published(a_run: Path, monkeypatch: pytest.Monkey
 
 def test_what_stood_there_stays_if_the_new_one_fails(a_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(a_run)
-    monkeypatch.setattr("glmtune.commands.export.save_merged", tampered(add_noise))
+    monkeypatch.setattr("glmtune.export.exporting.save_merged", tampered(add_noise))
     with refused("is not the one that was trained", a_run.parent):
         run(a_run, overwrite=True)
 
@@ -316,10 +316,10 @@ def test_a_full_disk_is_told_before_anything_is_loaded(
         monkeypatch.setattr(shutil, "disk_usage", disk_usage)
 
     for precision, needed in (("float32", size), ("float16", size // 2)):
-        leave(needed + export.SPARE_BYTES - 1)
+        leave(needed + exporting.SPARE_BYTES - 1)
         with refused(r"merged: the export takes about 0\.1 GB, and this disk has 0\.1 GB free", a_run.parent):
             run(a_run, precision=precision)
-        leave(needed + export.SPARE_BYTES)
+        leave(needed + exporting.SPARE_BYTES)
         with pytest.raises(AssertionError, match="loaded"):
             run(a_run, precision=precision)
     assert set(asked) == {a_run}
