@@ -13,7 +13,9 @@ import torch
 
 from glmtune import adapters
 from glmtune.config import Dtype
-from glmtune.export import gguf
+from glmtune.export.gguf.file import GgufPrecision, write_gguf
+from glmtune.export.gguf.source import check_config, load_library
+from glmtune.export.gguf.tensors import round_numbers
 from glmtune.export.merged import save_merged, unpack_and_merge
 from glmtune.export.original import original_layout, save_original
 from glmtune.export.provenance import CARD, RECORD, Layout, Precision, write_provenance
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-GGUF_PRECISION: dict[torch.dtype, gguf.Precision] = {
+GGUF_PRECISION: dict[torch.dtype, GgufPrecision] = {
     torch.float32: "f32",
     torch.bfloat16: "bf16",
     torch.float16: "f16",
@@ -70,7 +72,7 @@ def export_checked(
         verification = verify(folder, origin, working, before, problems, dtype, rounded=precision == "q8_0")
         write_provenance(folder, place.name, origin, to, family, precision, verification, problems[0])
         if to == "gguf":
-            gguf.write(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
+            write_gguf(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
             shutil.copy(folder / RECORD, place.with_name(f"{place.name}.json"))
             shutil.copy(folder / CARD, place.with_name(f"{place.name}.md"))
 
@@ -108,8 +110,8 @@ def refuse(origin: ResolvedModel, to: Layout, precision: Precision) -> None:
     if to == "original":
         original_layout(config)
     if to == "gguf":
-        gguf.check(config.to_dict())
-        gguf.library()
+        check_config(config.to_dict())
+        load_library()
 
 
 def choose_destination(origin: ResolvedModel, to: Layout, output: str | None, overwrite: bool) -> Path:
@@ -199,7 +201,7 @@ def verify(
     model, tokenizer = resolve(folder).load(dtype=working)
     found = compare(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, dtype)
     if rounded:
-        gguf.round_numbers(model)
+        round_numbers(model)
         remedy = " q8_0 is too coarse for it: --dtype float16."
         compare_answers(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, remedy)
     return found

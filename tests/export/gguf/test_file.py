@@ -29,7 +29,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from glmtune.export import gguf as export
+from glmtune.export.gguf import tensors
+from glmtune.export.gguf.file import FILE_TYPES, verify_gguf, write_gguf
+from glmtune.export.gguf.source import check_config
+from glmtune.export.gguf.tokenizer import CUT
 from glmtune.models.templates import preset
 from glmtune.runtime import UserError
 
@@ -55,7 +58,7 @@ def byte_level(family: str) -> PreTrainedTokenizerFast:
     """A tokenizer like GLM-4's, or Llama 3's."""
     names = [*CONTROLS, "<sop>", "<eop>", *ROLES] if family != "llama" else ["<|begin_of_text|>"]
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(export.CUT % "{1,3}"), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(CUT % "{1,3}"), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
@@ -233,12 +236,12 @@ def transformers_logits(model: Any, ids: list[int]) -> Any:
         return model.eval()(torch.tensor([ids])).logits[0].numpy()
 
 
-@pytest.mark.parametrize("precision", export.FILE_TYPES)
+@pytest.mark.parametrize("precision", FILE_TYPES)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_file_holds_the_checkpoint(make: Makes, tmp_path: Path, family: str, precision: Any) -> None:
     folder, file = make(family), tmp_path / "out" / f"tiny-{precision}.gguf"
-    export.write(folder, file, precision)
-    export.verify(folder, file)
+    write_gguf(folder, file, precision)
+    verify_gguf(folder, file)
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
     assert {kind for name, kind in kinds.items() if "norm" in name or "bias" in name} == {"F32"}
@@ -286,7 +289,7 @@ def test_a_file_holds_the_checkpoint(make: Makes, tmp_path: Path, family: str, p
 )
 def test_llama_cpp_computes_the_same(make: Makes, tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
     folder, file = make(family, **settings), tmp_path / "tiny.gguf"
-    export.write(folder, file, "f32")
+    write_gguf(folder, file, "f32")
     expected = transformers_logits(AutoModelForCausalLM.from_pretrained(folder), IDS)
     np.testing.assert_allclose(logits(file, IDS), expected, atol=1e-4 * np.abs(expected).max())
     tied = settings.get("tie_word_embeddings", False)
@@ -297,7 +300,7 @@ def test_llama_cpp_computes_the_same(make: Makes, tmp_path: Path, family: str, s
 @pytest.mark.parametrize("tied", [False, True])
 def test_transformers_reads_a_llama_back(make: Makes, tmp_path: Path, tied: bool) -> None:
     folder = make("llama", sentencepiece, tie_word_embeddings=tied)
-    export.write(folder, tmp_path / "tiny.gguf", "f32")
+    write_gguf(folder, tmp_path / "tiny.gguf", "f32")
     again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
     expected = transformers_logits(AutoModelForCausalLM.from_pretrained(folder), IDS)
     np.testing.assert_array_equal(transformers_logits(again, IDS), expected)
@@ -307,14 +310,14 @@ def test_weights_may_be_in_several_files(make: Makes, tmp_path: Path) -> None:
     folder, file = make("glm"), tmp_path / "tiny.gguf"
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="100KB")
     (folder / "model.safetensors").unlink()
-    export.write(folder, file, "f32")
+    write_gguf(folder, file, "f32")
     assert len(list(folder.glob("*.safetensors"))) > 1
     expected = transformers_logits(AutoModelForCausalLM.from_pretrained(folder), IDS)
     np.testing.assert_allclose(logits(file, IDS), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_rows_that_q8_0_does_not_divide_become_f16(make: Makes, tmp_path: Path) -> None:
-    export.write(make("llama", intermediate_size=72), tmp_path / "tiny.gguf", "q8_0")
+    write_gguf(make("llama", intermediate_size=72), tmp_path / "tiny.gguf", "q8_0")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "tiny.gguf").tensors}
     assert kinds["blk.0.ffn_down.weight"] == "F16"
     assert kinds["blk.0.ffn_up.weight"] == "Q8_0"
@@ -325,7 +328,7 @@ def test_a_byte_level_tokenizer(make: Makes, tmp_path: Path, family: str) -> Non
     folder, file = make(family), tmp_path / "tiny.gguf"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        export.write(folder, file)
+        write_gguf(folder, file)
     values, tokenizer = fields(file), AutoTokenizer.from_pretrained(folder)
     assert values["tokenizer.ggml.model"] == "gpt2"
     assert values["tokenizer.ggml.pre"] == ("llama-bpe" if family == "llama" else "glm4")
@@ -351,7 +354,7 @@ def test_a_byte_level_tokenizer(make: Makes, tmp_path: Path, family: str) -> Non
 def test_a_sentencepiece_like_tokenizer(make: Makes, tmp_path: Path, family: str) -> None:
     folder, file = make(family, sentencepiece), tmp_path / "tiny.gguf"
     with pytest.warns(UserWarning, match=r"'▁</mark>' out of texts, after which llama.cpp puts a blank"):
-        export.write(folder, file)
+        write_gguf(folder, file)
     values, tokenizer = fields(file), AutoTokenizer.from_pretrained(folder)
     assert values["tokenizer.ggml.model"] == "llama"
     assert values["tokenizer.ggml.add_space_prefix"] is True
@@ -368,7 +371,7 @@ def test_a_control_word_gets_brackets(make: Makes, tmp_path: Path) -> None:
     """llama.cpp would find `eop` in `people`."""
     folder, file = make("glm", sentencepiece, preset("chatglm3").replace("<sop>", "sop")), tmp_path / "tiny.gguf"
     with pytest.warns(UserWarning):
-        export.write(folder, file)
+        write_gguf(folder, file)
     values, tokenizer = fields(file), AutoTokenizer.from_pretrained(folder)
     for word in ("sop", "eop"):
         assert values["tokenizer.ggml.tokens"].index(f"<{word}>") == tokenizer.convert_tokens_to_ids(word)
@@ -382,7 +385,7 @@ def test_a_control_word_gets_brackets(make: Makes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["glm4", "chatml", "plain", "alpaca", "vicuna"])
 def test_the_template_says_the_same_without_marks_for_training(make: Makes, tmp_path: Path, name: str) -> None:
     folder, file = make("glm4", byte_level, preset(name)), tmp_path / "tiny.gguf"
-    export.write(folder, file)
+    write_gguf(folder, file)
     template, tokenizer = fields(file)["tokenizer.chat_template"], AutoTokenizer.from_pretrained(folder)
     assert "{%- generation" not in template
     talk = [{"role": role, "content": f" {role}\n"} for role in ("system", "user", "assistant", "user", "assistant")]
@@ -397,7 +400,7 @@ def test_several_templates_and_metaspace(make: Makes, tmp_path: Path) -> None:
     change(folder / "tokenizer_config.json", chat_template=[{"name": "default", "template": "plain"}])
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}
     change(folder / "tokenizer.json", normalizer=None, pre_tokenizer=metaspace, post_processor=None)
-    export.write(folder, file)
+    write_gguf(folder, file)
     values = fields(file)
     assert values["tokenizer.chat_template"] == "plain"
     assert values["tokenizer.ggml.add_space_prefix"] is False
@@ -418,7 +421,7 @@ def test_what_llama_cpp_has_no_name_for_is_told(
     folder, file = make("llama"), tmp_path / "tiny.gguf"
     change(folder / "tokenizer.json", **{part: value})
     with pytest.warns(UserWarning, match=what):
-        export.write(folder, file)
+        write_gguf(folder, file)
     expected = "default" if value.get("use_regex") is False else "gpt-2" if "use_regex" in value else "llama-bpe"
     assert fields(file)["tokenizer.ggml.pre"] == expected
 
@@ -435,7 +438,7 @@ def test_an_order_of_merges_that_llama_cpp_cannot_follow_is_told(
         model["merges"].insert(len(made) - 1 if moved else made.index("".join(one_of_two)), one_of_two)
     change(folder / "tokenizer.json", model=model)
     with pytest.warns(UserWarning) as warned:
-        export.write(folder, tmp_path / "tiny.gguf")
+        write_gguf(folder, tmp_path / "tiny.gguf")
     assert any("merges in an order" in str(warning.message) for warning in warned) is told
 
 
@@ -447,45 +450,45 @@ def change(file: Path, **values: Any) -> None:
 @pytest.mark.parametrize("size", [10, 4000, -1])
 def test_a_damaged_file_is_told(make: Makes, tmp_path: Path, size: int) -> None:
     folder, file = make("glm"), tmp_path / "tiny.gguf"
-    export.write(folder, file)
+    write_gguf(folder, file)
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(UserError, match="no whole GGUF file"):
-        export.verify(folder, file)
+        verify_gguf(folder, file)
 
 
-@pytest.mark.parametrize("precision", export.FILE_TYPES)
+@pytest.mark.parametrize("precision", FILE_TYPES)
 def test_a_changed_number_is_told(make: Makes, tmp_path: Path, precision: Any) -> None:
     folder, file = make("llama"), tmp_path / "tiny.gguf"
-    export.write(folder, file, precision)
+    write_gguf(folder, file, precision)
     tensor = next(tensor for tensor in gguf.GGUFReader(file).tensors if tensor.name == "blk.1.attn_q.weight")
     content = bytearray(file.read_bytes())
     content[tensor.data_offset + 1] ^= 0x10  # the second byte is in the number for f16 and bf16, and in a step for q8_0
     content[tensor.data_offset + 3] ^= 0x10
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"blk\.1\.attn_q\.weight holds other numbers"):
-        export.verify(folder, file)
+        verify_gguf(folder, file)
 
 
 def test_a_checkpoint_that_changed_is_told(make: Makes, tmp_path: Path) -> None:
     folder, file = make("llama"), tmp_path / "tiny.gguf"
-    export.write(folder, file)
+    write_gguf(folder, file)
     change(folder / "config.json", rms_norm_eps=1e-5)
     with pytest.raises(UserError, match=r"llama\.attention\.layer_norm_rms_epsilon is 1\.56.*, not 1e-05"):
-        export.verify(folder, file)
+        verify_gguf(folder, file)
     make("llama", tie_word_embeddings=True)
     with pytest.raises(UserError, match=r"holds 21 tensors, .* makes 20; output\.weight is only in one"):
-        export.verify(folder, file)
+        verify_gguf(folder, file)
     make("glm")
     with pytest.raises(UserError, match=r"general\.architecture is 'llama', not 'chatglm'"):
-        export.verify(folder, file)
+        verify_gguf(folder, file)
 
 
 def test_what_does_not_read_back_is_not_published(make: Makes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "out" / "tiny.gguf"
-    encode = export.encode
-    monkeypatch.setattr(export, "encode", lambda tensor, kind: encode(tensor, kind) * 0)
+    encode = tensors.encode_tensor
+    monkeypatch.setattr("glmtune.export.gguf.file.encode_tensor", lambda tensor, kind: encode(tensor, kind) * 0)
     with pytest.raises(UserError, match="holds other numbers"):
-        export.write(make("glm"), file)
+        write_gguf(make("glm"), file)
     assert not list(file.parent.iterdir())
 
 
@@ -495,8 +498,8 @@ def test_numbers_too_large_for_f16_are_told(make: Makes, tmp_path: Path) -> None
     model.model.embed_tokens.weight.data[3, 4] = -1e5
     model.save_pretrained(folder)
     with pytest.raises(UserError, match=r"token_embd\.weight has numbers up to 1e\+05.*Use precision bf16"):
-        export.write(folder, tmp_path / "tiny.gguf", "f16")
-    export.write(folder, tmp_path / "tiny.gguf", "bf16")
+        write_gguf(folder, tmp_path / "tiny.gguf", "f16")
+    write_gguf(folder, tmp_path / "tiny.gguf", "bf16")
 
 
 @pytest.mark.parametrize(
@@ -519,12 +522,12 @@ def test_numbers_too_large_for_f16_are_told(make: Makes, tmp_path: Path) -> None
 )
 def test_what_llama_cpp_cannot_compute_is_refused(config: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        export.check(config)
+        check_config(config)
 
 
 def test_what_can_be_written_is_not_refused() -> None:
     for kind in CONFIGS.values():
-        export.check(kind().to_dict())
+        check_config(kind().to_dict())
 
 
 @pytest.mark.parametrize(
@@ -568,14 +571,14 @@ def test_a_folder_that_is_not_whole_is_told(
     folder = make("llama")
     spoil(folder)
     with pytest.raises(UserError, match=reason):
-        export.write(folder, tmp_path / "tiny.gguf")
+        write_gguf(folder, tmp_path / "tiny.gguf")
     assert not (tmp_path / "tiny.gguf").exists()
 
 
 def test_the_package_is_asked_for(make: Makes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match=r"pip install 'glmtune\[gguf\]'"):
-        export.write(make("glm"), tmp_path / "tiny.gguf")
+        write_gguf(make("glm"), tmp_path / "tiny.gguf")
 
 
 @pytest.mark.parametrize(
@@ -591,7 +594,7 @@ def test_the_package_is_asked_for(make: Makes, tmp_path: Path, monkeypatch: pyte
 def test_llama_cpp_itself(make: Makes, tmp_path: Path, family: str, tokenizer: Any, template: str) -> None:
     xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
     folder, file = make(family, tokenizer, preset(template)), tmp_path / "tiny.gguf"
-    export.write(folder, file, "f32")
+    write_gguf(folder, file, "f32")
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_gpu_layers, settings.warmup = str(file), 128, 0, False
     settings.cpuparams.n_threads = settings.n_parallel = 1

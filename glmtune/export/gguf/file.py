@@ -1,0 +1,137 @@
+"""A GGUF file as a whole: written, and read back and compared with the checkpoint before it takes its name."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+from glmtune.export.gguf.source import Source, load_library, read_source, rope_type
+from glmtune.export.gguf.tensors import check_tensor, encode_tensor, tensors_of
+from glmtune.export.gguf.tokenizer import vocabulary_of
+from glmtune.runtime import UserError, replacing
+
+GgufPrecision = Literal["f32", "f16", "bf16", "q8_0"]
+FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+
+
+def write_gguf(folder: Path, output: Path, precision: GgufPrecision = "f16") -> None:
+    """Write a checkpoint as a GGUF file, one weight at a time. It takes its name when it has been read back.
+
+    Args:
+        folder: in transformers' layout, with a `tokenizer.json`.
+        output: the file; one that is there is replaced.
+        precision: of the matrices. q8_0 takes 8.5 bits a number; rows that are no multiple of 32 become f16.
+
+    Raises:
+        UserError: a model that cannot be written, a file that is missing or damaged, numbers too large for f16, a full
+            disk, or no gguf package.
+    """
+    gguf = load_library()
+    source = read_source(Path(folder))
+    tensors = list(tensors_of(source))
+    with replacing(output) as temporary:
+        with closing(gguf.GGUFWriter(temporary, source.architecture)) as writer:
+            writer.add_name(Path(output).stem)
+            for key, value in fields_of(source, precision).items():
+                kind = gguf.GGUFValueType.get_type(value)
+                writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if kind.name == "INT32" else kind)
+            for tensor in tensors:
+                kind = gguf.GGMLQuantizationType[tensor.kind(precision)]
+                numbers, size = gguf.GGML_QUANT_SIZES[kind]
+                writer.add_tensor_info(tensor.name, tensor.shape, None, math.prod(tensor.shape) // numbers * size, kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for tensor in tensors:
+                writer.write_tensor_data(encode_tensor(tensor, tensor.kind(precision)))
+        verify_gguf(folder, temporary)
+
+
+def verify_gguf(folder: Path, output: Path) -> None:
+    """Read a GGUF file back and compare all of it with the checkpoint that it was written from.
+
+    Raises:
+        UserError: it cannot be read, or something differs.
+    """
+    file_types = load_library().LlamaFileType
+    source = read_source(Path(folder))
+    found, stored = read_contents(Path(output))
+    file_type = found.get("general.file_type")
+    precision = {file_types[name]: precision for precision, name in FILE_TYPES.items()}.get(file_type)
+    if precision is None:
+        raise UserError(f"{output}: general.file_type={file_type} is none that is written here. Export again.")
+    expected = {"general.architecture": source.architecture, **fields_of(source, precision)}
+    for key, value in expected.items():
+        if not is_same(found.get(key), value):
+            raise UserError(f"{output}: {key} is {shorten(found.get(key))}, not {shorten(value)}. Export again.")
+    tensors = {tensor.name: tensor for tensor in tensors_of(source)}
+    if odd := sorted(tensors.keys() ^ stored.keys()):
+        raise UserError(
+            f"{output} holds {len(stored)} tensors, {folder} makes {len(tensors)}; {odd[0]} is only in one of them. "
+            "Export again."
+        )
+    for name, tensor in tensors.items():
+        check_tensor(tensor, stored[name], tensor.kind(precision), Path(output))
+
+
+def read_contents(output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return key -> value, and name -> tensor, of a GGUF file; the tensors are mapped, not read.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        reader = load_library().GGUFReader(output)
+        return {key: field.contents() for key, field in reader.fields.items()}, {t.name: t for t in reader.tensors}
+    except Exception as error:  # the reader trusts the file: whatever it stumbles over comes out
+        raise UserError(f"{output} is no whole GGUF file: {error}. Copy it or export again.") from error
+
+
+def is_same(found: Any, expected: Any) -> bool:
+    """Whether a value of the file is the one that was written; fractions are stored in fp32."""
+    if isinstance(expected, float):
+        return isinstance(found, float) and math.isclose(found, expected, rel_tol=1e-6)
+    return bool(found == expected)
+
+
+def shorten(value: Any) -> str:
+    """Return a value for a message: of a list its length."""
+    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)[:100]
+
+
+def fields_of(source: Source, precision: str) -> dict[str, Any]:
+    """Return all that the file says beside its weights, by GGUF's keys; its architecture and name are the writer's."""
+    gguf = load_library()
+    return {
+        "general.type": "model",
+        "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[precision]]),
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        **sizes_of(source),
+        **vocabulary_of(source),
+    }
+
+
+def sizes_of(source: Source) -> dict[str, Any]:
+    """Return the numbers of the architecture. C width, H heads, D head size: keys of D = C/H are left to llama.cpp."""
+    config, head_dim = source.config, source.head_dim
+    rope = config.rope_parameters
+    values: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads or config.num_attention_heads,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1)),
+        "rope.freq_base": float(rope["rope_theta"]),
+    }
+    if head_dim * config.num_attention_heads != config.hidden_size:
+        values |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
+    if rope_type(config.to_dict()) == "linear":
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+    prefix = source.architecture
+    return {f"{prefix}.{key}": value for key, value in values.items()}
