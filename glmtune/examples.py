@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,17 @@ class Source(NamedTuple):
 
     def __str__(self) -> str:
         return f"line {self.line} of {self.file}"
+
+
+def name_sources(sources: Iterable[Source]) -> str:
+    """Return what messages call some records: `lines 3, 30 of a.jsonl and line 7 of b.jsonl`."""
+    lines: dict[str, set[int]] = {}
+    for source in sources:
+        lines.setdefault(source.file, set()).add(source.line)
+    return " and ".join(
+        f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))} of {file}"
+        for file, numbers in lines.items()
+    )
 
 
 @dataclass(frozen=True)

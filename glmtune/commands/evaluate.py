@@ -12,8 +12,7 @@ from glmtune.config import Recipe
 from glmtune.data.encoding import plain_ids
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.examples import Example
-from glmtune.inference.prompts import encode_prompts
-from glmtune.inference.selection import fit_max_new_tokens, fit_max_new_tokens_to, select_held_out
+from glmtune.inference.selection import encode_examples, fit_max_new_tokens, fit_max_new_tokens_to, select_held_out
 from glmtune.records import read_examples
 from glmtune.resolution import ResolvedModel, Target, resolve
 from glmtune.runtime import check_output, machine, seed_everything, write_json
@@ -77,7 +76,7 @@ def asked_of(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, Sequenc
             "cannot be given in whole.",
             stacklevel=2,
         )
-    encode_prompts(tokenizer, [example.prompt for example in examples], limit, longest, f"{data}, line")
+    encode_examples(tokenizer, examples, limit, longest)
     return recipe, examples
 
 

@@ -124,12 +124,10 @@ def entries_of(resolved: ResolvedModel, input: str) -> list[Entry]:
             entries.append(Entry(as_json(row), "", found))
             continue
         try:
-            encode_prompts(tokenizer, [found.prompt], limit, recipe.generation.longest, "The prompt")
+            encode_prompts(tokenizer, [found.prompt], limit, recipe.generation.longest, ["the prompt"])
             fault = None
         except UserError as error:
-            fault = Fault(
-                found.source.file, found.source.line, "prompt", str(error).replace("The prompt 1 ", "the prompt ", 1)
-            )
+            fault = Fault(found.source.file, found.source.line, "prompt", str(error))
         entries.append(Entry(as_json(found.row), found.prompt, fault))
     return entries
 

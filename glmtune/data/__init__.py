@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
+from jinja2 import TemplateError
 from torch.utils.data import Dataset, Sampler
 
 from glmtune.data.encoding import Encoder, Encoding
-from glmtune.examples import Example, Split
+from glmtune.examples import Example, Source, Split, name_sources
 from glmtune.runtime import UserError
 from glmtune.tasks import Task
 
@@ -40,8 +41,23 @@ def examples_of(task: Task, split: Split, size: int, seed: int) -> Sequence[Exam
     return DrawnExamples(task, size, seed, split) if records is None else records
 
 
+def encode(encoder: Encoder, example: Example, index: int) -> Encoding:
+    """Return the whole of an example, however long it is.
+
+    Raises:
+        UserError: the template does not take it; says which record it is.
+    """
+    name = example.source or f"example {index + 1}"
+    try:
+        return encoder(example, index)
+    except TemplateError as error:
+        raise UserError(f"{name}: the model's chat template does not take it: {error}") from error
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
 class EncodedDataset(Dataset[Encoding]):
-    """Examples as `input_ids`, `labels` and the number of the `record`.
+    """Examples as `input_ids`, `labels` and `record`, which is their index in this data set.
 
     Attributes:
         remarks: what its user should know of it.
@@ -56,8 +72,20 @@ class EncodedDataset(Dataset[Encoding]):
     def __getitem__(self, index: int) -> Encoding: ...
 
     def length(self, index: int) -> int:
-        """Tokens of an example."""
+        """Return how many tokens an example has."""
         return len(self[index]["input_ids"])
+
+    def source(self, index: int) -> Source | None:
+        """Return where the record of an example stands; None for what was drawn."""
+        return None
+
+    def name(self, indices: Iterable[int]) -> str:
+        """Return what messages call some examples: the lines of their records, and the numbers of those drawn."""
+        sources = {index: self.source(index) for index in sorted(indices)}
+        drawn = [str(index + 1) for index, source in sources.items() if source is None]
+        records = name_sources(source for source in sources.values() if source is not None)
+        draws = f"example{'s' * (len(drawn) > 1)} {', '.join(drawn)} of those drawn" if drawn else ""
+        return " and ".join(filter(None, (records, draws)))
 
 
 class EncodedDraws(EncodedDataset):
@@ -75,7 +103,7 @@ class EncodedDraws(EncodedDataset):
 
     def _encode(self, index: int) -> Encoding:
         example = self.examples[index]
-        encoding = self.encoder(example, index)
+        encoding = encode(self.encoder, example, index)
         if not self.encoder.fits(encoding):
             raise UserError(
                 f"An example {self.encoder.too_long(encoding)}: {str(example.prompt)[:60]!r}... Let the task draw "

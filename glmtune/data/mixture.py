@@ -11,13 +11,11 @@ from glmtune.config import ENDLESS_STEPS, DataSettings, Recipe, TrainingSettings
 from glmtune.data import DrawnExamples, EncodedDataset, EncodedDraws
 from glmtune.data.encoding import Encoder, Encoding
 from glmtune.data.table import encode_records
-from glmtune.examples import Example
+from glmtune.examples import Example, Source
 from glmtune.records import read_examples
 from glmtune.records.leaks import normal_text, without_leaks
 from glmtune.runtime import UserError
 from glmtune.tasks import Task
-
-FOREIGN = -1  # the number of a record that is not the task's own
 
 
 class Mixture(EncodedDataset):
@@ -47,13 +45,17 @@ class Mixture(EncodedDataset):
 
     def __getitem__(self, index: int) -> Encoding:
         number, place = self.places[index]
-        encoding = self.sources[number][place]
-        return {**encoding, "record": FOREIGN} if number else encoding
+        return {**self.sources[number][place], "record": index}
 
     def length(self, index: int) -> int:
-        """Tokens of an example."""
+        """Return how many tokens an example has."""
         number, place = self.places[index]
         return self.sources[number].length(place)
+
+    def source(self, index: int) -> Source | None:
+        """Return where the record of an example stands; None for what was drawn."""
+        number, place = self.places[index]
+        return self.sources[number].source(place)
 
 
 def passes(count: int, seed: str) -> Iterator[int]:

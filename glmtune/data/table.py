@@ -21,10 +21,10 @@ from huggingface_hub import constants
 from tqdm import tqdm
 
 from glmtune.config import DataSettings
-from glmtune.data import EncodedDataset
+from glmtune.data import EncodedDataset, encode
 from glmtune.data.encoding import Encoder, Encoding
 from glmtune.data.rendering import can_train_on_all_turns
-from glmtune.examples import Example
+from glmtune.examples import Example, Source
 from glmtune.records.leaks import plain_text
 from glmtune.runtime import UserError, replacing
 
@@ -44,7 +44,7 @@ class Rows:
     Attributes:
         ids, labels: (N,) tokens of all.
         bounds: (R + 1,) where each begins, and the last one ends.
-        records: (R,) index of each in its data set.
+        records: (R,) index of each among the examples.
         cut: (R,) whether something of it was cut off.
     """
 
@@ -85,12 +85,12 @@ class EncodedTable(EncodedDataset):
 
     Args:
         parts: all but the last have `ROWS` rows.
-        total: records that there were.
+        sources: of all records that there were. They are no part of the cache: a file may be moved, or grow.
         max_length: in tokens.
     """
 
-    def __init__(self, parts: Sequence[Rows], total: int, max_length: int | None):
-        self.parts, self.total, self.max_length = parts, total, max_length
+    def __init__(self, parts: Sequence[Rows], sources: Sequence[Source | None], max_length: int | None):
+        self.parts, self.sources, self.max_length = parts, sources, max_length
         self.size = sum(len(part.records) for part in parts)
 
     def __len__(self) -> int:
@@ -103,21 +103,25 @@ class EncodedTable(EncodedDataset):
         return {
             "input_ids": part.ids[start:end].tolist(),
             "labels": part.labels[start:end].tolist(),
-            "record": int(part.records[row]),
+            "record": index,
         }
 
     def length(self, index: int) -> int:
-        """Tokens of a record."""
+        """Return how many tokens a record has."""
         start, end = self.parts[index // ROWS].bounds[index % ROWS : index % ROWS + 2].tolist()
         return int(end - start)
+
+    def source(self, index: int) -> Source | None:
+        """Return where a record stands; None for what was not read from a file."""
+        return self.sources[int(self.parts[index // ROWS].records[index % ROWS])]
 
     @property
     def remarks(self) -> Sequence[str]:  # type: ignore[override]
         """What was done with records that were too long."""
         cut = sum(int(part.cut.sum()) for part in self.parts)
-        done = {"cut at the beginning of the prompt": cut, "left out": self.total - self.size}
+        done = {"cut at the beginning of the prompt": cut, "left out": len(self.sources) - self.size}
         told = ", ".join(f"{count:,} {what}" for what, count in done.items() if count)
-        return [f"Of {self.total:,} records, longer than {self.max_length} tokens: {told}."] if told else []
+        return [f"Of {len(self.sources):,} records, longer than {self.max_length} tokens: {told}."] if told else []
 
 
 def encode_records(examples: Sequence[Example], encoder: Encoder, settings: DataSettings, name: str) -> EncodedTable:
@@ -145,7 +149,8 @@ def encode_records(examples: Sequence[Example], encoder: Encoder, settings: Data
     parts: list[Rows] | None = None
     if settings.cache and len(examples) >= ROWS and importlib.util.find_spec("pyarrow"):
         parts = kept(Path(constants.HF_HOME, "glmtune", f"{key_of(examples, encoder, settings)}.arrow"), fresh)
-    table = EncodedTable(list(fresh()) if parts is None else parts, len(examples), encoder.max_length)
+    sources = [example.source for example in examples]
+    table = EncodedTable(list(fresh()) if parts is None else parts, sources, encoder.max_length)
     if not len(table):
         raise UserError(f"{name}: none of {len(examples):,} records has at most {encoder.max_length} tokens.")
     return table
@@ -188,13 +193,13 @@ def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSetting
     cut: list[bool] = []
     refused: list[str] = []
     for index, example in enumerate(tqdm(examples, "encoding", unit="record", disable=len(examples) < ROWS)):
-        encoding: Encoding | None = encoder(example, index)
+        encoding: Encoding | None = encode(encoder, example, index)
         fits = encoding is not None and encoder.fits(encoding)
         if encoding is not None and not fits:
             told = encoder.too_long(encoding)
             encoding = encoder.cut(example, index) if settings.too_long == "truncate" else None
             if encoding is None and settings.too_long != "drop":
-                refused.append(f"number {index + 1} {told}: {plain_text(example.prompt)[:60]!r}")
+                refused.append(f"{example.source or f'number {index + 1}'} {told}: {plain_text(example.prompt)[:60]!r}")
         if encoding is None or refused:
             continue
         encodings.append(encoding)
@@ -230,7 +235,7 @@ def key_of(examples: Sequence[Example], encoder: Encoder, settings: DataSettings
     versions = [metadata.version(library) for library in LIBRARIES]
     digest.update(json.dumps([versions, encoder.max_length, encoder.train_on_bos, settings.too_long]).encode())
     for example in examples:
-        record = [example.prompt, example.target, example.train_on_all_turns]
+        record = [example.prompt, example.target, example.train_on_all_turns, example.tool_calls, example.tools]
         digest.update(json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 

@@ -17,7 +17,7 @@ def encode_prompts(
     prompts: Sequence[Prompt],
     limit: int | None,
     max_new_tokens: int,
-    label: str = "Prompt",
+    names: Sequence[object] = (),
 ) -> list[list[int]]:
     """Return the token ids of prompts that leave room for an answer.
 
@@ -26,20 +26,21 @@ def encode_prompts(
         prompts: texts, or lists of messages.
         limit: longest sequence in tokens that the model takes; None where it states none.
         max_new_tokens: longest answer.
-        label: what an error calls a prompt, before its number.
+        names: what errors call the prompts, such as their sources; default: their numbers.
 
     Raises:
         UserError: a prompt is too long, or its messages do not suit the template; says which.
     """
     encoded = []
     for number, prompt in enumerate(prompts, start=1):
+        name = str(names[number - 1] if names else f"Prompt {number}")
         try:
             ids = encode_prompt(tokenizer, prompt)
         except TemplateError as error:
-            raise UserError(f"{label} {number}: the model's chat template does not take it: {error}") from error
+            raise UserError(f"{name}: the model's chat template does not take it: {error}") from error
         except UserError as error:
-            raise UserError(f"{label} {number}: {error}") from error
-        check_room(len(ids), limit, max_new_tokens, f"{label} {number}")
+            raise UserError(f"{name}: {error}") from error
+        check_room(len(ids), limit, max_new_tokens, name)
         encoded.append(ids)
     return encoded
 

@@ -107,8 +107,19 @@ def prompt_lengths(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
     Raises:
         UserError: messages that the template has no form for.
     """
-    prompts = [example.prompt for example in examples]
-    return [len(ids) for ids in encode_prompts(tokenizer, prompts, None, 0, "Held-out problem")]
+    return [len(ids) for ids in encode_examples(tokenizer, examples, None, 0)]
+
+
+def encode_examples(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], limit: int | None, max_new_tokens: int
+) -> list[list[int]]:
+    """Return the token ids of what held-out examples ask.
+
+    Raises:
+        UserError: as `encode_prompts` does; says where the record stands.
+    """
+    names = [example.source or f"Held-out problem {number}" for number, example in enumerate(examples, start=1)]
+    return encode_prompts(tokenizer, [example.prompt for example in examples], limit, max_new_tokens, names)
 
 
 def check(
@@ -138,4 +149,4 @@ def check(
             f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} tokens. "
             f"{f'{more}, or {less}' if more else less.capitalize()}."
         )
-    encode_prompts(tokenizer, [example.prompt for example in examples], limit, room, "Held-out problem")
+    encode_examples(tokenizer, examples, limit, room)

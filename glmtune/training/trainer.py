@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import transformers
 from peft import PeftModel
@@ -78,9 +78,8 @@ class Trainer(RunTrainer, TargetTrainer):
         super().run()
 
     def describe_batch(self, inputs: Any) -> str:
-        """Return the numbers of the records."""
-        numbers = ", ".join(str(index + 1) for index in sorted(inputs["record"].tolist()) if index >= 0)
-        return f"records {numbers}" if numbers else "records of data.mixture"
+        """Return where the records stand."""
+        return cast(EncodedDataset, self.train_dataset).name(inputs["record"].tolist())
 
 
 def make_trainer(

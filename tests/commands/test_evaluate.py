@@ -128,5 +128,5 @@ def test_a_prompt_too_long_is_told_with_its_line(
 ) -> None:
     file = write_records({"prompt": "1", "target": "1"}, {"prompt": "1" * 200, "target": "1"})
     monkeypatch.setattr(loading, "load_model", None)
-    with pytest.raises(UserError, match=rf"{file}, line 2 has 203 tokens.*128"):
+    with pytest.raises(UserError, match=rf"line 2 of {file} has 203 tokens.*128"):
         evaluate.run(str(tiny_run.folder.path), str(file))

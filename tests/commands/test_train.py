@@ -112,7 +112,9 @@ def test_every_record_is_checked(train_tiny: Trains, tmp_path: Path, write_recor
     short = [{"prompt": f"{i}", "target": "1"} for i in range(1100)]
     file = write_records(*short, {"prompt": "the long one", "target": "1" * 200})
     (judged := tmp_path / "judged.jsonl").write_text('{"prompt": "q", "target": "1"}')
-    with pytest.raises(UserError, match=r"1 of 1,101 records are too long:\n  number 1101 has \d+ tokens.*'the long"):
+    with pytest.raises(
+        UserError, match=r"1 of 1,101 records are too long:\n  line 1101 of .*\.jsonl has \d+ tokens.*'the long"
+    ):
         train_tiny(tmp_path / "new", f"task={{name: instructions, file: {file}, held_out_file: {judged}}}")
 
 
@@ -300,7 +302,9 @@ def test_a_run_that_went_astray_is_reported_as_far_as_it_was_good(
     monkeypatch.setattr(
         trainer, "target_loss", lambda *args: plain(*args) * (float("nan") if next(count) == 3 else 1.0)
     )
-    with pytest.raises(UserError, match=r"loss of step 4 is nan \(records .*The best weights before that are in .*run"):
+    with pytest.raises(
+        UserError, match=r"loss of step 4 is nan \(examples .*The best weights before that are in .*run"
+    ):
         train_tiny(tmp_path / "run", "training.eval_steps=2")
     folder = RunFolder(tmp_path / "run")
     evaluation, _ = evaluate.run(str(folder.path))

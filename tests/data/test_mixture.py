@@ -53,7 +53,10 @@ def test_shares(files: dict[str, Path], chatglm: Any) -> None:
         assert max(often) - min(often) <= 1
     for index in (0, 399):
         assert dataset.length(index) == len(dataset[index]["input_ids"])
-        assert (dataset[index]["record"] >= 0) == texts[index].startswith("own")
+        assert dataset[index]["record"] == index
+        kind, number = texts[index].split()[:2]  # each record says which line of its file it is, counted from 0
+        name = f"line {int(number) + 1} of {files.get(kind)}"
+        assert str(dataset.source(index)) == dataset.name([index]) == name
 
 
 def test_what_the_model_is_judged_by_is_left_out(files: dict[str, Path], chatglm: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from glmtune.config import DataSettings
 from glmtune.data import EncodedDataset, table
 from glmtune.data.encoding import IGNORED, Encoder, encode_example
 from glmtune.data.table import ROWS, EncodedTable, encode_records
-from glmtune.examples import Example
+from glmtune.examples import Example, Source
+from glmtune.messages import as_messages
 from glmtune.runtime import UserError, replacing
 
 LONG = Example("1+" * 50 + "1=", "51")
@@ -30,6 +32,7 @@ def examples(count: int) -> list[Example]:
 
 
 def encode(records: list[Example], tokenizer: Any, max_length: int | None = None, **settings: Any) -> EncodedTable:
+    records = [replace(record, source=Source("mine.jsonl", line)) for line, record in enumerate(records, start=1)]
     return encode_records(records, Encoder(tokenizer, max_length), DataSettings(**settings), "mine.jsonl")
 
 
@@ -45,6 +48,23 @@ def test_a_table_holds_what_encoding_gives(count: int, name: str, cache: Path, r
         assert [found[i] for i in range(count)] == expected
         assert [found.length(i) for i in range(count)] == [len(e["input_ids"]) for e in expected]
     assert len(list(cache.glob("*.arrow"))) == (count >= ROWS)
+
+
+def test_sources_are_those_of_this_run(chatglm: Any, cache: Path) -> None:
+    """The tokens of a file are kept for the next run; where its records stand may have changed since."""
+    encoder, settings = Encoder(chatglm), DataSettings()
+    for file in ("mine.jsonl", "moved.jsonl"):
+        records = [replace(e, source=Source(file, line)) for line, e in enumerate(examples(ROWS + 1), start=7)]
+        found = encode_records(records, encoder, settings, file)
+        assert found.source(0) == Source(file, 7) and found.source(ROWS) == Source(file, ROWS + 7)
+    assert len(list(cache.glob("*.arrow"))) == 1
+
+
+def test_what_the_template_refuses_names_the_record(chatglm: Any) -> None:
+    tokenizer = copy.deepcopy(chatglm)
+    tokenizer.chat_template = "{{ raise_exception('no') if messages[0].role == 'system' }}" + tokenizer.chat_template
+    with pytest.raises(UserError, match=r"line 2 of mine\.jsonl: the model's chat template does not take it: no"):
+        encode([*examples(1), Example([{"role": "system", "content": "s"}, *as_messages("1")], "2")], tokenizer)
 
 
 def test_a_second_run_encodes_nothing(chatglm: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,13 +137,15 @@ def test_all_that_is_too_long_is_told(chatglm: Any) -> None:
         encode(records, chatglm, 32)
     lines = str(error.value).splitlines()
     assert lines[0] == "mine.jsonl: 22 of 27 records are too long:"
-    assert lines[1].startswith("  number 4 has 10") and "'1+1+" in lines[1] and "2 more" in lines[-2]
+    assert lines[1].startswith("  line 4 of mine.jsonl has 10") and "'1+1+" in lines[1] and "2 more" in lines[-2]
     assert "data.too_long=drop" in lines[-1] and "data.too_long=truncate" in lines[-1]
 
 
 def test_dropped(chatglm: Any) -> None:
     found = encode([LONG, *examples(3), LONG], chatglm, 32, too_long="drop")
-    assert [found[i]["record"] for i in range(len(found))] == [1, 2, 3]
+    assert [found[i]["record"] for i in range(len(found))] == [0, 1, 2]
+    assert [found.source(i) for i in range(len(found))] == [Source("mine.jsonl", line) for line in (2, 3, 4)]
+    assert found.name([0, 2]) == "lines 2, 4 of mine.jsonl"
     assert found.remarks == ["Of 5 records, longer than 32 tokens: 2 left out."]
     with pytest.raises(UserError, match="none of 1 records has at most 32 tokens"):
         encode([LONG], chatglm, 32, too_long="drop")

@@ -52,7 +52,7 @@ def test_what_is_too_long(tiny: tuple[Any, Any], tmp_path: Path) -> None:
         settings = (f"data.too_long={rule}", "evaluation.num_examples=4", "generation.max_new_tokens=8")
         recipe, task = of_records(tmp_path, *settings, judged=[*judged[:2], long, *judged[2:]])
         if rule == "stop":
-            with pytest.raises(UserError, match=r"Held-out problem 3 has \d+ tokens"):
+            with pytest.raises(UserError, match=r"line 3 of .*jsonl has \d+ tokens"):
                 select_held_out(recipe, task, tiny[1], 40)
             continue
         with pytest.warns(UserWarning, match="Of 7 held-out examples, 1 are too long"):
@@ -87,7 +87,7 @@ def test_messages_without_a_form(tiny: tuple[Any, Any], tmp_path: Path) -> None:
     for rule in ("stop", "drop"):
         recipe, task = of_records(tmp_path, f"data.too_long={rule}", judged=[(turns, "y")])
         with pytest.raises(
-            UserError, match="Held-out problem 1: The model's chat template has no form for what a tool says"
+            UserError, match=r"line 1 of .*jsonl: The model's chat template has no form for what a tool says"
         ):
             select_held_out(fit_max_new_tokens(recipe, task, tokenizer, None), task, tokenizer, None)
 

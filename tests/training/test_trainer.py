@@ -420,7 +420,8 @@ def test_a_loss_that_is_no_number_ends_the_run(
     judge = Judge([0.9, 0.1])
     plain, count = trainer.target_loss, iter(range(99))
     monkeypatch.setattr(trainer, "target_loss", lambda *args: plain(*args) * (value if next(count) == 5 else 1.0))
-    with pytest.raises(DivergenceError, match=r"loss of step 6 is (nan|inf) \(records \d, \d, \d, \d\)") as error:
+    told = r"loss of step 6 is (nan|inf) \(examples \d, \d, \d, \d of those drawn\)"
+    with pytest.raises(DivergenceError, match=told) as error:
         learn("run", "training.eval_steps=2", steps=8, judge=judge)
     assert "lower training.learning_rate (it was 0.01" in str(error.value) and error.value.rescued
     assert list(losses(tmp_path / "run")) == [1, 2, 3, 4, 5]
