@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 from pathlib import Path
 
 Names = dict[str, dict[str, str]]  # of each kind: name -> a line about it
@@ -70,13 +69,15 @@ def read_first_comment(file: Path) -> str:
 
 def describe_run(folder: Path) -> str:
     """Return the held-out accuracy of a run, or how far it got."""
+    from glmtune.config import read_report
     from glmtune.runtime import RunFolder
 
-    report = RunFolder(folder).report
+    run = RunFolder(folder)
+    report = run.report
     if not report.is_file():
         return f"not finished; go on with glmtune train --resume {folder}"
     try:
-        values = json.loads(report.read_text(encoding="utf-8"))
+        values = read_report(run)
         return f"held-out accuracy {values['before']['accuracy']:.1%} -> {values['after']['accuracy']:.1%}"
     except (ValueError, KeyError, TypeError):
         return f"{report} is damaged; write it again with glmtune train --resume"

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune import distributed, registry
 from glmtune.commands.estimate import architecture_of, at_hand, estimate, readable
-from glmtune.config import Recipe, load_recipe, to_yaml
+from glmtune.config import Recipe, load_recipe, read_log, to_yaml
 from glmtune.data import EncodedDataset, EncodedDraws
 from glmtune.data.encoding import IGNORED, Encoder, check_template
 from glmtune.data.mixture import Mixture, training_set
@@ -33,7 +33,7 @@ from glmtune.models.architecture import stored_bits
 from glmtune.models.quantization import count_parameters
 from glmtune.models.releases import check_release
 from glmtune.models.templates import adopt
-from glmtune.runtime import RunFolder, UserError, machine, read_json_lines, replacing, seed_everything, write_json
+from glmtune.runtime import RunFolder, UserError, machine, replacing, seed_everything, write_json
 from glmtune.tasks import Task
 from glmtune.training.arguments import check_precision
 from glmtune.training.callbacks import start_log
@@ -303,9 +303,9 @@ def finish(
     from glmtune.evaluation.page import write_page
     from glmtune.evaluation.plots import write_plots
 
-    log = [record for _, record in read_json_lines(folder.log)]
+    log = read_log(folder)
     report: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "before": before.report(recipe.evaluation.text_metrics),
         "after": after.report(recipe.evaluation.text_metrics),
         **compare(task, before, after),

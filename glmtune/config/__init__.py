@@ -2,7 +2,16 @@
 
 from glmtune.config.describing import describe_settings, differing, recipe_schema
 from glmtune.config.faults import RecipeError
-from glmtune.config.reading import load_recipe, make_recipe, open_sections, read_yaml, to_yaml, with_overrides
+from glmtune.config.reading import (
+    load_recipe,
+    make_recipe,
+    open_sections,
+    read_log,
+    read_report,
+    read_yaml,
+    to_yaml,
+    with_overrides,
+)
 from glmtune.config.tree import (
     ENDLESS_STEPS,
     FIELDS,
@@ -43,6 +52,8 @@ __all__ = [
     "load_recipe",
     "make_recipe",
     "open_sections",
+    "read_log",
+    "read_report",
     "read_yaml",
     "recipe_schema",
     "to_yaml",

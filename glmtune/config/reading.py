@@ -1,7 +1,8 @@
-"""Recipes in: YAML, overrides, the settings of what a recipe names. Recipes out: YAML."""
+"""Recipes in: YAML, overrides, the settings of what a recipe names. Recipes out: YAML. Reports and logs of runs in."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,8 @@ from pydantic import Field, ValidationError, create_model
 from glmtune import registry
 from glmtune.config.faults import RecipeError, explain
 from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe
-from glmtune.config.upgrading import upgrade
+from glmtune.config.upgrading import upgrade, upgrade_figures
+from glmtune.runtime import RunFolder, read_json_lines
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -127,3 +129,24 @@ def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -
 def to_yaml(recipe: Recipe) -> str:
     """The whole recipe as YAML; `load_recipe` reads it back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_report(run: RunFolder) -> dict[str, Any]:
+    """Return `report.json` of a run, with the present names of its figures.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    report = upgrade_figures(json.loads(run.report.read_text(encoding="utf-8")))
+    if not isinstance(report, dict):
+        raise ValueError(f"{run.report}: a {type(report).__name__}, not a JSON object")
+    return report
+
+
+def read_log(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the records of `log.jsonl` of a run, with the present names of their figures.
+
+    Raises:
+        UserError: a line that is no record; file and line are told.
+    """
+    return [upgrade_figures(record) for _, record in read_json_lines(run.log)]

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import yaml
 
-from glmtune.config import Recipe, differing
+from glmtune.config import Recipe, differing, read_report
 from glmtune.data.mixture import examples_per_step
 from glmtune.export.card import write_card
 from glmtune.messages import Prompt
-from glmtune.models.checkpoint import fingerprint, read_json
+from glmtune.models.checkpoint import fingerprint
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import write_json
 
@@ -46,7 +46,7 @@ def write_provenance(
     }
     write_json(folder / RECORD, record)
     run = origin.run
-    report = read_json(run.report) if run is not None and run.report.is_file() else None
+    report = read_report(run) if run is not None and run.report.is_file() else None
     asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
     card = write_card(
         Path(str(origin.target)).resolve().name,

@@ -46,22 +46,10 @@ def duplicates(keys: Iterable[Hashable]) -> list[tuple[int, int]]:
 
 def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
     """Return ROUGE-L F (https://aclanthology.org/W04-1013) of two texts in words; Chinese counts by character."""
-    if not first or not second:
-        return 0.0
-    return 2 * common_subsequence(first, second) / (len(first) + len(second))
+    from rapidfuzz.distance import Indel
 
-
-def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence, by bits of one number (Hyyrö 2004, row by row)."""
-    places: dict[str, int] = {}
-    for place, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << place
-    everything = (1 << len(first)) - 1
-    row = everything
-    for word in second:
-        matches = row & places.get(word, 0)
-        row = (row + matches | row - matches) & everything
-    return len(first) - row.bit_count()
+    # Twice the longest common subsequence is what insertions and deletions leave of both.
+    return Indel.similarity(first, second) / (len(first) + len(second)) if first and second else 0.0
 
 
 def words_of(text: str) -> list[str]:
