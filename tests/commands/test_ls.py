@@ -11,13 +11,15 @@ from glmtune.commands.train import Run
 
 @pytest.fixture
 def runs(tmp_path: Path, tiny_run: Run) -> Path:
-    """A finished run, one that was stopped, one with a damaged report, and something else."""
+    """A finished run, one of an older format, one that was stopped, one with a damaged report, and something else."""
     folder = tmp_path / "runs"
-    for name in ("finished", "stopped", "damaged", "empty-report"):
+    for name in ("finished", "older", "stopped", "damaged", "empty-report"):
         (folder / name).mkdir(parents=True)
         (folder / name / "recipe.yaml").write_bytes(tiny_run.folder.recipe.read_bytes())
     report = {"before": {"accuracy": 0.015}, "after": {"accuracy": 0.75}}
     (folder / "finished/report.json").write_text(json.dumps(report))
+    older = {"format": 1, **{name: {"exact_match": share["accuracy"]} for name, share in report.items()}}
+    (folder / "older/report.json").write_text(json.dumps(older))
     (folder / "damaged/report.json").write_text('{"before": ')
     (folder / "empty-report/report.json").write_text("{}")
     (folder / "notes").mkdir()
@@ -41,7 +43,7 @@ def test_names(tmp_path: Path) -> None:
 
 def test_runs(runs: Path) -> None:
     found = {Path(path).name: text for path, text in ls.run(str(runs))["runs"].items()}
-    assert found.keys() == {"finished", "stopped", "damaged", "empty-report"}
-    assert found["finished"] == "held-out accuracy 1.5% -> 75.0%"
+    assert found.keys() == {"finished", "older", "stopped", "damaged", "empty-report"}
+    assert found["finished"] == found["older"] == "held-out accuracy 1.5% -> 75.0%"
     assert found["stopped"] == f"not finished; go on with glmtune train --resume {runs / 'stopped'}"
     assert "is damaged" in found["damaged"] and "is damaged" in found["empty-report"]
