@@ -20,20 +20,19 @@ def main(options: argparse.Namespace) -> None:
 
 def run(runs: str = "runs", recipes: str = "recipes") -> Names:
     """Return tasks, methods, objectives, embedded models, recipe files and run folders, each with a line about it.
-        "optimizers": {name: row.about for name, row in registry.table("glmtune.training.optimizers").items()},
+        **{kind: describe_rows(f"glmtune.training.{kind}") for kind in ("optimizers", "trackers")},
 
     Args:
         runs: folder of run folders.
         recipes: folder of recipe files.
     """
-    from glmtune import registry
     from glmtune.models import loading
     from glmtune.runtime import RunFolder
 
     folders = [path for path in sorted(Path(runs).glob("*")) if RunFolder.is_run(path)]
     return {
         **{kind: describe_modules(f"glmtune.{kind}") for kind in ("tasks", "methods", "objectives")},
-        "optimizers": {name: row.about for name, row in registry.table("glmtune.training.optimizers").items()},
+        **{kind: describe_rows(f"glmtune.training.{kind}") for kind in ("optimizers", "trackers")},
         "models": dict.fromkeys(loading.EMBEDDED, "embedded"),
         "recipes": {str(file): read_first_comment(file) for file in sorted(Path(recipes).glob("*.yaml"))},
         "runs": {str(path): describe_run(path) for path in folders},
@@ -59,6 +58,13 @@ def describe_modules(package: str) -> dict[str, str]:
         name: importlib.import_module(f"{package}.{name}").__doc__ or "" for name in registry.names(package)
     }
     return {name: text.strip().partition("\n")[0] for name, text in documentation.items()}
+
+
+def describe_rows(module: str) -> dict[str, str]:
+    """Return what each row of a table says of itself, by its name."""
+    from glmtune import registry
+
+    return {name: row.about for name, row in registry.table(module).items()}
 
 
 def read_first_comment(file: Path) -> str:

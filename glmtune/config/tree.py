@@ -225,6 +225,11 @@ class TrainingSettings(Settings):
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better one; default: never"
     )
+    trackers: list[Annotated[str, RowOf("glmtune.training.trackers")]] = Field(
+        [],
+        description="where the run is shown beside its own log; `glmtune ls` shows the trackers. They stay offline, "
+        "in the run folder, unless their own variables (WANDB_MODE, ...) say otherwise",
+    )
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept beside the best one")
 
 

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from glmtune.config import Recipe, TrainingSettings
 from glmtune.models.loading import choose_dtype
 from glmtune.runtime import UserError
-from glmtune.training import optimizers
+from glmtune.training import optimizers, trackers
 
 A = TypeVar("A", bound=TrainingArguments)
 
@@ -55,6 +55,7 @@ def make_arguments(
     check_precision(dtype, device)
     if torch.distributed.is_torchelastic_launched():
         raise UserError("torchrun: several processes are not supported yet. Start glmtune without it.")
+    trackers.check_installed(recipe.training.trackers)
     values: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": steps,

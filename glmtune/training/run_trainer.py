@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from glmtune.config import TrainingSettings
 from glmtune.methods import Model
 from glmtune.runtime import RunFolder, UserError
-from glmtune.training import optimizers
+from glmtune.training import optimizers, trackers
 from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
 from glmtune.training.checkpoints import (
     Weights,
@@ -99,8 +100,7 @@ class RunTrainer(Base):
             if state is not None and has_ended(state, self.args.max_steps, self.settings.early_stopping_patience):
                 self.take_best(state)
             else:
-                with self.interrupt.listening(), closing(self.bar):
-                    self.train(resume_from_checkpoint=str(start) if start else None)
+                self.learn(start)
         except DivergenceError as error:
             raise self.rescue(error) from error
         finally:
@@ -108,6 +108,14 @@ class RunTrainer(Base):
             model.eval()
         if self.interrupt.interrupted:
             raise KeyboardInterrupt
+
+    def learn(self, start: Path | None) -> None:
+        """Make the steps from a checkpoint on, or from the first, with the recipe's trackers."""
+        names = self.settings.trackers
+        with self.interrupt.listening(), closing(self.bar), trackers.environment(names, self.folder.path):
+            for callback in get_reporting_integration_callbacks(names):
+                self.add_callback(callback)
+            self.train(resume_from_checkpoint=str(start) if start else None)
 
     @property
     def unwrapped(self) -> Any:
