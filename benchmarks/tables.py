@@ -1,4 +1,4 @@
-"""Tables of the README and docs/results.md in Markdown, from the files in `results/`: `python benchmarks/tables.py`."""
+"""Tables of docs/methods.md and docs/results.md, from the files in `results/`: `python benchmarks/tables.py`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What works with what: each family from its own checkpoint, each method, each storage, each export.
 
-`SUPPORT` is the table of the README. Every cell of it is tried here, those that say no as well.
+`SUPPORT` is the table of docs/families.md. Every cell of it is tried here, those that say no as well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from glmtune.models.architecture import stored_bits
 from glmtune.models.checkpoint import read_json
 from glmtune.runtime import UserError
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/families.md"
 SETTINGS = {
     "lora": "{name: lora, rank: 4}",
     "ptuning_v2": "{name: ptuning_v2, num_virtual_tokens: 4, dropout: 0}",
@@ -71,7 +71,7 @@ Find = Callable[[str], Path]
 
 
 def support_table() -> str:
-    """The table of the README, in Markdown."""
+    """The table of docs/families.md, in Markdown."""
     rows = [HEAD, ["---"] * len(HEAD)]
     for family, cells in SUPPORT.items():
         rows.append([family, f"`{cells['class']}`", *(cells[key] for key in (*SETTINGS, "merged", "original", "gguf"))])
@@ -79,7 +79,7 @@ def support_table() -> str:
 
 
 def test_the_readme_has_this_table() -> None:
-    assert support_table() in README.read_text(encoding="utf-8")
+    assert support_table() in PAGE.read_text(encoding="utf-8")
 
 
 def logits(model: Any, tokenizer: Any) -> Tensor:
