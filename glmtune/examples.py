@@ -66,6 +66,11 @@ class Example:
     notes: Sequence[str] = field(default=(), compare=False)
 
     @property
+    def question(self) -> Prompt:
+        """The prompt; of plain text, the text: by this examples are told apart, and split."""
+        return self.prompt if self.text is None else self.text
+
+    @property
     def answer(self) -> Message:
         """The target as the assistant's message."""
         calls = {"tool_calls": list(self.tool_calls)} if self.tool_calls else {}

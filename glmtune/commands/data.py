@@ -66,7 +66,7 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
 
     if n < 1:
         raise UserError(f"--n {n}: must be at least 1")
-    if Path(output).suffix.lower() in {*READERS} - {".jsonl"}:
+    if Path(output).suffix.lower() in {*READERS} - {".jsonl", ".txt"}:
         raise UserError(f"--output {output}: examples are written as JSON lines. Name it {Path(output).stem}.jsonl.")
     recipe = make_recipe(with_overrides({"task": {"name": task_name}}, overrides))
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)

@@ -45,9 +45,16 @@ def encode(encoder: Encoder, example: Example, index: int) -> Encoding:
     """Return the whole of an example, however long it is.
 
     Raises:
-        UserError: the template does not take it; says which record it is.
+        UserError: it is no question with an answer in text, or the template does not take it; says which record it is.
     """
     name = example.source or f"example {index + 1}"
+    if example.text is not None:
+        raise UserError(
+            f"{name}: 'text' is plain text, without a question and its answer. objective.name=pretrain learns it; or "
+            "name the fields of both: data.columns.prompt=FIELD data.columns.target=FIELD"
+        )
+    if example.images:
+        raise UserError(f"{name}: 'images' are files that models of text cannot read. Leave such records out.")
     try:
         return encoder(example, index)
     except TemplateError as error:

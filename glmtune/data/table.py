@@ -85,12 +85,15 @@ class EncodedTable(EncodedDataset):
 
     Args:
         parts: all but the last have `ROWS` rows.
-        sources: of all records that there were. They are no part of the cache: a file may be moved, or grow.
+        examples: all records that there were. Of these the sources are read: they are no part of the cache, as a file
+            may be moved, or grow.
         max_length: in tokens.
     """
 
-    def __init__(self, parts: Sequence[Rows], sources: Sequence[Source | None], max_length: int | None):
-        self.parts, self.sources, self.max_length = parts, sources, max_length
+    def __init__(self, parts: Sequence[Rows], examples: Sequence[Example], max_length: int | None):
+        self.parts, self.max_length = parts, max_length
+        self.sources = [example.source for example in examples]
+        self.rejected = sum(example.rejected is not None for example in examples)
         self.size = sum(len(part.records) for part in parts)
 
     def __len__(self) -> int:
@@ -117,11 +120,14 @@ class EncodedTable(EncodedDataset):
 
     @property
     def remarks(self) -> Sequence[str]:  # type: ignore[override]
-        """What was done with records that were too long."""
+        """What was done with records that were too long, and what of them is not learned."""
         cut = sum(int(part.cut.sum()) for part in self.parts)
         done = {"cut at the beginning of the prompt": cut, "left out": len(self.sources) - self.size}
         told = ", ".join(f"{count:,} {what}" for what, count in done.items() if count)
-        return [f"Of {len(self.sources):,} records, longer than {self.max_length} tokens: {told}."] if told else []
+        remarks = [f"Of {len(self.sources):,} records, longer than {self.max_length} tokens: {told}."] if told else []
+        if self.rejected:
+            remarks.append(f"{self.rejected:,} records have a 'rejected' answer, of which nothing is learned here.")
+        return remarks
 
 
 def encode_records(examples: Sequence[Example], encoder: Encoder, settings: DataSettings, name: str) -> EncodedTable:
@@ -149,8 +155,7 @@ def encode_records(examples: Sequence[Example], encoder: Encoder, settings: Data
     parts: list[Rows] | None = None
     if settings.cache and len(examples) >= ROWS and importlib.util.find_spec("pyarrow"):
         parts = kept(Path(constants.HF_HOME, "glmtune", f"{key_of(examples, encoder, settings)}.arrow"), fresh)
-    sources = [example.source for example in examples]
-    table = EncodedTable(list(fresh()) if parts is None else parts, sources, encoder.max_length)
+    table = EncodedTable(list(fresh()) if parts is None else parts, examples, encoder.max_length)
     if not len(table):
         raise UserError(f"{name}: none of {len(examples):,} records has at most {encoder.max_length} tokens.")
     return table
@@ -199,7 +204,9 @@ def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSetting
             told = encoder.too_long(encoding)
             encoding = encoder.cut(example, index) if settings.too_long == "truncate" else None
             if encoding is None and settings.too_long != "drop":
-                refused.append(f"{example.source or f'number {index + 1}'} {told}: {plain_text(example.prompt)[:60]!r}")
+                refused.append(
+                    f"{example.source or f'number {index + 1}'} {told}: {plain_text(example.question)[:60]!r}"
+                )
         if encoding is None or refused:
             continue
         encodings.append(encoding)
@@ -235,7 +242,7 @@ def key_of(examples: Sequence[Example], encoder: Encoder, settings: DataSettings
     versions = [metadata.version(library) for library in LIBRARIES]
     digest.update(json.dumps([versions, encoder.max_length, encoder.train_on_bos, settings.too_long]).encode())
     for example in examples:
-        record = [example.prompt, example.target, example.train_on_all_turns, example.tool_calls, example.tools]
+        record = [value for name, value in vars(example).items() if name not in ("facts", "source", "notes")]
         digest.update(json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 

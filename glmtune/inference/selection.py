@@ -119,6 +119,10 @@ def encode_examples(
         UserError: as `encode_prompts` does; says where the record stands.
     """
     names = [example.source or f"Held-out problem {number}" for number, example in enumerate(examples, start=1)]
+    for name, example in zip(names, examples, strict=True):
+        if example.text is not None or example.images:
+            field = "images" if example.images else "text"
+            raise UserError(f"{name}: '{field}' cannot be asked: only questions of text can.")
     return encode_prompts(tokenizer, [example.prompt for example in examples], limit, max_new_tokens, names)
 
 

@@ -28,8 +28,8 @@ def repetitions(examples: Sequence[Example], deduplicate: Literal["none", "exact
     if deduplicate == "none":
         return []
     if deduplicate == "exact":
-        return duplicates((normal_text(example.prompt), normal_text(example.target)) for example in examples)
-    return near_duplicates([f"{plain_text(example.prompt)}\n{example.target}" for example in examples])
+        return duplicates((normal_text(example.question), normal_text(example.target)) for example in examples)
+    return near_duplicates([f"{plain_text(example.question)}\n{example.target}" for example in examples])
 
 
 def duplicates(keys: Iterable[Hashable]) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ an assistant's message with `metadata`, the tool's name, is a call.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
@@ -165,25 +165,6 @@ def example_of(row: Row, turns: list[Message], name: str, odd: bool = False) -> 
     if _kind(turns[-1]) != "assistant":
         raise FieldError(name, f"'{name}' ends with {_kind(turns[-1])}: it has no answer to learn")
     return Example(prompt_of([*system, *turns[:-1]]), turns[-1]["content"], facts_of(row), notes=tuple(notes))
-
-
-def conversation(name: str, odd: bool) -> Callable[[Row], list[Example]]:
-    """Return a reader of rows whose field `name` is a list of turns."""
-
-    def read(row: Row) -> list[Example]:
-        turns = [
-            message
-            for number, turn in enumerate(list_of(row, name), start=1)
-            for message in messages_of(turn, name, number)
-        ]
-        system, tools = optional_text(row, "system"), list_of(row, "tools")
-        if (system or tools) and not (turns and turns[0]["role"] == "system"):
-            turns = [{"role": "system", "content": system or _TOOLS}, *turns]
-        if tools:
-            turns[0] = {**turns[0], "tools": tools}
-        return [example_of(row, turns, name, odd)]
-
-    return read
 
 
 def with_history(

@@ -1,4 +1,4 @@
-"""Rows of files, one at a time: JSON, JSONL, CSV, Parquet, folders of them, and data sets of the hub.
+"""Rows of files, one at a time: JSON, JSONL, CSV, Parquet, plain text, folders of them, and data sets of the hub.
 
 What is wrong with a row or a file is given as a `Fault` in its place, so that all of it can be told together.
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from glmtune.records.faults import SKIPPED, Fault, Unreadable
 from glmtune.records.fields import Row, kind_of
-from glmtune.records.streams import check_head, read_json, read_json_lines
+from glmtune.records.streams import check_head, read_json, read_json_lines, read_text
 from glmtune.records.tables import read_csv, read_hub, read_parquet
 from glmtune.registry import suggest
 from glmtune.runtime import UserError
@@ -28,7 +28,9 @@ READERS: dict[str, Reader] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
+    ".txt": read_text,
 }
+_OBJECTS = re.compile(rb"\s*(?:\[\s*)?\{\s*[\"}]")  # how JSON objects begin, or a list of them
 _HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
 
 
@@ -69,6 +71,8 @@ def rows(source: str, encoding: str = "utf-8") -> Iterator[Line | Fault]:
 def list_files(folder: Path) -> list[Path]:
     """Return the files of a folder that hold records, in order; what an earlier run skipped is left out.
 
+    Beside other files of records, those of plain text are notes, not records.
+
     Raises:
         UserError: there are none.
     """
@@ -80,6 +84,7 @@ def list_files(folder: Path) -> list[Path]:
         and not file.name.endswith(SKIPPED)
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
+    found = [file for file in found if file.suffix.lower() != ".txt"] or found
     if not found:
         raise UserError(f"{folder}: a folder without files of records. Read are {', '.join(READERS)}.")
     return found
@@ -111,15 +116,18 @@ def as_lines(file: str, values: Iterable[tuple[int, Any]]) -> Iterator[Line | Fa
 
 
 def reader_of(path: Path) -> Reader:
-    """Return the reader by a file's suffix; without a known one, by how the file begins.
+    """Return the reader by a file's suffix; without a known one, or of `.txt`, by how the file begins.
 
     Raises:
         Unreadable: neither tells.
     """
-    if path.suffix.lower() in READERS:
-        return READERS[path.suffix.lower()]
+    suffix = path.suffix.lower()
+    if suffix in READERS and suffix != ".txt":
+        return READERS[suffix]
     with path.open("rb") as file:
         head = file.read(4096).removeprefix(codecs.BOM_UTF8)
+    if suffix == ".txt" and not _OBJECTS.match(head):
+        return read_text
     check_head(head)
     if not head.strip() or head.lstrip()[:1] in (b"{", b"["):
         return read_json if head.lstrip()[:1] == b"[" else read_json_lines

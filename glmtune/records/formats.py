@@ -6,25 +6,28 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
 
 from glmtune.config import FIELDS
 from glmtune.examples import Example, Source
-from glmtune.records.conversations import conversation, example_of, messages_of, with_history
-from glmtune.records.fields import (
-    FieldError,
-    Row,
-    facts_of,
-    kind_of,
-    list_of,
-    names_of,
-    optional_text,
-    text_of,
+from glmtune.records.conversations import with_history
+from glmtune.records.fields import FieldError, Row, names_of, text_of
+from glmtune.records.readers import (
+    Reader,
+    alpaca,
+    ape210k,
+    belle_eval,
+    belle_seed,
+    conversation,
+    gsm8k,
+    images_of,
+    math23k,
+    pair,
+    plain_text,
+    preference,
+    prompt_target,
 )
 
 LOOKED_AT = 50  # rows by which a file's format is told
-_EQUATION = re.compile(r"\s*x\s*=\s*\S", re.IGNORECASE)
-_OPERATION = re.compile(r"(?<=[\w.)\]%])\s*(?:\*\*|[-+*/^])")
 
 
 @dataclass(frozen=True)
@@ -41,99 +44,13 @@ class Format:
 
     name: str
     needs: tuple[str, ...]
-    read: Callable[[Row], list[Example]]
+    read: Reader
     fits: Callable[[Row], bool] = lambda row: True
     sign: str = ""
 
     def claims(self, row: Row) -> bool:
         """Return whether a row has all fields that the format needs."""
         return all(name in row for name in self.needs)
-
-
-# One reader a format
-
-
-def pair(question: str, answer: str) -> Callable[[Row], list[Example]]:
-    """Return a reader of rows with a question and an answer, and perhaps rounds before them."""
-
-    def read(row: Row) -> list[Example]:
-        return [with_history(row, text_of(row, question), text_of(row, answer))]
-
-    return read
-
-
-def prompt_target(row: Row) -> list[Example]:
-    """Read our own form, which `glmtune data` writes. The prompt may be a list of messages."""
-    prompt = row.get("prompt")
-    if isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt):
-        turns = [*prompt, {"role": "assistant", "content": text_of(row, "target")}]
-        for number, turn in enumerate(turns, start=1):
-            messages_of({**turn, "tool_calls": None}, "prompt", number)
-        return [example_of(row, turns, "prompt")]
-    return [with_history(row, text_of(row, "prompt"), text_of(row, "target"))]
-
-
-def alpaca(row: Row) -> list[Example]:
-    """Read Alpaca, BELLE, school_math: the input follows the instruction on a line of its own.
-
-    The message has both by themselves, too, for Alpaca's own template.
-    """
-    instruction, given = text_of(row, "instruction"), optional_text(row, "input")
-    parts = {"instruction": instruction, "input": given} if given else {}
-    prompt = f"{instruction}\n{given}" if given else instruction
-    return [with_history(row, prompt, text_of(row, "output"), parts=parts)]
-
-
-def belle_seed(row: Row) -> list[Example]:
-    """Read BELLE's seed tasks: an instruction with several inputs and outputs."""
-    instances = list_of(row, "instances")
-    if not instances:
-        raise FieldError("instances", "'instances' is missing or has no entries")
-    examples = []
-    for number, instance in enumerate(instances, start=1):
-        if not isinstance(instance, dict):
-            raise FieldError("instances", f"'instances', entry {number}: {kind_of(instance)}, not an object")
-        examples += alpaca({"instruction": row.get("instruction"), "facts": row.get("facts"), **instance})
-    return examples
-
-
-def belle_eval(row: Row) -> list[Example]:
-    """Read BELLE's evaluation set: open questions have no answer in it."""
-    kind = optional_text(row, "class")
-    facts = facts_of(row, {"class": kind} if kind else {})
-    return [Example(text_of(row, "question"), text_of(row, "std_answer"), facts)]
-
-
-def gsm8k(row: Row) -> list[Example]:
-    """Read GSM8K: a reasoning that ends with `#### ANSWER`."""
-    question, answer = text_of(row, "question"), text_of(row, "answer")
-    if not answer.rpartition("####")[1] or not answer.rpartition("####")[2].strip():
-        raise FieldError("answer", "'answer' has no '#### RESULT' at its end, as the others of this file have")
-    return [Example(question, answer, facts_of(row, {"steps": answer.count("<<")}))]
-
-
-def ape210k(row: Row) -> list[Example]:
-    """Read Ape210K as `question` and an `answer` that is an equation: `x=5/5=1`."""
-    return [Example(text_of(row, "question"), *_equation(row, "answer"))]
-
-
-def math23k(row: Row) -> list[Example]:
-    """Read Math23K and Ape210K as released: the target is the equation with its answer, `x=5/5=1`."""
-    target, facts = _equation(row, "equation")
-    answer = row.get("ans")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
-    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
-        raise FieldError("ans", "'ans' is empty or not a text")
-    return [Example(text_of(row, "original_text"), target + (f"={answer}" if answer else ""), facts)]
-
-
-def _equation(row: Row, name: str) -> tuple[str, dict[str, Any]]:
-    """An equation and how many operations it has."""
-    text = text_of(row, name)
-    if not _EQUATION.match(text):
-        raise FieldError(name, f"'{name}' must begin with x=, as the others of this file do; it is {text[:40]!r}")
-    return text, facts_of(row, {"operations": len(_OPERATION.findall(text.split("=")[1]))})
 
 
 def _says(name: str, pattern: str) -> Callable[[Row], bool]:
@@ -143,7 +60,12 @@ def _says(name: str, pattern: str) -> Callable[[Row], bool]:
 
 # What is told by more fields stands before what is told by fewer.
 FORMATS = [
-    Format("messages", ("messages",), conversation("messages", odd=False), sign="messages"),
+    Format("preference", ("prompt", "chosen", "rejected"), preference(prompt_target, "target")),
+    Format("alpaca_preference", ("instruction", "chosen", "rejected"), preference(alpaca, "output")),
+    Format("sharegpt_preference", ("conversations", "chosen", "rejected"), preference(conversation("conversations"))),
+    Format("question_preference", ("question", "chosen", "rejected"), preference(pair("question", "target"), "target")),
+    Format("implicit_preference", ("chosen", "rejected"), preference(prompt_target, "target"), sign="rejected"),
+    Format("messages", ("messages",), conversation("messages"), sign="messages"),
     Format("sharegpt", ("conversations",), conversation("conversations", odd=True), sign="conversations"),
     Format("belle_seed", ("instruction", "instances"), belle_seed, sign="instances"),
     Format("alpaca", ("instruction", "output"), alpaca, sign="instruction"),
@@ -160,6 +82,7 @@ FORMATS = [
     Format("query_response", ("query", "response"), pair("query", "response"), sign="query"),
     Format("context_target", ("context", "target"), pair("context", "target"), sign="context"),
     Format("input_output", ("input", "output"), pair("input", "output")),
+    Format("text", ("text",), plain_text),
 ]
 _OWN = next(known for known in FORMATS if known.name == "prompt_target")
 
@@ -231,4 +154,5 @@ def examples_of(row: Row, own: Format | None = None, file: str = "", line: int =
             remedy = "No known format has these fields. Map yours: data.columns.prompt=FIELD data.columns.target=FIELD"
             raise FieldError(error.field, f"{error}. {remedy}") from None
         raise
-    return [replace(example, source=Source(file, line, known.name)) for example in found]
+    source, images = Source(file, line, known.name), images_of(row)
+    return [replace(example, source=source, images=(*images, *example.images)) for example in found]

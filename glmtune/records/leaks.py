@@ -69,7 +69,7 @@ def without_leaks(examples: Sequence[Example], is_judged: Callable[[Prompt], boo
 
     rest = []
     for example in examples:
-        if asks_that(example.prompt):
+        if asks_that(example.question):
             continue
         earlier = earlier_questions(example.prompt) if example.train_on_all_turns else []
         rest.append(replace(example, train_on_all_turns=False) if any(map(asks_that, earlier)) else example)
@@ -90,7 +90,7 @@ def forms_of(prompt: Prompt) -> list[Prompt]:
 
 def judge_of(held_out: Sequence[Example]) -> Callable[[Prompt], bool]:
     """Return what tells whether a prompt asks what one of these examples asks."""
-    judged = {problem_of(form) for example in held_out for form in forms_of(example.prompt)}
+    judged = {problem_of(form) for example in held_out for form in forms_of(example.question)}
     return lambda prompt: problem_of(prompt) in judged
 
 

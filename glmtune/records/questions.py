@@ -113,10 +113,12 @@ def only_prompt(examples: Sequence[Example]) -> Prompt:
     """Return the prompt of the one example that a row has.
 
     Raises:
-        FieldError: it has several, so that an answer could not stand beside its question.
+        FieldError: it has none; or several, so that an answer could not stand beside its question.
     """
     if len(examples) != 1:
         raise FieldError("instances", f"{len(examples)} questions in one record; write one in each")
+    if examples[0].text is not None:
+        raise FieldError("text", "'text' is plain text, which asks nothing. Ask it with data.columns.prompt=text")
     return examples[0].prompt
 
 

@@ -1,4 +1,4 @@
-"""Text and JSON, one value at a time. What is wrong with one is told in its place, with its line."""
+"""Plain text and JSON, one value at a time. What is wrong with one is told in its place, with its line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -92,6 +93,24 @@ def as_gbk(raw: bytes) -> str:
         except UnicodeDecodeError:
             continue
     return ""
+
+
+def read_text(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line, `{"text": ...}`) of each paragraph: lines with blank lines around them.
+
+    Longer documents are written as JSON lines with a field `text`.
+    """
+    with open_text(path, encoding) as file:
+        paragraph: list[str] = []
+        for number, text in enumerate(chain(file, [""]), start=1):
+            check_text(text, number, encoding)
+            if text.strip():
+                paragraph.append(text)
+            elif paragraph:
+                start = number - len(paragraph)
+                whole = "".join(paragraph).replace("\r\n", "\n").rstrip()
+                yield start, Fault(str(path), start, None, _HUGE) if len(whole) > MOST_CHARACTERS else {"text": whole}
+                paragraph = []
 
 
 # JSON

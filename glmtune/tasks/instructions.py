@@ -62,8 +62,8 @@ class Instructions(Task):
         else:
             splits = {"train": [], "held_out": []}
             for example in examples:
-                splits[self.split(example.prompt)].append(example)
-            if not all(isinstance(example.prompt, str) for example in examples):  # bare ones have one form, one split
+                splits[self.split(example.question)].append(example)
+            if not all(isinstance(example.question, str) for example in examples):  # bare ones have one form, one split
                 splits["train"] = without_leaks(splits["train"], judge_of(splits["held_out"]))
         for split, found in splits.items():
             if not found:

@@ -50,6 +50,19 @@ def test_a_table_holds_what_encoding_gives(count: int, name: str, cache: Path, r
     assert len(list(cache.glob("*.arrow"))) == (count >= ROWS)
 
 
+def test_what_is_not_learned_is_said(chatglm: Any) -> None:
+    """Plain text has no target, images no tokens; of a preference the better answer is learned."""
+    for example, field in (
+        (Example("", "", text="x"), "'text'.*pretrain"),
+        (Example("q", "a", images=["x"]), "'images'"),
+    ):
+        with pytest.raises(UserError, match=rf"line 2 of mine\.jsonl: {field}"):
+            encode([*examples(1), example], chatglm)
+    found = encode([Example("q", "a", rejected="b"), Example("q", "a")], chatglm)
+    assert found[0]["labels"] == found[1]["labels"]
+    assert found.remarks == ["1 records have a 'rejected' answer, of which nothing is learned here."]
+
+
 def test_sources_are_those_of_this_run(chatglm: Any, cache: Path) -> None:
     """The tokens of a file are kept for the next run; where its records stand may have changed since."""
     encoder, settings = Encoder(chatglm), DataSettings()

@@ -75,6 +75,21 @@ def test_whole_files(name: str, content: str, tmp_path: Path) -> None:
     assert rows_in(write(tmp_path / name, content)) == ROWS
 
 
+def test_paragraphs_of_plain_text(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "\n \n春天\r\n来了\n\n\n{not JSON}\nend")
+    entries = [(entry.line, entry.row) for entry in rows(file) if isinstance(entry, Line)]
+    assert entries == [(3, {"text": "春天\n来了"}), (7, {"text": "{not JSON}\nend"})]
+    assert faults_of(write(tmp_path / "b.txt", "\n\n"))[0][1] == "no records"
+    assert "GBK would read it" in faults_of(write(tmp_path / "c.txt", "a\n\n春天来了".encode("gb18030")))[-1][1]
+    assert rows_in(str(tmp_path / "a.txt")) == rows_in(str(write_alone(tmp_path / "texts" / "a.txt", file).parent))
+
+
+def write_alone(path: Path, file: str) -> Path:
+    """A copy in a folder of its own, where texts are records; beside other records they are notes."""
+    write(path, Path(file).read_bytes())
+    return path
+
+
 def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
     files = {"a.jsonl": lines(*ROWS), "a.json": json.dumps(ROWS, indent=1), "a.csv": as_csv(ROWS)}
     for name, content in files.items():

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmtune.examples import Example
-from glmtune.records import Fault, read
+from glmtune.records import Fault, formats, read
 from glmtune.records.conversations import each_answer
 from glmtune.records.fields import FieldError
 from glmtune.records.formats import FORMATS, examples_of, format_of, mapped_format, recognise
+from glmtune.records.readers import pair
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -32,6 +33,23 @@ def with_input(instruction: str, given: str) -> list[dict[str, str]]:
 
 # format -> row, prompt, target
 EXAMPLES: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "preference": ({"prompt": "q", "chosen": "a", "rejected": "b"}, "q", "a"),
+    "alpaca_preference": (
+        {"instruction": "do", "input": "x", "chosen": "a", "rejected": "b"},
+        with_input("do", "x"),
+        "a",
+    ),
+    "sharegpt_preference": (
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": "b"},
+        "q",
+        "a",
+    ),
+    "question_preference": ({"question": "q", "chosen": "a", "rejected": "b", "system": "s"}, [SYSTEM, USER], "a"),
+    "implicit_preference": (
+        {"chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "b"}]},
+        "q",
+        "a",
+    ),
     "messages": ({"messages": [SYSTEM, USER, ANSWER]}, [SYSTEM, USER], "a"),
     "sharegpt": (
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
@@ -57,6 +75,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Any, str]] = {
     "query_response": ({"query": "q", "response": "a"}, "q", "a"),
     "context_target": ({"context": "q", "target": "a"}, "q", "a"),
     "input_output": ({"input": "q", "output": "a"}, "q", "a"),
+    "text": ({"text": "once upon a time"}, "", ""),
 }
 
 
@@ -85,6 +104,39 @@ def test_from_file_to_record(name: str, tmp_path: Path) -> None:
     assert [(r.source.format, r.prompt, r.target) for r in found if isinstance(r, Example)] == [
         (name, prompt, target)
     ] * 3
+
+
+def test_preferences() -> None:
+    for name, (row, _, _) in EXAMPLES.items():
+        (example,) = examples_of(row)
+        assert example.rejected == ("b" if "preference" in name else None)
+    answers = {"chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "b"}]}
+    (example,) = examples_of({"prompt": "q", **answers})  # as UltraFeedback has it
+    assert (example.prompt, example.target, example.rejected) == ("q", "a", "b")
+    assert fault_of({"prompt": "q", "chosen": "a", "rejected": " "}).field == "rejected"
+    assert fault_of({"prompt": "q", "chosen": [USER], "rejected": "b"}).field == "chosen"
+    assert "different conversations" in str(fault_of({**answers, "chosen": [SYSTEM, USER, ANSWER]}))
+
+
+def test_plain_text() -> None:
+    (example,) = examples_of({"text": "once upon a time", "facts": {"kind": "tale"}})
+    assert example.question == example.text == "once upon a time" and example.facts == {"kind": "tale"}
+
+
+def test_images_are_kept() -> None:
+    (example,) = examples_of({"prompt": "<image> what is it?", "target": "a cat", "images": ["cat.png"]})
+    assert example.images == ("cat.png",) and example.prompt == "<image> what is it?"
+    assert examples_of({"prompt": "q", "target": "a", "image": "cat.png"})[0].images == ("cat.png",)
+    assert "entry 2: a number" in str(fault_of({"prompt": "q", "target": "a", "images": ["a.png", 7]}))
+
+
+def test_a_new_format_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        formats, "FORMATS", [*FORMATS, formats.Format("riddle", ("riddle",), pair("riddle", "solution"))]
+    )
+    (example,) = examples_of({"riddle": "q", "solution": "a"})
+    assert (example.prompt, example.target, example.source.format) == ("q", "a", "riddle")
+    assert fault_of({"riddle": "q"}).field == "solution"
 
 
 def test_facts() -> None:

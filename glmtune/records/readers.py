@@ -1,0 +1,178 @@
+"""Readers of formats: from a row to examples. Each raises a `FieldError` at a field that it cannot use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from glmtune.examples import Example
+from glmtune.messages import Message
+from glmtune.records.conversations import example_of, messages_of, with_history
+from glmtune.records.fields import FieldError, Row, facts_of, kind_of, list_of, optional_text, sound, text_of
+
+Reader: TypeAlias = Callable[[Row], list[Example]]
+
+_EQUATION = re.compile(r"\s*x\s*=\s*\S", re.IGNORECASE)
+_OPERATION = re.compile(r"(?<=[\w.)\]%])\s*(?:\*\*|[-+*/^])")
+_TOOLS = "Answer the following questions as best as you can. You have access to the following tools:"  # ChatGLM3's
+
+
+def conversation(name: str, odd: bool = False) -> Reader:
+    """Return a reader of rows whose field `name` is a list of turns.
+
+    Args:
+        name: of the field.
+        odd: leave out an answer at the start and a question at the end instead of refusing them.
+    """
+
+    def read(row: Row) -> list[Example]:
+        turns = turns_of(row, name)
+        system, tools = optional_text(row, "system"), list_of(row, "tools")
+        if (system or tools) and not (turns and turns[0]["role"] == "system"):
+            turns = [{"role": "system", "content": system or _TOOLS}, *turns]
+        if tools:
+            turns[0] = {**turns[0], "tools": tools}
+        return [example_of(row, turns, name, odd)]
+
+    return read
+
+
+def turns_of(row: Row, name: str) -> list[Message]:
+    """Return the turns of a field as messages."""
+    turns = enumerate(list_of(row, name), start=1)
+    return [message for number, turn in turns for message in messages_of(turn, name, number)]
+
+
+def preference(read: Reader, answer: str = "") -> Reader:
+    """Return a reader of rows with two answers, `chosen` and `rejected`: texts, messages, or whole conversations.
+
+    Args:
+        read: of rows with one answer.
+        answer: the field that `read` takes it from; default: the last turn of `conversations`.
+    """
+
+    def read_both(row: Row) -> list[Example]:
+        (before, chosen), (other, rejected) = (answer_in(row, name) for name in ("chosen", "rejected"))
+        if before != other:
+            raise FieldError("rejected", "'chosen' and 'rejected' answer different conversations")
+        if before:  # the prompt is in the answers, as trl's implicit prompts are
+            examples = [example_of(row, [*before, {"role": "assistant", "content": chosen}], "chosen")]
+        elif answer:
+            examples = read({**row, answer: chosen})
+        else:
+            turns = [*list_of(row, "conversations"), {"role": "assistant", "content": chosen}]
+            examples = read({**row, "conversations": turns})
+        return [replace(example, rejected=rejected) for example in examples]
+
+    return read_both
+
+
+def answer_in(row: Row, name: str) -> tuple[list[Message], str]:
+    """Return the messages before an answer, if they are given with it, and the answer."""
+    value = row.get(name)
+    if not isinstance(value, dict | list):
+        return [], text_of(row, name)
+    turns = turns_of({name: value if isinstance(value, list) else [value]}, name)
+    if not turns or turns[-1]["role"] != "assistant":
+        raise FieldError(name, f"'{name}' must be a text, or messages that end with the assistant's")
+    return turns[:-1], turns[-1]["content"]
+
+
+def plain_text(row: Row) -> list[Example]:
+    """Read text without questions and answers: all of it is there to be learned."""
+    return [Example("", "", facts_of(row), text=text_of(row, "text"))]
+
+
+def images_of(row: Row) -> list[str]:
+    """Return the files of a row's images: `images`, a list of them, or one `image`."""
+    images = [row["image"]] if row.get("image") else list_of(row, "images")
+    for number, image in enumerate(images, start=1):
+        if not isinstance(image, str) or not image:
+            raise FieldError("images", f"'images', entry {number}: {kind_of(image)}, not the name of a file")
+        sound("images", image)
+    return images
+
+
+def pair(question: str, answer: str) -> Reader:
+    """Return a reader of rows with a question and an answer, and perhaps rounds before them."""
+
+    def read(row: Row) -> list[Example]:
+        return [with_history(row, text_of(row, question), text_of(row, answer))]
+
+    return read
+
+
+def prompt_target(row: Row) -> list[Example]:
+    """Read our own form, which `glmtune data` writes. The prompt may be a list of messages."""
+    prompt = row.get("prompt")
+    if isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt):
+        turns = [*prompt, {"role": "assistant", "content": text_of(row, "target")}]
+        for number, turn in enumerate(turns, start=1):
+            messages_of({**turn, "tool_calls": None}, "prompt", number)
+        return [example_of(row, turns, "prompt")]
+    return [with_history(row, text_of(row, "prompt"), text_of(row, "target"))]
+
+
+def alpaca(row: Row) -> list[Example]:
+    """Read Alpaca, BELLE, school_math: the input follows the instruction on a line of its own.
+
+    The message has both by themselves, too, for Alpaca's own template.
+    """
+    instruction, given = text_of(row, "instruction"), optional_text(row, "input")
+    parts = {"instruction": instruction, "input": given} if given else {}
+    prompt = f"{instruction}\n{given}" if given else instruction
+    return [with_history(row, prompt, text_of(row, "output"), parts=parts)]
+
+
+def belle_seed(row: Row) -> list[Example]:
+    """Read BELLE's seed tasks: an instruction with several inputs and outputs."""
+    instances = list_of(row, "instances")
+    if not instances:
+        raise FieldError("instances", "'instances' is missing or has no entries")
+    examples = []
+    for number, instance in enumerate(instances, start=1):
+        if not isinstance(instance, dict):
+            raise FieldError("instances", f"'instances', entry {number}: {kind_of(instance)}, not an object")
+        examples += alpaca({"instruction": row.get("instruction"), "facts": row.get("facts"), **instance})
+    return examples
+
+
+def belle_eval(row: Row) -> list[Example]:
+    """Read BELLE's evaluation set: open questions have no answer in it."""
+    kind = optional_text(row, "class")
+    facts = facts_of(row, {"class": kind} if kind else {})
+    return [Example(text_of(row, "question"), text_of(row, "std_answer"), facts)]
+
+
+def gsm8k(row: Row) -> list[Example]:
+    """Read GSM8K: a reasoning that ends with `#### ANSWER`."""
+    question, answer = text_of(row, "question"), text_of(row, "answer")
+    if not answer.rpartition("####")[1] or not answer.rpartition("####")[2].strip():
+        raise FieldError("answer", "'answer' has no '#### RESULT' at its end, as the others of this file have")
+    return [Example(question, answer, facts_of(row, {"steps": answer.count("<<")}))]
+
+
+def ape210k(row: Row) -> list[Example]:
+    """Read Ape210K as `question` and an `answer` that is an equation: `x=5/5=1`."""
+    return [Example(text_of(row, "question"), *_equation(row, "answer"))]
+
+
+def math23k(row: Row) -> list[Example]:
+    """Read Math23K and Ape210K as released: the target is the equation with its answer, `x=5/5=1`."""
+    target, facts = _equation(row, "equation")
+    answer = row.get("ans")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
+        raise FieldError("ans", "'ans' is empty or not a text")
+    return [Example(text_of(row, "original_text"), target + (f"={answer}" if answer else ""), facts)]
+
+
+def _equation(row: Row, name: str) -> tuple[str, dict[str, Any]]:
+    """An equation and how many operations it has."""
+    text = text_of(row, name)
+    if not _EQUATION.match(text):
+        raise FieldError(name, f"'{name}' must begin with x=, as the others of this file do; it is {text[:40]!r}")
+    return text, facts_of(row, {"operations": len(_OPERATION.findall(text.split("=")[1]))})
