@@ -31,7 +31,7 @@ def run(runs: str = "runs", recipes: str = "recipes") -> Names:
 
     folders = [path for path in sorted(Path(runs).glob("*")) if RunFolder.is_run(path)]
     return {
-        **{kind: describe_modules(f"glmtune.{kind}") for kind in ("tasks", "methods", "objectives")},
+        **{kind: describe_modules(f"glmtune.{kind}") for kind in ("tasks", "methods", "objectives", "tools")},
         **{kind: describe_rows(f"glmtune.training.{kind}") for kind in ("optimizers", "trackers")},
         "models": dict.fromkeys(loading.EMBEDDED, "embedded"),
         "recipes": {str(file): read_first_comment(file) for file in sorted(Path(recipes).glob("*.yaml"))},
@@ -76,6 +76,7 @@ def read_first_comment(file: Path) -> str:
 def describe_run(folder: Path) -> str:
     """Return the held-out accuracy of a run, or how far it got."""
     from glmtune.config import read_report
+    from glmtune.reporting.numbers import percent
     from glmtune.runtime import RunFolder
 
     run = RunFolder(folder)
@@ -84,6 +85,7 @@ def describe_run(folder: Path) -> str:
         return f"not finished; go on with glmtune train --resume {folder}"
     try:
         values = read_report(run)
-        return f"held-out accuracy {values['before']['accuracy']:.1%} -> {values['after']['accuracy']:.1%}"
+        before, after = (percent(values[time]["accuracy"], 1) for time in ("before", "after"))
+        return f"held-out accuracy {before} -> {after}"
     except (ValueError, KeyError, TypeError):
         return f"{report} is damaged; write it again with glmtune train --resume"

@@ -26,6 +26,7 @@ from glmtune.evaluation.metrics import bleu4, rouge
 from glmtune.examples import Example
 from glmtune.messages import Prompt
 from glmtune.records.leaks import plain_text
+from glmtune.reporting.numbers import percent
 from glmtune.scoring import Score, Verdict
 from glmtune.tasks import Axis
 
@@ -95,11 +96,11 @@ def comparison_table(before: Report | None, after: Report) -> Table:
     across = across_of(reports, axis)
     rows = [*places_along(reports, axis), None]
     columns = [*places_along(reports, across), None]
-    metrics = "".join(f"; {name} {value:.1%}" for name, value in after["metrics"].items())
+    metrics = "".join(f"; {name} {percent(value, 1)}" for name, value in after["metrics"].items())
     low, high = after["accuracy_ci95"]
     table = Table(
         title="Right answers",
-        caption=f"all: {after['accuracy']:.1%} right, 95% interval {low:.1%} to {high:.1%}{metrics}",
+        caption=f"all: {percent(after['accuracy'], 1)} right, 95% interval {low:.1%} to {high:.1%}{metrics}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,
@@ -200,7 +201,7 @@ def _group(place: Place | None) -> str:
 def _cells(parts: Sequence[dict[str, Any] | None]) -> list[Text]:
     """Number of examples and percentages of one operator and kind; both numbers where they differ."""
     numbers = dict.fromkeys(str(part["n"]) for part in parts if part)
-    return [Text(" / ".join(numbers) or "–"), *(Text(f"{part['accuracy']:.1%}" if part else "–") for part in parts)]
+    return [Text(" / ".join(numbers) or "–"), *(Text(percent(part["accuracy"], 1) if part else "–") for part in parts)]
 
 
 def _one_line(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmtune.models import family_of
+from glmtune.reporting.numbers import percent
 
 DATA = "The recipe says which examples. What it is judged by was kept out of training."
 LIMITS = {
@@ -127,5 +128,5 @@ def scores(report: Mapping[str, Any]) -> str:
     for name in ("before", "after"):
         part = report[name]
         low, high = part["accuracy_ci95"]
-        rows.append(f"| {name} training | {part['n']} | {part['accuracy']:.1%} | {low:.1%} to {high:.1%} |")
+        rows.append(f"| {name} training | {part['n']} | {percent(part['accuracy'], 1)} | {low:.1%} to {high:.1%} |")
     return "\n".join(rows)
