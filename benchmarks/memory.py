@@ -41,7 +41,6 @@ from transformers import (
 from transformers.utils import logging
 
 from glmtune import distributed, registry
-from glmtune.commands.estimate import architecture_of, estimate
 from glmtune.config import Recipe, load_recipe
 from glmtune.data import EncodedDataset
 from glmtune.data.collation import Collator
@@ -49,8 +48,10 @@ from glmtune.data.encoding import IGNORED, Encoding
 from glmtune.models import loading
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.models.quantization import bits_config
+from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder
 from glmtune.training.memory import Device
+from glmtune.training.placement import estimate
 from glmtune.training.trainer import make_trainer
 
 GIB = 2**30
@@ -363,7 +364,7 @@ def with_estimate(row: dict[str, Any], cell: Cell, checkpoint: Path) -> dict[str
     recipe = recipe_of(cell, str(checkpoint))
     device: Device = "cuda" if ON_GPU else "cpu"
     target = cell.target or 1
-    expected = estimate(recipe, architecture_of(recipe), device, cell.length, target)
+    expected = estimate(recipe, ResolvedModel(recipe).architecture, device, cell.length, target)
     size = expected.inference(cell.length, cell.batch) if cell.method == "inference" else expected.step
     return row | {"estimate_gib": size / GIB, "estimate_error": size / GIB / row["peak_gib"] - 1}
 

@@ -14,9 +14,9 @@ from recording import options, record
 
 from glmtune.cli import quiet_libraries
 from glmtune.commands import train
-from glmtune.commands.estimate import architecture_of
 from glmtune.config import load_recipe
 from glmtune.registry import find
+from glmtune.resolution import ResolvedModel
 
 METHODS = {
     "lora, rank 16": ["method={name: lora}"],
@@ -47,7 +47,7 @@ def measure(label: str, settings: list[str], common: list[str]) -> dict[str, Any
         weights = sum(file.stat().st_size for file in Path(saved).glob("*.safetensors"))
     recipe = load_recipe(None, [*common, *settings])
     method = find("glmtune.methods", recipe.method.name)(recipe.method)
-    architecture = architecture_of(recipe)
+    architecture = ResolvedModel(recipe).architecture
     trainable = method.trainable_spec(architecture).parameters
     before, after = run.report["before"], run.report["after"]
     by = after["by"]["operator"]

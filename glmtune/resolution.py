@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glmtune import adapters, registry
-from glmtune.config import ModelSettings, Recipe, load_recipe
+from glmtune.config import ModelSettings, Recipe, findable, load_recipe
 from glmtune.methods import Method
 from glmtune.models import loading
 from glmtune.models.architecture import Architecture
@@ -38,8 +39,8 @@ class ResolvedModel:
 
     Attributes:
         recipe: of the run or the recipe's file; the default one for a model or an adapter by itself.
-        target: what was named: a run folder, an adapter, a checkpoint directory, a hub name or `nano`; None for a
-            recipe, whose `model.path` counts.
+        target: what was named: a recipe, a run folder, an adapter, a checkpoint directory, a hub name or `nano`; None
+            is the default recipe.
         run: the run folder, where the target is one.
         adapter: the folder of the adapter, where the target is or has one; it may be missing or damaged (`check`).
     """
@@ -50,9 +51,14 @@ class ResolvedModel:
     adapter: Path | None = None
 
     @property
+    def is_recipe(self) -> bool:
+        """Whether a recipe was named, whose `model.path` is what is to be trained."""
+        return self.target is None or self.target.endswith(RECIPE_SUFFIXES)
+
+    @property
     def has_recipe(self) -> bool:
         """Whether the recipe is the target's own, so that its task and method count."""
-        return self.target is None or self.run is not None
+        return self.is_recipe or self.run is not None
 
     @property
     def base_is_named(self) -> bool:
@@ -70,7 +76,7 @@ class ResolvedModel:
             return adapters.base_of(self.adapter)
         if self.run is not None and self.adapter is None:
             return str(self.run.model)
-        return self.recipe.model.path if self.has_recipe or self.adapter is not None else str(self.target)
+        return self.recipe.model.path if self.is_recipe or self.adapter is not None else str(self.target)
 
     @property
     def is_remote(self) -> bool:
@@ -172,18 +178,18 @@ class ResolvedModel:
 
     @cached_property
     def storage(self) -> ModelSettings:
-        """How the base is loaded: as the recipe says, else as the adapter noted when it was trained."""
+        """How the base is loaded, by a path that any folder finds: as the recipe says, else as the adapter noted."""
         noted = adapters.record_of(self.adapter) if self.adapter is not None else {}
         asked = self.recipe.model
         return ModelSettings(
-            path=self.base,
+            path=self.base if self.base in loading.EMBEDDED else findable(self.base),
             dtype=asked.dtype,
             attention=asked.attention,
             bits=asked.bits if "bits" in asked.model_fields_set else noted.get("bits", 16),
             quantize_embedding=asked.quantize_embedding
             if "quantize_embedding" in asked.model_fields_set
             else noted.get("quantize_embedding", False),
-            random_init=asked.random_init and self.target is None,
+            random_init=asked.random_init and self.is_recipe,
         )
 
     def check(self) -> None:
@@ -241,9 +247,12 @@ def identify(target: Target | None = None, overrides: Iterable[str] = ()) -> Res
     """
     name = None if target is None else os.fspath(target)
     if name is None or name.endswith(RECIPE_SUFFIXES):
-        return ResolvedModel(load_recipe(name, overrides))
+        return ResolvedModel(load_recipe(name, overrides), name)
     own = RunFolder(name)
     recipe = load_recipe(own.recipe if own.recipe.is_file() else None, overrides)
     if RunFolder.is_run(name):
         return ResolvedModel(recipe, name, own, None if own.model.is_dir() else own.adapter)
-    return ResolvedModel(recipe, name, None, Path(name) if adapters.is_adapter_folder(Path(name)) else None)
+    with suppress(UserError):  # a file is damaged, of which `check` tells
+        if adapters.is_adapter_folder(Path(name)):
+            return ResolvedModel(recipe, name, adapter=Path(name))
+    return ResolvedModel(recipe, name)

@@ -20,6 +20,7 @@ from glmtune import distributed
 from glmtune.commands import train
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
+from glmtune.execution import Run
 from glmtune.inference.completion import Request
 from glmtune.inference.engine import Engine
 from glmtune.models import loading
@@ -30,7 +31,7 @@ settings.load_profile("glmtune")
 
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "inner_hidden_size": 64}
 
-Trains = Callable[..., train.Run]
+Trains = Callable[..., Run]
 WritesRecords = Callable[..., Path]
 
 
@@ -85,7 +86,7 @@ def tiny_settings(tiny_checkpoint: Path) -> list[str]:
 def train_tiny(tiny_settings: list[str]) -> Trains:
     """`train_tiny(folder, "training.steps=8", ...)`: a run by `tiny_settings` and others that replace them."""
 
-    def run(folder: Path, *settings: str) -> train.Run:
+    def run(folder: Path, *settings: str) -> Run:
         return train.run(
             overrides=[*tiny_settings, f"training.output_dir={folder}", *settings], console=Console(file=io.StringIO())
         )
@@ -94,13 +95,13 @@ def train_tiny(tiny_settings: list[str]) -> Trains:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, train_tiny: Trains) -> train.Run:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, train_tiny: Trains) -> Run:
     """A short LoRA run. No test may change its folder."""
     return train_tiny(tmp_path_factory.mktemp("runs") / "tiny", "training.steps=12")
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_run: train.Run) -> tuple[Any, Any]:
+def tiny(tiny_run: Run) -> tuple[Any, Any]:
     """Model and tokenizer of that run. No test may change them."""
     return glmtune.load(tiny_run.folder.path)
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import glmtune
 from glmtune import adapters
-from glmtune.commands.train import Run
 from glmtune.config import load_recipe
+from glmtune.execution import Run
 from glmtune.inference.engine import Engine
 from glmtune.runtime import UserError
 

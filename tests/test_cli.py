@@ -14,7 +14,7 @@ import torch
 
 from glmtune import __version__, cli
 from glmtune.commands import evaluate
-from glmtune.commands.train import Run
+from glmtune.execution import Run
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 

@@ -21,8 +21,9 @@ FLOORS = [
     {"data", "methods"},
     {"adapters", "inference", "training"},
     {"objectives"},
-    {"resolution", "plan"},
-    {"evaluation", "export", "inspection"},
+    {"resolution", "evaluation"},
+    {"plan"},
+    {"execution", "export", "inspection"},
     {"commands"},
     {"cli"},
 ]

@@ -8,8 +8,8 @@ import pytest
 
 from glmtune.commands import chat
 from glmtune.commands.chat import GREETING, Conversation
-from glmtune.commands.train import Run
 from glmtune.config import load_recipe
+from glmtune.execution import Run
 from glmtune.inference.completion import Delta
 from glmtune.inference.engine import Engine
 from glmtune.runtime import UserError

@@ -18,11 +18,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from glmtune import cli, distributed
-from glmtune.commands.doctor import Check, machine, recipe, run
-from glmtune.commands.estimate import Place
-from glmtune.commands.train import Run
+from glmtune import cli, distributed, plan
+from glmtune.commands.doctor import machine, run
+from glmtune.commands.doctor.checks import Diagnosis
+from glmtune.execution import Run
 from glmtune.models import loading
+from glmtune.training.placement import Place
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 CHAT_TEMPLATE = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -42,18 +43,18 @@ def run_copy(tiny_run: Run, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run.folder.path, tmp_path / "run"))
 
 
-def failures(checks: list[Check]) -> dict[str, Check]:
+def failures(checks: list[Diagnosis]) -> dict[str, Diagnosis]:
     return {check.name: check for check in checks if check.status == "failure"}
 
 
-def the_failure(checks: list[Check]) -> Check:
+def the_failure(checks: list[Diagnosis]) -> Diagnosis:
     """The one failing check, which has a remedy."""
     [check] = failures(checks).values()
     assert check.finding and check.remedy
     return check
 
 
-def named(checks: list[Check], name: str) -> Check:
+def named(checks: list[Diagnosis], name: str) -> Diagnosis:
     [check] = [check for check in checks if check.name == name]
     return check
 
@@ -536,7 +537,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("trains", "status"), [(True, "failure"), (False, "warning")])
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, trains: bool, status: str) -> None:
-    monkeypatch.setattr(recipe, "at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
+    monkeypatch.setattr(plan, "at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
     checks = run(None if trains else "nano", ["training.batch_size=512"])
     check = named(checks, "run memory")
     assert check.status == status and "too little" in check.finding and "training.batch_size" in check.remedy
@@ -544,13 +545,13 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, trains: bool, status
 
 
 def test_a_finished_run_need_not_fit_once_more(monkeypatch: pytest.MonkeyPatch, tiny_run: Run) -> None:
-    monkeypatch.setattr(recipe, "at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
+    monkeypatch.setattr(plan, "at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
     checks = run(str(tiny_run.folder.path), ["training.batch_size=4096"])
     assert not failures(checks) and named(checks, "run memory").status == "warning"
 
 
 def test_too_little_memory_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "at_hand", lambda *_: Place("cpu", "the CPU", 2**20))
+    monkeypatch.setattr(plan, "at_hand", lambda *_: Place("cpu", "the CPU", 2**20))
     check = the_failure(run("nano"))
     assert check.name == "run memory" and "Choose a smaller model" in check.remedy
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from glmtune import runtime
-from glmtune.commands import estimate
-from glmtune.commands.estimate import CONTEXT, RESERVE, Place, at_hand, lines, parse_memory, run, verdict
-from glmtune.commands.train import Run
+from glmtune.commands.estimate import as_dict, lines, run, verdict
 from glmtune.config import load_recipe
+from glmtune.execution import Run
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.runtime import UserError
-from glmtune.training.memory import GIB
+from glmtune.training import placement
+from glmtune.training.memory import CONTEXT, GIB
+from glmtune.training.placement import RESERVE, Place, at_hand, parse_memory
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,12 @@ def chatglm_6b(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_embedded_model_fits_anywhere() -> None:
     answer = run(memory="1GB")
-    assert answer.place.spare(answer.estimate) > 0 and answer.remedy == []
+    assert answer.spare > 0 and answer.remedy[0] == []
     assert verdict(answer).startswith("It fits a GPU of 1GB (1.00 GiB): ")
 
 
 def test_sizes_of_chatglm_6b(chatglm_6b: str) -> None:
-    told = run(None, [f"model.path={chatglm_6b}", "training.batch_size=1"], "80GB").as_dict()
+    told = as_dict(run(None, [f"model.path={chatglm_6b}", "training.batch_size=1"], "80GB"))
     assert (told["parameters"], told["trainable"]) == (6_173_286_400, 29_360_128)
     assert told["weights"] == 2 * told["parameters"]
     assert told["adapters"] == told["gradients"] == 4 * told["trainable"] == told["optimizer"] // 2
@@ -56,15 +57,17 @@ def test_sizes_of_chatglm_6b(chatglm_6b: str) -> None:
 def test_the_remedy_is_enough_and_no_more(chatglm_6b: str, memory: str, settings: list[str]) -> None:
     settings = [f"model.path={chatglm_6b}", *settings]
     answer = run(None, settings, memory)
-    assert answer.place.spare(answer.estimate) < 0 and answer.remedy
+    assert answer.spare < 0
+    answered, _ = answer.remedy
+    assert answered
 
     def spare(remedy: list[str]) -> int:
         found = run(None, [*settings, *remedy], memory)
-        return found.place.spare(found.estimate) - int(RESERVE * found.place.memory)
+        return found.spare - int(RESERVE * found.place.memory)
 
-    assert spare(answer.remedy) >= 0
-    for left_out in answer.remedy:
-        fewer = [setting for setting in answer.remedy if setting != left_out]
+    assert spare(answered) >= 0
+    for left_out in answered:
+        fewer = [setting for setting in answered if setting != left_out]
         if "gradient_accumulation" in left_out:
             continue  # keeps the size of a step when the micro-batch shrinks
         try:
@@ -76,7 +79,7 @@ def test_the_remedy_is_enough_and_no_more(chatglm_6b: str, memory: str, settings
 
 
 def test_a_step_keeps_its_size(chatglm_6b: str) -> None:
-    remedy = run(None, [f"model.path={chatglm_6b}", "training.batch_size=96"], "6GB").remedy
+    remedy = run(None, [f"model.path={chatglm_6b}", "training.batch_size=96"], "6GB").remedy[0]
     assert remedy is not None
     recipe = load_recipe(None, remedy)
     assert recipe.training.batch_size < 96
@@ -85,7 +88,8 @@ def test_a_step_keeps_its_size(chatglm_6b: str) -> None:
 
 def test_what_cannot_fit_is_said(chatglm_6b: str) -> None:
     answer = run(None, [f"model.path={chatglm_6b}"], "2GB")
-    assert answer.remedy is None and answer.smallest.peak < answer.estimate.peak
+    remedy, smallest = answer.remedy
+    assert remedy is None and smallest.peak < answer.estimate.peak
     assert "With every setting that saves memory it would still take" in verdict(answer)
 
 
@@ -93,7 +97,8 @@ def test_pissa_is_told_to_start_otherwise(chatglm_6b: str) -> None:
     """Its start needs the weights at 16 bits."""
     settings = [f"model.path={chatglm_6b}", "method={name: lora, init: pissa}", "training.batch_size=1"]
     answer = run(None, settings, "6GB")
-    assert answer.remedy and {"method.init=default", "model.bits=4"} <= set(answer.remedy)
+    remedy, _ = answer.remedy
+    assert remedy and {"method.init=default", "model.bits=4"} <= set(remedy)
     with pytest.raises(UserError, match=r"method\.init=pissa .* at full precision"):
         run(None, [*settings, "model.bits=4"], "6GB")
 
@@ -174,7 +179,7 @@ def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         assert command[0] == "nvidia-smi"
         return subprocess.CompletedProcess(command, 0, "NVIDIA H100, 80GB HBM3, 81559\nNVIDIA T4, 15360\n", "")
 
-    monkeypatch.setattr(estimate.subprocess, "run", answer)
+    monkeypatch.setattr(placement.subprocess, "run", answer)
     assert at_hand() == Place("cuda", "NVIDIA H100, 80GB HBM3", 81559 * 2**20)
 
 
@@ -183,12 +188,12 @@ def test_no_gpu_at_hand(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> 
     def fail(*_: Any, **__: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(estimate.subprocess, "run", fail)
+    monkeypatch.setattr(placement.subprocess, "run", fail)
     assert at_hand() == Place("cpu", "the CPU of this machine", runtime.memory_size())
 
 
 def test_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate.subprocess, "run", None)
+    monkeypatch.setattr(placement.subprocess, "run", None)
     assert at_hand(with_gpu=False).device == "cpu"
 
 
@@ -204,7 +209,7 @@ def test_every_part_is_told(chatglm_6b: str) -> None:
     assert table["parameters"] == ("6,173,286,400", "chatglm")
     assert table["weights"][0] == "11.50 GiB"
     assert "moves to the CPU when the GPU is full" in table["optimizer"][1]
-    assert json.dumps(answer.as_dict())
+    assert json.dumps(as_dict(answer))
 
 
 def test_loads_nothing() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from glmtune.commands import evaluate
-from glmtune.commands.train import Run
 from glmtune.evaluation.intervals import wilson_interval
+from glmtune.execution import Run
 from glmtune.models import loading
 from glmtune.models.quantization import is_quantized
 from glmtune.resolution import resolve

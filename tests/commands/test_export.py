@@ -23,9 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 import glmtune
 from glmtune import adapters
 from glmtune.commands import export
-from glmtune.commands.train import Run
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
+from glmtune.execution import Run
 from glmtune.export import exporting, merged
 from glmtune.inference.engine import Engine
 from glmtune.models import loading

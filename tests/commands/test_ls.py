@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.commands import ls
-from glmtune.commands.train import Run
+from glmtune.execution import Run
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from glmtune.commands import predict
-from glmtune.commands.train import Run
 from glmtune.config import load_recipe
+from glmtune.execution import Run
 from glmtune.inference.conversation import converse
 from glmtune.inference.engine import Engine
 from glmtune.models import loading

@@ -16,17 +16,18 @@ import pytest
 from rich.console import Console
 from safetensors import SafetensorError
 
+from glmtune import execution, plan
 from glmtune.commands import evaluate, export, train
-from glmtune.commands.estimate import Place
-from glmtune.commands.train import Run
 from glmtune.config import load_recipe, to_yaml
 from glmtune.data.encoding import Encoder
 from glmtune.data.mixture import training_set
+from glmtune.execution import Run
 from glmtune.methods import Method
 from glmtune.models import loading
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks.instructions import Instructions
 from glmtune.training import trainer
+from glmtune.training.placement import Place
 
 Trains = Callable[..., Run]
 
@@ -134,7 +135,7 @@ def test_ctrl_c_before_training_leaves_nothing_behind(
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "evaluate", interrupt)
+    monkeypatch.setattr(execution, "evaluate", interrupt)
     with pytest.raises(KeyboardInterrupt) as interruption:
         train_tiny(tmp_path / "run")
     assert not str(interruption.value)
@@ -251,8 +252,8 @@ def test_memory_is_announced_before_anything_is_loaded(
     tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, warned: bool
 ) -> None:
     place = Place("cpu", "a small machine", memory)
-    monkeypatch.setattr(train, "at_hand", lambda with_gpu: place)
     loaded = loading.load_model
+    monkeypatch.setattr(plan, "at_hand", lambda with_gpu: place)
     told = io.StringIO()
 
     def load(*args: Any) -> Any:
@@ -263,7 +264,7 @@ def test_memory_is_announced_before_anything_is_loaded(
     train.run(
         overrides=[*tiny_settings, f"training.output_dir={tmp_path / 'run'}"], console=Console(file=told, width=200)
     )
-    assert ("This is too much. See `glmtune estimate`" in told.getvalue()) == warned
+    assert ("too much for a small machine with its 1.0 MiB. See `glmtune estimate`" in told.getvalue()) == warned
     assert ("--target-length" in told.getvalue()) == warned
 
 

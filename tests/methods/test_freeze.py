@@ -10,8 +10,8 @@ from torch import nn
 from transformers import CodeGenConfig, CodeGenForCausalLM, GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import glmtune
-from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
+from glmtune.execution import Run
 from glmtune.inference.engine import Engine
 from glmtune.methods.freeze import WEIGHTS, Freeze, FreezeSettings
 from glmtune.models import loading

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import glmtune
-from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
+from glmtune.execution import Run
 from glmtune.inference.engine import Engine
 from glmtune.methods.full import Full, FullSettings
 from glmtune.models import loading

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import glmtune
-from glmtune.commands.train import Run
 from glmtune.config import ModelSettings, load_recipe
 from glmtune.data.encoding import encode_prompt
+from glmtune.execution import Run
 from glmtune.export.merged import merge_adapter
 from glmtune.export.verification import TOLERANCE
 from glmtune.inference.engine import Engine

@@ -1,28 +1,52 @@
-"""`glmtune doctor`: what would fail, and what to do about it, before anything is trained. No weights are read.
+"""`glmtune doctor`: find what would fail, with a remedy for each: this machine, a recipe, a model, a data file.
 
 Each check is caught by itself, so that one failure hides no other; only what cannot be looked at because of it is left
-out, and that is said. What may be missing or broken (torch, transformers) is imported by the check that needs it.
+out, and that is said. What may be missing or broken (torch, transformers) is imported by the check that needs it. No
+weights are read.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glmtune.commands.doctor.checks import Check, Examination, examine, failure
-from glmtune.commands.doctor.machine import machine_examinations
-from glmtune.commands.doctor.model import COPY, MODEL_EXAMINATIONS, adapter, base, model
-from glmtune.commands.doctor.patient import Patient, admit, is_data
-from glmtune.commands.doctor.recipe import RECIPE_EXAMINATIONS, RUN_EXAMINATIONS, records
-from glmtune.config import RecipeError
-from glmtune.runtime import UserError
+from glmtune.commands._arguments import TARGET_HELP, add_recipe, recipe_and_settings
 
-__all__ = ["Check", "run"]
+if TYPE_CHECKING:
+    from glmtune.commands.doctor.checks import Diagnosis
+    from glmtune.plan import Plan
 
 RECIPE_REMEDY = "Mend it there; `glmtune train --help-settings` lists every setting."
+WORDS = {"ok": "ok", "warning": "warning", "awaited": "waits", "failure": "FAILS"}
 
 
-def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Check]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the target."""
+    text = f"RECIPE.yaml, DATA.jsonl, {TARGET_HELP} (default: the machine)"
+    add_recipe(parser, text, "model.bits=4 training.batch_size=1", metavar="TARGET")
+    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Look and print; the exit code is 2 if something would fail."""
+    from glmtune.runtime import quiet_libraries
+
+    target, settings = recipe_and_settings(options)
+    if target or settings:
+        with suppress(ImportError):  # of which the doctor will tell
+            quiet_libraries()
+    diagnoses = run(target, settings)
+    show(diagnoses, options.json)
+    return 2 if any(diagnosis.status == "failure" for diagnosis in diagnoses) else 0
+
+
+def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Diagnosis]:
     """Examine this machine, and a target if one is named.
 
     Args:
@@ -31,33 +55,69 @@ def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Check]
         overrides: `section.setting=value` texts.
 
     Returns:
-        One check for each thing, failed or not. Nothing is raised.
+        One diagnosis for each thing, whether it fails or not. Nothing is raised.
     """
-    checks = list(examine(machine_examinations()))
+    from glmtune.commands.doctor.checks import Check, diagnose, failure
+    from glmtune.commands.doctor.machine import machine_checks
+    from glmtune.commands.doctor.model import model_checks
+    from glmtune.commands.doctor.recipe import records, run_checks
+    from glmtune.commands.doctor.tokenizer import TOKENIZER_CHECKS
+    from glmtune.config import RecipeError
+    from glmtune.runtime import UserError
+
+    found = list(diagnose(machine_checks()))
     if target is None and not overrides:
-        return checks
+        return found
     if target is not None and is_data(target) and not overrides:
-        return checks + list(
-            examine([Examination("data", partial(records, target), "See what `glmtune inspect` says of it.")])
+        return found + list(
+            diagnose([Check("data", partial(records, target), "See what `glmtune inspect` says of it.")])
         )
     try:
-        patient = admit(target, overrides)
+        plan = plan_of(target, overrides)
     except RecipeError as error:
-        faults = [UserError(fault) for fault in error.faults]
-        return checks + [failure("recipe", fault, RECIPE_REMEDY) for fault in faults]
+        return found + [failure("recipe", UserError(fault), RECIPE_REMEDY) for fault in error.faults]
     except Exception as error:  # a task or method of the user's own, for instance
-        return [*checks, failure("target", error, RECIPE_REMEDY)]
-    return checks + list(examine(examinations_of(patient), patient))
+        return [*found, failure("target", error, RECIPE_REMEDY)]
+    return found + list(diagnose([*model_checks(plan.model), *TOKENIZER_CHECKS, *run_checks(plan)], plan))
 
 
-def examinations_of(patient: Patient) -> list[Examination]:
-    """What is looked at, in order."""
-    remedy = "Check the name, and whether the hub can be reached; or name a folder."
-    return [
-        *([Examination("adapter", adapter, COPY)] if patient.adapter else []),
-        Examination("model", model, remedy, () if patient.base_is_named else ("adapter",)),
-        *MODEL_EXAMINATIONS,
-        *([Examination("base", base, COPY, ("adapter", "files", "weights"))] if patient.adapter else []),
-        *(RECIPE_EXAMINATIONS if patient.has_recipe else []),
-        *RUN_EXAMINATIONS,
-    ]
+def plan_of(target: str | None, overrides: Sequence[str]) -> Plan:
+    """Return the plan by which a target would be trained; no piece of it is worked out yet.
+
+    Raises:
+        RecipeError: faults in a recipe.
+    """
+    from glmtune.config import make_recipe, with_overrides
+    from glmtune.plan import Plan, run_name
+    from glmtune.resolution import ResolvedModel, identify
+    from glmtune.runtime import RunFolder
+
+    if target is not None and is_data(target):
+        task = {"name": "instructions", "file": target}
+        model = ResolvedModel(make_recipe(with_overrides({"task": task}, overrides)))
+    else:
+        model = identify(target, overrides)
+    return Plan(model, RunFolder(model.recipe.training.output_dir or f"runs/{run_name(model.recipe)}"))
+
+
+def is_data(target: str) -> bool:
+    """Return whether a target is a file of records."""
+    from glmtune.records.files import READERS
+
+    path = Path(target)
+    return path.suffix in READERS or (path.is_file() and path.suffix not in (".yaml", ".yml"))
+
+
+def show(diagnoses: Sequence[Diagnosis], as_json: bool = False) -> None:
+    """Print what was found, with a remedy where there is something to be done."""
+    failures = sum(diagnosis.status == "failure" for diagnosis in diagnoses)
+    if as_json:
+        print(json.dumps({"checks": [asdict(diagnosis) for diagnosis in diagnoses], "ok": not failures}, indent=2))
+        return
+    for diagnosis in diagnoses:
+        print(f"{WORDS[diagnosis.status]:<8} {diagnosis.name}: {diagnosis.finding}")
+        if diagnosis.remedy:
+            print(f"{'':<8} {diagnosis.remedy}")
+    awaits = any(diagnosis.status == "awaited" for diagnosis in diagnoses)
+    fine = "Nothing that is there would fail." if awaits else "Nothing here would fail."
+    print(f"{failures} of {len(diagnoses)} checks fail." if failures else fine)

@@ -10,20 +10,24 @@ from typing import Any, Literal, TypeAlias
 
 from glmtune.runtime import UserError
 
-Status = Literal["ok", "warning", "failure"]
-Finding: TypeAlias = tuple[Status, str, str]  # what a check gives: status, what was found, remedy
-
+Status = Literal["ok", "warning", "awaited", "failure"]
+Finding: TypeAlias = tuple[Status, str, str]  # what is found: status, a sentence, remedy
 
 SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 
 
+class AwaitedError(UserError):
+    """Something is not there yet, and is not expected to be: an earlier recipe makes it."""
+
+
 @dataclass(frozen=True)
-class Check:
-    """What is told of one thing.
+class Diagnosis:
+    """What is said of one thing.
 
     Attributes:
         name: of the thing.
-        status: `failure`: something would fail; `warning`: it works, but look at it.
+        status: `failure`: something would fail; `awaited`: it is not there yet, and is not expected to be; `warning`:
+            it works, but look at it.
         finding: what was found.
         remedy: what to do; empty where nothing is to be done.
     """
@@ -35,11 +39,11 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Examination:
+class Check:
     """One thing to look at.
 
     Attributes:
-        name: of the check.
+        name: of the thing.
         look: gives status, finding and remedy, or raises.
         remedy: where `look` raises something that names none.
         needs: names of the checks without which there is nothing to look at.
@@ -50,16 +54,16 @@ class Examination:
     remedy: str
     needs: tuple[str, ...] = ()
 
-    def check(self, *about: Any) -> Check:
+    def diagnose(self, *subject: Any) -> Diagnosis:
         """Look at it; whatever is raised becomes a failure."""
         try:
-            return Check(self.name, *self.look(*about))
+            return Diagnosis(self.name, *self.look(*subject))
         except Exception as error:  # libraries document no classes of errors
             return failure(self.name, error, self.remedy)
 
 
-def failure(name: str, error: Exception, remedy: str) -> Check:
-    """An error as a check that failed.
+def failure(name: str, error: Exception, remedy: str) -> Diagnosis:
+    """Return an error as a diagnosis.
 
     Args:
         name: of the check.
@@ -67,30 +71,30 @@ def failure(name: str, error: Exception, remedy: str) -> Check:
         remedy: for a library's errors, which advise anything.
     """
     if isinstance(error, UserError) and error.__cause__ is None:
-        finding, own = told(error)
-        return Check(name, "failure", finding, own or remedy)
+        finding, own = split_message(error)
+        return Diagnosis(name, "awaited" if isinstance(error, AwaitedError) else "failure", finding, own or remedy)
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return Check(name, "failure", textwrap.shorten(f"{kind}{error}", 400, placeholder=" ..."), remedy)
+    return Diagnosis(name, "failure", textwrap.shorten(f"{kind}{error}", 400, placeholder=" ..."), remedy)
 
 
-def told(error: UserError) -> tuple[str, str]:
-    """What is wrong, and the remedy: the first sentence of our own messages, and the rest."""
+def split_message(error: UserError) -> tuple[str, str]:
+    """Return what is wrong, and the remedy: the first sentence of our own messages, and the rest."""
     finding, *rest = SENTENCE_END.split(" ".join(str(error).split()), maxsplit=1)
     return finding, " ".join(rest)
 
 
-def examine(examinations: Sequence[Examination], *about: Any) -> Iterator[Check]:
-    """The checks in order; those that need what failed are named together at the end."""
+def diagnose(checks: Sequence[Check], *subject: Any) -> Iterator[Diagnosis]:
+    """Yield the diagnoses in order; checks that need what is not there or failed are named together at the end."""
     unseen: list[str] = []
-    failed: set[str] = set()
-    for examination in examinations:
-        if not failed.isdisjoint(examination.needs):
-            unseen.append(examination.name)
-            failed.add(examination.name)
+    missing: set[str] = set()
+    for check in checks:
+        if not missing.isdisjoint(check.needs):
+            unseen.append(check.name)
+            missing.add(check.name)
             continue
-        check = examination.check(*about)
-        if check.status == "failure":
-            failed.add(check.name)
-        yield check
+        diagnosis = check.diagnose(*subject)
+        if diagnosis.status in ("failure", "awaited"):
+            missing.add(check.name)
+        yield diagnosis
     if unseen:
-        yield Check("not checked", "warning", ", ".join(unseen), "Mend what fails above, and ask the doctor again.")
+        yield Diagnosis("not checked", "warning", ", ".join(unseen), "Mend what is told above, and ask again.")

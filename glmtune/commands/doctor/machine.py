@@ -14,10 +14,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from glmtune import distributed
-from glmtune.commands.doctor.checks import Examination, Finding, Status
-from glmtune.commands.estimate import at_hand, readable
+from glmtune.commands.doctor.checks import Check, Finding, Status
 from glmtune.runtime import memory_size, processor_name
 from glmtune.training.memory import LIBRARIES
+from glmtune.training.placement import at_hand, readable
 
 REQUIRED = (
     "torch",
@@ -42,16 +42,16 @@ CONFLICTS = {
 }
 
 
-def machine_examinations() -> list[Examination]:
+def machine_checks() -> list[Check]:
     """What is looked at without a target."""
     again = "Install it again: pip install glmtune"
     installed = [name for name in CONFLICTS if name not in OPTIONAL and version_of(name) is not None]
     return [
-        Examination("python", python, again),
-        *(Examination(name, partial(library, name), again) for name in (*REQUIRED, *OPTIONAL, *installed)),
-        Examination("device", device, "Install torch again: https://pytorch.org/get-started/locally", ("torch",)),
-        Examination("memory", memory, again),
-        Examination("disk", disk, "Change to a folder that can be read."),
+        Check("python", python, again),
+        *(Check(name, partial(library, name), again) for name in (*REQUIRED, *OPTIONAL, *installed)),
+        Check("device", device, "Install torch again: https://pytorch.org/get-started/locally", ("torch",)),
+        Check("memory", memory, again),
+        Check("disk", disk, "Change to a folder that can be read."),
     ]
 
 

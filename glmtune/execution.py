@@ -1,0 +1,222 @@
+"""A plan carried out: the model before, the training, the model after, and a run folder that holds all of it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from glmtune import distributed
+from glmtune.config import read_log, to_yaml
+from glmtune.evaluation.comparison import compare
+from glmtune.evaluation.evaluator import Evaluation, evaluate
+from glmtune.evaluation.forgetting import Probe, compare_probes, probe
+from glmtune.evaluation.page import write_page
+from glmtune.evaluation.plots import write_plots
+from glmtune.methods import Model
+from glmtune.models.quantization import count_parameters
+from glmtune.plan import Plan
+from glmtune.runtime import RunFolder, UserError, machine, replacing, seed_everything, write_json
+from glmtune.tasks import Task
+from glmtune.training.callbacks import start_log
+from glmtune.training.placement import readable
+from glmtune.training.run_trainer import DivergenceError, Judge
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training leaves behind. It stands for its folder wherever a path is asked for.
+
+    Attributes:
+        folder: the run folder.
+        task: what was learned.
+        before, after: held-out results of the model before and after.
+        report: what `report.json` holds.
+    """
+
+    folder: RunFolder
+    task: Task
+    before: Evaluation
+    after: Evaluation
+    report: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The run folder's path."""
+        return self.folder.path
+
+    @property
+    def accuracy_before(self) -> float:
+        """Share of the held-out examples that the model answered rightly before, 0 to 1."""
+        return float(self.report["before"]["accuracy"])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the held-out examples that the model answers rightly now, 0 to 1."""
+        return float(self.report["after"]["accuracy"])
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a model makes of what it is asked before and after a training.
+
+    Attributes:
+        held_out: its answers to the held-out examples.
+        general: its answers to the general questions; None where forgetting is not measured.
+    """
+
+    held_out: Evaluation
+    general: Probe | None
+
+
+def execute(plan: Plan, console: Console) -> Run:
+    """Train as planned, from the last checkpoint of the run folder where it has one.
+
+    Raises:
+        UserError: the loss diverged, or the disk is full.
+        KeyboardInterrupt: after Ctrl-C; says how to go on.
+    """
+    announce(plan, console)
+    seed_everything(plan.recipe.seed)
+    base, _ = plan.model.load()
+    assert isinstance(base, PreTrainedModel), "a recipe names no adapter"
+    console.print(f"Before: {plan.recipe.model.path} answers {len(plan.held_out)} held-out problems ...")
+    before = examine(plan, base)
+    if not plan.folder.log.exists():
+        start_log(plan.folder.log, figures_of(before.held_out))
+    seed_everything(plan.recipe.seed)  # what a method draws must not depend on how the questions were answered
+    model = plan.method.apply(base)
+    with replacing(plan.folder.recipe) as temporary:
+        temporary.write_text(to_yaml(plan.recipe), encoding="utf-8")
+    announce_training(plan, model, console)
+    return learn(plan, model, before, console)
+
+
+def learn(plan: Plan, model: Model, before: Examination, console: Console) -> Run:
+    """Train a model to which the method is applied, save it, and report on it.
+
+    Raises:
+        UserError: the loss diverged; the best weights before that are saved. Or the disk is full.
+        KeyboardInterrupt: after Ctrl-C; says how to go on.
+    """
+    try:
+        plan.objective.trainer(plan, model, judge_of(plan)).run()
+        model = save(plan, model)
+        console.print("After: the same problems again ...")
+        return report(plan, before, examine(plan, model))
+    except DivergenceError as error:
+        if not error.rescued:
+            raise
+        model = save(plan, model)
+        report(plan, before, examine(plan, model))
+        raise UserError(f"{error} The best weights before that are in {plan.folder.path}, ready for use.") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Go on with: glmtune train --resume {plan.folder.path}") from None
+
+
+def examine(plan: Plan, model: Model) -> Examination:
+    """Ask a model what it is asked before and after the training."""
+    generation = plan.recipe.generation
+    held_out = evaluate(model, plan.tokenizer, plan.task, plan.held_out, generation)
+    return Examination(held_out, probe(model, plan.tokenizer, plan.general, generation) if plan.general else None)
+
+
+def judge_of(plan: Plan) -> Judge:
+    """Return what scores a model during the training: greedy decoding on held-out examples of its own."""
+    greedy = plan.recipe.generation.model_copy(update={"do_sample": False})
+
+    def judge(model: Model) -> dict[str, Any]:
+        return figures_of(evaluate(model, plan.tokenizer, plan.task, plan.held_out_during, greedy, progress=False))
+
+    return judge
+
+
+def figures_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what the log says of an evaluation."""
+    report = evaluation.report(text_metrics=False)
+    return {name: report[name] for name in ("accuracy", "accuracy_ci95", "n")}
+
+
+def announce(plan: Plan, console: Console) -> None:
+    """Say what the user should know before anything is loaded."""
+    try:
+        place, estimate = plan.placement.place, plan.placement.estimate
+        console.print(f"Expected peak of memory: {readable(estimate.peak)}; {place.name} has {readable(place.memory)}.")
+    except UserError:  # nothing is said of models and methods whose sizes are not known
+        pass
+    for remark in plan.remarks:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
+
+
+def announce_training(plan: Plan, model: Model, console: Console) -> None:
+    """Say what is about to be trained."""
+    recipe, training = plan.recipe, plan.recipe.training
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    console.print(
+        f"[bold]{recipe.task.name}[/] with [bold]{recipe.method.name}[/] on [bold]{recipe.model.path}[/]: "
+        f"{trainable:,} of {count_parameters(model):,} parameters learn, {plan.steps:,} steps of "
+        f"{training.batch_size * training.gradient_accumulation_steps} examples on {model.device}"
+    )
+    console.print(f"Run folder: {plan.folder.path}")
+
+
+def save(plan: Plan, model: Model) -> Model:
+    """Write the adapter, or the whole model, whole or not at all, and return what is used from then on.
+
+    Raises:
+        UserError: the disk is full; the checkpoints are still there.
+    """
+    method, folder = plan.method, plan.folder
+    model = method.finish(model)
+    with replacing(folder.adapter if method.saves_adapter else folder.model) as temporary:
+        temporary.mkdir()
+        try:
+            method.save(model, plan.tokenizer, temporary, plan.recipe.model)
+        except SafetensorError as error:  # in place of an OSError
+            raise OSError(str(error)) from error
+    return model
+
+
+def report(plan: Plan, before: Examination, after: Examination) -> Run:
+    """Write the report, its page and the plots."""
+    folder, recipe = plan.folder, plan.recipe
+    log = read_log(folder)
+    values: dict[str, Any] = {
+        "format": 2,
+        "before": before.held_out.report(recipe.evaluation.text_metrics),
+        "after": after.held_out.report(recipe.evaluation.text_metrics),
+        **compare(plan.task, before.held_out, after.held_out),
+        **forgotten(before.general, after.general),
+        "training_seconds": max((record["seconds"] for record in log), default=0),
+        "peak_memory": peak_memory(),
+        "machine": machine(),
+    }
+    write_json(folder.report, values)
+    write_page(values, log, to_yaml(recipe), folder.path)
+    write_plots(values, log, folder.path)
+    return Run(folder, plan.task, before.held_out, after.held_out, values)
+
+
+def forgotten(before: Probe | None, after: Probe | None) -> dict[str, Any]:
+    """Return what `report.json` says of the general questions; nothing where they were not asked."""
+    return {} if before is None or after is None else {"forgetting": compare_probes(before, after)}
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes that this process held, of the GPU where there is one, else resident; None if unknown."""
+    if distributed.local_device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,329 @@
+"""A recipe with everything decided. `train` executes a plan, `doctor` looks at the same plan piece by piece.
+
+Each piece is worked out once, when it is first asked for; `prepare` asks for all of them. No weights are read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from glmtune import distributed, registry
+from glmtune.config import Recipe
+from glmtune.examples import Example
+from glmtune.methods import Method
+from glmtune.models import loading
+from glmtune.models.architecture import stored_bits
+from glmtune.models.releases import check_release
+from glmtune.objectives import Objective
+from glmtune.resolution import ResolvedModel
+from glmtune.runtime import RunFolder, UserError
+from glmtune.tasks import Task
+from glmtune.training.placement import Place, Placement, at_hand, estimate, readable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from glmtune.data import EncodedDataset
+    from glmtune.data.encoding import Encoder
+
+# Examples whose lengths are looked at, where a task draws without end.
+CHECKED_DRAWS = 1000
+FEW_HELD_OUT = 30
+
+
+class Preparation(NamedTuple):
+    """What is decided before the data set is made."""
+
+    recipe: Recipe
+    task: Task
+    encoder: Encoder
+    general: Sequence[Example]
+
+
+class Lengths(NamedTuple):
+    """Tokens of the longest example, and of the longest target."""
+
+    example: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training, decided.
+
+    Attributes:
+        model: what is trained, and by which recipe.
+        folder: where the run goes.
+    """
+
+    model: ResolvedModel
+    folder: RunFolder
+
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        return self.model.task
+
+    @property
+    def method(self) -> Method:
+        """How it is learned."""
+        return self.model.method
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with the template that is learned."""
+        return self.model.tokenizer
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What is learned from an example."""
+        objective = registry.find("glmtune.objectives", self.model.recipe.objective.name)
+        return objective(self.model.recipe.objective)  # type: ignore[no-any-return]
+
+    @cached_property
+    def general(self) -> Sequence[Example]:
+        """Questions by which forgetting is measured; none where it is not.
+
+        Raises:
+            UserError: the file of them cannot be read.
+        """
+        from glmtune.evaluation.forgetting import read_general
+
+        settings = self.model.recipe.evaluation
+        return read_general(settings.general_file) if settings.forgetting else []
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Examples to token ids, no longer than the model can take.
+
+        Raises:
+            UserError: the template has no form for a question and its answer.
+        """
+        from glmtune.data.encoding import Encoder, check_template
+
+        check_template(self.tokenizer)
+        data = self.model.recipe.data
+        return Encoder(self.tokenizer, data.max_length or self.model.limit, data.train_on_bos)
+
+    @cached_property
+    def asked(self) -> Recipe:
+        """The recipe as the user means it from any folder, with room for the held-out answers."""
+        from glmtune.inference.selection import fit_max_new_tokens
+
+        model = self.model.recipe.model.model_copy(update={"path": self.model.storage.path})
+        recipe = self.model.recipe.model_copy(update={"model": model})
+        return fit_max_new_tokens(recipe, self.task, self.tokenizer, self.model.limit)
+
+    @cached_property
+    def held_out(self) -> Sequence[Example]:
+        """What the model is asked before and after the training.
+
+        Raises:
+            UserError: one is too long.
+        """
+        from glmtune.inference.selection import select_held_out
+
+        return select_held_out(self.asked, self.task, self.tokenizer, self.model.limit)
+
+    @cached_property
+    def held_out_during(self) -> Sequence[Example]:
+        """What the model is asked during the training.
+
+        Raises:
+            UserError: one is too long.
+        """
+        from glmtune.inference.selection import select_held_out
+
+        return select_held_out(self.asked, self.task, self.tokenizer, self.model.limit, during=True)
+
+    @cached_property
+    def _learned(self) -> tuple[EncodedDataset, int]:
+        return self.objective.dataset(Preparation(self.asked, self.task, self.encoder, self.general))
+
+    @property
+    def dataset(self) -> EncodedDataset:
+        """What is learned; records are encoded.
+
+        Raises:
+            UserError: a file that cannot be read, or records that are too long.
+        """
+        return self._learned[0]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self._learned[1]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe with everything filled in; what the run folder keeps."""
+        hidden_size = self.model.config.get_text_config().hidden_size
+        rate = self.asked.training.learning_rate or self.method.learning_rate(hidden_size)
+        training = self.asked.training.model_copy(update={"steps": self.steps, "learning_rate": rate})
+        return self.asked.model_copy(update={"training": training})
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        """Tokens of the longest example and target; of a task that draws without end, among the first ones.
+
+        Raises:
+            UserError: one is too long.
+        """
+        return longest_of(self.dataset)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """The memory and disk that the training takes, on this machine.
+
+        Raises:
+            UserError: the sizes of the model, or what the method trains, are not known.
+        """
+        return placement_of(self.model, self.asked, *self.lengths)
+
+    @cached_property
+    def remarks(self) -> Sequence[str]:
+        """What the user should know, though nothing fails."""
+        return [
+            *self.dataset.remarks,
+            *too_few(len(self.held_out), self.asked.evaluation.num_examples),
+            *no_bos(self.encoder),
+            *self._too_much(),
+        ]
+
+    def _too_much(self) -> Iterator[str]:
+        try:
+            fits = self.placement.fits
+        except UserError:  # nothing is known of its memory
+            return
+        if not fits:
+            estimate, place = self.placement.estimate, self.placement.place
+            yield (
+                f"The training takes {readable(estimate.peak)}, too much for {place.name} with its "
+                f"{readable(place.memory)}. See `glmtune estimate` with the same recipe, --length "
+                f"{self.lengths.example} and --target-length {self.lengths.target} for settings with which it fits."
+            )
+
+    def check_packages(self) -> None:
+        """See whether the optional packages are installed that the recipe needs.
+
+        Raises:
+            UserError: one is missing.
+        """
+        from glmtune.training.optimizers import check_installed
+
+        bits = self.model.recipe.model.bits
+        check_installed(self.model.recipe.training.optimizer)
+        if bits < stored_bits(self.model.config) and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"model.bits={bits}: bitsandbytes is not installed. pip install 'glmtune[quantization]', or leave it "
+                "out."
+            )
+
+    def check_model(self) -> None:
+        """See whether the device computes, stores and trains the model as the recipe says.
+
+        Raises:
+            UserError: it does not.
+        """
+        from glmtune.training.arguments import check_precision
+
+        settings, config, device = self.model.recipe.model, self.model.config, distributed.local_device()
+        check_precision(loading.choose_dtype(settings.dtype, device), device)
+        self.method.check_storage(settings, stored_bits(config))
+        loading.check_bits(settings, config)
+
+
+def prepare(model: ResolvedModel, folder: RunFolder) -> Plan:
+    """Return a plan with every piece worked out, so that no fault of the recipe, the files or the data is left.
+
+    Args:
+        model: by a recipe.
+        folder: where the run goes.
+
+    Raises:
+        UserError: faults in the model's files or the data.
+    """
+    plan = Plan(model, folder)
+    model.check()
+    check_release(model.base, plan.tokenizer, model.config)
+    plan.check_packages()
+    plan.check_model()
+    _ = (plan.general, plan.encoder, plan.held_out, plan.held_out_during, plan.recipe, plan.lengths, plan.remarks)
+    return plan
+
+
+def placement_of(
+    model: ResolvedModel, recipe: Recipe, length: int, target_length: int, where: Place | None = None
+) -> Placement:
+    """Return what training a model by a recipe takes of a place.
+
+    Args:
+        model: whose sizes count.
+        recipe: its own, or a variant.
+        length: tokens of the longest examples.
+        target_length: those of them that are learned.
+        where: default: this machine.
+
+    Raises:
+        UserError: the sizes of the model are not known.
+    """
+    place = where or at_hand(distributed.local_device().type == "cuda")
+    architecture = model.architecture
+    return Placement(
+        recipe, place, lambda variant: estimate(variant, architecture, place.device, length, target_length)
+    )
+
+
+def longest_of(dataset: EncodedDataset) -> Lengths:
+    """Return the lengths of the longest example and target of a data set; of draws, the first are looked at.
+
+    Raises:
+        UserError: one is too long.
+    """
+    from glmtune.data import EncodedDraws
+    from glmtune.data.encoding import IGNORED
+    from glmtune.data.mixture import Mixture
+
+    if isinstance(dataset, Mixture):
+        return Lengths(*map(max, zip(*map(longest_of, dataset.sources), strict=True)))
+    length = target_length = 1
+    for index in range(min(len(dataset), CHECKED_DRAWS) if isinstance(dataset, EncodedDraws) else len(dataset)):
+        labels = dataset[index]["labels"]
+        length = max(length, len(labels))
+        target_length = max(target_length, len(labels) - labels.count(IGNORED))
+    return Lengths(length, target_length)
+
+
+def too_few(asked: int, wanted: int) -> Iterator[str]:
+    """Yield what is said where so few held-out examples are asked that a score of them says little.
+
+    Args:
+        asked: held-out examples that there are.
+        wanted: as many as the recipe says.
+    """
+    from glmtune.evaluation.intervals import wilson_interval
+
+    if asked < FEW_HELD_OUT:
+        low, high = wilson_interval(asked // 2, asked)
+        more = f"evaluation.num_examples={FEW_HELD_OUT} or more" if wanted <= asked else "task.held_out=0.2"
+        yield (
+            f"Only {asked} held-out examples are asked: half of them right would mean anything from {low:.0%} to "
+            f"{high:.0%}. Ask more ({more}{'' if wanted <= asked else ', or more records'})."
+        )
+
+
+def no_bos(encoder: Encoder) -> Iterator[str]:
+    """Yield what is said where `data.train_on_bos` changes nothing."""
+    example = Example("1+1=", "2")
+    if encoder.train_on_bos and encoder(example) == replace(encoder, train_on_bos=False)(example):
+        yield "data.train_on_bos=true changes nothing: this template has no control token right before an answer."
+
+
+def run_name(recipe: Recipe) -> str:
+    """Return `arithmetic-lora`: the name of a run that the user did not name."""
+    return f"{Path(recipe.task.name).stem}-{Path(recipe.method.name).stem}"
