@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 from glmtune.records.faults import SKIPPED, Fault, Unreadable
 from glmtune.records.fields import Row, kind_of
-from glmtune.records.streams import check_head, read_json, read_json_lines, read_text
+from glmtune.records.streams import read_json, read_json_lines
 from glmtune.records.tables import read_csv, read_hub, read_parquet
+from glmtune.records.text import check_head, read_text
 from glmtune.registry import suggest
 from glmtune.runtime import UserError
 

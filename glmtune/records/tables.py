@@ -9,7 +9,7 @@ from typing import Any
 
 from glmtune.records.faults import Fault, Unreadable
 from glmtune.records.fields import MOST_CHARACTERS, Row
-from glmtune.records.streams import check_text, open_text
+from glmtune.records.text import check_text, open_text
 from glmtune.runtime import UserError
 
 

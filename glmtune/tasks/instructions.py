@@ -22,8 +22,8 @@ class InstructionsSettings(NamedSettings):
     """Where the records are."""
 
     file: str = Field(
-        description="JSONL, JSON, CSV, TSV or Parquet file, a folder of them, or OWNER/NAME@CONFIG:SPLIT of the hub; "
-        "the format is told by the fields: prompt and target, instruction, input and output, messages, ..."
+        description="JSONL, JSON, CSV, TSV, Parquet or TXT file, a folder of them, or OWNER/NAME@CONFIG:SPLIT of the "
+        "hub; the format is told by the fields: prompt and target, instruction, input and output, messages, ..."
     )
     held_out_file: str | None = Field(None, description="records to judge by; default: a share of `file`")
     metric: MetricName = Field("auto", description=f"how answers are compared with targets; {describe_metrics()}")
