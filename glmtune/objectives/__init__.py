@@ -5,11 +5,13 @@ torch and transformers are imported by the functions that need them, so that the
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from glmtune.config import NamedSettings, Recipe
+from glmtune.runtime import RunFolder, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from glmtune.data.encoding import Encoder
     from glmtune.examples import Example
     from glmtune.methods import Method, Model
-    from glmtune.runtime import RunFolder
     from glmtune.tasks import Task
     from glmtune.training.run_trainer import Judge, RunTrainer
 
@@ -73,10 +74,12 @@ class Objective(ABC):
     Attributes:
         Settings: the objective's settings; they become the fields of the recipe's `objective` section.
         needs: the parts of an example that are learned from; empty where prompts alone are.
+        metric: the figure of the judge by which the best weights are chosen.
     """
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
     needs: ClassVar[frozenset[Part]]
+    metric: ClassVar[str] = "accuracy"
 
     def __init__(self, settings: NamedSettings):
         self.settings = settings
@@ -88,6 +91,28 @@ class Objective(ABC):
         Raises:
             UserError: a file that cannot be read, or examples that are too long.
         """
+
+    def judge(self, plan: Preparation) -> Judge | None:
+        """Return how a model is scored, before, during and after the training.
+
+        Default: None; the model is asked held-out examples, and the task scores its answers.
+        """
+        return None
+
+    def check(self, plan: Preparation) -> None:
+        """See on one example whether the task has what this objective needs.
+
+        Raises:
+            UserError: it has not.
+        """
+        first = plan.task.sample(random.Random(plan.recipe.seed))
+        has = {"target": first.target or first.tool_calls, "rejected": first.rejected, "text": first.text}
+        missing = [part for part in sorted(self.needs) if not has[part]]
+        if missing:
+            raise UserError(
+                f"objective.name={self.settings.name} learns from {' and '.join(missing)}, which task.name="
+                f"{plan.recipe.task.name} does not have. Choose another task or objective; `glmtune ls` shows them."
+            )
 
     @abstractmethod
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:

@@ -27,6 +27,7 @@ class SupervisedFineTuning(Objective):
         """Return the task's examples, with those of `data.mixture`, and the optimizer steps."""
         from glmtune.data.mixture import training_set
 
+        self.check(plan)
         return training_set(plan.recipe, plan.task, plan.encoder, plan.general)
 
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
