@@ -23,6 +23,68 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def overview_table() -> str:
+    """The figures that have no table of their own, with the files that they come from."""
+    demo = {row["examples"]: row["accuracy"] for row in read("demo")["rows"]}
+    speeds = {row["decoder"]: row["ratio"] for row in read("decode_throughput")["rows"]}
+    data, load = read("data"), read("load_cpu")
+    times, peaks = load["load_and_touch_against_plain"].values(), load["peak_against_plain"].values()
+    startup = {row["command"]: row["median_s"] for row in read("startup")["rows"]}
+    rows = [
+        (
+            "`+` and `-` on 1,000 held-out problems made and answered by Python's `decimal` instead of this project",
+            f"{demo['after, foreign + and -']:.1%}",
+            "demo",
+        ),
+        ("minutes of the demo's training", f"{read('demo')['training_seconds'] / 60:.1f}", ""),
+        (
+            "training, against a plain `Trainer` + peft loop",
+            f"{read('train_throughput')['median_ratio']:.2f}x the tokens/s",
+            "train_throughput",
+        ),
+        (
+            "decoding in batches of 8 and 64, against `model.generate` one by one",
+            ", ".join(f"{speeds[f'glmtune, batch {size}']:.1f}x" for size in (8, 64)),
+            "decode_throughput",
+        ),
+        (
+            "largest difference from the original ChatGLM-6B code, logits up to 20, fp32",
+            f"{read('parity')['worst']:.1e}",
+            "parity",
+        ),
+        (
+            "records of alpaca_zh encoded a second with ChatGLM-6B's own tokenizer, the first time and from then on",
+            ", ".join(f"{data['encoding'][f'encoding_{time}_records_per_s']:,.0f}" for time in ("first", "kept")),
+            "data",
+        ),
+        (
+            "packed rows against padded batches, and against batches of similar length, real tokens/s of training nano",
+            ", ".join(f"{data['packing'][f'packed_against_{other}']:.2f}x" for other in ("padded", "grouped")),
+            "",
+        ),
+        (
+            "resident memory of 250,000 records of 200 tokens: read, encoded, gone through",
+            f"{data['many_records']['peak_gib']:.2f} GiB",
+            "",
+        ),
+        (
+            "loading ChatGLM-6B (safetensors) and ChatGLM3-6B (safetensors, bin) at full size, every weight read once, "
+            "against plain `from_pretrained` of a native class",
+            f"{', '.join(f'{time:.2f}x' for time in times)} of its time; {max(peaks):.2f}x of its peak",
+            "load_cpu",
+        ),
+        (
+            "`import glmtune`, `glmtune --help`",
+            ", ".join(f"{startup[command]:.2f} s" for command in ("import glmtune", "glmtune --help")),
+            "startup",
+        ),
+    ]
+    link = "[{0}.json](../benchmarks/results/{0}.json)"
+    return markdown(
+        ["what", "figure", "from"], [[what, figure, file and link.format(file)] for what, figure, file in rows]
+    )
+
+
 def methods_table() -> str:
     """Each method on the same task."""
     head = ["method", "right before", "right after", "`+`", "`-`", "`*`", "`/`", "learn", "of all", "seconds", "saved"]
@@ -166,7 +228,16 @@ def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 if __name__ == "__main__":
-    tables = (methods_table, memory_table, speed_table, demo_table, styles_table, long_table, wide_table)
+    tables = (
+        overview_table,
+        methods_table,
+        memory_table,
+        speed_table,
+        demo_table,
+        styles_table,
+        long_table,
+        wide_table,
+    )
     for table in tables:
         try:
             print(table(), end="\n\n")

@@ -101,10 +101,13 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
 
 
-@pytest.mark.parametrize("table", ["methods", "memory", "speed"])
-def test_tables_are_those_of_the_results(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python benchmarks/tables.py` prints what stands in docs/methods.md."""
+TABLES = {"methods.md": ["methods", "memory", "speed"], "results.md": ["overview", "demo", "styles", "long", "wide"]}
+
+
+@pytest.mark.parametrize(("page", "table"), [(page, table) for page, tables in TABLES.items() for table in tables])
+def test_tables_are_those_of_the_results(page: str, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python benchmarks/tables.py` prints what stands in the docs."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("tables")
-    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert f"<!-- {table} -->\n{getattr(tables, table + '_table')()}\n<!-- /{table} -->" in text
