@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,9 +22,11 @@ from glmtune.commands import evaluate, export, train
 from glmtune.config import load_recipe, to_yaml
 from glmtune.data.encoding import Encoder
 from glmtune.data.mixture import training_set
+from glmtune.examples import split_of
 from glmtune.execution import Run
 from glmtune.methods import Method
 from glmtune.models import loading
+from glmtune.records.leaks import problem_of
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks.instructions import Instructions
 from glmtune.training import trainer
@@ -294,6 +297,31 @@ def test_the_report_is_what_evaluate_says(train_tiny: Trains, tmp_path: Path, me
     evaluation, report = evaluate.run(str(done.folder.path))
     assert evaluation.completions == done.after.completions
     assert report["verdicts"] == done.report["after"]["verdicts"]
+
+
+@pytest.mark.parametrize("settings", [[], ["data.packing=true"], ["mixture"]])
+def test_a_loss_that_is_no_number_names_file_and_line(
+    settings: list[str],
+    train_tiny: Trains,
+    write_records: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Of the file, not of the split: what is held out or left out counts as well."""
+    file = write_records(*({"prompt": f"{i}+1=", "target": str(i + 1)} for i in range(40)))
+    general = write_records({"prompt": "q", "target": "a"}, "", {"prompt": "r", "target": "b"}, name="general.jsonl")
+    if settings == ["mixture"]:
+        settings = [f"data.mixture=[{{file: {general}, share: 0.5}}]", "data.on_error=skip"]
+    monkeypatch.setattr(trainer, "target_loss", lambda *args: args[0].sum() * float("nan"))
+    monkeypatch.setattr(trainer, "check_packing", lambda *args: None)
+    task = f"task={{name: instructions, file: {file}, held_out: 0.3}}"
+    with pytest.raises(UserError, match=r"The loss of step 1 is nan \(lines? .* of .*\)") as error:
+        train_tiny(tmp_path / "run", task, "training.steps=2", "training.batch_size=4", *settings)
+    named = re.findall(r"lines? ([\d, ]+) of (\S+jsonl)", str(error.value))
+    lines = {Path(name).name: [int(number) for number in numbers.split(", ")] for numbers, name in named}
+    held_out = [i + 1 for i in range(40) if split_of(problem_of(f"{i}+1="), 0.3) == "held_out"]
+    assert held_out and not set(lines.get("records.jsonl", [])) & set(held_out)
+    assert lines.get("general.jsonl", [1]) in ([1], [3], [1, 3])
 
 
 def test_a_run_that_went_astray_is_reported_as_far_as_it_was_good(
