@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -136,6 +136,22 @@ class PromptLayout:
         # One row: positions stay at [MASK], but go on counting after [gMASK]. The original forgets the latter when it
         # decodes with a cache (quirk 9).
         return torch.where(in_answer & ~self.uses_gmask, self.mask_position, places).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the tokens of a call stand, and what they may see.
+
+    Attributes:
+        position_ids: (B, 2, T), or (B, T) in one-row models.
+        context: (B, S) bool, True before `<sop>`, where one sees in both directions; None where nothing is added to
+            what goes before a token, as after a prompt.
+        sequences: (B, T) number of the sequence of packed rows that each token belongs to; None where rows are one.
+    """
+
+    position_ids: Tensor
+    context: Tensor | None = None
+    sequences: Tensor | None = None
 
 
 def sequences_of(places: Tensor) -> Tensor:
@@ -308,20 +324,57 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.word_embeddings = cast(nn.Embedding, value)
 
-    def forward_layout(
+    def place_inputs(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+    ) -> Placement:
+        """Find where the tokens of a call stand. Arguments as for `forward`, of which there are four kinds.
+
+        Packed rows, whose places are in `position_ids`; a prompt, or tokens that follow one; the same with positions
+        that are given; and positions with a 4-D mask, which leave nothing to derive.
+
+        Raises:
+            ValueError: no special tokens to derive the prompt from, or positions of another shape.
+        """
+        two_rows = self.config.position_encoding_2d
+        mask_is_ready = attention_mask is not None and attention_mask.dim() == 4
+        is_alone = attention_mask is None and past_key_values is None and two_rows
+        if is_alone and input_ids is not None and position_ids is not None and position_ids.dim() == 2:
+            return self.place_packed(input_ids, position_ids)
+        if position_ids is not None and position_ids.dim() != (3 if two_rows else 2):
+            raise ValueError(
+                f"position_ids of shape {tuple(position_ids.shape)} do not fit: ChatGLM-6B has two rows of positions, "
+                "(B, 2, T). Leave position_ids out; they are derived from input_ids."
+            )
+        if position_ids is not None and mask_is_ready:
+            return Placement(position_ids)
+        if input_ids is None:
+            raise ValueError(
+                "ChatGLM-6B derives positions and masks from the special tokens in input_ids, and inputs_embeds have "
+                "none. Pass input_ids beside inputs_embeds (prompt tuning by peft cannot; use LoRA or prefix tuning)."
+            )
+        placement = self.place_prompt(input_ids, None if mask_is_ready else attention_mask, past_key_values)
+        return placement if position_ids is None else replace(placement, position_ids=position_ids)
+
+    def place_packed(self, input_ids: Tensor, places: Tensor) -> Placement:
+        """Find where the tokens (B, T) of packed rows stand, by their places (B, T) in their own sequences."""
+        layout = PromptLayout.find_packed(input_ids, places, self.config)
+        position_ids = layout.positions(places, two_rows=True)
+        return Placement(position_ids, places < layout.bos_position, sequences_of(places))
+
+    def place_prompt(
         self, input_ids: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Positions of this call's tokens, and the columns that belong to the bidirectional context.
+    ) -> Placement:
+        """Find where the tokens of a prompt stand, or those that follow one.
 
         Args:
             input_ids: (B, T). A prompt with its answer so far, or the tokens that follow what the cache holds.
             attention_mask: (B, S), 1 for real tokens, padding on either side; None for no padding.
             past_key_values: None, empty, filled by earlier calls, or filled by peft with a learned prefix. A prefix
                 takes columns but no positions, and everybody sees it.
-
-        Returns:
-            position_ids: (B, 2, T), or (B, T) in one-row models.
-            context: (B, S) bool, True before `<sop>`; None for tokens after a prompt, which see all that went before.
         """
         past_length = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         seen = past_length + input_ids.shape[1]
@@ -333,7 +386,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         two_rows = self.config.position_encoding_2d
         if layout is not None:
             places = real[:, layout.prefix_length :].cumsum(-1)[:, -input_ids.shape[1] :] - 1
-            return layout.positions(places, two_rows), None
+            return Placement(layout.positions(places, two_rows))
 
         places = real[:, past_length:].cumsum(-1) - 1  # left padding stays at -1
         layout = PromptLayout.find(
@@ -342,20 +395,20 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if past_key_values is not None:
             setattr(past_key_values, LAYOUT_ATTRIBUTE, layout)
         context = nn.functional.pad(places < layout.bos_position, (past_length, 0), value=True)
-        return layout.positions(places, two_rows), context
+        return Placement(layout.positions(places, two_rows), context)
 
     def forward_mask(
         self,
         inputs_embeds: Tensor,
         attention_mask: Tensor | None,
         past_key_values: Cache | None,
-        context: Tensor | None,
-        sequences: Tensor | None = None,
+        placement: Placement,
     ) -> Any:
-        """Mask for the attention implementation at hand: causal, or bidirectional within `context` (B, S).
+        """Mask for the attention implementation at hand: causal, or bidirectional within the context.
 
-        Nothing is seen of another of the `sequences` (B, T) of packed rows.
+        Nothing is seen of another of the sequences of packed rows.
         """
+        context, sequences = placement.context, placement.sequences
         overlay = separate = None
         if sequences is not None:
 
@@ -417,34 +470,11 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if past_key_values is not None:
             make_room(past_key_values)
 
-        mask_is_ready = attention_mask is not None and attention_mask.dim() == 4
-        context = None
-        places = None
-        is_alone = input_ids is not None and attention_mask is None and past_key_values is None
-        if is_alone and position_ids is not None and position_ids.dim() == 2 and self.config.position_encoding_2d:
-            places, position_ids = position_ids, None
-        if position_ids is not None and position_ids.dim() != (3 if self.config.position_encoding_2d else 2):
-            raise ValueError(
-                f"position_ids of shape {tuple(position_ids.shape)} do not fit: ChatGLM-6B has two rows of positions, "
-                "(B, 2, T). Leave position_ids out; they are derived from input_ids."
-            )
-        if places is not None:
-            layout = PromptLayout.find_packed(cast(Tensor, input_ids), places, self.config)
-            position_ids, context = layout.positions(places, two_rows=True), places < layout.bos_position
-        elif input_ids is not None and not (mask_is_ready and position_ids is not None):
-            padding_mask = None if mask_is_ready else attention_mask
-            derived, context = self.forward_layout(input_ids, padding_mask, past_key_values)
-            position_ids = derived if position_ids is None else position_ids
-        elif position_ids is None or not mask_is_ready:
-            raise ValueError(
-                "ChatGLM-6B derives positions and masks from the special tokens in input_ids, and inputs_embeds have "
-                "none. Pass input_ids beside inputs_embeds (prompt tuning by peft cannot; use LoRA or prefix tuning)."
-            )
-        sequences = None if places is None else sequences_of(places)
-        mask = self.forward_mask(inputs_embeds, attention_mask, past_key_values, context, sequences)
+        placement = self.place_inputs(input_ids, attention_mask, position_ids, past_key_values)
+        mask = self.forward_mask(inputs_embeds, attention_mask, past_key_values, placement)
 
         hidden_states = inputs_embeds
-        position_embeddings = rotary_tables(position_ids, self.config.head_dim, hidden_states.dtype)
+        position_embeddings = rotary_tables(placement.position_ids, self.config.head_dim, hidden_states.dtype)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,

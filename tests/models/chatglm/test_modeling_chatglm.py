@@ -84,9 +84,10 @@ def test_forward(load_glm1: Loader, attention: str, glm1: Golden, file: str, nam
     if "loss" in case:
         close(out.loss, case["loss"], atol=1e-5)
 
-    position_ids, context = model.transformer.forward_layout(ids, mask, None)
+    placement = model.transformer.place_prompt(ids, mask, None)
+    position_ids = placement.position_ids
     assert torch.equal(position_ids.movedim(-1, 1)[valid], case["position_ids"].movedim(-1, 1)[valid])
-    mask = model.transformer.forward_mask(model.get_input_embeddings()(ids), mask, None, context)
+    mask = model.transformer.forward_mask(model.get_input_embeddings()(ids), mask, None, placement)
     hidden = mask < 0 if attention == "eager" else ~mask
     assert torch.equal(hidden[:, 0][valid], case["attention_mask"][:, 0][valid])
 
