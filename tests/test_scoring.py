@@ -1,5 +1,10 @@
 """Targets and completions are compared by the metrics of one table, which settings, help and docs read."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +12,8 @@ from hypothesis import strategies as st
 from glmtune.config import RecipeError, describe_settings, load_recipe
 from glmtune.scoring import METRICS, Score
 from glmtune.tasks.instructions import InstructionsSettings
+
+PACKAGE = Path(__file__).parents[1] / "glmtune"
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,33 @@ def test_a_metric_is_one_row(monkeypatch):
     assert recipe.task.metric == "length"
     with pytest.raises(RecipeError, match=r"task\.metric: no such metric\. Did you mean 'length'\? Known: auto, "):
         load_recipe(None, ["task.name=instructions", "task.file=my.jsonl", "task.metric=lenght"])
+
+
+def test_a_new_row_in_a_copy_of_the_package(tmp_path):
+    """One function and one row, and no other file: a recipe, its schema and a run's score know the metric."""
+    shutil.copytree(PACKAGE, tmp_path / "glmtune", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    scoring = tmp_path / "glmtune/scoring.py"
+    text = scoring.read_text("utf-8")
+    row = "METRICS: dict[str, Metric] = {"
+    assert text.count(row) == 1
+    code = 'def length(target: str, completion: str) -> Score:\n    """Compare lengths."""\n'
+    code += '    return Score("equal" if len(target) == len(completion) else "wrong", completion)\n\n\n'
+    scoring.write_text(text.replace(row, f'{code}{row}"length": length, '), "utf-8")
+    (tmp_path / "my.jsonl").write_text('{"prompt": "a", "target": "b"}\n', "utf-8")
+    program = (
+        "from glmtune import registry\n"
+        "from glmtune.config import describe_settings, load_recipe, recipe_schema\n"
+        "from glmtune.examples import Example\n"
+        "settings = load_recipe(None, ['task.name=instructions', 'task.file=my.jsonl', 'task.metric=length']).task\n"
+        "task = registry.find('glmtune.tasks', 'instructions')(settings)\n"
+        "assert task.score(Example('a', 'bc'), 'de').verdict == 'equal'\n"
+        "assert any('length: compare lengths' in meaning for *_, meaning in describe_settings(type(settings)))\n"
+        "assert 'length' in recipe_schema()['$defs']['task.instructions']['properties']['metric']['enum']\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_names_every_metric():

@@ -16,6 +16,7 @@ from glmtune.arithmetic.expressions import (
     ExpressionError,
     evaluate,
     round_half_up,
+    shortest,
     tokens_of,
 )
 
@@ -182,3 +183,13 @@ def test_rounding(value: Fraction, places: int) -> None:
     assert rounded == -round_half_up(-value, places)
     assert 10**places % rounded.denominator == 0
     assert abs(rounded - value) * 2 * 10**places <= 1
+
+
+@pytest.mark.parametrize("value", ["0", "146.4", "-0.05", "1" * 60, "0." + "0" * 500 + "1", "-" + "9" * 40 + ".5"])
+def test_shortest(value: str) -> None:
+    assert shortest(Fraction(value)) == shortest(Fraction(value + ("00" if "." in value else ".00"))) == value
+
+
+def test_shortest_refuses_what_never_ends() -> None:
+    with pytest.raises(ValueError, match="1/3 has no finite decimal notation"):
+        shortest(Fraction(1, 3))

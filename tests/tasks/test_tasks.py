@@ -8,6 +8,8 @@ import pytest
 
 from glmtune import registry
 from glmtune.config import RecipeError, load_recipe, to_yaml
+from glmtune.evaluation.page import page
+from glmtune.evaluation.report import summarize
 from glmtune.examples import Example, split_of
 from glmtune.scoring import Score
 from glmtune.tasks import Task
@@ -27,7 +29,7 @@ OWN_TASK = textwrap.dedent(
     from glmtune.config import NamedSettings
     from glmtune.examples import Example, Split, split_of
     from glmtune.scoring import Score
-    from glmtune.tasks import Task
+    from glmtune.tasks import Axis, Task, up_to
 
 
     @dataclass(frozen=True)
@@ -45,13 +47,14 @@ OWN_TASK = textwrap.dedent(
 
     class Backwards(Task):
         Settings = BackwardsSettings
+        axes = (Axis("first", "first letter", {"c": "c as in cat"}, across="length"), Axis("length", group=up_to(6)))
 
         def sample(self, rng: random.Random, split: Split = "train") -> Example:
             while True:
                 text = "".join(rng.choices("abc", k=self.settings.length))
                 if split_of(text, 0.2) == split:
                     word = Word(text.upper() if self.settings.case == "upper" else text, self.settings.case)
-                    return Example(word.text, word.text[::-1])
+                    return Example(word.text, word.text[::-1], {"first": text[0], "length": len(text)})
 
         def score(self, example: Example, completion: str) -> Score:
             return Score("exact" if completion == example.target else "wrong", completion)
@@ -77,6 +80,20 @@ def test_own_task_in_a_recipe(own_task: Path, tmp_path: Path) -> None:
     assert made.records("train") is None and made.describe(example.prompt, example.target) == {}
     (tmp_path / "again.yaml").write_text(to_yaml(recipe))
     assert to_yaml(load_recipe(tmp_path / "again.yaml")) == to_yaml(recipe)
+
+
+def test_own_task_has_its_own_report(own_task: Path) -> None:
+    """Tables and pages break its scores down by what it declares."""
+    recipe = load_recipe(None, [f"task.name={own_task}", "task.length=7"])
+    made: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
+    examples = [made.sample(random.Random(seed)) for seed in range(30)]
+    completions = [example.target if example.facts["first"] == "a" else "?" for example in examples]
+    scores = [made.score(*pair) for pair in zip(examples, completions, strict=True)]
+    report = summarize(examples, completions, scores, made.axes, text_metrics=False)
+    assert list(report["by"]["first"]) == ["c", "a", "b"] and list(report["by"]["length"]) == ["7+"]
+    assert [report["by"]["first,length"][f"{first} 7+"]["accuracy"] for first in "abc"] == [1, 0, 0]
+    shown = page({"before": None, "after": report}, [], to_yaml(recipe), "run")
+    assert "c as in cat" in shown and "addition" not in shown
 
 
 def test_own_task_hides_no_module(own_task: Path) -> None:
