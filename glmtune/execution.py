@@ -18,10 +18,11 @@ from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.evaluation.forgetting import Probe, compare_probes, probe
 from glmtune.evaluation.page import write_page
-from glmtune.evaluation.plots import write_plots
+from glmtune.evaluation.plots import loss_chart, write_plots
 from glmtune.methods import Model
 from glmtune.models.quantization import count_parameters
 from glmtune.plan import Plan
+from glmtune.reporting.charts import write_png
 from glmtune.runtime import RunFolder, UserError, machine, replacing, seed_everything, write_json
 from glmtune.tasks import Task
 from glmtune.training.callbacks import start_log
@@ -36,14 +37,14 @@ class Run:
     Attributes:
         folder: the run folder.
         task: what was learned.
-        before, after: held-out results of the model before and after.
+        before, after: answers of the model before and after; None where the objective asks nothing.
         report: what `report.json` holds.
     """
 
     folder: RunFolder
     task: Task
-    before: Evaluation
-    after: Evaluation
+    before: Evaluation | None
+    after: Evaluation | None
     report: dict[str, Any]
 
     @property
@@ -70,11 +71,13 @@ class Examination:
     """What a model makes of what it is asked before and after a training.
 
     Attributes:
-        held_out: its answers to the held-out examples.
+        figures: what the log says of it.
+        held_out: its answers to the held-out examples; None where the objective asks nothing.
         general: its answers to the general questions; None where forgetting is not measured.
     """
 
-    held_out: Evaluation
+    figures: dict[str, Any]
+    held_out: Evaluation | None
     general: Probe | None
 
 
@@ -89,10 +92,11 @@ def execute(plan: Plan, console: Console) -> Run:
     seed_everything(plan.recipe.seed)
     base, _ = plan.model.load()
     assert isinstance(base, PreTrainedModel), "a recipe names no adapter"
-    console.print(f"Before: {plan.recipe.model.path} answers {len(plan.held_out)} held-out problems ...")
+    if plan.objective.asks:
+        console.print(f"Before: {plan.recipe.model.path} answers {len(plan.held_out)} held-out problems ...")
     before = examine(plan, base)
     if not plan.folder.log.exists():
-        start_log(plan.folder.log, figures_of(before.held_out))
+        start_log(plan.folder.log, before.figures)
     seed_everything(plan.recipe.seed)  # what a method draws must not depend on how the questions were answered
     model = plan.method.apply(base)
     with replacing(plan.folder.recipe) as temporary:
@@ -109,9 +113,10 @@ def learn(plan: Plan, model: Model, before: Examination, console: Console) -> Ru
         KeyboardInterrupt: after Ctrl-C; says how to go on.
     """
     try:
-        plan.objective.trainer(plan, model, judge_of(plan)).run()
+        plan.objective.trainer(plan, model, plan.judge or judge_of(plan)).run()
         model = save(plan, model)
-        console.print("After: the same problems again ...")
+        if plan.objective.asks:
+            console.print("After: the same problems again ...")
         return report(plan, before, examine(plan, model))
     except DivergenceError as error:
         if not error.rescued:
@@ -124,10 +129,13 @@ def learn(plan: Plan, model: Model, before: Examination, console: Console) -> Ru
 
 
 def examine(plan: Plan, model: Model) -> Examination:
-    """Ask a model what it is asked before and after the training."""
+    """Ask a model what it is asked before and after the training, or have it judged."""
     generation = plan.recipe.generation
+    general = probe(model, plan.tokenizer, plan.general, generation) if plan.general else None
+    if plan.judge is not None:
+        return Examination(plan.judge(model), None, general)
     held_out = evaluate(model, plan.tokenizer, plan.task, plan.held_out, generation)
-    return Examination(held_out, probe(model, plan.tokenizer, plan.general, generation) if plan.general else None)
+    return Examination(figures_of(held_out), held_out, general)
 
 
 def judge_of(plan: Plan) -> Judge:
@@ -192,18 +200,31 @@ def report(plan: Plan, before: Examination, after: Examination) -> Run:
     log = read_log(folder)
     values: dict[str, Any] = {
         "format": 2,
-        "before": before.held_out.report(recipe.evaluation.text_metrics),
-        "after": after.held_out.report(recipe.evaluation.text_metrics),
-        **compare(plan.task, before.held_out, after.held_out),
+        **results_of(plan, before, after),
         **forgotten(before.general, after.general),
         "training_seconds": max((record["seconds"] for record in log), default=0),
         "peak_memory": peak_memory(),
         "machine": machine(),
     }
     write_json(folder.report, values)
-    write_page(values, log, to_yaml(recipe), folder.path)
-    write_plots(values, log, folder.path)
+    if plan.objective.asks:
+        write_page(values, log, to_yaml(recipe), folder.path)
+        write_plots(values, log, folder.path)
+    else:
+        write_png(loss_chart(log), folder.path / "loss.png")
     return Run(folder, plan.task, before.held_out, after.held_out, values)
+
+
+def results_of(plan: Plan, before: Examination, after: Examination) -> dict[str, Any]:
+    """Return what `report.json` says of the model before and after."""
+    if before.held_out is None or after.held_out is None:
+        return {"metric": plan.objective.metric, "before": before.figures, "after": after.figures}
+    text_metrics = plan.recipe.evaluation.text_metrics
+    return {
+        "before": before.held_out.report(text_metrics),
+        "after": after.held_out.report(text_metrics),
+        **compare(plan.task, before.held_out, after.held_out),
+    }
 
 
 def forgotten(before: Probe | None, after: Probe | None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from glmtune.data import EncodedDataset
     from glmtune.data.encoding import Encoder
+    from glmtune.training.run_trainer import Judge
 
 # Examples whose lengths are looked at, where a task draws without end.
 CHECKED_DRAWS = 1000
@@ -111,12 +112,28 @@ class Plan:
         return Encoder(self.tokenizer, data.max_length or self.model.limit, data.train_on_bos)
 
     @cached_property
+    def preparation(self) -> Preparation:
+        """What the objective reads to make the data set, and the judge."""
+        return Preparation(self.asked, self.task, self.encoder, self.general)
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        """What scores the model where the objective does it; None where it is asked held-out examples.
+
+        Raises:
+            UserError: the task has not what the objective needs.
+        """
+        return None if self.objective.asks else self.objective.judge(self.preparation)
+
+    @cached_property
     def asked(self) -> Recipe:
         """The recipe as the user means it from any folder, with room for the held-out answers."""
         from glmtune.inference.selection import fit_max_new_tokens
 
         model = self.model.recipe.model.model_copy(update={"path": self.model.storage.path})
         recipe = self.model.recipe.model_copy(update={"model": model})
+        if not self.objective.asks:
+            return recipe
         return fit_max_new_tokens(recipe, self.task, self.tokenizer, self.model.limit)
 
     @cached_property
@@ -128,6 +145,8 @@ class Plan:
         """
         from glmtune.inference.selection import select_held_out
 
+        if not self.objective.asks:
+            return ()
         return select_held_out(self.asked, self.task, self.tokenizer, self.model.limit)
 
     @cached_property
@@ -139,11 +158,13 @@ class Plan:
         """
         from glmtune.inference.selection import select_held_out
 
+        if not self.objective.asks:
+            return ()
         return select_held_out(self.asked, self.task, self.tokenizer, self.model.limit, during=True)
 
     @cached_property
     def _learned(self) -> tuple[EncodedDataset, int]:
-        return self.objective.dataset(Preparation(self.asked, self.task, self.encoder, self.general))
+        return self.objective.dataset(self.preparation)
 
     @property
     def dataset(self) -> EncodedDataset:
@@ -190,7 +211,7 @@ class Plan:
         """What the user should know, though nothing fails."""
         return [
             *self.dataset.remarks,
-            *too_few(len(self.held_out), self.asked.evaluation.num_examples),
+            *(too_few(len(self.held_out), self.asked.evaluation.num_examples) if self.objective.asks else ()),
             *no_bos(self.encoder),
             *self._too_much(),
         ]
@@ -214,10 +235,11 @@ class Plan:
         Raises:
             UserError: one is missing.
         """
-        from glmtune.training.optimizers import check_installed
+        from glmtune.training import optimizers, trackers
 
-        bits = self.model.recipe.model.bits
-        check_installed(self.model.recipe.training.optimizer)
+        bits, training = self.model.recipe.model.bits, self.model.recipe.training
+        optimizers.check_installed(training.optimizer)
+        trackers.check_installed(training.trackers)
         if bits < stored_bits(self.model.config) and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(
                 f"model.bits={bits}: bitsandbytes is not installed. pip install 'glmtune[quantization]', or leave it "
@@ -254,6 +276,7 @@ def prepare(model: ResolvedModel, folder: RunFolder) -> Plan:
     plan.check_packages()
     plan.check_model()
     _ = (plan.general, plan.encoder, plan.held_out, plan.held_out_during, plan.recipe, plan.lengths, plan.remarks)
+    _ = plan.judge
     return plan
 
 

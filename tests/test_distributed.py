@@ -76,3 +76,41 @@ def test_local_device(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, de
 
 
 REAL_LOCAL_DEVICE = distributed.local_device  # the tests put another in its place
+
+
+EVALUATION = """
+import json, sys
+from pathlib import Path
+import torch
+from glmtune import distributed
+torch.set_num_threads(1)
+distributed.local_device = lambda: torch.device("cpu")
+from glmtune.config import GenerationSettings, load_recipe
+from glmtune.data import examples_of
+from glmtune.evaluation.evaluator import evaluate
+from glmtune.models.loading import load_model
+from glmtune.resolution import ResolvedModel
+
+rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+if size > 1:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/place", rank=rank, world_size=size)
+model = ResolvedModel(load_recipe(None, ["task.operators=+", "task.maximum=99"]))
+loaded, tokenizer = model.load()
+examples = examples_of(model.task, "held_out", 7, 3)
+result = evaluate(loaded, tokenizer, model.task, examples, GenerationSettings(max_new_tokens=24), progress=False)
+(folder / f"{rank} of {size}.json").write_text(json.dumps([result.completions, result.report(text_metrics=False)]))
+if size > 1:
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_judged_examples_are_divided(tmp_path: Path) -> None:
+    """Two processes answer four and three of seven, and both know all answers, in order."""
+    for size in (1, 2):
+        workers = [
+            subprocess.Popen([sys.executable, "-c", EVALUATION, str(rank), str(size), str(tmp_path)])
+            for rank in range(size)
+        ]
+        assert [worker.wait(timeout=240) for worker in workers] == [0] * size
+    alone, first, second = ((tmp_path / f"{name}.json").read_text() for name in ("0 of 1", "0 of 2", "1 of 2"))
+    assert alone == first == second and len(set(json.loads(alone)[0])) > 3

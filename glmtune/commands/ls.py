@@ -74,7 +74,7 @@ def read_first_comment(file: Path) -> str:
 
 
 def describe_run(folder: Path) -> str:
-    """Return the held-out accuracy of a run, or how far it got."""
+    """Return the held-out figure of a run, or how far it got."""
     from glmtune.config import read_report
     from glmtune.reporting.numbers import percent
     from glmtune.runtime import RunFolder
@@ -85,7 +85,9 @@ def describe_run(folder: Path) -> str:
         return f"not finished; go on with glmtune train --resume {folder}"
     try:
         values = read_report(run)
-        before, after = (percent(values[time]["accuracy"], 1) for time in ("before", "after"))
-        return f"held-out accuracy {before} -> {after}"
+        name = values.get("metric", "accuracy")
+        figures = [values[time][name] for time in ("before", "after")]
+        before, after = (percent(value, 1) if name == "accuracy" else f"{value:.4f}" for value in figures)
+        return f"held-out {name.replace('_', ' ')} {before} -> {after}"
     except (ValueError, KeyError, TypeError):
         return f"{report} is damaged; write it again with glmtune train --resume"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glmtune.commands._arguments import add_recipe, recipe_and_settings
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from glmtune.config import Recipe
+    from glmtune.evaluation.evaluator import Evaluation
     from glmtune.execution import Run
     from glmtune.runtime import RunFolder
+    from glmtune.tasks import Task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,18 +121,32 @@ def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
 
 def show(done: Run, console: Console) -> None:
     """Print what was learned, some answers, and what to do next."""
+    quoted = shlex.quote(str(done.path))
+    following = [f"chat {quoted}", "train task.name=instructions task.file=YOURS.jsonl"]
+    if done.before is not None and done.after is not None:
+        show_answers(done.report, done.task, done.before, done.after, console)
+        console.print(
+            f"Run folder: [bold]{done.path}[/]; report.html tells what was learned, as a page", soft_wrap=True
+        )
+        following = [f"evaluate {quoted}", *following]
+    else:
+        name = done.report["metric"]
+        before, after = (done.report[time][name] for time in ("before", "after"))
+        console.print(f"Held-out {name.replace('_', ' ')}: {before:.4f} before, [bold]{after:.4f}[/] after")
+        console.print(f"Run folder: [bold]{done.path}[/]", soft_wrap=True)
+    console.print("Next:")
+    for command in following:
+        console.print(f"  {name_program()} {command}", highlight=False, soft_wrap=True)
+
+
+def show_answers(report: dict[str, Any], task: Task, before: Evaluation, after: Evaluation, console: Console) -> None:
+    """Print how good the answers were and are, and some of them."""
     from glmtune.evaluation.report import comparison_table, sample_table
 
-    before, after = done.before, done.after
-    console.print(comparison_table(done.report["before"], done.report["after"]))
-    right = [done.task.score(example, example.target).answer or example.target for example in after.examples]
+    console.print(comparison_table(report["before"], report["after"]))
+    right = [task.score(example, example.target).answer or example.target for example in after.examples]
     answers = (before.completions, after.completions, before.scores, after.scores, right)
-    console.print(sample_table(after.examples, *answers, axes=done.task.axes))
-    console.print(f"Run folder: [bold]{done.path}[/]; report.html tells what was learned, as a page", soft_wrap=True)
-    console.print("Next:")
-    quoted = shlex.quote(str(done.path))
-    for command in (f"evaluate {quoted}", f"chat {quoted}", "train task.name=instructions task.file=YOURS.jsonl"):
-        console.print(f"  {name_program()} {command}", highlight=False, soft_wrap=True)
+    console.print(sample_table(after.examples, *answers, axes=task.axes))
 
 
 def name_program() -> str:

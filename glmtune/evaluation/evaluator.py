@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import GenerationSettings
+from glmtune.distributed import gather, is_main, share
 from glmtune.evaluation.report import summarize
 from glmtune.examples import Example
 from glmtune.inference.conversation import converse
@@ -45,7 +46,7 @@ def evaluate(
     settings: GenerationSettings,
     progress: bool = True,
 ) -> Evaluation:
-    """Answer all examples in batches and score each answer.
+    """Answer all examples in batches, divided among the processes, and score each answer.
 
     Args:
         model: in evaluation mode.
@@ -54,9 +55,12 @@ def evaluate(
         progress: show a progress bar.
     """
     examples = list(examples)
-    completions = [""] * len(examples)
-    answers = converse(Engine(model, tokenizer), [example.prompt for example in examples], settings, task.reply)
-    for index, text in tqdm(answers, total=len(examples), desc="answering", unit="problem", disable=not progress):
-        completions[index] = text
+    mine = share([example.prompt for example in examples])
+    texts = [""] * len(mine)
+    answers = converse(Engine(model, tokenizer), mine, settings, task.reply)
+    hidden = not (progress and is_main())
+    for index, text in tqdm(answers, total=len(mine), desc="answering", unit="problem", disable=hidden):
+        texts[index] = text
+    completions = gather(texts)
     scores = [task.score(example, text) for example, text in zip(examples, completions, strict=True)]
     return Evaluation(examples, completions, scores, task.axes)

@@ -7,65 +7,18 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from glmtune.config import NamedSettings, Recipe
-from glmtune.runtime import RunFolder, UserError
+from glmtune.config import NamedSettings
+from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from glmtune.data import EncodedDataset
-    from glmtune.data.encoding import Encoder
-    from glmtune.examples import Example
-    from glmtune.methods import Method, Model
-    from glmtune.tasks import Task
+    from glmtune.methods import Model
+    from glmtune.plan import Plan, Preparation
     from glmtune.training.run_trainer import Judge, RunTrainer
 
 Part = Literal["target", "rejected", "text"]  # of an `Example`
-
-
-class Preparation(Protocol):
-    """What is decided before the data set is made: the part of a plan that `Objective.dataset` reads.
-
-    Attributes:
-        recipe: what the user said.
-        task: whose examples are learned.
-        encoder: examples to encodings, no longer than the model can take.
-        general: questions by which forgetting is measured, and which must not be learned.
-    """
-
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def task(self) -> Task: ...
-    @property
-    def encoder(self) -> Encoder: ...
-    @property
-    def general(self) -> Sequence[Example]: ...
-
-
-class Plan(Preparation, Protocol):
-    """Everything decided: what `Objective.trainer` reads.
-
-    Attributes:
-        method: which edited the model.
-        tokenizer: with the template that is learned.
-        dataset, steps: what `Objective.dataset` gave.
-        folder: of the run.
-    """
-
-    @property
-    def method(self) -> Method: ...
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
-    @property
-    def dataset(self) -> EncodedDataset: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def folder(self) -> RunFolder: ...
 
 
 class Objective(ABC):
@@ -74,11 +27,13 @@ class Objective(ABC):
     Attributes:
         Settings: the objective's settings; they become the fields of the recipe's `objective` section.
         needs: the parts of an example that are learned from; empty where prompts alone are.
-        metric: the figure of the judge by which the best weights are chosen.
+        asks: the model is asked held-out examples, and the task scores its answers; else there is a `judge`.
+        metric: the figure by which the best weights are chosen.
     """
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
     needs: ClassVar[frozenset[Part]]
+    asks: ClassVar[bool] = True
     metric: ClassVar[str] = "accuracy"
 
     def __init__(self, settings: NamedSettings):
@@ -92,12 +47,9 @@ class Objective(ABC):
             UserError: a file that cannot be read, or examples that are too long.
         """
 
-    def judge(self, plan: Preparation) -> Judge | None:
-        """Return how a model is scored, before, during and after the training.
-
-        Default: None; the model is asked held-out examples, and the task scores its answers.
-        """
-        return None
+    def judge(self, plan: Preparation) -> Judge:
+        """Return what scores a model before, during and after the training, where it is not asked."""
+        raise NotImplementedError(f"{type(self).__name__} neither asks nor judges")
 
     def check(self, plan: Preparation) -> None:
         """See on one example whether the task has what this objective needs.

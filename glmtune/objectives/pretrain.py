@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glmtune.config import NamedSettings
-from glmtune.objectives import Objective, Plan, Preparation
+from glmtune.objectives import Objective
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
     from glmtune.data import EncodedDataset
     from glmtune.examples import Example
     from glmtune.methods import Model
+    from glmtune.plan import Plan, Preparation
     from glmtune.training.run_trainer import Judge, RunTrainer
 
 METRIC = "bits_per_character"
@@ -28,6 +29,7 @@ class Pretrain(Objective):
 
     Settings = PretrainSettings
     needs = frozenset({"text"})
+    asks = False
     metric = METRIC
 
     def dataset(self, plan: Preparation) -> tuple[EncodedDataset, int]:

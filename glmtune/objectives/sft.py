@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from glmtune.config import NamedSettings
-from glmtune.objectives import Objective, Plan, Preparation
+from glmtune.objectives import Objective
 
 if TYPE_CHECKING:
     from glmtune.data import EncodedDataset
     from glmtune.methods import Model
+    from glmtune.plan import Plan, Preparation
     from glmtune.training.run_trainer import Judge, RunTrainer
 
 
@@ -27,7 +28,6 @@ class SupervisedFineTuning(Objective):
         """Return the task's examples, with those of `data.mixture`, and the optimizer steps."""
         from glmtune.data.mixture import training_set
 
-        self.check(plan)
         return training_set(plan.recipe, plan.task, plan.encoder, plan.general)
 
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:

@@ -14,11 +14,12 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from glmtune.distributed import is_main
 from glmtune.runtime import UserError, replacing
 
 
 class LogCallback(TrainerCallback):
-    """Appends each record of the Trainer to `log.jsonl`: losses, held-out scores, seconds of training.
+    """Appends each record of the Trainer to `log.jsonl`, on the main process: losses, held-out scores, seconds.
 
     A resumed run goes on where its checkpoint left off: what was logged after that is dropped, the seconds add up.
 
@@ -33,6 +34,8 @@ class LogCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if not is_main():
+            return
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         kept = [record for record in records_of(lines) if record["step"] <= state.global_step]
         if len(kept) < len(lines):
@@ -52,6 +55,8 @@ class LogCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if not is_main():
+            return
         record: dict[str, Any] = {"step": state.global_step, "seconds": round(time.perf_counter() - self.start, 1)}
         record |= {key.removeprefix("eval_"): value for key, value in (logs or {}).items()}
         if "ci95_low" in record:
@@ -85,7 +90,7 @@ def records_of(lines: list[str]) -> Iterator[dict[str, Any]]:
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with steps, time left, loss and the latest held-out exact match."""
+    """A bar with steps, time left, loss and the latest held-out figure."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
@@ -94,7 +99,14 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", smoothing=0.05)
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="training",
+            unit="step",
+            smoothing=0.05,
+            disable=not is_main(),
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:
@@ -108,7 +120,9 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        for key, name, form in (("loss", "loss", "{:.4f}"), ("eval_accuracy", "held-out", "{:.1%}")):
+        metric = args.metric_for_best_model
+        judged = (f"eval_{metric}", "held-out", "{:.1%}" if metric == "accuracy" else "{:.4f}")
+        for key, name, form in (("loss", "loss", "{:.4f}"), judged):
             if logs and key in logs:
                 self.shown[name] = form.format(logs[key])
         if self.bar is not None:
@@ -131,7 +145,8 @@ class InterruptCallback(TrainerCallback):
         """Listen to Ctrl-C while the block runs."""
 
         def note(signal_number: int, frame: Any) -> None:
-            print("\nEnding after this step, with a checkpoint. Ctrl-C again ends at once.", file=sys.stderr)
+            if is_main():
+                print("\nEnding after this step, with a checkpoint. Ctrl-C again ends at once.", file=sys.stderr)
             self.interrupted = True
             signal.signal(signal.SIGINT, previous)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from glmtune import registry
-from glmtune.config import Recipe, load_recipe
-from glmtune.data import EncodedDataset
-from glmtune.data.encoding import Encoder
-from glmtune.examples import Example
-from glmtune.methods import Method
-from glmtune.models import loading
+from glmtune import cli
+from glmtune.commands import doctor, ls
+from glmtune.config import load_recipe
 from glmtune.objectives import Objective
+from glmtune.plan import Plan
+from glmtune.plan import prepare as plan_of
+from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError, seed_everything
-from glmtune.tasks import Task
-
-
-@dataclass
-class Plan:
-    """What an objective reads."""
-
-    recipe: Recipe
-    task: Task
-    method: Method
-    tokenizer: Any
-    encoder: Encoder
-    folder: RunFolder
-    dataset: EncodedDataset = None  # type: ignore[assignment]
-    steps: int = 0
-    general: Sequence[Example] = ()
 
 
 @dataclass
@@ -57,20 +40,14 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def prepare(tmp_path: Path) -> Callable[..., Prepared]:
     def prepared(*settings: str) -> Prepared:
-        recipe = load_recipe(None, ["training.learning_rate=0.002", "training.batch_size=8", *settings])
-        seed_everything(recipe.seed)
-        base, tokenizer = loading.load_model(recipe.model)
-        task, method, objective = (
-            registry.find(f"glmtune.{kind}s", section.name)
-            for kind, section in (("task", recipe.task), ("method", recipe.method), ("objective", recipe.objective))
-        )
+        common = ["training.learning_rate=0.002", "training.batch_size=8", "evaluation.num_examples=8"]
+        recipe = load_recipe(None, [*common, *settings])
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir(exist_ok=True)
-        encoder = Encoder(tokenizer, recipe.data.max_length)
-        plan = Plan(recipe, task(recipe.task, recipe.data), method(recipe.method), tokenizer, encoder, folder)
-        goal = objective(recipe.objective)
-        plan.dataset, plan.steps = goal.dataset(plan)
-        return Prepared(goal, plan, plan.method.apply(base))
+        plan = plan_of(ResolvedModel(recipe), folder)
+        seed_everything(recipe.seed)
+        base, _ = plan.model.load()
+        return Prepared(plan.objective, plan, plan.method.apply(base))
 
     return prepared
 
@@ -79,11 +56,10 @@ def prepare(tmp_path: Path) -> Callable[..., Prepared]:
 def test_texts_are_learned(prepare: Callable[..., Prepared], corpus: Path, packing: bool) -> None:
     """nano learns them: the loss and the bits per character of held-out ones fall."""
     made = prepare(
-        *("objective.name=pretrain", "task={name: texts, held_out: 0.2}", f"task.file={corpus}"),
+        *("objective.name=pretrain", "task={name: instructions, held_out: 0.2}", f"task.file={corpus}"),
         *("data.max_length=32", f"data.packing={packing}", "training.steps=12", "training.logging_steps=1"),
     )
-    judge = made.objective.judge(made.plan)
-    assert judge is not None
+    judge = made.objective.judge(made.plan.preparation)
     before = judge(made.model.eval())
     made.objective.trainer(made.plan, made.model, judge).run()
     after = judge(made.model)
@@ -96,12 +72,11 @@ def test_texts_are_learned(prepare: Callable[..., Prepared], corpus: Path, packi
 
 
 def test_bits_per_character_are_the_loss_of_the_model_itself(prepare: Callable[..., Prepared], corpus: Path) -> None:
-    made = prepare("objective.name=pretrain", "task={name: texts, held_out: 0.2}", f"task.file={corpus}")
-    judge = made.objective.judge(made.plan)
-    assert judge is not None
+    made = prepare("objective.name=pretrain", "task={name: instructions, held_out: 0.2}", f"task.file={corpus}")
+    judge = made.objective.judge(made.plan.preparation)
     total = 0.0
-    held_out = made.plan.task.records("held_out") or []
-    for encoding in (made.objective.encode(made.plan, held_out)[index] for index in range(len(held_out))):  # type: ignore[attr-defined]
+    held_out = (made.plan.task.records("held_out") or [])[:8]
+    for encoding in (made.objective.encode(made.plan.preparation, held_out)[index] for index in range(len(held_out))):  # type: ignore[attr-defined]
         ids, labels = (torch.tensor([encoding[part]]) for part in ("input_ids", "labels"))  # type: ignore[literal-required]
         with torch.no_grad():
             loss = made.model.eval()(input_ids=ids, labels=labels).loss.item()
@@ -113,8 +88,8 @@ def test_bits_per_character_are_the_loss_of_the_model_itself(prepare: Callable[.
 def test_an_objective_needs_what_it_learns(prepare: Callable[..., Prepared], corpus: Path) -> None:
     with pytest.raises(UserError, match=r"objective\.name=pretrain learns from text, which task\.name=arithmetic"):
         prepare("objective.name=pretrain")
-    with pytest.raises(UserError, match=r"objective\.name=sft learns from target, which task\.name=texts does not"):
-        prepare("task.name=texts", f"task.file={corpus}")
+    with pytest.raises(UserError, match=r"corpus\.jsonl.*text"):
+        prepare("task.name=instructions", f"task.file={corpus}")
 
 
 def test_an_objective_of_ones_own(prepare: Callable[..., Prepared], tmp_path: Path) -> None:
@@ -141,3 +116,38 @@ def test_an_objective_of_ones_own(prepare: Callable[..., Prepared], tmp_path: Pa
     trainer = made.objective.trainer(made.plan, made.model, lambda model: {"accuracy": 0.0, "n": 0})
     trainer.run()
     assert trainer.state.global_step == 3
+
+
+def command(*arguments: str) -> Any:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*arguments])
+    return end.value.code
+
+
+def test_the_whole_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`glmtune train` on texts: learned, measured, reported, listed, resumed, and ready to chat."""
+    run = tmp_path / "runs" / "texts"
+    settings = [
+        *("objective.name=pretrain", "task.name=instructions", f"task.file={corpus}", "task.held_out=0.2"),
+        *("training.steps=6", "training.batch_size=8", f"training.output_dir={run}", "training.learning_rate=0.002"),
+    ]
+    assert command("train", *settings) == 0
+    told = capsys.readouterr().out
+    assert "Held-out bits per character: " in told and f"chat {run}" in told and "evaluate" not in told
+    report = json.loads((run / "report.json").read_text())
+    assert report["metric"] == "bits_per_character"
+    assert report["after"]["bits_per_character"] < report["before"]["bits_per_character"]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert log[0]["bits_per_character"] == report["before"]["bits_per_character"]
+    assert {path.name for path in run.iterdir()} == {
+        *("recipe.yaml", "log.jsonl", "adapter", "checkpoints", "report.json", "loss.png")
+    }
+    assert ls.run(str(tmp_path / "runs"))["runs"][str(run)].startswith("held-out bits per character ")
+    before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert command("train", "--resume", str(run)) == 0
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_the_doctor_looks_at_texts(corpus: Path) -> None:
+    checks = doctor.run(None, ["objective.name=pretrain", "task.name=instructions", f"task.file={corpus}"])
+    assert not [check for check in checks if check.status == "failure"]

@@ -39,7 +39,8 @@ def data(plan: Plan) -> Finding:
     for source in sources:
         check_awaited(plan.model, source.file)
     train, held_out = (examples_of(task, split, CHECKED, seed) for split in SPLITS)
-    for example in (*train[:CHECKED], *held_out[:CHECKED]):
+    asked = (*train[:CHECKED], *held_out[:CHECKED]) if plan.objective.asks else ()
+    for example in asked:
         if (verdict := task.score(example, example.target).verdict) != "exact":
             finding = f"task {task.settings.name} calls its own target {example.target[:60]!r} {verdict}"
             return "failure", f"{finding}, to {str(example.prompt)[:60]!r}", "Mend Task.score, or the target."
@@ -56,6 +57,8 @@ def count_records(source: Source) -> int:
 
 def held_out(plan: Plan) -> Finding:
     """Whether the model can be asked the held-out examples."""
+    if not plan.objective.asks:
+        return "ok", f"none is asked; {plan.objective.metric} is measured", ""
     before, during = len(plan.held_out), len(plan.held_out_during)
     longest = plan.asked.generation.longest
     return "ok", f"{before} before and after training, {during} during it, answers of up to {longest} tokens", ""
