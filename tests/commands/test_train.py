@@ -74,7 +74,7 @@ def test_the_recipe_is_whole(tiny_run: Run, tiny_checkpoint: Path) -> None:
 def test_the_report(tiny_run: Run) -> None:
     report = json.loads(tiny_run.folder.report.read_text())
     assert report == tiny_run.report
-    assert report["format"] == 1 and report["training_seconds"] > 0
+    assert report["format"] == 2 and report["training_seconds"] > 0
     assert {"processor", "cores", "versions", "date"} <= report["machine"].keys()
     for moment, evaluation in (("before", tiny_run.before), ("after", tiny_run.after)):
         right = sum(score.correct for score in evaluation.scores)
