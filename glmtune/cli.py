@@ -9,7 +9,6 @@ import sys
 from typing import Any, NoReturn
 
 from glmtune import __version__, registry
-from glmtune.commands._pending import PENDING
 
 DESCRIPTION = """\
 Fine-tune GLM models on a task, prove what they learned, put it to use.
@@ -22,8 +21,7 @@ Fine-tune GLM models on a task, prove what they learned, put it to use.
 
 def verbs() -> dict[str, Any]:
     """Return the module of every verb, by name."""
-    names = [name for name in registry.names("glmtune.commands") if name not in PENDING]
-    return {name: importlib.import_module(f"glmtune.commands.{name}") for name in names} | PENDING
+    return {name: importlib.import_module(f"glmtune.commands.{name}") for name in registry.names("glmtune.commands")}
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -23,7 +23,7 @@ FLOORS = [
     {"objectives"},
     {"resolution", "evaluation"},
     {"plan"},
-    {"execution", "export", "inspection"},
+    {"execution", "prediction", "export", "inspection"},
     {"commands"},
     {"cli"},
 ]

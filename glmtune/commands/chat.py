@@ -1,20 +1,40 @@
-"""`glmtune chat`: talk to a run or model in the terminal."""
+"""`glmtune chat`: talk to a model in the terminal."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from glmtune.inference.completion import Request
-from glmtune.inference.conversation import MOST_ROUNDS
-from glmtune.inference.engine import Engine
-from glmtune.inference.prompts import encode_prompts
-from glmtune.messages import Message
-from glmtune.resolution import Target, resolve
-from glmtune.runtime import UserError
+from glmtune.commands._arguments import add_settings, add_target
+
+if TYPE_CHECKING:
+    from glmtune.messages import Message
+    from glmtune.resolution import Target
 
 LONG_ANSWER = 1024  # tokens, where nobody says how long an answer may be
 GREETING = "Type a question. 'clear' forgets the conversation, 'stop' or Ctrl-D ends it."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the model and the question."""
+    add_target(parser)
+    parser.add_argument("--question", "-q", help="answer this one question and exit")
+    parser.add_argument(
+        "--history",
+        action=argparse.BooleanOptionalAction,
+        help="send earlier turns along (default: not for runs, which learned single questions)",
+    )
+    add_settings(parser)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Talk."""
+    from glmtune.runtime import quiet_libraries
+
+    quiet_libraries()
+    run(options.target, options.question, options.settings, options.history)
 
 
 class Conversation:
@@ -32,6 +52,9 @@ class Conversation:
             overrides: `section.setting=value` texts.
             keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
         """
+        from glmtune.inference.engine import Engine
+        from glmtune.resolution import resolve
+
         resolved = resolve(target, overrides)
         limit, generation = resolved.limit, resolved.recipe.generation
         room = generation.max_new_tokens or (min(LONG_ANSWER, limit // 2) if limit else LONG_ANSWER)
@@ -43,11 +66,15 @@ class Conversation:
         self.messages: list[Message] = []
 
     def ask(self, question: str) -> Iterator[str]:
-        """The answer, piece by piece; where a tool is called, its reply stands between the model's turns.
+        """Yield the answer piece by piece; where a tool is called, its reply stands between the model's turns.
 
         Raises:
             UserError: the conversation has become too long for the model.
         """
+        from glmtune.inference.completion import Request
+        from glmtune.inference.conversation import MOST_ROUNDS
+        from glmtune.inference.prompts import encode_prompts
+
         asked: list[Message] = [*self.messages, {"role": "user", "content": question}]
         for _ in range(MOST_ROUNDS):
             text = ""
@@ -75,6 +102,8 @@ def run(
     Raises:
         UserError: no such model.
     """
+    from glmtune.runtime import UserError
+
     if question is not None and not question.strip():
         raise UserError("--question is empty. Write the question behind it, or leave it out to type questions.")
     conversation = Conversation(target, overrides, keep_history)

@@ -1,22 +1,40 @@
-"""`glmtune evaluate`: how good a run or model is, on its held-out examples or on a file."""
+"""`glmtune evaluate`: score a model on held-out examples of its task, or on a file."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from glmtune.config import Recipe
-from glmtune.data.encoding import plain_ids
-from glmtune.evaluation.evaluator import Evaluation, evaluate
-from glmtune.examples import Example
-from glmtune.inference.selection import encode_examples, fit_max_new_tokens, fit_max_new_tokens_to, select_held_out
-from glmtune.records import read_examples
-from glmtune.resolution import ResolvedModel, Target, resolve
-from glmtune.runtime import check_output, machine, seed_everything, write_json
-from glmtune.tasks import Task
+from glmtune.commands._arguments import add_settings, add_target
+
+if TYPE_CHECKING:
+    from glmtune.config import Recipe
+    from glmtune.evaluation.evaluator import Evaluation
+    from glmtune.examples import Example
+    from glmtune.resolution import ResolvedModel, Target
+    from glmtune.tasks import Task
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the model, the records, and where the report goes."""
+    add_target(parser)
+    parser.add_argument("--data", metavar="FILE", help="records of any known format: JSONL, CSV, Parquet, a folder")
+    parser.add_argument("--output", metavar="OUT.json", help="write the report here")
+    add_settings(parser)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Evaluate and print the table."""
+    from glmtune.runtime import quiet_libraries
+
+    quiet_libraries()
+    _, report = run(options.target, options.data, options.output, options.settings)
+    show(report, options)
 
 
 def run(
@@ -39,16 +57,20 @@ def run(
     Raises:
         UserError: no such model or file, or a malformed record.
     """
+    from glmtune.evaluation.evaluator import evaluate
+    from glmtune.resolution import resolve
+    from glmtune.runtime import check_output, machine, seed_everything, write_json
+
     resolved = resolve(target, overrides)
     if output:
         check_output(output)
-    recipe, examples = asked_of(resolved, data)
+    recipe, examples = select_examples(resolved, data)
     model, tokenizer = resolved.load()
     seed_everything(recipe.seed)
     evaluation = evaluate(model, tokenizer, resolved.task, examples, recipe.generation)
     report = {
         **evaluation.report(recipe.evaluation.text_metrics),
-        "model": str(target),
+        "model": os.fspath(target),
         "data": str(Path(data)) if data else f"held-out examples of task '{recipe.task.name}'",
         "machine": machine(),
     }
@@ -57,17 +79,32 @@ def run(
     return evaluation, report
 
 
-def asked_of(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, Sequence[Example]]:
+def show(report: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the table, and where the report is written."""
+    from rich.console import Console
+
+    from glmtune.evaluation.report import comparison_table
+
+    console = Console()
+    console.print(comparison_table(None, report))
+    if options.output:
+        console.print(f"Written: {options.output}")
+
+
+def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, Sequence[Example]]:
     """Return the examples that a model is asked, and the recipe with room for their answers.
 
     Raises:
         UserError: no such file, or an example that the model cannot take; with file and line.
     """
+    from glmtune.data.encoding import plain_ids
+    from glmtune.inference.selection import encode_examples, fit_max_new_tokens, fit_max_new_tokens_to, select_held_out
+
     recipe, task, tokenizer, limit = resolved.recipe, resolved.task, resolved.tokenizer, resolved.limit
     if data is None:
         recipe = fit_max_new_tokens(recipe, task, tokenizer, limit)
         return recipe, select_held_out(recipe, task, tokenizer, limit)
-    examples = examples_from(task, data)
+    examples = read_records(task, data)
     recipe = fit_max_new_tokens_to(recipe, examples, tokenizer, limit)
     longest = recipe.generation.longest
     if cut := sum(len(plain_ids(tokenizer, example.target)) >= longest for example in examples):
@@ -80,12 +117,14 @@ def asked_of(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, Sequenc
     return recipe, examples
 
 
-def examples_from(task: Task, file: str) -> list[Example]:
+def read_records(task: Task, file: str) -> list[Example]:
     """Return the records of a file, read as the recipe's `data` says; facts that they lack are the task's to find.
 
     Raises:
         UserError: with file and line number.
     """
+    from glmtune.records import read_examples
+
     return [
         replace(example, facts={**task.describe(example.prompt, example.target), **example.facts})
         for example in read_examples(file, task.data)

@@ -46,7 +46,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def stream(engine: Any, request: Any) -> Any:
         yield from (Delta("yes, ", [1]), Delta("of course", [2]))
 
-    monkeypatch.setattr(chat, "encode_prompts", encode)
+    monkeypatch.setattr("glmtune.inference.prompts.encode_prompts", encode)
     monkeypatch.setattr(Engine, "stream", stream)
     return asked
 
@@ -125,7 +125,7 @@ def test_a_tool_replies_between_turns(run: str, monkeypatch: pytest.MonkeyPatch)
         texts = ("cal", 'culate("6*7")') if len(asked[-1]) % 4 == 1 else (asked[-1][-1],)
         yield from (Delta(text, [1]) for text in texts)
 
-    monkeypatch.setattr(chat, "encode_prompts", encode)
+    monkeypatch.setattr("glmtune.inference.prompts.encode_prompts", encode)
     monkeypatch.setattr(Engine, "stream", stream)
     conversation = Conversation(run, ["task.style=tool"], keep_history=True)
     assert "".join(conversation.ask("6*7=")) == 'calculate("6*7")\n42\n42'

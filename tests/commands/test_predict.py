@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from glmtune import prediction
 from glmtune.commands import predict
 from glmtune.config import load_recipe
 from glmtune.execution import Run
@@ -16,6 +17,7 @@ from glmtune.inference.engine import Engine
 from glmtune.models import loading
 from glmtune.records import Fault, Question, read_examples, read_questions
 from glmtune.records.files import rows as file_rows
+from glmtune.records.writing import write_table
 from glmtune.runtime import UserError
 
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "问:1+1", "100/7=", "5*5"]
@@ -58,8 +60,8 @@ def test_the_file_grows_while_it_is_answered(
             raise RuntimeError("no such luck")
         yield from converse(engine, prompts, *others)
 
-    monkeypatch.setattr(predict, "BATCHES_PER_WINDOW", 1)
-    monkeypatch.setattr(predict, "converse", watched)
+    monkeypatch.setattr(prediction, "BATCHES_PER_WINDOW", 1)
+    monkeypatch.setattr(prediction, "converse", watched)
     with pytest.raises(RuntimeError):
         predict.run(run, str(file), str(output), ["generation.batch_size=2"])
     assert grown == [0, 2, 4]
@@ -186,7 +188,7 @@ def test_tables(run: str, tmp_path: Path, suffix: str) -> None:
     """Records of any format in, with or without answers; a table out, written when all answers are there."""
     rows = [{"question": "1+2=", "answer": "3", "id": "a"}, {"question": "5*5=", "answer": "", "id": "b, c"}]
     file, output = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
-    predict.write_table(rows, file, file.suffix)
+    write_table(rows, file, file.suffix)
     assert predict.run(run, str(file), str(output)) == 2
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": row["question"]}) + "\n" for row in rows))
     predict.run(run, str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
@@ -207,8 +209,8 @@ def test_a_table_that_was_cut_off_goes_on(
     )
     predict.run(run, str(file), str(whole))
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "BATCHES_PER_WINDOW", 1)
-        patch.setattr(predict, "write_table", None)
+        patch.setattr(prediction, "BATCHES_PER_WINDOW", 1)
+        patch.setattr(prediction, "write_table", None)
         with pytest.raises(TypeError):
             predict.run(run, str(file), str(cut))
     partial = tmp_path / f"cut.{suffix}.partial.jsonl"
@@ -229,7 +231,7 @@ def test_values_of_several_kinds_become_texts(tmp_path: Path) -> None:
         {"prompt": [{"role": "user", "content": "值"}], "empty": {}},
     ]
     for suffix in (".csv", ".parquet"):
-        predict.write_table(rows, tmp_path / f"x{suffix}", suffix)
+        write_table(rows, tmp_path / f"x{suffix}", suffix)
         first, second = (entry.row for entry in file_rows(str(tmp_path / f"x{suffix}")))  # type: ignore[union-attr]
         assert first["prompt"] == "1" and json.loads(second["prompt"]) == rows[1]["prompt"]
 

@@ -1,0 +1,236 @@
+"""Records answered one by one, written in their order as the answers come, and gone on with after a stop."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from tqdm import tqdm
+
+from glmtune.data.encoding import plain_ids
+from glmtune.inference.conversation import converse
+from glmtune.inference.engine import Engine
+from glmtune.inference.prompts import encode_prompts
+from glmtune.messages import Prompt
+from glmtune.records import Fault, Row, explain, read_questions
+from glmtune.records.writing import TABLES, as_line, load_arrow, write_table
+from glmtune.resolution import ResolvedModel
+from glmtune.runtime import UserError, check_output, read_json_lines, replacing, seed_everything
+
+ADDED = ("completion", "error", "faithful")  # to a record, whatever it had there
+OnError = Literal["stop", "record"]
+# Batches that are sorted by length together. Records are written in order, a window at a time.
+BATCHES_PER_WINDOW = 4
+PARTIAL = ".partial.jsonl"  # a table is written from it when all answers are there
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record of the input.
+
+    Attributes:
+        row: what is written again; the fields of a record, or the text that is none.
+        prompt: what is asked.
+        fault: why it cannot be; None if it can.
+    """
+
+    row: Row
+    prompt: Prompt
+    fault: Fault | None = None
+
+    def with_answer(self, completion: str | None, remarks: Mapping[str, Any] | None = None) -> Row:
+        """Return the record as the output has it, with what its task remarks on the answer."""
+        told = {"error": str(self.fault)} if self.fault else remarks or {}
+        return {**self.row, "completion": completion, **told}
+
+
+@dataclass(frozen=True)
+class Output:
+    """The file of answers.
+
+    Attributes:
+        destination: what the user named.
+        working: the JSON lines that grow while it is answered; the destination itself, unless that is a table.
+    """
+
+    destination: Path
+    working: Path
+
+    @classmethod
+    def at(cls, path: str | Path) -> Output:
+        """Return the output of a path."""
+        destination = Path(path)
+        is_table = destination.suffix.lower() in TABLES
+        return cls(destination, destination.with_name(destination.name + PARTIAL) if is_table else destination)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is written as a table in the end."""
+        return self.working != self.destination
+
+    def check(self, input: str, may_exist: bool) -> None:
+        """See whether it can be written.
+
+        Raises:
+            UserError: it cannot, or something is there.
+        """
+        check_output(self.destination)
+        if self.destination.suffix.lower() == ".parquet":
+            load_arrow()
+        if self.destination.exists() and Path(input).exists() and self.destination.samefile(input):
+            raise UserError(f"--output {self.destination}: is the input, too. Choose another name.")
+        if Path(input).is_dir() and Path(input).resolve() in self.destination.resolve().parents:
+            raise UserError(
+                f"--output {self.destination}: is in the folder of the input, of which it would become a part."
+            )
+        for place, what in ((self.destination, "exists"), (self.working, "was begun")):
+            if place.is_file() and place.stat().st_size and not may_exist:
+                raise UserError(
+                    f"--output {self.destination}: {what} already. Choose another name, go on with it (--resume), or "
+                    "add --overwrite."
+                )
+
+    def count_done(self, entries: Sequence[Entry]) -> int:
+        """Return how many records it holds; a last line that was cut off is taken away.
+
+        Raises:
+            UserError: it is whole already, or was made of another input.
+        """
+        if self.is_table and self.destination.exists() and not self.working.exists():
+            raise UserError(f"--resume: {self.destination} is whole already. To answer again, add --overwrite instead.")
+        if not self.working.is_file():
+            return 0
+        content = self.working.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with self.working.open("r+b") as file:
+                file.truncate(len(whole))
+        count = 0
+        for (number, written), entry in zip(read_json_lines(self.working), entries, strict=False):
+            own = {name: value for name, value in entry.row.items() if name not in ADDED}
+            if own != {name: written[name] for name in own if name in written}:
+                raise UserError(
+                    f"--resume: line {number} of {self.working} is not that of the input. Was it made of another file? "
+                    "Choose another name."
+                )
+            count = number
+        if len(whole.splitlines()) > len(entries):
+            raise UserError(f"--resume: {self.working} has more records than the input. Choose another name.")
+        return count
+
+    def finish(self) -> None:
+        """Write the table, where it is one."""
+        if self.is_table:
+            with replacing(self.destination) as temporary:
+                rows = [row for _, row in read_json_lines(self.working)]
+                write_table(rows, temporary, self.destination.suffix.lower())
+            self.working.unlink()
+
+
+def predict(
+    resolved: ResolvedModel,
+    input: str,
+    output: str | Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    on_error: OnError = "stop",
+) -> int:
+    """Write every record of a file again with its `completion`, in order; return their number.
+
+    Args:
+        resolved: who answers.
+        input: records in any known format.
+        output: `.csv` or `.parquet`, written at the end from a JSONL file beside it; anything else is JSONL.
+        overwrite: replace an output that is there already.
+        resume: go on after the records that an output cut off earlier holds.
+        on_error: `stop` at records that cannot be answered, before any is; or `record` them: they get an `error` in
+            place of a completion.
+
+    Raises:
+        UserError: malformed records, a prompt too long (told before any is answered), or an output that exists or is
+            of another input.
+    """
+    place = Output.at(output)
+    place.check(input, overwrite or resume)
+    entries = read_entries(resolved, input)
+    faults = [entry.fault for entry in entries if entry.fault]
+    if on_error == "record":
+        faults = [fault for fault in faults if not fault.is_of_one_record]
+    if faults:
+        raise UserError(explain(faults, "answer the others with --on-error record"))
+    done = place.count_done(entries) if resume else 0
+    model, tokenizer = resolved.load()
+    try:
+        with place.working.open("a" if resume else "w", encoding="utf-8") as file:
+            answer(resolved, Engine(model, tokenizer, resolved.limit), entries, done, file)
+        place.finish()
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror}. What is in it stays.") from error
+    return len(entries)
+
+
+def read_entries(resolved: ResolvedModel, input: str) -> list[Entry]:
+    """Return the records of the input, with what is wrong with them: no question, or one that the model cannot take.
+
+    Raises:
+        UserError: no such file or model.
+    """
+    recipe, tokenizer, limit = resolved.recipe, resolved.tokenizer, resolved.limit
+    entries = []
+    for found in read_questions(input, recipe.data.columns, recipe.data.encoding):
+        if isinstance(found, Fault):
+            row = found.record if isinstance(found.record, dict) else {"record": found.record}
+            entries.append(Entry(as_json(row), "", found))
+            continue
+        try:
+            encode_prompts(tokenizer, [found.prompt], limit, recipe.generation.longest, ["the prompt"])
+            fault = None
+        except UserError as error:
+            fault = Fault(found.source.file, found.source.line, "prompt", str(error))
+        entries.append(Entry(as_json(found.row), found.prompt, fault))
+    return entries
+
+
+def as_json(row: Row) -> Row:
+    """Return a row as it comes back from the file that it is written to."""
+    again: Row = json.loads(json.dumps(row, default=str))
+    return again
+
+
+def answer(resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], done: int, file: TextIO) -> None:
+    """Append the records from number `done` on, as their answers come, with how fast they do and how long it takes."""
+    recipe, task = resolved.recipe, resolved.task
+    window = recipe.generation.batch_size * BATCHES_PER_WINDOW
+    tokens, start = 0, time.perf_counter()
+    with tqdm(total=len(entries), initial=done, desc="answering", unit="record") as bar:
+        for first in range(done - done % window, len(entries), window):  # windows are the same after a --resume
+            seed_everything(recipe.seed + first // window)
+            numbers = range(first, min(first + window, len(entries)))
+            # What waits is answered, or never to be, but not all before it is.
+            waiting = {number: entries[number].with_answer(None) for number in numbers if entries[number].fault}
+            asked = [number for number in numbers if not entries[number].fault]
+            following = write_ready(file, waiting, first, done)
+            prompts = [entries[number].prompt for number in asked]
+            for index, text in converse(engine, prompts, recipe.generation, task.reply):
+                entry = entries[asked[index]]
+                waiting[asked[index]] = entry.with_answer(text, task.remarks(entry.prompt, text))
+                tokens += len(plain_ids(engine.tokenizer, text))
+                following = write_ready(file, waiting, following, done)
+                bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
+                bar.update(asked[index] >= done)
+            bar.update(sum(number >= done for number in numbers if entries[number].fault))
+
+
+def write_ready(file: TextIO, waiting: dict[int, Row], following: int, done: int) -> int:
+    """Write the records that are next in order, from `done` on; return the number of the first that is yet to come."""
+    while following in waiting:
+        row = waiting.pop(following)
+        if following >= done:
+            file.write(as_line(row) + "\n")
+        following += 1
+    file.flush()
+    return following
