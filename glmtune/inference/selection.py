@@ -120,9 +120,10 @@ def encode_examples(
     """
     names = [example.source or f"Held-out problem {number}" for number, example in enumerate(examples, start=1)]
     for name, example in zip(names, examples, strict=True):
-        if example.text is not None or example.images:
-            field = "images" if example.images else "text"
-            raise UserError(f"{name}: '{field}' cannot be asked: only questions of text can.")
+        if example.text is not None:
+            raise UserError(f"{name}: 'text' is plain text, which asks nothing. objective.name=pretrain learns it.")
+        if example.images:
+            raise UserError(f"{name}: 'images' are files that models of text cannot read. Leave such records out.")
     return encode_prompts(tokenizer, [example.prompt for example in examples], limit, max_new_tokens, names)
 
 

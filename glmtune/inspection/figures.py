@@ -14,7 +14,7 @@ from glmtune.config import DataSettings, Recipe
 from glmtune.data.encoding import IGNORED, Encoder
 from glmtune.data.rendering import can_train_on_all_turns
 from glmtune.examples import Example, split_of
-from glmtune.inspection.tokens import pick_places, place_of, render_record, source_of
+from glmtune.inspection.tokens import encode_record, pick_places, place_of, render_record, source_of
 from glmtune.records import Fault, read
 from glmtune.records.cleaning import cut_ends, repetitions, unclosed
 from glmtune.records.conversations import earlier_questions
@@ -90,7 +90,7 @@ class Lengths:
         self.whole: list[int] = []
         self.learned: list[int] = []
         for record in tqdm(records, desc="counting tokens", unit="record", disable=len(records) < FEW):
-            encoding = encoder(record)
+            encoding = encode_record(encoder, record)
             self.whole.append(len(encoding["input_ids"]))
             self.learned.append(sum(label != IGNORED for label in encoding["labels"]))
 
@@ -138,7 +138,7 @@ def count_splits(
     """How many records would be learned, and how many held out."""
     if settings.held_out_file:
         return {"train": len(records), "held_out": len(held_out)}
-    found = Counter(split_of(problem_of(record.prompt), settings.held_out) for record in records)
+    found = Counter(split_of(problem_of(record.question), settings.held_out) for record in records)
     return {"train": found["train"], "held_out": found["held_out"]}
 
 
@@ -146,7 +146,7 @@ def find_leaks(records: Sequence[Example], held_out: Sequence[Example]) -> Itera
     """Held-out problems that are learned, too: arithmetic by its normal form, else by text."""
     if not held_out:
         return
-    problems = ([problem_of(record.prompt) for record in part] for part in (records, held_out))
+    problems = ([problem_of(record.question) for record in part] for part in (records, held_out))
     for judged, learned in leaks(*problems):
         own, other = source_of(held_out[judged]), source_of(records[learned])
         yield Fault(
@@ -188,6 +188,8 @@ def find_notes(
             found.setdefault("a block of code in the target is not closed: is it cut off?", []).append(record)
     for note, those in found.items():
         yield f"{len(those):,} records, the first {source_of(those[0])}: {note}"
+    if rejected := sum(record.rejected is not None for record in records):
+        yield f"{rejected:,} records have a 'rejected' answer; objective.name=sft learns the chosen one alone."
     last_alone = settings.turns == "last" or (settings.turns == "all" and not learns_all)
     if last_alone and any(earlier_questions(record.prompt) for record in records):
         other = "all" if learns_all else "each"

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.data.encoding import IGNORED, Encoder, Encoding
 from glmtune.data.rendering import control_tokens
+from glmtune.data.texts import EncodedTexts
 from glmtune.examples import Example, Source
 
 RENDERED = 3  # records that are shown with their tokens
@@ -27,6 +28,11 @@ def place_of(record: Example) -> dict[str, Any]:
     return {"file": source.file, "line": source.line}
 
 
+def encode_record(encoder: Encoder, record: Example) -> Encoding:
+    """Return a record as it would be learned, however long: an answer to its prompt, or all of a plain text."""
+    return encoder(record) if record.text is None else EncodedTexts([record], encoder.tokenizer, None)[0]
+
+
 def pick_places(count: int) -> list[int]:
     """Places of the records that are shown: the first, the middle one and the last."""
     return sorted({0, count // 2, count - 1})[-min(RENDERED, count) :] if count else []
@@ -34,7 +40,7 @@ def pick_places(count: int) -> list[int]:
 
 def render_record(encoder: Encoder, record: Example) -> dict[str, Any]:
     """A record as the model reads it: `[text, learned, control]` of each token, the middle left out of long ones."""
-    encoding = encoder(record)
+    encoding = encode_record(encoder, record)
     tokens = [list(token) for token in tokens_of(encoder.tokenizer, encoding)]
     left_out = len(tokens) - MOST_TOKENS
     if left_out > 0:

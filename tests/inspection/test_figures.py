@@ -86,6 +86,15 @@ def test_notes(write_records: Any, tmp_path: Path) -> None:
         assert part in notes
 
 
+def test_texts_and_preferences(write_records: Any, tmp_path: Path) -> None:
+    """Of plain text every token is learned; of a preference the better answer."""
+    report = run([str(write_records({"text": "once upon a time"}, {"prompt": "q", "chosen": "a", "rejected": "b"}))])
+    assert report["formats"] == {"text": 1, "preference": 1} and not report["faults"]
+    text = "".join(piece for piece, learned, control in report["examples"][0]["tokens"] if learned and not control)
+    assert text == "once upon a time"
+    assert any("1 records have a 'rejected' answer" in note for note in report["notes"])
+
+
 def test_too_long(write_records: Any, tmp_path: Path) -> None:
     file = str(write_records(*[*GOOD, {"prompt": "长" * 200, "target": "a"}], name="a.jsonl"))
     report = run([file], overrides=["data.max_length=100"])
