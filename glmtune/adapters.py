@@ -7,71 +7,19 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from glmtune import distributed, registry
-from glmtune.config import Dtype, ModelSettings, read_yaml
+from glmtune import registry
+from glmtune.config import read_yaml
 from glmtune.methods import ADAPTER_CONFIG, BASE_RECORD, Method, Model
 from glmtune.models import loading
 from glmtune.models.checkpoint import check_files, fingerprint, read_json, reading
 from glmtune.runtime import RunFolder, UserError
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 METHODS = "glmtune.methods"
-
-
-def load(
-    path: str | Path,
-    adapter: str | Path | None = None,
-    dtype: Dtype = "auto",
-    device: torch.device | str | None = None,
-    attention: Literal["sdpa", "eager"] = "sdpa",
-    bits: int | None = None,
-    quantize_embedding: bool | None = None,
-) -> tuple[Model, PreTrainedTokenizerBase]:
-    """Load a run folder, an adapter, a checkpoint directory, a hub name or `nano`, ready for use.
-
-    Args:
-        path: what to load.
-        adapter: a run folder, an adapter in peft's format, or a directory with the prefix weights of the original
-            P-Tuning v2 scripts (`transformer.prefix_encoder.*` beside a `config.json` with `pre_seq_len`), to put on
-            the base that `path` names.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        device: default: the GPU where there is one.
-        attention: attention implementation.
-        bits: 16, 8 or 4, storage of the base's linear layers. Default: as the adapter was trained, or as the checkpoint
-            is stored.
-        quantize_embedding: store the embedding and the head at 8 bits, too. Default: as the adapter was trained.
-
-    Returns:
-        (model, tokenizer), the model in evaluation mode.
-
-    Raises:
-        UserError: nothing usable at `path`, or the adapter was trained on other weights.
-    """
-    import torch
-
-    if bits not in (None, 16, 8, 4):
-        raise UserError(f"bits={bits!r}: a model can be stored at 16, 8 or 4 bits.")
-    base, folder = find_base(path, adapter)
-    target = torch.device(device) if device is not None else distributed.local_device()
-    trained = record_of(folder) if folder is not None else {}
-    settings = ModelSettings(
-        path=base,
-        dtype=dtype,
-        attention=attention,
-        bits=bits or trained.get("bits", 16),
-        quantize_embedding=trained.get("quantize_embedding", False)
-        if quantize_embedding is None
-        else quantize_embedding,
-    )
-    model, tokenizer = loading.load_model(settings, target)
-    if folder is None:
-        return model, tokenizer
-    return attach(model, folder).eval(), tokenizer_of(base, folder)
 
 
 def attach(model: PreTrainedModel, folder: Path) -> Model:
@@ -108,37 +56,6 @@ def record_of(folder: Path) -> dict[str, Any]:
     return read_json(record) if record.is_file() else {}
 
 
-def find_base(path: str | Path, adapter: str | Path | None = None) -> tuple[str, Path | None]:
-    """The checkpoint to load for `path`, and the folder of the adapter to put on it, if any. Reads no weights.
-
-    Args:
-        path: run folder, adapter, checkpoint directory, hub name or `nano`.
-        adapter: a run folder or an adapter to put on the base that `path` names.
-
-    Raises:
-        UserError: nothing usable there, or the adapter was trained on other weights.
-    """
-    if adapter is not None:
-        if RunFolder.is_run(path):
-            raise UserError(f"{path} is a run folder, which has no adapter put on it: name the base model instead.")
-        folder, base = adapter_folder(Path(adapter)), str(path)
-    elif RunFolder.is_run(path) and RunFolder(path).model.is_dir():
-        return str(RunFolder(path).model), None
-    elif RunFolder.is_run(path) or is_adapter(Path(path)):
-        folder = adapter_folder(Path(path))
-        base = base_of(folder)
-    else:
-        return str(path), None
-    check_base(folder, base)
-    check_adapter(folder, RunFolder(adapter if adapter is not None else path))
-    return base, folder
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether `path` is an adapter, or a run folder that holds one."""
-    return any(is_adapter_folder(folder) for folder in (path, RunFolder(path).adapter))
-
-
 def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder is an adapter, in peft's format or in a method's own."""
     return (folder / ADAPTER_CONFIG).is_file() or (folder.is_dir() and method_of(folder) is not None)
@@ -159,6 +76,8 @@ def adapter_folder(path: Path) -> Path:
         raise UserError(f"{path} holds no adapter ({ADAPTER_CONFIG} is missing).{remedy}")
     if (folder / ADAPTER_CONFIG).is_file() and not any(folder.glob("adapter_model.*")):
         raise UserError(f"{folder} holds no weights (adapter_model.safetensors is missing). Copy or download it again.")
+    if (folder / ADAPTER_CONFIG).is_file():
+        read_json(folder / ADAPTER_CONFIG)
     check_files(folder)
     return folder
 
@@ -221,9 +140,3 @@ def check_adapter(folder: Path, run: RunFolder) -> None:
     settings = read_yaml(run.recipe).get("method") if run.recipe.is_file() else None
     for method in methods_for(folder):
         method.check(folder, settings)
-
-
-def tokenizer_of(base: str, folder: Path | None) -> PreTrainedTokenizerBase:
-    """The tokenizer that was saved with an adapter, with the template it was trained with; else that of the base."""
-    saved = folder is not None and (folder / "tokenizer_config.json").is_file()
-    return loading.load_tokenizer(str(folder) if saved else loading.locate(base))

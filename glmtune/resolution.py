@@ -205,7 +205,7 @@ class ResolvedModel:
         adapters.check_base(self.adapter, self.base)
         adapters.check_adapter(self.adapter, self.run or RunFolder(self.adapter))
 
-    def load(self, device: torch.device | None = None, **storage: Any) -> tuple[Model, PreTrainedTokenizerBase]:
+    def load(self, device: torch.device | str | None = None, **storage: Any) -> tuple[Model, PreTrainedTokenizerBase]:
         """Load the model, in evaluation mode, with its adapter and its tokenizer.
 
         Args:
@@ -215,12 +215,15 @@ class ResolvedModel:
         Raises:
             UserError: weights are missing or damaged, or do not fit.
         """
-        settings = self.storage.model_copy(update=storage)
+        import torch
+
+        settings = ModelSettings(**{**self.storage.model_dump(), **storage})
+        place = None if device is None else torch.device(device)
         model: Model
-        model, _ = loading.load_model(settings, device)
+        model, tokenizer = loading.load_model(settings, place, self.config, self.tokenizer)
         if self.adapter is not None:
             model = adapters.attach(model, self.adapter).eval()
-        return model, self.tokenizer
+        return model, tokenizer
 
 
 def resolve(target: Target | None = None, overrides: Iterable[str] = ()) -> ResolvedModel:
@@ -256,3 +259,15 @@ def identify(target: Target | None = None, overrides: Iterable[str] = ()) -> Res
         if adapters.is_adapter_folder(Path(name)):
             return ResolvedModel(recipe, name, adapter=Path(name))
     return ResolvedModel(recipe, name)
+
+
+def resolve_adapter(adapter: Target, base: Target, overrides: Iterable[str] = ()) -> ResolvedModel:
+    """Return an adapter, or that of a run, on a base of the caller's choice.
+
+    Raises:
+        UserError: there is none, or it does not fit the base.
+    """
+    if RunFolder.is_run(os.fspath(base)):
+        raise UserError(f"{base} is a run folder, which has no adapter put on it: name the base model instead.")
+    adapters.adapter_folder(Path(adapter))
+    return resolve(adapter, [f"model.path={os.fspath(base)}", *overrides])

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import glmtune
-from glmtune import adapters
 from glmtune.config import load_recipe
 from glmtune.execution import Run
 from glmtune.inference.engine import Engine
@@ -104,7 +103,6 @@ def truncate(adapter: Path) -> None:
         (edit("adapter_config.json", r=3), "adapter cannot be read.*size mismatch"),
         (edit("adapter_config.json", peft_type="NEW"), "adapter cannot be read.*NEW"),
         (drop_one_weight, "adapter cannot be read.*missing adapter keys"),
-        (edit("base.json", base="/no/such/base"), r"no such model directory: /no/such/base.*model\.path"),
     ],
 )
 def test_a_damaged_adapter_is_told(run_copy: Path, change: Callable[[Path], Any], message: str) -> None:
@@ -122,11 +120,7 @@ def test_an_adapter_without_a_base_is_told(run_copy: Path, tiny_checkpoint: Path
     assert glmtune.load(tiny_checkpoint, adapter=adapter)
 
 
-def test_find_reads_no_weights(tiny_run: Run, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glmtune.models.loading.load_model", None)
-    folder = tiny_run.folder
-    assert (
-        adapters.find_base(folder.path) == adapters.find_base(folder.adapter) == (str(tiny_checkpoint), folder.adapter)
-    )
-    assert adapters.find_base(tiny_checkpoint) == (str(tiny_checkpoint), None)
-    assert adapters.find_base("nano") == ("nano", None)
+def test_a_base_that_is_gone_is_told(run_copy: Path) -> None:
+    edit("base.json", base="/no/such/base")(run_copy / "adapter")
+    with pytest.raises(UserError, match=r"no such model directory: /no/such/base.*model\.path"):
+        glmtune.load(run_copy / "adapter")

@@ -23,9 +23,9 @@ FLOORS = [
     {"objectives"},
     {"resolution", "evaluation"},
     {"plan"},
-    {"execution", "prediction", "export", "inspection"},
+    {"execution", "prediction", "exports", "inspection"},
     {"commands"},
-    {"cli"},
+    {"cli", "api"},
 ]
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 EXEMPT = {"__init__.py", "__main__.py"}  # of the package itself

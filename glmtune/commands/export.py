@@ -12,7 +12,7 @@ from glmtune.commands._arguments import add_settings, add_target
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from glmtune.export.provenance import Layout, Precision
+    from glmtune.exports.provenance import Layout, Precision
     from glmtune.resolution import Target
 
 
@@ -88,8 +88,8 @@ def run(
     """
     from rich.console import Console
 
-    from glmtune.export.exporting import check_disk, choose_destination, export_checked, few_held_out, refuse
-    from glmtune.export.upload import upload
+    from glmtune.exports.exporting import check_disk, choose_destination, export_checked, few_held_out, refuse
+    from glmtune.exports.upload import upload
     from glmtune.resolution import resolve
 
     console = console or Console(stderr=True)

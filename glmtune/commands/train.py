@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import sys
@@ -48,7 +49,7 @@ def main(options: argparse.Namespace) -> None:
 def run(
     recipe_path: str | Path | None = None,
     overrides: Iterable[str] = (),
-    resume: str | Path | None = None,
+    resume: str | os.PathLike[str] | None = None,
     console: Console | None = None,
 ) -> Run:
     """Train by a recipe, or by the defaults: the embedded model, arithmetic, LoRA.
@@ -72,6 +73,7 @@ def run(
 
     console = console or Console(stderr=True)
     if resume is not None:
+        resume = os.fspath(resume)
         recipe = read_resumed(resume, has_settings=bool(recipe_path or list(overrides)))
         return execute(prepare(ResolvedModel(recipe), RunFolder(resume)), console)
     recipe = load_recipe(recipe_path, overrides)
@@ -79,7 +81,7 @@ def run(
         return execute(prepare(ResolvedModel(recipe), folder), console)
 
 
-def read_resumed(resume: str | Path, has_settings: bool) -> Recipe:
+def read_resumed(resume: str, has_settings: bool) -> Recipe:
     """Return the recipe of a run that is to go on.
 
     Raises:

@@ -33,6 +33,11 @@ class Evaluation:
     scores: list[Score]
     axes: Sequence[Axis] = ()
 
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples that are answered rightly, 0 to 1."""
+        return sum(score.correct for score in self.scores) / len(self.scores) if self.scores else 0.0
+
     def report(self, text_metrics: bool = True) -> dict[str, Any]:
         """The figures, as `report.json` holds them."""
         return summarize(self.examples, self.completions, self.scores, self.axes, text_metrics)

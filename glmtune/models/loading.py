@@ -86,9 +86,17 @@ def fetch(place: str, weights: bool) -> str:
 
 
 def load_model(
-    settings: ModelSettings, device: torch.device | None = None
+    settings: ModelSettings,
+    device: torch.device | None = None,
+    config: PreTrainedConfig | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint and its tokenizer, on the device, in evaluation mode.
+
+    Args:
+        settings: which one, and how it is stored.
+        device: default: the GPU where there is one.
+        config, tokenizer: of the checkpoint, where they have been read already.
 
     Raises:
         UserError: no such model, or its files are missing or damaged.
@@ -100,7 +108,7 @@ def load_model(
     folder = fetch(place, weights=not settings.random_init)
     if not settings.random_init and not weight_files(Path(folder)):
         raise UserError(f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}).")
-    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    config, tokenizer = config or load_config(folder), tokenizer or load_tokenizer(folder)
     check_release(settings.path, tokenizer, config)
     dtype = choose_dtype(settings.dtype, device)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)

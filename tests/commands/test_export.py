@@ -26,7 +26,7 @@ from glmtune.commands import export
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.execution import Run
-from glmtune.export import exporting, merged
+from glmtune.exports import exporting, merged
 from glmtune.inference.engine import Engine
 from glmtune.models import loading
 from glmtune.models.checkpoint import fingerprint, read_json
@@ -239,7 +239,7 @@ def test_another_model_is_not_published(
     a_run: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[[Any], Any]
 ) -> None:
     """Nothing at its place, nothing beside it; nothing uploaded."""
-    monkeypatch.setattr("glmtune.export.exporting.save_merged", tampered(how))
+    monkeypatch.setattr("glmtune.exports.exporting.save_merged", tampered(how))
     monkeypatch.setattr("huggingface_hub.HfApi", None)
     with refused("The exported model is not the one that was trained.*Nothing was published", a_run.parent):
         run(a_run, push="me/model")
@@ -262,7 +262,7 @@ def test_another_answer_is_not_published(a_run: Path, monkeypatch: pytest.Monkey
 
 def test_what_stood_there_stays_if_the_new_one_fails(a_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(a_run)
-    monkeypatch.setattr("glmtune.export.exporting.save_merged", tampered(add_noise))
+    monkeypatch.setattr("glmtune.exports.exporting.save_merged", tampered(add_noise))
     with refused("is not the one that was trained", a_run.parent):
         run(a_run, overwrite=True)
 
@@ -366,7 +366,7 @@ def test_prefixes_of_the_original_scripts_are_refused_as_early(tmp_path: Path, n
     shutil.copy(GOLDEN / "glm1/ptuning_noproj.safetensors", prefix / "model.safetensors")
     config = json.loads((GOLDEN / "glm1/config.json").read_text()) | {"pre_seq_len": 8, "prefix_projection": False}
     (prefix / "config.json").write_text(json.dumps(config))
-    assert adapters.is_adapter(prefix)
+    assert adapters.is_adapter_folder(prefix)
     with refused("is a prefix", tmp_path):
         run(prefix, "merged", str(tmp_path / "out"), [f"model.path={base}"])
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from glmtune.adapters import tokenizer_of
 from glmtune.commands.inspect import run
 from glmtune.data.encoding import IGNORED, encode_example
+from glmtune.resolution import resolve
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 GOOD = [{"prompt": f"第 {i} 个问题是什么？", "target": f"第 {i} 个答案。"} for i in range(40)]
@@ -22,7 +22,7 @@ def test_whole_records(write_records: Any, tmp_path: Path) -> None:
     assert report == json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert (report["format"], report["records"], report["faults"], report["duplicates"]) == ("prompt_target", 40, [], 0)
     assert sum(report["splits"].values()) == 40
-    tokenizer = tokenizer_of("nano", None)
+    tokenizer = resolve("nano").tokenizer
     encodings = [encode_example(tokenizer, record["prompt"], record["target"]) for record in GOOD]
     tokens = report["tokens"]
     assert tokens["total"] == sum(len(encoding["input_ids"]) for encoding in encodings)

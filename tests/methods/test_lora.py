@@ -15,8 +15,8 @@ import glmtune
 from glmtune.config import ModelSettings, load_recipe
 from glmtune.data.encoding import encode_prompt
 from glmtune.execution import Run
-from glmtune.export.merged import merge_adapter
-from glmtune.export.verification import TOLERANCE
+from glmtune.exports.merged import merge_adapter
+from glmtune.exports.verification import TOLERANCE
 from glmtune.inference.engine import Engine
 from glmtune.methods.lora import Lora, LoraSettings
 from glmtune.models import loading, low_rank

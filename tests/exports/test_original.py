@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GlmConfig
 
 import glmtune
-from glmtune.export import original
+from glmtune.exports import original
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.models.chatglm.family import release_weights
 from glmtune.models.checkpoint import check_files, read_json, weight_files

@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from glmtune.export.gguf.source import Source, load_library, read_source, rope_type
-from glmtune.export.gguf.tensors import check_tensor, encode_tensor, tensors_of
-from glmtune.export.gguf.tokenizer import vocabulary_of
+from glmtune.exports.gguf.source import Source, load_library, read_source, rope_type
+from glmtune.exports.gguf.tensors import check_tensor, encode_tensor, tensors_of
+from glmtune.exports.gguf.tokenizer import vocabulary_of
 from glmtune.runtime import UserError, replacing
 
 GgufPrecision = Literal["f32", "f16", "bf16", "q8_0"]

@@ -10,7 +10,7 @@ import yaml
 
 from glmtune.config import Recipe, differing, read_report
 from glmtune.data.mixture import examples_per_step
-from glmtune.export.card import write_card
+from glmtune.exports.card import write_card
 from glmtune.messages import Prompt
 from glmtune.models.checkpoint import fingerprint
 from glmtune.resolution import ResolvedModel

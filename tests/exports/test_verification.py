@@ -10,7 +10,7 @@ import torch
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.export.verification import PROMPTS_WITH_LOGITS, TOLERANCE, Answers, ask, compare
+from glmtune.exports.verification import PROMPTS_WITH_LOGITS, TOLERANCE, Answers, ask, compare
 from glmtune.inference.engine import Engine
 from glmtune.runtime import UserError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from glmtune.export.provenance import CARD, RECORD
+from glmtune.exports.provenance import CARD, RECORD
 from glmtune.runtime import UserError
 
 

@@ -29,10 +29,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from glmtune.export.gguf import tensors
-from glmtune.export.gguf.file import FILE_TYPES, verify_gguf, write_gguf
-from glmtune.export.gguf.source import check_config
-from glmtune.export.gguf.tokenizer import CUT
+from glmtune.exports.gguf import tensors
+from glmtune.exports.gguf.file import FILE_TYPES, verify_gguf, write_gguf
+from glmtune.exports.gguf.source import check_config
+from glmtune.exports.gguf.tokenizer import CUT
 from glmtune.models.templates import preset
 from glmtune.runtime import UserError
 
@@ -486,7 +486,7 @@ def test_a_checkpoint_that_changed_is_told(make: Makes, tmp_path: Path) -> None:
 def test_what_does_not_read_back_is_not_published(make: Makes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "out" / "tiny.gguf"
     encode = tensors.encode_tensor
-    monkeypatch.setattr("glmtune.export.gguf.file.encode_tensor", lambda tensor, kind: encode(tensor, kind) * 0)
+    monkeypatch.setattr("glmtune.exports.gguf.file.encode_tensor", lambda tensor, kind: encode(tensor, kind) * 0)
     with pytest.raises(UserError, match="holds other numbers"):
         write_gguf(make("glm"), file)
     assert not list(file.parent.iterdir())

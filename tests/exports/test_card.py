@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from glmtune.export.card import LIMITS, OTHERWISE, write_card
+from glmtune.exports.card import LIMITS, OTHERWISE, write_card
 
 RECORD = {
     "base": "THUDM/chatglm2-6b",

@@ -13,13 +13,13 @@ import torch
 
 from glmtune import adapters
 from glmtune.config import Dtype
-from glmtune.export.gguf.file import GgufPrecision, write_gguf
-from glmtune.export.gguf.source import check_config, load_library
-from glmtune.export.gguf.tensors import round_numbers
-from glmtune.export.merged import save_merged, unpack_and_merge
-from glmtune.export.original import original_layout, save_original
-from glmtune.export.provenance import CARD, RECORD, Layout, Precision, write_provenance
-from glmtune.export.verification import Answers, ask, compare, compare_answers
+from glmtune.exports.gguf.file import GgufPrecision, write_gguf
+from glmtune.exports.gguf.source import check_config, load_library
+from glmtune.exports.gguf.tensors import round_numbers
+from glmtune.exports.merged import save_merged, unpack_and_merge
+from glmtune.exports.original import original_layout, save_original
+from glmtune.exports.provenance import CARD, RECORD, Layout, Precision, write_provenance
+from glmtune.exports.verification import Answers, ask, compare, compare_answers
 from glmtune.inference.selection import select_held_out
 from glmtune.messages import Prompt
 from glmtune.models import loading

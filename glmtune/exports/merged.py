@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.data.encoding import encode_prompt
-from glmtune.export.verification import TOLERANCE, relative_difference
+from glmtune.exports.verification import TOLERANCE, relative_difference
 from glmtune.inference.reading import stops_of
 from glmtune.messages import Prompt
 from glmtune.methods import Model

@@ -1,0 +1,197 @@
+"""The verbs for Python, as short as on the command line: train, evaluate, predict, export, and load.
+
+    import glmtune
+
+    run = glmtune.train(settings={"task.operators": "+", "training.steps": 50})
+    print(run.accuracy_before, "->", run.accuracy)
+    [answer] = glmtune.predict(run, ["1+2="])
+    print(answer.text)
+
+What takes a target takes a `Run`, a run folder, an adapter, a checkpoint directory, a hub name or `nano`. Settings are
+those of a recipe: `{"training.steps": 50}` or `{"training": {"steps": 50}}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from glmtune.config import Dtype
+    from glmtune.evaluation.evaluator import Evaluation
+    from glmtune.execution import Run
+    from glmtune.exports.provenance import Layout, Precision
+    from glmtune.inference.completion import Completion
+    from glmtune.messages import Prompt
+    from glmtune.methods import Model
+    from glmtune.resolution import Target
+
+Settings: TypeAlias = "Mapping[str, Any]"
+
+
+def train(
+    recipe: str | Path | None = None,
+    settings: Settings | None = None,
+    *,
+    resume: Target | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train by a recipe, or by the defaults: the embedded model learns arithmetic with LoRA.
+
+    Args:
+        recipe: a YAML file.
+        settings: in place of those of the recipe.
+        resume: a run folder to go on with instead.
+        quiet: print nothing but progress bars.
+
+    Returns:
+        The run: its `path`, its `report`, its accuracy before and after. It can be evaluated, asked and exported.
+
+    Raises:
+        UserError: faults in the recipe, the model's files or the data, told before anything is trained.
+
+    Example:
+        >>> run = glmtune.train(settings={"task.operators": "+", "training.steps": 50})
+    """
+    from rich.console import Console
+
+    from glmtune.commands.train import run
+
+    return run(recipe, as_overrides(settings), resume, Console(stderr=True, quiet=quiet))
+
+
+def evaluate(target: Target, data: str | Path | None = None, settings: Settings | None = None) -> Evaluation:
+    """Score a model on held-out examples of its task, or on the records of a file.
+
+    Args:
+        target: who is asked.
+        data: records of any known format with answers; default: held-out examples.
+        settings: in place of those of the run.
+
+    Raises:
+        UserError: no such model or file, or a malformed record.
+
+    Example:
+        >>> glmtune.evaluate("runs/arithmetic-lora-1", settings={"task.digits": 5}).accuracy
+    """
+    from glmtune.commands.evaluate import run
+
+    evaluation, _ = run(target, None if data is None else str(data), None, as_overrides(settings))
+    return evaluation
+
+
+def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None = None) -> list[Completion]:
+    """Answer prompts, in their order.
+
+    Args:
+        target: who is asked.
+        prompts: texts, or lists of messages `{"role": ..., "content": ...}`.
+        settings: in place of those of the run, e.g. `{"generation.max_new_tokens": 200}`.
+
+    Returns:
+        A completion for each: its `text`, `token_ids` and `finish_reason`.
+
+    Raises:
+        UserError: no such model, or a prompt that is too long for it.
+
+    Example:
+        >>> [answer.text for answer in glmtune.predict("nano", ["1+2=", "3*4="])]
+    """
+    from glmtune.inference.engine import Engine
+    from glmtune.resolution import resolve
+    from glmtune.runtime import UserError, seed_everything
+
+    if isinstance(prompts, str):
+        raise UserError(f"prompts: a list is needed, not one text: [{prompts[:40]!r}]")
+    resolved = resolve(target, as_overrides(settings))
+    engine = Engine(*resolved.load(), resolved.limit)
+    seed_everything(resolved.recipe.seed)
+    return engine.answer(prompts, resolved.recipe.generation)
+
+
+def export(
+    target: Target,
+    to: Layout = "merged",
+    output: str | Path | None = None,
+    settings: Settings | None = None,
+    *,
+    dtype: Precision = "auto",
+    overwrite: bool = False,
+    push_to_hub: str | None = None,
+) -> Path:
+    """Make a whole model of a run, checked against it, for others to use; return where it is.
+
+    Args:
+        target: what is exported.
+        to: `merged`: transformers' layout; `original`: the release's; `gguf`: a file for llama.cpp.
+        output: folder or, of gguf, file to write; default: in the run folder.
+        settings: in place of those of the run.
+        dtype: precision of the files; auto: that of the base.
+        overwrite: replace an output that is there already.
+        push_to_hub: repository to upload to; never without.
+
+    Raises:
+        UserError: it cannot be had in this form, or answers otherwise; then nothing is written.
+
+    Example:
+        >>> glmtune.export("runs/arithmetic-lora-1", to="gguf")
+    """
+    from glmtune.commands.export import run
+
+    place = None if output is None else str(output)
+    return run(target, to, place, as_overrides(settings), dtype, overwrite, push_to_hub)
+
+
+def load(
+    target: Target,
+    adapter: Target | None = None,
+    dtype: Dtype | None = None,
+    device: torch.device | str | None = None,
+    attention: Literal["sdpa", "eager"] | None = None,
+    bits: Literal[16, 8, 4] | None = None,
+    quantize_embedding: bool | None = None,
+) -> tuple[Model, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer, ready for use.
+
+    Args:
+        target: what is loaded.
+        adapter: a run folder, an adapter in peft's format, or a directory with the prefix weights of the original
+            P-Tuning v2 scripts (`transformer.prefix_encoder.*` beside a `config.json` with `pre_seq_len`), to put on
+            the base that `target` names.
+        dtype: default: as the run says, else `auto`.
+        device: default: the GPU where there is one.
+        attention: attention implementation; default: as the run says, else sdpa.
+        bits: storage of the base's linear layers; default: as it was trained, or as the checkpoint is stored.
+        quantize_embedding: store the embedding and the head at 8 bits, too; default: as it was trained.
+
+    Returns:
+        (model, tokenizer), the model in evaluation mode.
+
+    Raises:
+        UserError: nothing usable there, or the adapter was trained on other weights.
+
+    Example:
+        >>> model, tokenizer = glmtune.load("runs/arithmetic-lora-1")
+    """
+    from glmtune.resolution import resolve, resolve_adapter
+
+    storage = {"dtype": dtype, "attention": attention, "bits": bits, "quantize_embedding": quantize_embedding}
+    overrides = as_overrides({"model": {name: value for name, value in storage.items() if value is not None}})
+    return (resolve(target, overrides) if adapter is None else resolve_adapter(adapter, target, overrides)).load(device)
+
+
+def as_overrides(settings: Settings | None) -> list[str]:
+    """Return settings, nested by section or not, as `section.setting=value` texts."""
+    flat: dict[str, Any] = {}
+    for name, value in (settings or {}).items():
+        if isinstance(value, Mapping) and "." not in name:
+            flat |= {f"{name}.{inner}": setting for inner, setting in value.items()}
+        else:
+            flat[name] = value
+    # JSON is YAML, in which overrides are written.
+    return [f"{name}={json.dumps(value, ensure_ascii=False, default=str)}" for name, value in flat.items()]
