@@ -18,9 +18,9 @@ from typing import Any
 from recording import RESULTS, options, record
 
 from glmtune.arithmetic.problems import Problem
-from glmtune.cli import quiet_libraries
 from glmtune.commands import evaluate, train
 from glmtune.examples import split_of
+from glmtune.runtime import quiet_libraries
 from glmtune.tasks.arithmetic import ArithmeticSettings
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/demo.yaml")

@@ -12,11 +12,11 @@ from typing import Any
 
 from recording import options, record
 
-from glmtune.cli import quiet_libraries
 from glmtune.commands import train
 from glmtune.config import load_recipe
 from glmtune.registry import find
 from glmtune.resolution import ResolvedModel
+from glmtune.runtime import quiet_libraries
 
 METHODS = {
     "lora, rank 16": ["method={name: lora}"],

@@ -19,11 +19,11 @@ from recording import options, record
 from glmtune.arithmetic.expressions import round_half_up
 from glmtune.arithmetic.problems import Problem
 from glmtune.arithmetic.reading import read_answer
-from glmtune.cli import quiet_libraries
 from glmtune.commands import predict
 from glmtune.config import load_recipe
 from glmtune.data import DrawnExamples
 from glmtune.evaluation.intervals import wilson_interval
+from glmtune.runtime import quiet_libraries
 from glmtune.tasks.arithmetic import Arithmetic
 
 CHECKPOINT = "checkpoints/arithmetic-wide"
