@@ -234,3 +234,15 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         process.stdin.write("for nobody\n")
         process.stdin.close()
         assert (process.wait(timeout=60), process.stderr.read()) == (0, "")
+
+
+def test_declaring_the_verbs_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from glmtune import cli\n"
+        "cli.build_parser()\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'yaml', 'rich', 'jinja2', 'shtab'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
@@ -31,7 +30,7 @@ def import_counterparts(name: str) -> None:
         importlib.import_module(module)
 
 
-class AfterImport(MetaPathFinder):
+class AfterImport:
     """Finds transformers' auto modules as usual, and imports their counterparts once they have run."""
 
     def find_spec(
