@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from glmtune import cli
-from glmtune.commands.train import Run
+from glmtune.execution import Run
 from glmtune.models import loading
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,7 @@ def scratch(tmp_path: Path, tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))  # for `chat` without a question
     for name in ("arithmetic-lora-1", "instructions-lora-1", "mine"):
-        shutil.copytree(tiny_run.folder.path, tmp_path / "runs" / name)
+        shutil.copytree(tiny_run.path, tmp_path / "runs" / name)
     for name in ("my", "test", "prompts", "problems", "general"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     Path("my.json").write_text(json.dumps(RECORDS))
