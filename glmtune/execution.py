@@ -95,14 +95,24 @@ def execute(plan: Plan, console: Console) -> Run:
     if plan.objective.asks:
         console.print(f"Before: {plan.recipe.model.path} answers {len(plan.held_out)} held-out problems ...")
     before = examine(plan, base)
-    if not plan.folder.log.exists():
-        start_log(plan.folder.log, before.figures)
+    distributed.on_main(lambda: begin_log(plan, before))
     seed_everything(plan.recipe.seed)  # what a method draws must not depend on how the questions were answered
     model = plan.method.apply(base)
-    with replacing(plan.folder.recipe) as temporary:
-        temporary.write_text(to_yaml(plan.recipe), encoding="utf-8")
+    distributed.on_main(lambda: write_recipe(plan))
     announce_training(plan, model, console)
     return learn(plan, model, before, console)
+
+
+def begin_log(plan: Plan, before: Examination) -> None:
+    """Write the first record of `log.jsonl`, unless the run goes on."""
+    if not plan.folder.log.exists():
+        start_log(plan.folder.log, before.figures)
+
+
+def write_recipe(plan: Plan) -> None:
+    """Write `recipe.yaml`, whole or not at all."""
+    with replacing(plan.folder.recipe) as temporary:
+        temporary.write_text(to_yaml(plan.recipe), encoding="utf-8")
 
 
 def learn(plan: Plan, model: Model, before: Examination, console: Console) -> Run:
@@ -178,25 +188,34 @@ def announce_training(plan: Plan, model: Model, console: Console) -> None:
 
 
 def save(plan: Plan, model: Model) -> Model:
-    """Write the adapter, or the whole model, whole or not at all, and return what is used from then on.
+    """Save what was learned, and return the model that is used from then on.
 
     Raises:
         UserError: the disk is full; the checkpoints are still there.
     """
+    model = plan.method.finish(model)
+    distributed.on_main(lambda: write_model(plan, model))
+    return model
+
+
+def write_model(plan: Plan, model: Model) -> None:
+    """Write the adapter, or the whole model, whole or not at all.
+
+    Raises:
+        UserError: the disk is full.
+    """
     method, folder = plan.method, plan.folder
-    model = method.finish(model)
     with replacing(folder.adapter if method.saves_adapter else folder.model) as temporary:
         temporary.mkdir()
         try:
             method.save(model, plan.tokenizer, temporary, plan.recipe.model)
         except SafetensorError as error:  # in place of an OSError
             raise OSError(str(error)) from error
-    return model
 
 
 def report(plan: Plan, before: Examination, after: Examination) -> Run:
     """Write the report, its page and the plots."""
-    folder, recipe = plan.folder, plan.recipe
+    folder = plan.folder
     log = read_log(folder)
     values: dict[str, Any] = {
         "format": 2,
@@ -206,13 +225,19 @@ def report(plan: Plan, before: Examination, after: Examination) -> Run:
         "peak_memory": peak_memory(),
         "machine": machine(),
     }
+    distributed.on_main(lambda: write_report(plan, values, log))
+    return Run(folder, plan.task, before.held_out, after.held_out, values)
+
+
+def write_report(plan: Plan, values: dict[str, Any], log: list[dict[str, Any]]) -> None:
+    """Write `report.json`, `report.html` and the plots; without answers, the loss alone is drawn."""
+    folder = plan.folder
     write_json(folder.report, values)
     if plan.objective.asks:
-        write_page(values, log, to_yaml(recipe), folder.path)
+        write_page(values, log, to_yaml(plan.recipe), folder.path)
         write_plots(values, log, folder.path)
     else:
         write_png(loss_chart(log), folder.path / "loss.png")
-    return Run(folder, plan.task, before.held_out, after.held_out, values)
 
 
 def results_of(plan: Plan, before: Examination, after: Examination) -> dict[str, Any]:

@@ -66,12 +66,13 @@ def run(
     from rich.console import Console
 
     from glmtune.config import load_recipe
+    from glmtune.distributed import is_main
     from glmtune.execution import execute
     from glmtune.plan import prepare
     from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
 
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, quiet=not is_main())
     if resume is not None:
         resume = os.fspath(resume)
         recipe = read_resumed(resume, has_settings=bool(recipe_path or list(overrides)))
@@ -104,12 +105,13 @@ def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
     Raises:
         UserError: there is something in it.
     """
+    from glmtune.distributed import on_main
     from glmtune.plan import run_name
     from glmtune.runtime import RunFolder
 
     given = recipe.training.output_dir
     existed = given is not None and Path(given).exists()
-    folder = RunFolder.create(given, run_name(recipe))
+    folder = on_main(lambda: RunFolder.create(given, run_name(recipe)))
     try:
         yield folder
     except BaseException:
