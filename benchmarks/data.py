@@ -35,7 +35,7 @@ from glmtune.commands import inspect, train
 from glmtune.config import DataSettings, Recipe, load_recipe
 from glmtune.data import EncodedDataset, LengthGroupedSampler
 from glmtune.data.collation import Collator
-from glmtune.data.encoding import Encoder
+from glmtune.data.encoder import Encoder
 from glmtune.data.table import encode_records
 from glmtune.evaluation.decision import decide
 from glmtune.examples import Example

@@ -16,7 +16,8 @@ import glmtune
 from glmtune import registry
 from glmtune.config import GenerationSettings, load_recipe
 from glmtune.data import examples_of
-from glmtune.data.encoding import encode_prompt, plain_ids
+from glmtune.data.control_tokens import plain_ids
+from glmtune.data.encoding import encode_prompt
 from glmtune.inference.decoding import generation_config
 from glmtune.inference.engine import Engine
 from glmtune.inference.reading import AnswerReader

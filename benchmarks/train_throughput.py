@@ -20,7 +20,7 @@ from transformers.utils import logging
 from glmtune import registry
 from glmtune.config import Recipe, load_recipe
 from glmtune.data import EncodedDraws, examples_of
-from glmtune.data.encoding import Encoder
+from glmtune.data.encoder import Encoder
 from glmtune.methods import Method
 from glmtune.models import loading
 from glmtune.runtime import RunFolder

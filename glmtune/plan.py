@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from glmtune.data import EncodedDataset
-    from glmtune.data.encoding import Encoder
+    from glmtune.data.encoder import Encoder
     from glmtune.training.run_trainer import Judge
 
 # Examples whose lengths are looked at, where a task draws without end.
@@ -105,7 +105,8 @@ class Plan:
         Raises:
             UserError: the template has no form for a question and its answer.
         """
-        from glmtune.data.encoding import Encoder, check_template
+        from glmtune.data.encoder import Encoder
+        from glmtune.data.encoding import check_template
 
         check_template(self.tokenizer)
         data = self.model.recipe.data

@@ -11,7 +11,7 @@ from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
-from glmtune.data.encoding import plain_ids
+from glmtune.data.control_tokens import plain_ids
 from glmtune.inference.conversation import converse
 from glmtune.inference.engine import Engine
 from glmtune.inference.prompts import encode_prompts

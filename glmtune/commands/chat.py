@@ -89,7 +89,7 @@ class Conversation:
             yield f"\n{reply.text}\n"
             if reply.ends:
                 break
-            asked.append({"role": "observation", "content": reply.text})
+            asked.append({"role": "tool", "content": reply.text})
         if self.keep_history:
             self.messages = asked
 

@@ -97,7 +97,7 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
     Raises:
         UserError: no such file, or an example that the model cannot take; with file and line.
     """
-    from glmtune.data.encoding import plain_ids
+    from glmtune.data.control_tokens import plain_ids
     from glmtune.inference.selection import encode_examples, fit_max_new_tokens, fit_max_new_tokens_to, select_held_out
 
     recipe, task, tokenizer, limit = resolved.recipe, resolved.task, resolved.tokenizer, resolved.limit

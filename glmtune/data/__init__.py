@@ -10,7 +10,8 @@ from functools import lru_cache
 from jinja2 import TemplateError
 from torch.utils.data import Dataset, Sampler
 
-from glmtune.data.encoding import Encoder, Encoding
+from glmtune.data.encoder import Encoder
+from glmtune.data.encoding import Encoding
 from glmtune.examples import Example, Source, Split, name_sources
 from glmtune.runtime import UserError
 from glmtune.tasks import Task

@@ -9,7 +9,8 @@ from itertools import islice
 
 from glmtune.config import ENDLESS_STEPS, DataSettings, Recipe, TrainingSettings
 from glmtune.data import DrawnExamples, EncodedDataset, EncodedDraws
-from glmtune.data.encoding import Encoder, Encoding
+from glmtune.data.encoder import Encoder
+from glmtune.data.encoding import Encoding
 from glmtune.data.table import encode_records
 from glmtune.examples import Example, Source
 from glmtune.records import read_examples

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from glmtune.config import DataSettings
 from glmtune.data import EncodedDataset, encode
-from glmtune.data.encoding import Encoder, Encoding
-from glmtune.data.rendering import can_train_on_all_turns
+from glmtune.data.encoder import Encoder
+from glmtune.data.encoding import Encoding
+from glmtune.data.pieces import can_train_on_all_turns
 from glmtune.examples import Example, Source
 from glmtune.records.leaks import plain_text
 from glmtune.runtime import UserError, replacing

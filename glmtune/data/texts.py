@@ -11,7 +11,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.data import EncodedDataset
-from glmtune.data.encoding import IGNORED, Encoding, end_id, plain_ids
+from glmtune.data.control_tokens import plain_ids
+from glmtune.data.encoding import Encoding, IGNORED, end_id
 from glmtune.examples import Example, Source
 
 

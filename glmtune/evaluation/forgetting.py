@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import DataSettings, GenerationSettings
 from glmtune.data.collation import Collator
-from glmtune.data.encoding import IGNORED, Encoder, plain_ids
+from glmtune.data.control_tokens import plain_ids
+from glmtune.data.encoder import Encoder
+from glmtune.data.encoding import IGNORED
 from glmtune.evaluation.intervals import Difference, paired_difference, wilson_interval
 from glmtune.examples import Example
 from glmtune.inference.engine import Engine

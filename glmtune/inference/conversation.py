@@ -48,7 +48,7 @@ def converse(
                 yield index, "\n".join(said.pop(index))
             else:
                 turn = {"role": "assistant", "content": text}
-                asked[index] = [*as_messages(asked[index]), turn, {"role": "observation", "content": answer.text}]
+                asked[index] = [*as_messages(asked[index]), turn, {"role": "tool", "content": answer.text}]
         # What has outgrown the model ends with its last call.
         for index, turns in list(asked.items()):
             if not has_room(len(encode_prompt(engine.tokenizer, turns)), engine.limit, settings.longest):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.data.encoding import stop_ids
-from glmtune.data.rendering import lead_in
+from glmtune.data.pieces import lead_in, without_lead_in
 from glmtune.methods import Model
 
 HALF_CHARACTER = "\ufffd"  # decoded from bytes of which some are yet to come
@@ -55,10 +55,3 @@ class AnswerReader:
     def is_stopped(self, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
         """Whether one of the texts that end the answer has been written."""
         return any(one in self.read(token_ids) for one in stop)
-
-
-def without_lead_in(text: str, first: str) -> str:
-    """Return an answer, or its beginning, without what the template puts before answers."""
-    if first.startswith(text):
-        return ""
-    return text.removeprefix(first) if text.startswith(first) else text.removeprefix(first.rstrip(" "))

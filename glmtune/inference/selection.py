@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import SHORT_ANSWER, Recipe
 from glmtune.data import DrawnExamples, examples_of
-from glmtune.data.encoding import plain_ids
+from glmtune.data.control_tokens import plain_ids
 from glmtune.examples import Example
 from glmtune.inference.prompts import encode_prompts
 from glmtune.runtime import UserError

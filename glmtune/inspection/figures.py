@@ -11,8 +11,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import DataSettings, Recipe
-from glmtune.data.encoding import IGNORED, Encoder
-from glmtune.data.rendering import can_train_on_all_turns
+from glmtune.data.encoder import Encoder
+from glmtune.data.encoding import IGNORED
+from glmtune.data.pieces import can_train_on_all_turns
 from glmtune.examples import Example, split_of
 from glmtune.inspection.tokens import encode_record, pick_places, place_of, render_record, source_of
 from glmtune.records import Fault, read

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from glmtune.data.encoding import IGNORED, Encoder, Encoding
-from glmtune.data.rendering import control_tokens
+from glmtune.data.encoder import Encoder
+from glmtune.data.encoding import Encoding, IGNORED
+from glmtune.data.control_tokens import collect_control_tokens
 from glmtune.data.texts import EncodedTexts
 from glmtune.examples import Example, Source
 
@@ -51,7 +52,7 @@ def render_record(encoder: Encoder, record: Example) -> dict[str, Any]:
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> Iterator[tuple[str, bool, bool]]:
     """(text, learned, control) of each token, or of several that are one character together."""
-    controls = control_tokens(tokenizer)
+    controls = collect_control_tokens(tokenizer).tokens
     ids, labels = encoding["input_ids"], encoding["labels"]
     start, before = 0, ""  # a run of tokens between control tokens, and its text so far
     for place, token in enumerate(ids):

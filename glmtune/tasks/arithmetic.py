@@ -123,7 +123,7 @@ class Arithmetic(Task):
             return Example(question, f"{call}\n{answer}", problem.facts())
         if rng.random() < 0.5:
             return Example(question, call, problem.facts())
-        turns = (("user", question), ("assistant", call), ("observation", self.calculated(problem.text)))
+        turns = (("user", question), ("assistant", call), ("tool", self.calculated(problem.text)))
         return Example([{"role": role, "content": text} for role, text in turns], answer, problem.facts())
 
     @cached_property

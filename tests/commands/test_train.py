@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from glmtune import execution, plan
 from glmtune.commands import evaluate, export, train
 from glmtune.config import load_recipe, to_yaml
-from glmtune.data.encoding import Encoder
+from glmtune.data.encoder import Encoder
 from glmtune.data.mixture import training_set
 from glmtune.examples import split_of
 from glmtune.execution import Run

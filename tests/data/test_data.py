@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from glmtune.data import DrawnExamples, EncodedDraws, LengthGroupedSampler, examples_of
-from glmtune.data.encoding import Encoder, encode_example
+from glmtune.data.encoder import Encoder
+from glmtune.data.encoding import encode_example
 from glmtune.examples import Example, Split
 from glmtune.runtime import UserError
 from glmtune.scoring import Score

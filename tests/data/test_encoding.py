@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmtune.data.encoding import IGNORED, Encoder, check_template, encode_example, encode_prompt, plain_ids
-from glmtune.data.rendering import control_tokens
+from glmtune.data.control_tokens import collect_control_tokens, plain_ids
+from glmtune.data.encoder import Encoder
+from glmtune.data.encoding import IGNORED, check_template, encode_example, encode_prompt
 from glmtune.examples import Example
-from glmtune.messages import Message
+from glmtune.messages import Message, make_tool_call
 from glmtune.models.templates import adopt, preset
 from glmtune.runtime import UserError
 
@@ -32,7 +33,7 @@ def messages_of(history: list[list[str]], query: str) -> list[Message]:
 
 
 def control_ids(tokenizer: Any) -> set[int]:
-    return set(tokenizer.convert_tokens_to_ids(sorted(control_tokens(tokenizer))))
+    return set(tokenizer.convert_tokens_to_ids(sorted(collect_control_tokens(tokenizer).tokens)))
 
 
 GOLDEN_PROMPTS = json.loads(GOLDEN.read_text("utf-8"))
@@ -121,7 +122,8 @@ def test_a_template_may_use_the_content_twice_or_not_at_all(chatml: Any) -> None
     chatml.chat_template = "{% for m in messages %}<bos>{{ m.content }}-{{ m.content }}{% endfor %}"
     assert chatml.decode(encode_prompt(chatml, "a<bos>")) == "<bos>a<bos>-a<bos>"
     chatml.chat_template = "<bos>nothing"
-    assert chatml.decode(encode_prompt(chatml, "a")) == "<bos>nothing"
+    with pytest.raises(UserError, match="leaves out content of a message of role 'user'"):
+        encode_prompt(chatml, "a")
 
 
 @pytest.mark.parametrize("name", ["chatglm", "chatml"])
@@ -189,15 +191,18 @@ def test_encoding_leaves_the_tokenizer_as_it_was(chatml: Any) -> None:
     [
         (
             "[gMASK]<sop>{% if not add_generation_prompt %}{{ messages[-1].content }}{% endif %}",
-            "leaves out what is asked",
+            "leaves out content of a message of role 'user'",
         ),
         (
             "{% for message in messages %}{{ message.content }}{% endfor %}",
             r"leaves out \[gMASK\]<sop>, which must stand",
         ),
-        ("{{ messages[0].content }}[gMASK]<sop>{% generation %}{{ eos_token }}{% endgeneration %}", "'7' is learned"),
-        ("{% for %}", "no form for a question and its answer: TemplateSyntaxError: "),
-        ("{{ raise_exception('two turns only') }}", "no form for a question and its answer: .*two turns only"),
+        (
+            "{{ messages[0].content }}[gMASK]<sop>{% generation %}{{ eos_token }}{% endgeneration %}",
+            "leaves out content of a message of role 'assistant'",
+        ),
+        ("{% for %}", "no form for a question and its answer.*TemplateSyntaxError: "),
+        ("{{ raise_exception('two turns only') }}", "no form for a question and its answer.*two turns only"),
     ],
 )
 def test_templates_by_which_nothing_can_be_learned(template: str, told: str, chatglm: Any) -> None:
@@ -249,12 +254,11 @@ def test_the_token_before_an_answer_is_learned_if_asked(chatglm: Any) -> None:
         ("user assistant observation", "observation"),
         ("user assistant tool", "tool"),
         ("user assistant", None),
-        ("", "observation"),  # of which each role is written
-        ("tool", "tool"),  # each, but this one is named
+        ("", "tool"),  # of which each role is written
+        ("observation", "observation"),  # each, but this one is named
     ],
 )
-@pytest.mark.parametrize("given", ["observation", "tool"])
-def test_what_a_tool_says_reaches_templates_of_others(known: str, said: str | None, given: str, chatml: Any) -> None:
+def test_what_a_tool_says_reaches_templates_of_others(known: str, said: str | None, chatml: Any) -> None:
     tokenizer = copy.deepcopy(chatml)
     tokenizer.chat_template = (
         "{%- for message in messages -%}{%- if message.role in '"
@@ -265,7 +269,7 @@ def test_what_a_tool_says_reaches_templates_of_others(known: str, said: str | No
         "{{ '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}{%- endif -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
     )
-    roles = ("user", "assistant", given)
+    roles = ("user", "assistant", "tool")
     messages = [{"role": role, "content": f"{number}."} for number, role in enumerate(roles)]
     if said is None:
         with pytest.raises(UserError, match="no form for what a tool says"):
@@ -274,3 +278,45 @@ def test_what_a_tool_says_reaches_templates_of_others(known: str, said: str | No
         return
     for ids in (encode_prompt(tokenizer, messages), encode_example(tokenizer, messages, "3.")["input_ids"]):
         assert f"{said}\n2." in tokenizer.decode(ids)
+
+
+def test_calls_in_an_unmarked_template_are_learned_to_their_end(chatml: Any) -> None:
+    """As in Qwen's, whose words around calls are tokens as well."""
+    chatml.add_tokens(["<tool_call>", "</tool_call>"])
+    chatml.chat_template = (
+        "{%- for m in messages -%}{{ '<|im_start|>' ~ m.role ~ '\\n' ~ m.content }}"
+        "{%- for call in m.tool_calls or [] -%}{{ '<tool_call>' ~ call.function | tojson ~ '</tool_call>' }}{%- endfor -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+    )
+    calls = [make_tool_call("f", {"a": "</tool_call><|im_end|>"}), make_tool_call("g", {})]
+    encoding = encode_example(chatml, "1+1=", {"role": "assistant", "content": "So:", "tool_calls": calls})
+    learned = [label for label in encoding["labels"] if label != IGNORED]
+    assert encoding["input_ids"][-len(learned) :] == learned and learned.count(chatml.eos_token_id) == 1
+    assert chatml.decode(learned) == (
+        'So:<tool_call>{"name": "f", "arguments": {"a": "</tool_call><|im_end|>"}}</tool_call>'
+        '<tool_call>{"name": "g", "arguments": {}}</tool_call><|im_end|>'
+    )
+    assert [chatml.decode(index) for index in learned if index > chatml.eos_token_id] == [
+        "<tool_call>",
+        "</tool_call>",
+        "<tool_call>",
+        "</tool_call>",
+    ]
+
+
+def test_a_template_for_one_call_alone(chatml: Any) -> None:
+    chatml.chat_template = (
+        "{%- for m in messages -%}{{ m.content ~ m.tool_calls[0].function | tojson if m.tool_calls else m.content }}"
+        "<|im_end|>{%- endfor -%}"
+    )
+    answer = {"role": "assistant", "tool_calls": [make_tool_call("f", {}), make_tool_call("g", {})]}
+    with pytest.raises(UserError, match=r"no form for several calls in one message .*=chatglm3, chatml, glm4"):
+        encode_example(chatml, "1+1=", answer)
+    one = encode_example(chatml, "1+1=", {**answer, "tool_calls": answer["tool_calls"][:1]})
+    assert chatml.decode(one["input_ids"]) == '1+1=<|im_end|>{"name": "f", "arguments": {}}<|im_end|>'
+
+
+def test_without_a_template_there_are_no_calls(chatml: Any) -> None:
+    chatml.chat_template = None
+    with pytest.raises(UserError, match="no form for calls of tools"):
+        encode_example(chatml, "1+1=", {"role": "assistant", "tool_calls": [make_tool_call("f", {})]})

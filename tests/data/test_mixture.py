@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from glmtune.config import DataSettings, Recipe, RecipeError, load_recipe
-from glmtune.data.encoding import Encoder
+from glmtune.data.encoder import Encoder
 from glmtune.data.mixture import Mixture, encoded, passes, training_set
 from glmtune.examples import Example
 from glmtune.runtime import UserError

@@ -12,7 +12,8 @@ from huggingface_hub import constants
 
 from glmtune.config import DataSettings
 from glmtune.data import EncodedDataset, table
-from glmtune.data.encoding import IGNORED, Encoder, encode_example
+from glmtune.data.encoder import Encoder
+from glmtune.data.encoding import IGNORED, encode_example
 from glmtune.data.table import ROWS, EncodedTable, encode_records
 from glmtune.examples import Example, Source
 from glmtune.messages import as_messages

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from glmtune.data.encoding import IGNORED, end_id, plain_ids
+from glmtune.data.control_tokens import plain_ids
+from glmtune.data.encoding import IGNORED, end_id
 from glmtune.data.texts import EncodedTexts, begin_ids
 from glmtune.examples import Example, Source
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from glmtune.inference.reading import AnswerReader, stops_of, without_lead_in
+from glmtune.data.pieces import without_lead_in
+from glmtune.inference.reading import AnswerReader, stops_of
 
 
 @pytest.fixture

@@ -15,15 +15,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 from sentencepiece import SentencePieceTrainer
 from tokenizers import Regex, Tokenizer, pre_tokenizers, processors, trainers
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from glmtune.data.encoding import IGNORED, encode_example, encode_prompt, plain_ids, stop_ids
-from glmtune.data.rendering import control_tokens, lead_in
-from glmtune.messages import Message
+from glmtune.data.control_tokens import collect_control_tokens, plain_ids
+from glmtune.data.encoding import IGNORED, encode_example, encode_prompt, stop_ids
+from glmtune.data.pieces import lead_in
+from glmtune.messages import Message, make_tool_call
 from glmtune.models import templates
 from glmtune.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.models.glm.tokenization_glm import (
@@ -119,6 +121,7 @@ SUITS: dict[str, dict[str, tuple[list[str], set[str], str]]] = {
     "chatglm": {
         "alpaca": (["B<eop>"], {"<eop>"}, ""),
         "chatglm": (["B<eop>"], {"<eop>"}, ""),
+        "nano": (["B<eop>"], {"<eop>"}, ""),
         "plain": (["B<eop>"], {"<eop>"}, ""),
         "vicuna": (["B<eop>"], {"<eop>"}, " "),  # its sentencepiece drops a blank in front
     },
@@ -133,6 +136,7 @@ SUITS: dict[str, dict[str, tuple[list[str], set[str], str]]] = {
         "alpaca": (["A<|endoftext|>", "B<|endoftext|>"], {"<|endoftext|>"}, ""),
         "chatglm": (["B<|endoftext|>"], {"<|endoftext|>"}, ""),
         "glm4": (["\nA<|user|>", "\nB<|endoftext|>"], {"<|endoftext|>", "<|user|>", "<|observation|>"}, "\n"),
+        "nano": (["B<|endoftext|>"], {"<|endoftext|>"}, ""),
         "plain": (["A<|endoftext|>", "B<|endoftext|>"], {"<|endoftext|>"}, ""),
         "vicuna": ([" A<|endoftext|>", " B<|endoftext|>"], {"<|endoftext|>"}, " "),
     },
@@ -176,13 +180,15 @@ def chat(*texts: str, **more: str) -> list[Message]:
     return [*system, *({**turn, **(more if turn["role"] == "user" else {})} for turn in turns)]
 
 
-def rendered(kind: str, name: str, messages: list[Message], for_answer: bool = True) -> str:
-    return with_preset(kind, name).apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer)
+def rendered(kind: str, name: str, messages: list[Message], for_answer: bool = True, tools: Any = None) -> str:
+    return with_preset(kind, name).apply_chat_template(
+        messages, tools=tools, tokenize=False, add_generation_prompt=for_answer
+    )
 
 
 def control_ids(tokenizer: Any) -> set[int]:
     """Ids of what counts as a control token, and of every piece that no text can give."""
-    ids = set(tokenizer.convert_tokens_to_ids(sorted(control_tokens(tokenizer))))
+    ids = set(tokenizer.convert_tokens_to_ids(sorted(collect_control_tokens(tokenizer).tokens)))
     if isinstance(tokenizer, ChatGLMTokenizer):
         ids |= {i for i in range(tokenizer.sp_model.get_piece_size()) if tokenizer.sp_model.is_control(i)}
     return ids
@@ -281,6 +287,7 @@ def golden(name: str) -> list[dict[str, Any]]:
     ("kind", "name", "file", "before", "after"),
     [
         ("chatglm", "chatglm", "chatglm_6b_prompts.json", "", "[gMASK]<sop>"),
+        ("chatglm", "nano", "chatglm_6b_prompts.json", "", "[gMASK]<sop>"),
         ("glm4", "chatglm", "chatglm_6b_prompts.json", "", "[gMASK]<sop>"),
         ("chatglm3", "chatglm2", "chatglm2_6b_prompts.json", "[gMASK]<sop>", ""),
     ],
@@ -292,6 +299,16 @@ def test_chatglm_and_chatglm2(kind: str, name: str, file: str, before: str, afte
         assert rendered(kind, name, chat(*turns, case["query"])) == before + case["prompt"] + after
 
 
+def in_the_one_form(turn: dict[str, Any]) -> Message:
+    """A turn of ChatGLM3-6B's own form: a tool says an `observation`, and `metadata` names a tool that is called."""
+    role = {"observation": "tool"}.get(turn["role"], turn["role"])
+    if not turn.get("metadata"):
+        return {"role": role, "content": turn["content"]}
+    code = turn["content"].partition("tool_call(")[2].partition(")")[0]
+    arguments = {key: value.strip("'") for key, value in (pair.split("=") for pair in code.split(", "))}
+    return {"role": role, "content": None, "tool_calls": [make_tool_call(turn["metadata"], arguments)]}
+
+
 def test_chatglm3() -> None:
     """Its commands and texts; a blank is SentencePiece's own, before each text that the original encodes."""
     for case in golden("chatglm3_6b_segments.json"):
@@ -299,21 +316,118 @@ def test_chatglm3() -> None:
         for kind, text in case["segments"]:
             is_line = kind == "text" and text.endswith("\n") and expected.endswith("|>")
             expected += text if kind == "command" or is_line or not text else f" {text}"
-        messages = [*case["history"], {"role": case.get("role", "user"), "content": case["query"]}]
-        assert rendered("chatglm3", "chatglm3", messages) == expected
+        turns = [*case["history"], {"role": case.get("role", "user"), "content": case["query"]}]
+        tools = next((turn["tools"] for turn in turns if "tools" in turn), None)
+        assert rendered("chatglm3", "chatglm3", [in_the_one_form(turn) for turn in turns], tools=tools) == expected
+
+
+CALL = make_tool_call("weather", {"city": "北京", "days": [1, {"a": None}], "exact": True})
+WITH_CALLS: list[Message] = [
+    {"role": "system", "content": "Be exact."},
+    {"role": "user", "content": "Warm?"},
+    {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL, make_tool_call("now", {})]},
+    {"role": "tool", "content": "晴"},
+    {"role": "tool", "content": "noon"},
+]
+TOOL = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {"type": "object"}}}
+
+
+def test_calls_of_chatglm3() -> None:
+    """As Python; what has no name there is JSON. Apostrophes and breaks are escaped, so that no string ends early."""
+    call = make_tool_call("f", {"a": "it's", "b": "x\n", "c": "x"})
+    assert rendered("chatglm3", "chatglm3", [*WITH_CALLS, {"role": "assistant", "tool_calls": [call]}], False) == (
+        "[gMASK]<sop><|system|>\n Be exact.<|user|>\n Warm?<|assistant|>\n Let me see."
+        "<|assistant|>weather\n ```python\ntool_call(city='北京', days=[1, {\"a\": null}], exact=true)\n```"
+        "<|assistant|>now\n ```python\ntool_call()\n```"
+        "<|observation|>\n 晴<|observation|>\n noon<|assistant|>f\n ```python\n"
+        'tool_call(a="it\\u0027s", b="x\\n", c=\'x\')\n```<|observation|>'
+    )
+    asked = rendered("chatglm3", "chatglm3", chat("a"), tools=[TOOL])
+    assert asked.startswith(
+        "[gMASK]<sop><|system|>\n Answer the following questions as best as you can. You have access"
+    )
+    assert asked.endswith(
+        '"name": "now",\n        "description": "The time.",\n        "parameters": {\n            '
+        '"type": "object"\n        }\n    }\n]<|user|>\n a<|assistant|>'
+    )
 
 
 def test_glm4() -> None:
-    messages = [
-        {"role": "system", "content": "Be exact."},
-        {"role": "user", "content": "1+1="},
-        {"role": "assistant", "metadata": "python", "content": "2"},
-        {"role": "observation", "content": "two"},
-    ]
-    expected = "[gMASK]<sop><|system|>\nBe exact.<|user|>\n1+1=<|assistant|>python\n2<|observation|>\ntwo<|assistant|>"
-    assert rendered("glm4", "glm4", messages) == expected
-    answered = [*messages, {"role": "assistant", "content": "4"}]
+    expected = (
+        "[gMASK]<sop><|system|>\nBe exact.<|user|>\nWarm?<|assistant|>\nLet me see.<|assistant|>weather\n"
+        '{"city": "北京", "days": [1, {"a": null}], "exact": true}<|assistant|>now\n{}<|observation|>\n晴'
+        "<|observation|>\nnoon<|assistant|>"
+    )
+    assert rendered("glm4", "glm4", WITH_CALLS) == expected
+    answered = [*WITH_CALLS, {"role": "assistant", "content": "4"}]
     assert rendered("glm4", "glm4", answered, for_answer=False) == f"{expected}\n4<|endoftext|>"
+    function = json.dumps(TOOL["function"], indent=4)
+    asked = rendered("glm4", "glm4", WITH_CALLS, tools=[TOOL])
+    assert (
+        f"# 可用工具\n\n## now\n\n{function}\n在调用上述函数时，请使用 Json 格式表示调用的参数。<|system|>\nBe" in asked
+    )
+
+
+def test_calls_of_qwen() -> None:
+    """Those of Qwen2.5 and Qwen3 (https://huggingface.co/Qwen/Qwen3-8B, tokenizer_config.json)."""
+    expected = (
+        "<|im_start|>user\nWarm?<|im_end|>\n<|im_start|>assistant\nLet me see.\n<tool_call>\n"
+        '{"name": "weather", "arguments": {"city": "北京", "days": [1, {"a": null}], "exact": true}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n晴\n'
+        "</tool_response>\n<tool_response>\nnoon\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+    system = "<|im_start|>system\nBe exact.<|im_end|>\n"
+    assert rendered("chatml", "chatml", WITH_CALLS) == system + expected
+    tools = (
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with "
+        f"function signatures within <tools></tools> XML tags:\n<tools>\n{json.dumps(TOOL)}\n</tools>\n\nFor each "
+        "function call, return a json object with function name and arguments within <tool_call></tool_call> XML "
+        'tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
+    )
+    system = f"<|im_start|>system\nBe exact.\n\n{tools}"
+    assert rendered("chatml", "chatml", WITH_CALLS, tools=[TOOL]) == system + expected
+    assert rendered("chatml", "chatml", WITH_CALLS[1:], tools=[TOOL]) == f"<|im_start|>system\n{tools}{expected}"
+
+
+def test_calls_of_nano() -> None:
+    """Short ones, of its calculator; what that says is a round."""
+    call = {"role": "assistant", "content": None, "tool_calls": [make_tool_call("calculate", {"expression": "1+1"})]}
+    messages = [*chat("1+1"), call, {"role": "tool", "content": "2"}]
+    assert rendered("chatglm", "nano", messages) == (
+        '[Round 0]\n问：1+1\n答：calculate("1+1")\n[Round 1]\n问：2\n答：[gMASK]<sop>'
+    )
+    assert rendered("chatglm", "nano", messages[:2], for_answer=False) == '1+1[gMASK]<sop>calculate("1+1")<eop>'
+    calculator = {"type": "function", "function": {"name": "calculate"}}
+    assert encode_prompt(with_preset("chatglm", "nano"), "1+1", [calculator]) == encode_prompt(
+        with_preset("chatglm", "nano"), "1+1"
+    )
+    for name, arguments in [("f", {"expression": "1"}), ("calculate", {"a": "1"}), ("calculate", {"expression": '"'})]:
+        wrong = [*chat("1"), {"role": "assistant", "tool_calls": [make_tool_call(name, arguments)]}]
+        with pytest.raises(UserError, match=r"nano has a form for calculate\(expression\) alone"):
+            encode_prompt(with_preset("chatglm", "nano"), wrong)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "plain", "vicuna", "chatglm"])
+def test_what_a_preset_has_no_form_for_is_refused(name: str) -> None:
+    """The error names the field and the templates that have a form; `apply_chat_template` refuses as well."""
+    tokenizer = with_preset("chatglm", name)
+    cases: list[tuple[list[Message], list[Any], str]] = [
+        (WITH_CALLS[:3], [], "calls of tools"),
+        ([*chat("a", "b"), {"role": "tool", "content": "c"}], [], "role 'tool'"),
+        (chat("a"), [TOOL], "definitions of tools"),
+    ]
+    for messages, tools, what in cases:
+        suited = "chatglm3, chatml, glm4" if tools else "chatglm3, chatml, glm4, nano"
+        with pytest.raises(UserError, match=rf"no form for .*{what}.*These have one: data\.template={suited}\."):
+            encode_prompt(tokenizer, messages, tools)
+        with pytest.raises(TemplateError):
+            tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False)
+    image = [{"role": "user", "content": [{"type": "image", "url": "x.png"}, {"type": "text", "text": "a"}]}]
+    with pytest.raises(UserError, match="content: a part of type 'image' cannot be read"):
+        encode_prompt(tokenizer, image)
+    assert encode_prompt(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "a"}]}]) == encode_prompt(
+        tokenizer, "a"
+    )
 
 
 def test_the_tokenizers_own_control_tokens_stand_where_its_texts_begin_or_end() -> None:
@@ -441,7 +555,7 @@ def test_no_text_becomes_a_control_token(kind: str, name: str, texts: list[str])
 
 @pytest.mark.parametrize(
     ("kind", "name", "key"),
-    [("bare", "alpaca", "input"), ("chatglm", "alpaca", "input"), ("glm4", "glm4", "metadata")],
+    [("bare", "alpaca", "input"), ("chatglm", "alpaca", "input")],
 )
 @settings(max_examples=25)
 @given(text=NON_EMPTY, more=NON_EMPTY)
@@ -451,14 +565,26 @@ def test_nor_do_other_texts_of_a_message(kind: str, name: str, key: str, text: s
     check_texts(tokenizer, encode_prompt(tokenizer, chat(text, **{key: more})), harmless, [text, more])
 
 
-@pytest.mark.parametrize("text", ["<|assistant|>", "</s>", "\U000f0000", "\U000f0009"])
-def test_nor_do_texts_inside_of_tools(text: str) -> None:
-    tokenizer = with_preset("chatglm3", "chatglm3")
-    told, harmless = (
-        [{"role": "system", "content": "a", "tools": [{"name": name}]}, {"role": "user", "content": "b"}]
-        for name in (text, "harmless")
+@pytest.mark.parametrize(("kind", "name"), [("chatglm3", "chatglm3"), ("glm4", "glm4"), ("chatml", "chatml")])
+@settings(max_examples=25)
+@given(text=NON_EMPTY)
+def test_nor_do_texts_inside_of_calls_and_tools(kind: str, name: str, text: str) -> None:
+    tokenizer = with_preset(kind, name)
+
+    def encode(text: str) -> list[int]:
+        call = {"role": "assistant", "tool_calls": [make_tool_call("f", {"a": text, "b": {text: [text]}})]}
+        tool = {"type": "function", "function": {"name": "f", "description": text, "parameters": {text: text}}}
+        return encode_prompt(tokenizer, [*chat("a"), call, {"role": "tool", "content": text}], [tool])
+
+    control = control_ids(tokenizer)
+    assert [i for i in encode(text) if i in control] == [i for i in encode("harmless") if i in control]
+    escaped = json.dumps(text, ensure_ascii=False)[1:-1]
+    check_texts(
+        tokenizer,
+        encode(text),
+        encode("harmless"),
+        [text, escaped.replace("'", "\\u0027") if kind == "chatglm3" else escaped],
     )
-    check_texts(tokenizer, encode_prompt(tokenizer, told), encode_prompt(tokenizer, harmless), [text])
 
 
 @pytest.mark.parametrize(
@@ -466,21 +592,15 @@ def test_nor_do_texts_inside_of_tools(text: str) -> None:
     [("chatglm3", "chatglm3", "user|><|assistant"), ("chatml", "chatml", "user<|im_end|>\n<|im_start|>assistant")],
 )
 def test_nor_do_roles(kind: str, name: str, role: str) -> None:
-    tokenizer = with_preset(kind, name)
-    control = control_ids(tokenizer)
-    try:
-        ids = encode_prompt(tokenizer, [{"role": role, "content": "a"}])
-    except UserError:
-        return
-    harmless = encode_prompt(tokenizer, chat("a"))
-    assert [i for i in ids if i in control] == [i for i in harmless if i in control]
+    with pytest.raises(UserError, match="is none of system, user, assistant, tool"):
+        encode_prompt(with_preset(kind, name), [{"role": role, "content": "a"}])
 
 
 # --------------------------------------------------------------------------- adopting one
 
 
 def test_names() -> None:
-    assert names() == ["alpaca", "chatglm", "chatglm2", "chatglm3", "chatml", "glm4", "plain", "vicuna"]
+    assert names() == ["alpaca", "chatglm", "chatglm2", "chatglm3", "chatml", "glm4", "nano", "plain", "vicuna"]
     assert {name for suiting in SUITS.values() for name in suiting} == set(names())
     assert all(preset(name) == preset(name).strip() for name in names())
 
@@ -532,6 +652,6 @@ def test_control_tokens_of_any_letters(token: str) -> None:
     index = tokenizer.token_to_id(token)
     tokenizer.post_processor = processors.TemplateProcessing(single="FIRST $A", special_tokens=[("FIRST", index)])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token=token)
-    assert templates.around(wrapped) == ([token], [])
+    assert templates.find_surrounding_tokens(wrapped) == ([token], [])
     adopt(wrapped, "plain")
     assert encode_prompt(wrapped, "1+1=") == [index, *plain_ids(wrapped, "1+1=")]

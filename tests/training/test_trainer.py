@@ -19,7 +19,7 @@ from glmtune import registry
 from glmtune.config import load_recipe
 from glmtune.data import EncodedDraws
 from glmtune.data.collation import Collator
-from glmtune.data.encoding import Encoder
+from glmtune.data.encoder import Encoder
 from glmtune.examples import Example
 from glmtune.models import loading
 from glmtune.runtime import RunFolder, UserError, seed_everything

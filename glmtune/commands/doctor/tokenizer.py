@@ -65,7 +65,8 @@ def listed(ids: int | list[int] | None) -> list[int]:
 
 def end_token(plan: Plan) -> Finding:
     """A real end token, which is learned."""
-    from glmtune.data.encoding import IGNORED, encode_example, encode_prompt, plain_ids, stop_ids
+    from glmtune.data.control_tokens import plain_ids
+    from glmtune.data.encoding import IGNORED, encode_example, encode_prompt, stop_ids
 
     known = plan.tokenizer
     end, number = str(known.eos_token or ""), known.eos_token_id
@@ -123,7 +124,7 @@ def template(plan: Plan) -> Finding:
 
 def numbers(plan: Plan) -> Finding:
     """Whether numbers survive the tokenizer, and how they are cut."""
-    from glmtune.data.encoding import plain_ids
+    from glmtune.data.control_tokens import plain_ids
 
     known = plan.tokenizer
     ids = plain_ids(known, NUMBERS)

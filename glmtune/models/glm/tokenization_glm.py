@@ -20,7 +20,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from glmtune.models.checkpoint import LFS_MARK, local_folder, parse_sentencepiece, read_json
 from glmtune.models.glm.configuration_glm import OriginalGlmConfig
-from glmtune.models.templates import preset
+from glmtune.models.templates import preset_pair
 
 VOCAB_FILE = "tokenizer.model"
 REMEDY = "Get the file of the release that the weights are of: `git lfs pull` in a git clone, or `hf download`."
@@ -96,6 +96,7 @@ def wrap(
         unknown: stands for what has no token; pads.
         settings: in place of these.
     """
+    given = dict(settings or {})
     first = ["[gMASK]", "<sop>"]
     ids = [(token, tokenizer.token_to_id(token)) for token in (*first, end)]
     start = " ".join(first)
@@ -109,9 +110,9 @@ def wrap(
         "padding_side": "left",
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        "chat_template": preset(template),
+        **({} if "chat_template" in given else preset_pair(template, end)),
     }
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**known, **(settings or {})})
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**known, **given})
 
 
 def own_template(folder: Path) -> dict[str, Any]:

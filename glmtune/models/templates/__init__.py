@@ -1,11 +1,13 @@
-"""Prompt templates by name: each `.jinja` file here is a preset.
+"""Prompt templates by name: a preset is a `.jinja` file here, and beside it the `.response.json` that inverts it.
 
-A template travels inside the tokenizer's files of every artefact; these are what it starts from. They are chat
-templates as transformers knows them; what stands between `{% generation %}` and `{% endgeneration %}` is learned.
+Both travel inside the tokenizer's files of every artefact; these are what they start from. The first is a chat template
+as transformers knows it, of which is learned what stands between `{% generation %}` and `{% endgeneration %}`. The
+second is a response template (`transformers.utils.chat_parsing`), by which `tokenizer.parse_response` reads an answer.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -19,16 +21,17 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 CONTROLS = re.compile(r"{#- control tokens: (.*) -#}")
+END = "{{ eos_token }}"  # in response templates: the end token of the tokenizer that adopts one
 
 
 def names() -> list[str]:
-    """Names of the presets."""
+    """Return the names of the presets."""
     return sorted(file.stem for file in FOLDER.glob("*.jinja"))
 
 
 @cache
 def preset(name: str) -> str:
-    """The text of a preset.
+    """Return the chat template of a preset.
 
     Raises:
         UserError: there is none of that name.
@@ -38,22 +41,40 @@ def preset(name: str) -> str:
     return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8").strip()
 
 
-def text_of(name: str) -> str:
-    """A template by the name of a preset, or by the path of a `.jinja` file.
+def preset_pair(name: str, end: str) -> dict[str, Any]:
+    """Return `chat_template` and `response_template` of a preset, as tokenizers take them.
+
+    Args:
+        name: of the preset.
+        end: the tokenizer's end token.
+    """
+    response = json.loads((FOLDER / f"{name}.response.json").read_text(encoding="utf-8"))
+    return {"chat_template": preset(name), "response_template": name_end(response, end)}
+
+
+def read_template(name: str) -> tuple[str, dict[str, Any] | None]:
+    """Read a chat template and its response template, if it has one.
+
+    Args:
+        name: of a preset, or the path of a `.jinja` file; its response template is the `.response.json` beside it.
 
     Raises:
-        UserError: no such preset, or no such file.
+        UserError: no such preset or file, or what is in it is no text or no JSON.
     """
-    if not name.endswith(".jinja"):
-        return preset(name)
+    is_file = name.endswith(".jinja")
+    beside = (Path(name) if is_file else FOLDER / name).with_suffix(".response.json")
     try:
-        return Path(name).read_text(encoding="utf-8")
+        text = Path(name).read_text(encoding="utf-8") if is_file else preset(name)
+        response = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+    except json.JSONDecodeError as error:
+        raise UserError(f"data.template: {beside} is no JSON: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.template: {name} cannot be read: {error}") from error
+    return text, response
 
 
 def adopt(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Give a tokenizer a template: from now on it is saved with it, and whoever uses the tokenizer uses the template.
+    """Give a tokenizer a chat template and its response template; from now on they are saved with it.
 
     Control tokens that the tokenizer itself puts before a text, or after it, become part of a preset that has a place
     for them: a model expects them.
@@ -65,7 +86,7 @@ def adopt(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     Raises:
         UserError: no such template, or it needs control tokens that the tokenizer lacks.
     """
-    text = text_of(name)
+    text, response = read_template(name)
     needed = " ".join(CONTROLS.findall(text)).split()
     vocabulary = tokenizer.get_vocab()
     if missing := [token for token in needed if token not in vocabulary]:
@@ -73,13 +94,23 @@ def adopt(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             f"data.template={name}: needs the control tokens {', '.join(missing)}, which the tokenizer of this model "
             "does not have, so that no answer would end. Use alpaca, vicuna or plain, or the model's own template."
         )
-    before, after = ("".join(tokens) for tokens in around(tokenizer))
-    text = text.replace("set first = ''", f"set first = {quoted(before)}")
-    tokenizer.chat_template = text.replace("set before_answer = ''", f"set before_answer = {quoted(after)}")
+    before, after = ("".join(tokens) for tokens in find_surrounding_tokens(tokenizer))
+    text = text.replace("set first = ''", f"set first = {quote(before)}")
+    tokenizer.chat_template = text.replace("set before_answer = ''", f"set before_answer = {quote(after)}")
+    tokenizer.response_template = None if response is None else name_end(response, str(tokenizer.eos_token))
 
 
-def around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
-    """The control tokens that a tokenizer puts before and after a text; its end token left out."""
+def name_end(response: Any, end: str, pattern: bool = False) -> Any:
+    """Return a response template, or a part of it, with the end token in place of `{{ eos_token }}`."""
+    if isinstance(response, dict):
+        return {key: name_end(value, end, key.endswith("_pattern")) for key, value in response.items()}
+    if isinstance(response, list):
+        return [name_end(value, end) for value in response]
+    return response.replace(END, re.escape(end) if pattern else end) if isinstance(response, str) else response
+
+
+def find_surrounding_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
+    """Return the control tokens that a tokenizer puts before and after a text, without its end token."""
     mark: Any = tokenizer("0", add_special_tokens=False)["input_ids"]
     whole: Any = tokenizer("0")["input_ids"]
     start = next(i for i in range(len(whole) + 1) if whole[i : i + len(mark)] == mark)
@@ -87,7 +118,7 @@ def around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
     return list(tokenizer.convert_ids_to_tokens(before)), list(tokenizer.convert_ids_to_tokens(after))
 
 
-def quoted(text: str) -> str:
-    """A text as Jinja writes it."""
+def quote(text: str) -> str:
+    """Return a text as Jinja writes it."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -1,0 +1,161 @@
+"""Rendered templates cut into control tokens and what stands between them, and which of it is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from glmtune.data.control_tokens import collect_control_tokens, cut_at
+from glmtune.data.rendering import render
+from glmtune.data.signs import Signed, sign_texts
+from glmtune.messages import Message, make_tool_call
+from glmtune.runtime import UserError
+
+Span = tuple[int, int]
+
+# Turns to try a template with.
+_QUESTION: Message = {"role": "user", "content": "."}
+_ANSWER: Message = {"role": "assistant", "content": "."}
+_CALL: Message = {"role": "assistant", "tool_calls": [make_tool_call("calculate", {"expression": "1+1"})]}
+_RESULT: Message = {"role": "tool", "content": "."}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a rendered template: a control token, or text with signs for contents in it; learned or not."""
+
+    text: str
+    is_control: bool
+    learned: bool
+
+
+def split_pieces(
+    tokenizer: PreTrainedTokenizerBase, rendered: str, spans: Sequence[Span] = (), chosen: Sequence[Span] = ()
+) -> list[Piece]:
+    """Cut a rendered template at control tokens, and at the bounds of all answers, so that each has tokens of its own.
+
+    Args:
+        tokenizer: knows control tokens.
+        rendered: a template's text.
+        spans: answers in it.
+        chosen: those of them that are learned.
+    """
+    bounds = sorted({bound for span in spans for bound in span})
+    pieces = []
+    for start, text, is_control in cut_at(collect_control_tokens(tokenizer).pattern, rendered):
+        inner = [bound - start for bound in bounds if start < bound < start + len(text)]
+        for first, last in zip([0, *inner], [*inner, len(text)], strict=True):
+            learned = any(left <= start + first and start + last <= right for left, right in chosen)
+            pieces.append(Piece(text[first:last], is_control, learned))
+    return pieces
+
+
+def split_conversation(
+    tokenizer: PreTrainedTokenizerBase, signed: Signed, train_on_all_turns: bool = False
+) -> list[Piece]:
+    """Cut a conversation that ends with an answer. Learned are the answer, and an end token in any case.
+
+    Args:
+        tokenizer: with a template.
+        signed: a conversation with signs, its last message the assistant's.
+        train_on_all_turns: learn what the template marks in earlier turns, too.
+    """
+    whole = render(tokenizer, signed.messages, signed.tools)
+    text, spans = whole.text, whole.spans
+    if not spans:
+        text, spans = _mark_answer(tokenizer, signed, text)
+    spans = [_include_end(tokenizer, text, span) for span in spans]
+    learned = spans if train_on_all_turns else spans[-1:]
+    pieces = split_pieces(tokenizer, text[: spans[-1][1]], spans, learned)
+    if not pieces or not pieces[-1].is_control:
+        pieces.append(Piece(str(tokenizer.eos_token), is_control=True, learned=True))
+    return pieces
+
+
+def _mark_answer(tokenizer: PreTrainedTokenizerBase, signed: Signed, whole: str) -> tuple[str, list[Span]]:
+    """Find the answer where the template does not mark it: what follows the prompt, up to the token that ends the turn.
+
+    Returns:
+        The text up to the answer's end, and the answer's span in it.
+    """
+    asked = render(tokenizer, signed.messages[:-1], signed.tools, for_answer=True).text
+    content, calls = signed.messages[-1]["content"], signed.messages[-1].get("tool_calls")
+    if calls:
+        if not whole.startswith(asked):
+            raise UserError(
+                "The model's chat template has no call where its answers begin. Choose another data.template."
+            )
+        ending = split_conversation(tokenizer, sign_texts(tokenizer, [_QUESTION, _ANSWER]))[-1].text
+        last = whole.rfind(ending, len(asked))
+        last = last + len(ending) if last >= 0 else len(whole.rstrip())
+        return whole[:last], [(len(asked), last)]
+    if not whole.startswith(asked) or (content and content not in whole[len(asked) :]):
+        whole = asked + content
+    last = whole.rindex(content) + len(content) if content else len(asked)
+    following = next(iter(split_pieces(tokenizer, whole[last:])), None)
+    last += len(following.text) if following is not None and following.is_control else 0
+    return whole[:last], [(len(asked), last)]
+
+
+def _include_end(tokenizer: PreTrainedTokenizerBase, rendered: str, span: Span) -> Span:
+    """Return the span of an answer with the control token that ends it, where that stands outside of the marks."""
+    first, last = span
+    inside, behind = (split_pieces(tokenizer, text) for text in (rendered[first:last], rendered[last:]))
+    has_end = bool(inside) and inside[-1].is_control
+    if not has_end and behind and (following := behind[0]).is_control:
+        return first, last + len(following.text)
+    return span
+
+
+def find_endings(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return the control tokens that the template puts behind an answer, last or between turns."""
+    endings = {split_conversation(tokenizer, sign_texts(tokenizer, [_QUESTION, _ANSWER]))[-1].text}
+    for answer, following in ((_ANSWER, _QUESTION), (_CALL, _RESULT), (_ANSWER, _RESULT)):
+        try:
+            whole = render(tokenizer, sign_texts(tokenizer, [_QUESTION, answer, following]).messages)
+        except UserError:  # a template for one turn, or without such a role
+            continue
+        for span in whole.spans:
+            first, last = _include_end(tokenizer, whole.text, span)
+            *_, ending = split_pieces(tokenizer, whole.text[first:last])
+            endings |= {ending.text} if ending.is_control else set()
+    return endings
+
+
+def learn_starts(pieces: Sequence[Piece]) -> list[Piece]:
+    """Return the pieces, with the control token before each answer learned as well."""
+    following = [piece.learned for piece in pieces[1:]] + [False]
+    return [
+        replace(piece, learned=True) if piece.is_control and is_followed else piece
+        for piece, is_followed in zip(pieces, following, strict=True)
+    ]
+
+
+def can_train_on_all_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the template can learn all answers of a conversation in one pass, and not the last alone."""
+    if tokenizer.chat_template is None:
+        return False
+    signed = sign_texts(tokenizer, [_QUESTION, _ANSWER, _QUESTION, _ANSWER])
+    try:
+        pieces = split_conversation(tokenizer, signed, train_on_all_turns=True)
+    except UserError:  # single questions only
+        return False
+    return any(piece.learned and signed.messages[1]["content"] in piece.text for piece in pieces)
+
+
+def lead_in(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what a template puts before an answer that the model writes itself, e.g. the line for a tool's name."""
+    if tokenizer.chat_template is None:
+        return ""
+    signed = sign_texts(tokenizer, [_QUESTION, _ANSWER])
+    learned = "".join(piece.text for piece in split_conversation(tokenizer, signed) if piece.learned)
+    return learned.partition(signed.messages[1]["content"])[0]
+
+
+def without_lead_in(text: str, first: str) -> str:
+    """Return an answer, or its beginning, without what the template puts before answers."""
+    if first.startswith(text):
+        return ""
+    return text.removeprefix(first) if text.startswith(first) else text.removeprefix(first.rstrip(" "))
