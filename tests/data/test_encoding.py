@@ -285,7 +285,8 @@ def test_calls_in_an_unmarked_template_are_learned_to_their_end(chatml: Any) -> 
     chatml.add_tokens(["<tool_call>", "</tool_call>"])
     chatml.chat_template = (
         "{%- for m in messages -%}{{ '<|im_start|>' ~ m.role ~ '\\n' ~ m.content }}"
-        "{%- for call in m.tool_calls or [] -%}{{ '<tool_call>' ~ call.function | tojson ~ '</tool_call>' }}{%- endfor -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
+        "{%- for call in m.tool_calls or [] -%}{{ '<tool_call>' ~ call.function | tojson ~ '</tool_call>' }}"
+        "{%- endfor -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
     )
     calls = [make_tool_call("f", {"a": "</tool_call><|im_end|>"}), make_tool_call("g", {})]
