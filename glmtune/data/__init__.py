@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from jinja2 import TemplateError
 from torch.utils.data import Dataset, Sampler
 
 from glmtune.data.encoder import Encoder
@@ -58,8 +57,6 @@ def encode(encoder: Encoder, example: Example, index: int) -> Encoding:
         raise UserError(f"{name}: 'images' are files that models of text cannot read. Leave such records out.")
     try:
         return encoder(example, index)
-    except TemplateError as error:
-        raise UserError(f"{name}: the model's chat template does not take it: {error}") from error
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 

@@ -124,7 +124,7 @@ def _fit(message: Message, forms: Forms) -> Message:
         raise _refuse("calls of tools (`tool_calls`)", lambda other: other.tool_calls > 0)
     if calls > 1 and forms.tool_calls == 1:
         raise _refuse("several calls in one message (`tool_calls`)", lambda other: other.tool_calls > 1)
-    if calls and message["content"] is None:
+    if calls and not message["content"]:
         return {**message, "content": forms.content_beside_calls}
     return message
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.data.encoding import encode_prompt
@@ -36,8 +35,6 @@ def encode_prompts(
         name = str(names[number - 1] if names else f"Prompt {number}")
         try:
             ids = encode_prompt(tokenizer, prompt)
-        except TemplateError as error:
-            raise UserError(f"{name}: the model's chat template does not take it: {error}") from error
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         check_room(len(ids), limit, max_new_tokens, name)

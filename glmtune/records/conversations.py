@@ -1,8 +1,4 @@
-"""Turns of conversations, whatever they are called, as messages; and conversations as examples.
-
-Conversations are turned into GLM's own turns: `user`, `assistant`, `system`, and `observation` for what a tool gave;
-an assistant's message with `metadata`, the tool's name, is a call.
-"""
+"""Turns of conversations, whatever they are called, as messages; and conversations as examples."""
 
 from __future__ import annotations
 
@@ -13,25 +9,24 @@ from difflib import get_close_matches
 from typing import Any
 
 from glmtune.examples import Example
-from glmtune.messages import Message, Prompt
+from glmtune.messages import Message, MessageError, Prompt, check_message
 from glmtune.records.fields import FieldError, Row, facts_of, kind_of, list_of, optional_text, sound
 
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
-    **dict.fromkeys(("observation", "tool", "function", "function_response", "tool_response"), "observation"),
+    **dict.fromkeys(("observation", "tool", "function", "function_response", "tool_response"), "tool"),
     "function_call": "call",
 }
 # Which turn may follow which; None is the start.
 _FOLLOWS = {
     None: ("user",),
     "user": ("assistant", "call"),
-    "assistant": ("user", "call", "observation"),  # its text may be a call
-    "call": ("observation", "call"),
-    "observation": ("assistant", "call", "observation"),
+    "assistant": ("user", "call", "tool"),  # its text may be a call
+    "call": ("tool", "call"),
+    "tool": ("assistant", "call", "tool"),
 }
-_TOOLS = "Answer the following questions as best as you can. You have access to the following tools:"  # ChatGLM3's
 
 
 def role_of(turn: Any) -> str | None:
@@ -57,13 +52,13 @@ def messages_of(turn: Any, name: str, number: int) -> list[Message]:
         raise FieldError(name, f"{where}: unknown role {said!r}.{hint} Known: {', '.join(_ROLES)}.")
     text = content_of(turn, name, where)
     if role == "call":
-        return [_call(text)]
-    calls = [
-        _called(call, name, where) for call in [*(turn.get("tool_calls") or []), turn.get("function_call")] if call
-    ]
-    if not text.strip() and not calls and role in ("user", "assistant"):
+        return [_call(text, name, where)]
+    calls = [call for call in [*(turn.get("tool_calls") or []), turn.get("function_call")] if call]
+    if calls:
+        return [_called(calls, text or None, name, where)]
+    if not text.strip() and role in ("user", "assistant"):
         raise FieldError(name, f"{where}: the {role}'s text is empty")
-    return [*([{"role": role, "content": text}] if text or not calls else []), *calls]
+    return [{"role": role, "content": text}]
 
 
 def content_of(turn: Message, name: str, where: str) -> str:
@@ -84,30 +79,29 @@ def content_of(turn: Message, name: str, where: str) -> str:
     return sound(name, content)
 
 
-def _called(call: Any, name: str, where: str) -> Message:
-    """A call as OpenAI writes it: `{"function": {"name", "arguments"}}`, or the inner object alone."""
-    inner = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-        raise FieldError(name, f"{where}: a call of a tool without the tool's name")
-    given = inner.get("arguments", "")
-    text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-    return {"role": "assistant", "metadata": inner["name"], "content": sound(name, text)}
+def _called(calls: Sequence[Any], text: str | None, name: str, where: str) -> Message:
+    """An assistant's message with calls as OpenAI writes them: `{"function": {"name", "arguments"}}`."""
+    sound(name, json.dumps(calls, ensure_ascii=False))
+    try:
+        return check_message({"role": "assistant", "content": text, "tool_calls": calls})
+    except MessageError as error:
+        raise FieldError(name, f"{where}: {error.fault}") from None
 
 
-def _call(text: str) -> Message:
+def _call(text: str, name: str, where: str) -> Message:
     """A call as ShareGPT writes it: JSON with `name` and `arguments`."""
     try:
-        found = json.loads(text)
+        call = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict) and isinstance(found.get("name"), str):
-        return _called(found, "", "")
-    return {"role": "assistant", "metadata": "", "content": text}
+        call = None
+    if isinstance(call, dict) and isinstance(call.get("name"), str):
+        return _called([call], None, name, where)
+    return {"role": "assistant", "content": text}
 
 
 def _kind(turn: Message) -> str:
     """The role of a turn; `call` for an assistant's that calls a tool."""
-    return "call" if "metadata" in turn else str(turn["role"])
+    return "call" if "tool_calls" in turn else str(turn["role"])
 
 
 def _some(count: int, role: str) -> str:

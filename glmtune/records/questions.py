@@ -126,6 +126,6 @@ def with_answer(row: Row) -> Row:
     """Return a conversation that ends with a question, with an answer to it."""
     for name in ("messages", "conversations"):
         turns = list_of(row, name) if name in row else []
-        if turns and role_of(turns[-1]) in ("user", "observation"):
+        if turns and role_of(turns[-1]) in ("user", "tool"):
             row = {**row, name: [*turns, {"role": "assistant", "content": "."}]}
     return row

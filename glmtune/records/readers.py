@@ -16,7 +16,6 @@ Reader: TypeAlias = Callable[[Row], list[Example]]
 
 _EQUATION = re.compile(r"\s*x\s*=\s*\S", re.IGNORECASE)
 _OPERATION = re.compile(r"(?<=[\w.)\]%])\s*(?:\*\*|[-+*/^])")
-_TOOLS = "Answer the following questions as best as you can. You have access to the following tools:"  # ChatGLM3's
 
 
 def conversation(name: str, odd: bool = False) -> Reader:
@@ -30,11 +29,9 @@ def conversation(name: str, odd: bool = False) -> Reader:
     def read(row: Row) -> list[Example]:
         turns = turns_of(row, name)
         system, tools = optional_text(row, "system"), list_of(row, "tools")
-        if (system or tools) and not (turns and turns[0]["role"] == "system"):
-            turns = [{"role": "system", "content": system or _TOOLS}, *turns]
-        if tools:
-            turns[0] = {**turns[0], "tools": tools}
-        return [example_of(row, turns, name, odd)]
+        if system and not (turns and turns[0]["role"] == "system"):
+            turns = [{"role": "system", "content": system}, *turns]
+        return [replace(example_of(row, turns, name, odd), tools=tuple(tools))]
 
     return read
 

@@ -134,7 +134,7 @@ def test_a_tool_replies_between_turns(run: str, monkeypatch: pytest.MonkeyPatch)
     assert [message["role"] for message in conversation.messages] == [
         "user",
         "assistant",
-        "observation",
+        "tool",
         "assistant",
     ] * 2
     refusing = Conversation(run, ["task.style=tool", "task.unfaithful=refuse"])

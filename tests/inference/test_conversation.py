@@ -55,5 +55,5 @@ def test_tools_reply_until_there_is_an_answer(monkeypatch: pytest.MonkeyPatch) -
     assert engine.asked[1][0] == [
         {"role": "user", "content": "1"},
         {"role": "assistant", "content": "call 0"},
-        {"role": "observation", "content": "result of call 0"},
+        {"role": "tool", "content": "result of call 0"},
     ]

@@ -28,7 +28,5 @@ def test_a_prompt_too_long_is_told(tiny: tuple[Any, Any]) -> None:
 def test_messages_that_the_template_refuses_are_told(tiny: tuple[Any, Any]) -> None:
     tokenizer = copy.deepcopy(tiny[1])
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(
-        UserError, match="line 1 of q: the model's chat template does not take it: roles must alternate"
-    ):
+    with pytest.raises(UserError, match=r"line 1 of q: .* does not take this conversation: roles must alternate"):
         encode_prompts(tokenizer, [[{"role": "user", "content": "1"}]], None, 8, ["line 1 of q"])

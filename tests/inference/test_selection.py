@@ -11,6 +11,7 @@ import pytest
 
 from glmtune.config import SHORT_ANSWER, Recipe, load_recipe
 from glmtune.inference.selection import fit_max_new_tokens, select_held_out
+from glmtune.models.templates import adopt
 from glmtune.runtime import UserError
 from glmtune.tasks.arithmetic import Arithmetic
 from glmtune.tasks.instructions import Instructions
@@ -80,10 +81,9 @@ def test_drawn_answers_that_would_be_cut_off(tiny: tuple[Any, Any]) -> None:
 
 
 def test_messages_without_a_form(tiny: tuple[Any, Any], tmp_path: Path) -> None:
-    call = {"role": "assistant", "content": "x", "metadata": "tool"}
-    turns = [{"role": "user", "content": "x"}, call, {"role": "observation", "content": "x"}]
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "tool")]
     tokenizer = copy.deepcopy(tiny[1])
-    tokenizer.chat_template = tokenizer.chat_template.replace("in ('user', 'observation')", "== 'user'")
+    adopt(tokenizer, "chatglm")
     for rule in ("stop", "drop"):
         recipe, task = of_records(tmp_path, f"data.too_long={rule}", judged=[(turns, "y")])
         with pytest.raises(

@@ -299,17 +299,7 @@ def test_chatglm_and_chatglm2(kind: str, name: str, file: str, before: str, afte
         assert rendered(kind, name, chat(*turns, case["query"])) == before + case["prompt"] + after
 
 
-def in_the_one_form(turn: dict[str, Any]) -> Message:
-    """A turn of ChatGLM3-6B's own form: a tool says an `observation`, and `metadata` names a tool that is called."""
-    role = {"observation": "tool"}.get(turn["role"], turn["role"])
-    if not turn.get("metadata"):
-        return {"role": role, "content": turn["content"]}
-    code = turn["content"].partition("tool_call(")[2].partition(")")[0]
-    arguments = {key: value.strip("'") for key, value in (pair.split("=") for pair in code.split(", "))}
-    return {"role": role, "content": None, "tool_calls": [make_tool_call(turn["metadata"], arguments)]}
-
-
-def test_chatglm3() -> None:
+def test_chatglm3(in_the_one_form: Any) -> None:
     """Its commands and texts; a blank is SentencePiece's own, before each text that the original encodes."""
     for case in golden("chatglm3_6b_segments.json"):
         expected = "[gMASK]<sop>"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmtune.examples import Example
+from glmtune.messages import make_tool_call
 from glmtune.records import Fault, formats, read
 from glmtune.records.conversations import each_answer
 from glmtune.records.fields import FieldError
@@ -187,7 +188,7 @@ def test_most_of_the_first_rows_decide() -> None:
         ({"messages": [USER, SYSTEM, ANSWER]}, "messages", "turn 2: wrong order of roles: system follows user"),
         ({"messages": [USER, ANSWER, USER]}, "messages", "ends with user: it has no answer"),
         ({"messages": [USER, CALL]}, "messages", "ends with call: it has no answer"),
-        ({"messages": [USER, CALL, ANSWER]}, "messages", "assistant follows call, not observation"),
+        ({"messages": [USER, CALL, ANSWER]}, "messages", "assistant follows call, not tool"),
         ({"messages": [{"role": "user", "content": ""}, ANSWER]}, "messages", "the user's text is empty"),
         ({"messages": [{"role": "user"}, ANSWER]}, "messages", "content is missing"),
         (
@@ -203,19 +204,18 @@ def test_faults_name_the_field(row: dict[str, Any], field: str, message: str) ->
     assert fault.field == field and re.search(message, str(fault)), fault
 
 
-def test_tools_become_glm_turns() -> None:
+def test_calls_and_tools_become_messages_in_the_one_form() -> None:
     tools = [{"type": "function", "function": {"name": "add"}}]
     (record,) = examples_of({"messages": [USER, CALL, RESULT, ANSWER], "tools": tools})
-    system, *turns = record.prompt
-    assert system["role"] == "system" and system["tools"] == tools
-    assert turns == [
+    assert list(record.tools) == tools
+    assert record.prompt == [
         USER,
-        {"role": "assistant", "metadata": "add", "content": '{"a": 1}'},
-        {"role": "observation", "content": "2"},
+        {"role": "assistant", "content": None, "tool_calls": [make_tool_call("add", {"a": 1})]},
+        {"role": "tool", "content": "2"},
     ]
     shared = [("human", "q"), ("function_call", '{"name": "add", "arguments": {"a": 1}}'), ("observation", "2")]
     turns = [{"from": role, "value": text} for role, text in [*shared, ("gpt", "a")]]
-    assert examples_of({"conversations": turns})[0].prompt == record.prompt[1:]
+    assert examples_of({"conversations": turns})[0].prompt == record.prompt
 
 
 def test_odd_starts_and_ends_are_left_out_and_told() -> None:

@@ -186,7 +186,7 @@ def test_the_calculator_is_called_and_believed() -> None:
             stages["call"] += 1
         else:
             question, call, result = (turn["content"] for turn in example.prompt)
-            assert [turn["role"] for turn in example.prompt] == ["user", "assistant", "observation"]
+            assert [turn["role"] for turn in example.prompt] == ["user", "assistant", "tool"]
             assert answered(made, question, call) == f"{call}\n{result}" and example.target == result
             assert made.reply(example.prompt, example.target) is None
             stages["answer"] += 1
@@ -232,7 +232,7 @@ def test_unfaithful_calls_can_be_refused() -> None:
     assert not made.is_faithful("1/0", 'calculate("1/0)")') and made.is_faithful("1/0", 'calculate("1/0")')
     without = made.reply("12.5+3=", "15.5")
     assert without is not None and without.text.startswith("refused") and without.ends
-    turns = [("user", "12.5+3="), ("assistant", 'calculate("12.5+3")'), ("observation", "15.5")]
+    turns = [("user", "12.5+3="), ("assistant", 'calculate("12.5+3")'), ("tool", "15.5")]
     assert made.reply([{"role": role, "content": text} for role, text in turns], "15.5") is None
     example = Example("12.5+3=", 'calculate("12.5+3")\n15.5', {})
     assert not made.score(example, answered(made, "12.5+3=", 'calculate("15+0.5")')).correct

@@ -343,15 +343,16 @@ def test_chatglm2_prompts_are_the_original_ones(
 
 @pytest.mark.parametrize("case", CHATGLM3, ids=range(len(CHATGLM3)))
 def test_chatglm3_prompts_are_the_original_ones(
-    chatglm3: Fast, original: SentencePieceProcessor, case: dict[str, Any]
+    chatglm3: Fast, original: SentencePieceProcessor, case: dict[str, Any], in_the_one_form: Any
 ) -> None:
     """Each text is encoded on its own, each command is its token."""
     prompt = [*START]
     for kind, text in case["segments"]:
         prompt += [chatglm3.convert_tokens_to_ids(text)] if kind == "command" else original.encode(text)
-    messages = [*case["history"], {"role": case.get("role", "user"), "content": case["query"]}]
-    assert encode_prompt(chatglm3, messages) == prompt
-    encoding = encode_example(chatglm3, messages, "等于2。")
+    turns = [*case["history"], {"role": case.get("role", "user"), "content": case["query"]}]
+    messages, tools = [in_the_one_form(turn) for turn in turns], turns[0].get("tools", ())
+    assert encode_prompt(chatglm3, messages, tools) == prompt
+    encoding = encode_example(chatglm3, messages, "等于2。", tools=tools)
     target = [*original.encode("\n"), *original.encode("等于2。"), 2]
     assert encoding["input_ids"] == prompt + target
     assert encoding["labels"] == [-100] * len(prompt) + target
