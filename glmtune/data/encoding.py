@@ -167,7 +167,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
             for answer in ("7", "9")
         )
     except UserError as error:
-        raise UserError(f"The chat template has no form for a question and its answer. {error} {remedy}") from None
+        raise UserError(f"The chat template has no form for a question and its answer: {error}") from None
     _, after = find_surrounding_tokens(tokenizer)
     missing = [token for token in after if tokenizer.convert_tokens_to_ids(token) not in asked]
     if missing:

@@ -121,7 +121,7 @@ def check_arrival(signed: Signed, rendered: str) -> None:
         if fields:
             raise UserError(
                 f"The model's chat template leaves out {' and '.join(sorted(fields))} of a message of role "
-                f"{message['role']!r}. Choose another data.template, or leave that out."
+                f"{message['role']!r}. Mend chat_template.jinja, or choose another data.template."
             )
 
 

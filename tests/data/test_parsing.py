@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from glmtune import models
 from glmtune.data.encoding import IGNORED, encode_example, encode_prompt
 from glmtune.data.parsing import find_response_template, parse_answer
 from glmtune.messages import Message, check_message, make_tool_call
+from glmtune.models.loading import EMBEDDED
 from glmtune.models.templates import adopt, names
 
 CONTROLS = ["</s>", "[gMASK]", "<sop>", *(f"<|{role}|>" for role in ("system", "user", "assistant", "observation"))]
@@ -104,7 +104,7 @@ def test_calls_of_nano(expression: str) -> None:
 
 def test_nano_reads_calls_as_it_did() -> None:
     """The embedded model's own tokenizer has the template; texts that are no call alone are contents."""
-    tokenizer = AutoTokenizer.from_pretrained(models.EMBEDDED["nano"])
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED["nano"])
     answer = {
         "role": "assistant",
         "content": None,

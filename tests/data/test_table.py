@@ -77,7 +77,9 @@ def test_sources_are_those_of_this_run(chatglm: Any, cache: Path) -> None:
 def test_what_the_template_refuses_names_the_record(chatglm: Any) -> None:
     tokenizer = copy.deepcopy(chatglm)
     tokenizer.chat_template = "{{ raise_exception('no') if messages[0].role == 'system' }}" + tokenizer.chat_template
-    with pytest.raises(UserError, match=r"line 2 of mine\.jsonl: the model's chat template does not take it: no"):
+    with pytest.raises(
+        UserError, match=r"line 2 of mine\.jsonl: The model's chat template does not take this conversation: no\."
+    ):
         encode([*examples(1), Example([{"role": "system", "content": "s"}, *as_messages("1")], "2")], tokenizer)
 
 
