@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.data import EncodedDataset
 from glmtune.data.control_tokens import plain_ids
-from glmtune.data.encoding import Encoding, IGNORED, end_id
+from glmtune.data.encoding import IGNORED, Encoding, end_id
 from glmtune.examples import Example, Source
 
 

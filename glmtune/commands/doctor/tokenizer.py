@@ -7,6 +7,7 @@ from glmtune.models import family_of
 from glmtune.models.checkpoint import read_json
 from glmtune.models.releases import check_release
 from glmtune.plan import Plan
+from glmtune.runtime import UserError
 
 REMEDY = "Copy or download the tokenizer's files again, from the release that the weights are of."
 NUMBERS = "57.84+13.64=71.48"
@@ -99,25 +100,17 @@ def padding(plan: Plan) -> Finding:
 
 def template(plan: Plan) -> Finding:
     """Whether the template says what is asked and answered, and ends what the assistant says."""
-    from jinja2 import TemplateError
-
     from glmtune.data.encoding import check_template, encode_prompt, stop_ids
 
     known = plan.tokenizer
     if known.chat_template is None:
         return "ok", "none: prompts stand bare, with the tokenizer's own special tokens", ""
     check_template(known)
-    remedy = "Mend chat_template.jinja, or take that of the model's release."
-
-    def chat(asked: str, answered: str) -> list[int]:
-        roles = (("user", asked), ("assistant", answered), ("user", "3+3="))
-        return encode_prompt(known, [{"role": role, "content": content} for role, content in roles])
-
+    roles = (("user", "1+1="), ("assistant", "2"), ("user", "3+3="))
     end = f"decoding stops at {', '.join(known.convert_ids_to_tokens(stop_ids(known)))}"
     try:
-        if chat("1+1=", "2") in (chat("1+1=", "7"), chat("2*3=", "2")):
-            return "warning", f"{end}; the template leaves out earlier turns, so that a chat has no memory", remedy
-    except TemplateError as error:
+        encode_prompt(known, [{"role": role, "content": content} for role, content in roles])
+    except UserError as error:
         return "ok", f"{end}; single questions only ({error})", ""
     return "ok", f"{end}; says what was asked and answered", ""
 
