@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from glmtune.data.encoder import Encoder
-from glmtune.data.encoding import Encoding, IGNORED
 from glmtune.data.control_tokens import collect_control_tokens
+from glmtune.data.encoder import Encoder
+from glmtune.data.encoding import IGNORED, Encoding
 from glmtune.data.texts import EncodedTexts
 from glmtune.examples import Example, Source
 
