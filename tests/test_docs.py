@@ -143,6 +143,7 @@ def test_every_command_runs(command: str, scratch: Path, model: Path, request: p
 @pytest.mark.parametrize(("page", "text"), blocks("python"), ids=lambda value: str(value).splitlines()[0][:20])
 def test_every_python_example_runs(page: str, text: str, scratch: Path, model: Path) -> None:
     text = text.replace("/models/chatglm-6b", str(scratch / "base")).replace(", bits=4", "")
+    text = text.replace('"training.steps": 500', f"**{ {**SMALL, 'model.path': str(model)} }")
     recipe = yaml.safe_load((scratch / "runs/mine/recipe.yaml").read_text("utf-8"))
     (scratch / "base").symlink_to(recipe["model"]["path"])
     exec(compile(text, page, "exec"), {"__name__": "example"})
