@@ -40,29 +40,29 @@ def attach(model: PreTrainedModel, folder: Path) -> Model:
 
 
 def method_of(folder: Path) -> type[Method] | None:
-    """The method whose own format an adapter is in, if any."""
+    """Return the method whose own format an adapter is in, if any."""
     return next((method for method in methods_for(folder) if method.holds(folder)), None)
 
 
 def methods_for(folder: Path) -> list[type[Method]]:
-    """The method that training noted beside an adapter, or all. What is noted may be anything: it is not imported."""
+    """Return the method that was noted beside an adapter, or all. What is noted may be anything: it is not imported."""
     known, named = registry.names(METHODS), record_of(folder).get("method")
     return [registry.find(METHODS, name) for name in ([named] if named in known else known)]
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """What training noted beside an adapter: `base`, its `fingerprint` and `bits`, the `method`; empty for others'."""
+    """Return what training noted beside an adapter: `base`, `fingerprint`, `bits`, `method`; nothing for others'."""
     record = folder / BASE_RECORD
     return read_json(record) if record.is_file() else {}
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Whether a folder is an adapter, in peft's format or in a method's own."""
+    """Return whether a folder is an adapter, in peft's format or in a method's own."""
     return (folder / ADAPTER_CONFIG).is_file() or (folder.is_dir() and method_of(folder) is not None)
 
 
 def adapter_folder(path: Path) -> Path:
-    """The adapter in a run folder, or the adapter itself.
+    """Return the adapter in a run folder, or the adapter itself.
 
     Raises:
         UserError: there is none, or it lacks files.
@@ -83,7 +83,7 @@ def adapter_folder(path: Path) -> Path:
 
 
 def base_of(folder: Path) -> str:
-    """The base model that an adapter names.
+    """Return the base model that an adapter names.
 
     Raises:
         UserError: it names none.
@@ -120,7 +120,7 @@ def check_base(folder: Path, base: str) -> None:
 
 
 def is_mergeable(folder: Path) -> bool:
-    """Whether an adapter can become part of the weights of its base: a prefix, or other learned prompts, cannot."""
+    """Return whether an adapter can become part of the weights of its base: prefixes and other prompts cannot."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PromptLearningConfig
 
     if (folder / ADAPTER_CONFIG).is_file():

@@ -81,7 +81,7 @@ def merge_adapter(model: PeftModel, input_ids: Tensor) -> PreTrainedModel:
 
 
 def check_mergeable(model: Any) -> None:
-    """Look for what keeps an adapter from being merged.
+    """Check that an adapter can be merged.
 
     Raises:
         UserError: there is none, it is a prefix, or its base is stored at 8 or 4 bits.

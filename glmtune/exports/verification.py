@@ -42,7 +42,7 @@ class Answers:
 def ask(
     model: Model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], settings: GenerationSettings
 ) -> Answers:
-    """Answers of a model, greedy whatever the settings say."""
+    """Return the answers of a model, greedy whatever the settings say."""
     greedy = settings.model_copy(update={"do_sample": False})
     texts = [completion.text for completion in Engine(model, tokenizer).answer(prompts, greedy)]
     rows = []
@@ -58,7 +58,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def compare(before: Answers, after: Answers, prompts: Sequence[Prompt], dtype: torch.dtype) -> dict[str, Any]:
-    """See whether an exported model is the model that it was made of.
+    """Check that an exported model is the model that it was made of.
 
     Args:
         before, after: their answers.
@@ -85,7 +85,7 @@ def compare(before: Answers, after: Answers, prompts: Sequence[Prompt], dtype: t
 
 
 def compare_answers(before: Answers, after: Answers, prompts: Sequence[Prompt], remedy: str) -> None:
-    """See whether two models give the same answers.
+    """Check that two models give the same answers.
 
     Raises:
         UserError: they do not; shows where the first two that differ part.

@@ -87,7 +87,7 @@ class Method(ABC):
         self.settings = settings
 
     def learning_rate(self, hidden_size: int) -> float:
-        """Peak learning rate where the recipe names none.
+        """Return the peak learning rate where the recipe names none.
 
         Adam's best rate falls with the width of a model (Yang et al. 2022, https://arxiv.org/abs/2203.03466). 0.256
         gives 2e-3 for nano, where it was measured (docs/log.md), and 6e-5 for ChatGLM-6B; LoRA has twice that.
@@ -95,7 +95,7 @@ class Method(ABC):
         return self.rate_times_width / hidden_size
 
     def check_storage(self, base: ModelSettings, stored_bits: int) -> None:
-        """Whether the method can train weights that are stored as the recipe or the checkpoint says.
+        """Check that the method can train weights that are stored as the recipe or the checkpoint says.
 
         Raises:
             UserError: it cannot.
@@ -117,7 +117,7 @@ class Method(ABC):
         """Return the model with everything frozen but what this method trains; trainable weights are fp32."""
 
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
-        """What `apply` makes trainable in a model of this architecture, for `glmtune estimate`.
+        """Return what `apply` makes trainable in a model of this architecture, for `glmtune estimate`.
 
         Raises:
             UserError: this method does not tell.
@@ -125,12 +125,14 @@ class Method(ABC):
         raise UserError(f"method.name: {self.settings.name} does not tell what it trains (Method.trainable_spec).")
 
     def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
-        """Groups of trainable parameters as torch's optimizers take them; `lr_scale` times the learning rate is a
-        group's own."""
+        """Return groups of trainable parameters as torch's optimizers take them.
+
+        `lr_scale`, where a group has it, times the learning rate is its own.
+        """
         return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
 
     def finish(self, model: Model) -> Model:
-        """What training leaves, made what is saved and used from then on."""
+        """Turn what training leaves into what is saved and used from then on."""
         return model
 
     def save(self, model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path, base: ModelSettings) -> None:
@@ -155,7 +157,7 @@ class Method(ABC):
 
     @classmethod
     def holds(cls, folder: Path) -> bool:
-        """Whether a folder is an adapter in a format of this method's own. Those in peft's format need not ask."""
+        """Return whether a folder is an adapter in a format of this method's own, which is not peft's."""
         return False
 
     @classmethod

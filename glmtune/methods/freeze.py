@@ -61,19 +61,19 @@ class Freeze(Method):
         Raises:
             UserError: the model has no such layers, or no such parts of them.
         """
-        path, layers = blocks(model)
+        path, layers = find_blocks(model)
         model.requires_grad_(False)
         self.storage = {}
-        for index in self.chosen(len(layers)):
-            for half in self.halves(layers[index]):
+        for index in self.choose_layers(len(layers)):
+            for half in self.find_halves(layers[index]):
                 for name, parameter in layers[index].get_submodule(half).named_parameters():
                     self.storage[".".join(filter(None, (path, str(index), half, name)))] = parameter.dtype
                     parameter.data = parameter.data.float()
                     parameter.requires_grad_(True)
         return model
 
-    def chosen(self, count: int) -> list[int]:
-        """Indices of the layers that learn, of a model of `count`.
+    def choose_layers(self, count: int) -> list[int]:
+        """Return the indices of the layers that learn, of a model of `count`.
 
         Raises:
             UserError: it has no such layers.
@@ -92,8 +92,8 @@ class Freeze(Method):
                 )
         return sorted({index % count for index in wanted})
 
-    def halves(self, layer: nn.Module) -> list[str]:
-        """Names of the children of a layer that learn; an empty name is the whole layer.
+    def find_halves(self, layer: nn.Module) -> list[str]:
+        """Return the names of the children of a layer that learn; an empty name is the whole layer.
 
         Raises:
             UserError: the layer has no child of such a name.
@@ -166,15 +166,15 @@ class Freeze(Method):
 
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """The linear layers of the chosen blocks, and where these learn as a whole, their norms."""
-        part, chosen = self.settings.part, self.chosen(architecture.num_layers)
+        part, chosen = self.settings.part, self.choose_layers(architecture.num_layers)
         linears = tuple(layer for layer in architecture.linears if part in ("all", layer.part))
         block = sum(layer.parameters for layer in linears) + (architecture.norm_parameters if part == "all" else 0)
         depth = architecture.num_layers - chosen[0]
         return TrainableSpec(len(chosen) * block, depth, linears, len(chosen), True, norms=part == "all")
 
 
-def blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The decoder's layers and their name in the model: the first list of as many modules as the config has layers.
+def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Find the decoder's layers and their name: the first list of as many modules as the config has layers.
 
     Raises:
         UserError: there is no such list.

@@ -210,7 +210,7 @@ class Lora(Method):
 
 
 def linear_layers(model: PreTrainedModel) -> list[nn.Linear]:
-    """All linear layers but the head."""
+    """Return all linear layers but the head."""
     from torch import nn
 
     head = model.get_output_embeddings()

@@ -25,7 +25,7 @@ SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
 
 @contextmanager
 def reading(what: str, path: str) -> Iterator[None]:
-    """Tell in a line, with the place, what a library cannot do with the files of a checkpoint or an adapter.
+    """Explain in a line, with the place, what a library cannot do with the files of a checkpoint or an adapter.
 
     Raises:
         UserError: in place of whatever the block raises; the libraries document no classes of errors.
@@ -83,7 +83,7 @@ def check_files(folder: Path) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint or an adapter.
+    """Read a JSON object of a checkpoint or an adapter.
 
     Raises:
         UserError: the file holds none.
@@ -98,13 +98,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def is_pointer(file: Path) -> bool:
-    """Whether Git LFS has left a pointer in a file's place."""
+    """Return whether Git LFS has left a pointer in a file's place."""
     with file.open("rb") as stream:
         return stream.read(len(LFS_MARK)) == LFS_MARK
 
 
 def check_pointer(file: Path) -> None:
-    """Whether a file is itself.
+    """Check that a file is itself.
 
     Raises:
         UserError: it is a Git-LFS pointer.
@@ -115,7 +115,7 @@ def check_pointer(file: Path) -> None:
 
 
 def check_weight_file(file: Path) -> None:
-    """Whether a file of weights is whole, and holds nothing else. The weights stay in the file.
+    """Check that a file of weights is whole, and holds nothing else. The weights stay in the file.
 
     Raises:
         UserError: a pointer, damaged, truncated, or pickled with code, which is read, never run.
@@ -164,13 +164,13 @@ def check_safetensors(file: Path) -> None:
 
 
 def is_entry(entry: Any) -> bool:
-    """Whether something is what a safetensors header says of a weight."""
+    """Return whether something is what a safetensors header says of a weight."""
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     return isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(offset, int) for offset in offsets)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Weight files of a checkpoint or an adapter: safetensors where there are any, else pickled ones.
+    """Return the weight files of a checkpoint or an adapter: safetensors where there are any, else pickled ones.
 
     What an index names, or the file of the usual name, where there is one: others may lie beside it.
     """
@@ -189,7 +189,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path | str) -> str:
-    """A short hash of a checkpoint's weights: name, size, first and last megabyte of each file."""
+    """Return a short hash of a checkpoint's weights: name, size, first and last megabyte of each file."""
     digest = hashlib.sha256()
     for file in weight_files(Path(folder)):
         size = file.stat().st_size
@@ -202,7 +202,7 @@ def fingerprint(folder: Path | str) -> str:
 
 
 def local_folder(path: str, weights: bool = True, revision: str | None = None) -> Path:
-    """The directory of a checkpoint; that of a hub repository is fetched first, or taken from the cache.
+    """Return the directory of a checkpoint; that of a hub repository is fetched first, or taken from the cache.
 
     Downloads go on where they were cut off. The hub's mirror, its token and offline mode are huggingface_hub's own
     settings (https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables).
@@ -225,7 +225,7 @@ def local_folder(path: str, weights: bool = True, revision: str | None = None) -
 
 
 def lazy_weights(folder: Path, mapped: bool = True) -> dict[str, Any]:
-    """Name -> weight of all files of a checkpoint: something that gives a tensor when it is indexed, not read before.
+    """Return name -> weight of all files of a checkpoint: what gives a tensor when it is indexed, not before.
 
     Args:
         folder: of the checkpoint.
@@ -247,7 +247,7 @@ def lazy_weights(folder: Path, mapped: bool = True) -> dict[str, Any]:
 
 
 def parse_sentencepiece(content: bytes) -> Any:
-    """A sentencepiece model as protobuf's message.
+    """Parse a sentencepiece model as protobuf's message.
 
     Raises:
         ValueError: it is none.

@@ -45,7 +45,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def append(row: Tensor, old: Tensor, new: Tensor, past: int, length: int) -> Tensor:
-    """A tensor of room for `length` tokens or more that begins with `old` and `new`: `row` itself if it has the room.
+    """Return a tensor with room for `length` tokens that begins with `old` and `new`: `row` itself if it has the room.
 
     `old` need not be a part of `row` any more: rows may have been selected, repeated or cut since.
     """

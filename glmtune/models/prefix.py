@@ -150,7 +150,7 @@ def set_prefix(model: PeftModelForCausalLM, numbers: Tensor) -> None:
 
 
 def with_prefix(model: PreTrainedModel, numbers: Tensor) -> PeftModelForCausalLM:
-    """A model in evaluation mode behind a prefix of the numbers (P, 2LHD): what peft makes of a saved one."""
+    """Return a model in evaluation mode behind a prefix of the numbers (P, 2LHD): what peft makes of a saved one."""
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(numbers), inference_mode=True)
     adapted = PeftModelForCausalLM(model, config)
     set_prefix(adapted, numbers)
@@ -158,7 +158,7 @@ def with_prefix(model: PreTrainedModel, numbers: Tensor) -> PeftModelForCausalLM
 
 
 def read_original(folder: Path) -> dict[str, Tensor]:
-    """The weights that the original scripts saved: `embedding.weight`, `trans.0.weight` ...
+    """Read the weights that the original scripts saved: `embedding.weight`, `trans.0.weight` ...
 
     Returns:
         Tensors by name, in the files until they are used; none where the folder holds a whole model.
@@ -177,7 +177,7 @@ def read_original(folder: Path) -> dict[str, Tensor]:
 
 
 def saved_length(folder: Path) -> int:
-    """P by the weights of a saved prefix, in peft's format or the original one.
+    """Return P by the weights of a saved prefix, in peft's format or the original one.
 
     Raises:
         UserError: a file is damaged or missing.
@@ -189,7 +189,7 @@ def saved_length(folder: Path) -> int:
 
 
 def project(weights: dict[str, Tensor]) -> Tensor:
-    """(P, 2LHD) in fp32 of original weights with a projection."""
+    """Return (P, 2LHD) in fp32 of original weights with a projection."""
     linear = nn.functional.linear
     weights = {name: tensor.float() for name, tensor in weights.items()}
     hidden = linear(weights["embedding.weight"], weights["trans.0.weight"], weights["trans.0.bias"]).tanh()

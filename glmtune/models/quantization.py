@@ -46,14 +46,14 @@ def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
-    """(rows, columns * bits / 8) int8 -> (rows, columns) int8."""
+    """Turn (rows, columns * bits / 8) int8 into (rows, columns) int8."""
     if bits == 8:
         return packed
     return torch.stack((packed >> 4, (packed << 4) >> 4), dim=-1).flatten(-2)
 
 
 def dequantize(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """(rows, columns) in `dtype`. In fp16 the product is taken in fp16, as the original does; else in fp32."""
+    """Return (rows, columns) in `dtype`. In fp16 the product is taken in fp16, as the original does; else in fp32."""
     precision = torch.float16 if dtype == torch.float16 else torch.float32
     return unpack(packed, bits).to(precision).mul_(scale.to(precision)[:, None]).to(dtype)
 
@@ -91,7 +91,7 @@ class PackedProduct(torch.autograd.Function):
 def unpacked_rows(
     packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """(rows, their numbers in `dtype`, the scales that are yet to be applied) of a packed matrix, part by part."""
+    """Yield (rows, their numbers in `dtype`, the scales that are yet to be applied) of a packed matrix."""
     step = max(1, CHUNK * bits // (8 * packed.shape[1]))
     for rows in (slice(start, start + step) for start in range(0, len(packed), step)):
         if dtype == torch.float16:
@@ -101,7 +101,7 @@ def unpacked_rows(
 
 
 def packed_linear(inputs: Tensor, packed: Tensor, scale: Tensor, bits: int, bias: Tensor | None) -> Tensor:
-    """(..., columns) -> (..., rows), in the precision of autocast where that is on."""
+    """Compute (..., columns) -> (..., rows), in the precision of autocast where that is on."""
     device = inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
     outputs = PackedProduct.apply(inputs.to(dtype), packed, scale, bits)
@@ -227,7 +227,7 @@ def unpack_layers(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def bits_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """bitsandbytes' settings for 8 or 4 bits, computing in `dtype`.
+    """Return bitsandbytes' settings for 8 or 4 bits, computing in `dtype`.
 
     Raises:
         UserError: bitsandbytes is not installed.
@@ -245,7 +245,7 @@ def bits_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def mend_library_layers(model: nn.Module) -> None:
-    """Two habits of bitsandbytes' layers that training suffers from.
+    """Break two habits of bitsandbytes' layers that training suffers from.
 
     Those of 4 bits repack their weights for bf16 kernels of some CPUs at the first call in evaluation mode, and from
     then on no gradient passes through them, silently, also in training; and the model answers otherwise than it did
@@ -262,7 +262,7 @@ def mend_library_layers(model: nn.Module) -> None:
 
 @cache
 def int8_linear() -> type[nn.Linear]:
-    """bitsandbytes' layer of 8 bits, computing as `PackedLinear` does: its integers are scaled row by row, too."""
+    """Return bitsandbytes' layer of 8 bits, computing as `PackedLinear` does: integers are scaled row by row, too."""
     from bitsandbytes.nn import Linear8bitLt
 
     class Int8Linear(Linear8bitLt):
@@ -275,13 +275,8 @@ def int8_linear() -> type[nn.Linear]:
     return Int8Linear
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Whether a model has linear layers at 8 or 4 bits, in whichever form."""
-    return any(isinstance(module, nn.Linear) and not module.weight.is_floating_point() for module in model.modules())
-
-
 def count_parameters(model: nn.Module) -> int:
-    """The numbers that a model's parameters stand for, also where two of them share a byte; scales left out."""
+    """Count the numbers that a model's parameters stand for, also where two of them share a byte; scales left out."""
     counts = {}
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import AutoPeftModelForCausalLM, PeftModel
 from peft.optimizers import create_loraplus_optimizer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import glmtune
@@ -16,12 +16,11 @@ from glmtune.config import ModelSettings, load_recipe
 from glmtune.data.encoding import encode_prompt
 from glmtune.execution import Run
 from glmtune.exports.merged import merge_adapter
-from glmtune.exports.verification import TOLERANCE
 from glmtune.inference.engine import Engine
 from glmtune.methods.lora import Lora, LoraSettings
 from glmtune.models import loading, low_rank
 from glmtune.models.architecture import Architecture, LinearLayer
-from glmtune.models.low_rank import principal_part, updated_layers
+from glmtune.models.low_rank import updated_layers
 from glmtune.models.quantization import PackedLinear, pack
 from glmtune.runtime import UserError
 
@@ -208,18 +207,6 @@ def test_the_same_seed_starts_the_same(
     assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
 
 
-def test_large_matrices_are_decomposed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    left, right = (torch.linalg.qr(torch.randn(size, 40)).Q for size in (60, 40))
-    matrix = left * torch.linspace(4, 0.1, 40) @ right.T
-    exact = principal_part(matrix, 8)
-    monkeypatch.setattr(low_rank, "EXACT_UP_TO", 0)
-    fast = principal_part(matrix, 8)
-    assert [part.shape for part in exact] == [part.shape for part in fast] == [(60, 8), (8,), (8, 40)]
-    torch.testing.assert_close(*((u * s @ v) for u, s, v in (exact, fast)), rtol=0, atol=1e-3)
-    assert principal_part(matrix, 40)[0].shape == (60, 40)
-
-
 def test_pissa_takes_linear_layers_that_are_large_enough(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"method\.rank=33.*96 x 32 and has only 32 singular values"):
         lora(init="pissa", rank=33).apply(base_of(tiny_checkpoint)[0])
@@ -376,65 +363,6 @@ def test_packed_checkpoints_go_with_plain_lora(tiny_checkpoint: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             lora(**settings).apply(with_packed_layers(base_of(tiny_checkpoint)[0]))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@of_each_kind
-def test_merged_is_the_same(tiny_checkpoint: Path, settings: dict[str, Any], dtype: str) -> None:
-    base, tokenizer = base_of(tiny_checkpoint, dtype)
-    method = lora(**settings)
-    torch.manual_seed(0)
-    model = method.finish(trained(method.apply(base), tokenizer))
-    expected = logits(model, tokenizer)
-    merged = merge_adapter(model, inputs(tokenizer))
-    assert type(merged) is type(base) and merged.dtype == getattr(torch, dtype)
-    original = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).state_dict()
-    assert {name: weight.shape for name, weight in merged.state_dict().items()} == {
-        name: weight.shape for name, weight in original.items()
-    }
-    share = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 8e-2}[dtype]
-    assert (logits(merged, tokenizer) - expected).norm() < share * expected.norm()
-
-
-def test_merged_is_an_ordinary_checkpoint(tiny: tuple[Any, Any], tiny_run: Run, tmp_path: Path) -> None:
-    model, tokenizer = glmtune.load(tiny_run.folder.path)
-    merged = merge_adapter(model, inputs(tokenizer))
-    assert not isinstance(merged, PeftModel)
-    merged.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    torch.testing.assert_close(logits(*glmtune.load(tmp_path)), logits(*tiny), rtol=0, atol=2e-4)
-
-
-def test_a_merge_that_changes_answers_is_undone(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = glmtune.load(tiny_run.folder.path)
-    expected = logits(model, tokenizer)
-    monkeypatch.setitem(TOLERANCE, torch.float32, -1.0)
-    with pytest.raises(UserError, match=r"logits differ by .* of their size.*Nothing was merged.*float32"):
-        merge_adapter(model, inputs(tokenizer))
-    assert not any(layer.merged for _, layer in updated_layers(model))
-    torch.testing.assert_close(logits(model, tokenizer), expected, rtol=0, atol=2e-4)
-
-
-def test_an_adapter_of_no_numbers_is_not_merged(tiny_run: Run) -> None:
-    """The layers before the broken one have been merged when it is found, and are unmerged again."""
-    model, tokenizer = glmtune.load(tiny_run.folder.path)
-    before = {name: weight.clone() for name, weight in weights_of(model).items()}
-    *_, (_, last) = updated_layers(model)
-    nn.init.constant_(last.lora_B["default"].weight, float("nan"))
-    with pytest.raises(UserError, match=r"cannot be merged: NaNs detected.*Nothing was merged"):
-        merge_adapter(model, inputs(tokenizer))
-    assert not any(layer.merged for _, layer in updated_layers(model))
-    for name, weight in weights_of(model).items():
-        torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6, msg=name)
-
-
-def test_what_is_no_change_of_weights_is_not_merged(tiny_checkpoint: Path) -> None:
-    base, tokenizer = base_of(tiny_checkpoint)
-    prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    with pytest.raises(UserError, match="prefix is no change of weights"):
-        merge_adapter(get_peft_model(base, prefix), inputs(tokenizer))
-    with pytest.raises(UserError, match="ChatGLMForCausalLM has no adapter to merge"):
-        merge_adapter(base_of(tiny_checkpoint)[0], inputs(tokenizer))
 
 
 def test_a_run_with_all_at_once(tmp_path: Path, train_tiny: Any) -> None:

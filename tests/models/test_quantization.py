@@ -26,7 +26,6 @@ from glmtune.models.quantization import (
     PackedLinear,
     count_parameters,
     dequantize,
-    is_quantized,
     pack,
     unpack,
 )
@@ -34,6 +33,12 @@ from glmtune.runtime import UserError
 
 GLM1 = Path(__file__).parents[1] / "golden/glm1"
 ORIGINAL = {bits: dict(np.load(GLM1 / f"quant_int{bits}.npz")) for bits in (8, 4)}
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a model has linear layers at 8 or 4 bits, in whichever form."""
+    return any(isinstance(module, nn.Linear) and not module.weight.is_floating_point() for module in model.modules())
+
 
 Packs = Callable[..., Path]
 

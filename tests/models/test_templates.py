@@ -34,7 +34,7 @@ from glmtune.models.glm.tokenization_glm import (
     ROLE_TOKENS,
     from_sentencepiece,
     from_tiktoken,
-    wrap,
+    wrap_tokenizer,
 )
 from glmtune.models.templates import adopt, names, preset
 from glmtune.runtime import UserError
@@ -66,7 +66,7 @@ def sentencepiece() -> Tokenizer:
 
 
 def chatglm3() -> PreTrainedTokenizerFast:
-    return wrap(sentencepiece(), "chatglm3", "</s>", "<unk>")
+    return wrap_tokenizer(sentencepiece(), "chatglm3", "</s>", "<unk>")
 
 
 def llama() -> PreTrainedTokenizerFast:
@@ -96,7 +96,7 @@ def controls(tokens: list[str]) -> dict[int, str]:
 
 def glm4() -> PreTrainedTokenizerFast:
     tokenizer = from_tiktoken(ranks(), controls(GLM4_CONTROL_TOKENS))
-    return wrap(tokenizer, "glm4", GLM4_CONTROL_TOKENS[0])
+    return wrap_tokenizer(tokenizer, "glm4", GLM4_CONTROL_TOKENS[0])
 
 
 def chatml() -> PreTrainedTokenizerFast:

@@ -90,7 +90,7 @@ def read_contents(output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def is_same(found: Any, expected: Any) -> bool:
-    """Whether a value of the file is the one that was written; fractions are stored in fp32."""
+    """Return whether a value of the file is the one that was written; fractions are stored in fp32."""
     if isinstance(expected, float):
         return isinstance(found, float) and math.isclose(found, expected, rel_tol=1e-6)
     return bool(found == expected)

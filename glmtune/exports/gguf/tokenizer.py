@@ -63,7 +63,7 @@ def merges_of(model: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether texts are taken as bytes from the start, as GPT-2 does."""
+    """Return whether texts are taken as bytes from the start, as GPT-2 does."""
     return any(step["type"] == "ByteLevel" for step in steps_of(tokenizer, "pre_tokenizer"))
 
 
@@ -135,7 +135,7 @@ def pre_tokenizer_name(source: Source) -> str:
 
 
 def adds_blank(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a SentencePiece-like tokenizer puts a blank before a text."""
+    """Return whether a SentencePiece-like tokenizer puts a blank before a text."""
     known = ({"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"})
     normalizer = steps_of(tokenizer, "normalizer")
     if any(step not in known for step in normalizer):

@@ -120,12 +120,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             pretrained_model_name_or_path = str(folder)
         file = folder / VOCAB_FILES_NAMES["vocab_file"]
         if folder.is_dir() and not file.exists():
-            from glmtune.models.glm.tokenization_glm import VOCAB_FILE, original
+            from glmtune.models.glm.tokenization_glm import VOCAB_FILE, load_named
 
             config = folder / "config.json"
             is_other = config.is_file() and "multi_query_attention" in read_json(config)
             if is_other or (folder / VOCAB_FILE).exists():
-                return original(str(folder), **kwargs)
+                return load_named(str(folder), **kwargs)
         if file.exists():
             kwargs = {**settings_of_release(folder, file), **kwargs}
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

@@ -50,8 +50,8 @@ PROBES = (
 )
 
 
-def load(folder: Path, **settings: Any) -> PreTrainedTokenizerFast:
-    """The tokenizer of an original checkpoint, with the chat template of its release.
+def load_original(folder: Path, **settings: Any) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of an original checkpoint, with the chat template of its release.
 
     That in `tokenizer_config.json` is not used: those of the releases are not what their code does, and name `sop`,
     which is no control token. A `chat_template.jinja`, which they do not have, somebody put there: it counts.
@@ -63,15 +63,15 @@ def load(folder: Path, **settings: Any) -> PreTrainedTokenizerFast:
     Raises:
         ValueError: the file is missing, an LFS pointer, damaged, or of another model.
     """
-    content = read(folder / VOCAB_FILE)
+    content = read_file(folder / VOCAB_FILE)
     saved = folder / "tokenizer_config.json"
     declared = read_json(saved) if saved.is_file() else {}
-    ranks = tiktoken_ranks(content)
+    ranks = parse_tiktoken(content)
     if ranks is not None:
         named = {int(index): str(token["content"]) for index, token in declared.get("added_tokens_decoder", {}).items()}
         controls = named or dict(enumerate(GLM4_CONTROL_TOKENS, start=max(ranks.values()) + 1))
         core, template, end, unknown = from_tiktoken(ranks, controls), "glm4", GLM4_CONTROL_TOKENS[0], None
-        return wrap(core, template, end, unknown, own_template(folder) | settings)
+        return wrap_tokenizer(core, template, end, unknown, read_template(folder) | settings)
     tokenizer = from_sentencepiece(content, folder / VOCAB_FILE)
     template = "chatglm3" if has_roles(folder, declared) else "chatglm2"
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
@@ -81,13 +81,13 @@ def load(folder: Path, **settings: Any) -> PreTrainedTokenizerFast:
             "known here. If this is ChatGLM3-6B-32K, copy its tokenizer_config.json and tokenization_chatglm.py here, "
             "by which it is told (they are read, not run)."
         )
-    return wrap(tokenizer, template, "</s>", "<unk>", own_template(folder) | settings)
+    return wrap_tokenizer(tokenizer, template, "</s>", "<unk>", read_template(folder) | settings)
 
 
-def wrap(
+def wrap_tokenizer(
     tokenizer: Tokenizer, template: str, end: str, unknown: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer as transformers knows them; it puts `[gMASK]<sop>` before a text, as the originals do.
+    """Return a tokenizer as transformers knows them; it puts `[gMASK]<sop>` before a text, as the originals do.
 
     Args:
         tokenizer: turns texts into ids.
@@ -115,14 +115,14 @@ def wrap(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**known, **given})
 
 
-def own_template(folder: Path) -> dict[str, Any]:
-    """The template that lies in the folder as a file of its own, if one does."""
+def read_template(folder: Path) -> dict[str, Any]:
+    """Return the template that lies in the folder as a file of its own, if one does."""
     file = folder / "chat_template.jinja"
     return {"chat_template": file.read_text(encoding="utf-8")} if file.is_file() else {}
 
 
-def read(file: Path) -> bytes:
-    """The bytes of a tokenizer file.
+def read_file(file: Path) -> bytes:
+    """Return the bytes of a tokenizer file.
 
     Raises:
         ValueError: it is missing, or an LFS pointer.
@@ -137,14 +137,14 @@ def read(file: Path) -> bytes:
 
 
 def has_roles(folder: Path, declared: Mapping[str, Any]) -> bool:
-    """Whether a SentencePiece release is ChatGLM3-6B's, whose files name its roles; that code is read, never run."""
+    """Return whether a SentencePiece release is ChatGLM3-6B's, whose files name its roles. Code is read, never run."""
     code = folder / "tokenization_chatglm.py"
     texts = [str(declared), code.read_text(encoding="utf-8") if code.is_file() else ""]
     return any(ROLE_TOKENS[1] in text for text in texts)
 
 
-def tiktoken_ranks(content: bytes) -> dict[bytes, int] | None:
-    """Token -> rank of a tiktoken file: a token in base64 and its rank in each line; None for another kind of file."""
+def parse_tiktoken(content: bytes) -> dict[bytes, int] | None:
+    """Return token -> rank of a tiktoken file: a token in base64 and its rank in each line. None for other files."""
     try:
         lines = [line.split() for line in content.splitlines() if line]
         return {base64.b64decode(token, validate=True): int(rank) for token, rank in lines} or None
@@ -153,7 +153,7 @@ def tiktoken_ranks(content: bytes) -> dict[bytes, int] | None:
 
 
 def from_tiktoken(ranks: Mapping[bytes, int], controls: Mapping[int, str]) -> Tokenizer:
-    """A BPE over bytes that merges as tiktoken does: of all pairs that make a token, that of the lowest rank first.
+    """Return a BPE over bytes that merges as tiktoken does: of pairs that make a token, that of the lowest rank first.
 
     Args:
         ranks: of every token; their ids.
@@ -162,7 +162,7 @@ def from_tiktoken(ranks: Mapping[bytes, int], controls: Mapping[int, str]) -> To
     alphabet = bytes_to_unicode()
     written = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
     by_rank = sorted(ranks, key=lambda token: ranks[token])
-    merges = [(written[left], written[right]) for token in by_rank for left, right in halves(token, ranks)]
+    merges = [(written[left], written[right]) for token in by_rank for left, right in split_token(token, ranks)]
     model = BPE({written[token]: rank for token, rank in ranks.items()}, merges, ignore_merges=True)
     tokenizer = Tokenizer(model)
     split = pre_tokenizers.Split(Regex(GLM4_PATTERN), behavior="isolated")
@@ -182,7 +182,7 @@ def from_tiktoken(ranks: Mapping[bytes, int], controls: Mapping[int, str]) -> To
 
 
 def from_sentencepiece(content: bytes, file: Path) -> Tokenizer:
-    """A BPE that merges as SentencePiece does: of all pairs that make a piece, that of the highest score first.
+    """Return a BPE that merges as SentencePiece does: of all pairs that make a piece, that of the highest score first.
 
     Raises:
         ValueError: the file is damaged, of another kind, or would be read otherwise than by SentencePiece.
@@ -200,15 +200,15 @@ def from_sentencepiece(content: bytes, file: Path) -> Tokenizer:
     tokenizer = Tokenizer(
         BPE(
             {piece.piece: index for index, piece in enumerate(proto.pieces)},
-            [pair for piece in by_score for pair in halves(piece, scores)],
+            [pair for piece in by_score for pair in split_token(piece, scores)],
             unk_token=proto.pieces[kinds.index(UNKNOWN)].piece,
             byte_fallback=BYTE in kinds,
             ignore_merges=bool(own),
         )
     )
-    tokenizer.normalizer = normalizer(proto.normalizer_spec)
+    tokenizer.normalizer = make_normalizer(proto.normalizer_spec)
     if own:  # they are cut out before anything is merged, the longest first
-        pattern = "|".join(escaped(piece) for piece in sorted(own, key=len, reverse=True))
+        pattern = "|".join(escape(piece) for piece in sorted(own, key=len, reverse=True))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     # Line ends are bytes, too: in a run with the bytes of a character that was cut off they would be given up.
     ends = [decoders.Replace(f"<0x{ord(end):02X}>", end) for end in "\n\r\t"]
@@ -216,25 +216,25 @@ def from_sentencepiece(content: bytes, file: Path) -> Tokenizer:
     if proto.normalizer_spec.add_dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 0))
     tokenizer.decoder = decoders.Sequence(steps)
-    check(tokenizer, content, file)
+    check_ids(tokenizer, content, file)
     add_controls(tokenizer, [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)])
     add_controls(tokenizer, [*CONTROL_TOKENS, *ROLE_TOKENS])
     return tokenizer
 
 
-def halves(token: Any, known: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    """Every way to make a token of two others."""
+def split_token(token: Any, known: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    """Return every way to make a token of two others."""
     cuts = range(1, len(token))
     return [(token[:cut], token[cut:]) for cut in cuts if token[:cut] in known and token[cut:] in known]
 
 
-def escaped(text: str) -> str:
-    """A text as a regular expression of `tokenizers`."""
+def escape(text: str) -> str:
+    """Return a text as a regular expression of `tokenizers`."""
     return "".join(character if character.isalnum() else f"\\x{{{ord(character):x}}}" for character in text)
 
 
-def normalizer(spec: Any) -> normalizers.Normalizer:
-    """What SentencePiece does with a text first: characters, blanks, a blank in front, and a sign for each blank."""
+def make_normalizer(spec: Any) -> normalizers.Normalizer:
+    """Return what SentencePiece does with a text: characters, blanks, a blank in front, and a sign for each blank."""
     steps: list[normalizers.Normalizer] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
@@ -250,7 +250,7 @@ def add_controls(tokenizer: Tokenizer, tokens: list[str]) -> None:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
 
 
-def check(tokenizer: Tokenizer, content: bytes, file: Path) -> None:
+def check_ids(tokenizer: Tokenizer, content: bytes, file: Path) -> None:
     """Compare ids with those of SentencePiece itself.
 
     Raises:
@@ -273,11 +273,11 @@ class ChatGLM4Tokenizer(PreTrainedTokenizerFast):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> PreTrainedTokenizerFast:  # type: ignore[override]
         """Load the tokenizer of a checkpoint directory or hub name."""
-        return original(str(pretrained_model_name_or_path), **kwargs)
+        return load_named(str(pretrained_model_name_or_path), **kwargs)
 
 
-def original(path: str, revision: str | None = None, **settings: Any) -> PreTrainedTokenizerFast:
-    """The tokenizer of an original checkpoint by its directory or hub name; it remembers that.
+def load_named(path: str, revision: str | None = None, **settings: Any) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of an original checkpoint by its directory or hub name; it remembers that.
 
     Args:
         path: directory or hub name.
@@ -285,7 +285,7 @@ def original(path: str, revision: str | None = None, **settings: Any) -> PreTrai
         settings: of `from_pretrained`; what says how texts are encoded counts.
     """
     folder = local_folder(path, weights=False, revision=revision)
-    tokenizer = load(folder, **{name: value for name, value in settings.items() if name in SETTINGS})
+    tokenizer = load_original(folder, **{name: value for name, value in settings.items() if name in SETTINGS})
     tokenizer.name_or_path = path
     return tokenizer
 

@@ -34,7 +34,7 @@ from glmtune.models.glm.tokenization_glm import (
     ROLE_TOKENS,
     from_sentencepiece,
     from_tiktoken,
-    wrap,
+    wrap_tokenizer,
 )
 from glmtune.models.templates import preset
 from glmtune.runtime import UserError
@@ -268,7 +268,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_files_with_other_settings_are_read_as_well(name: str) -> None:
     other = sentencepiece(**{"vocab_size": 560, **EQUAL[name]})
     original = SentencePieceProcessor(model_proto=other)
-    tokenizer = wrap(from_sentencepiece(other, Path("x")), "chatglm2", "</s>", "<unk>")
+    tokenizer = wrap_tokenizer(from_sentencepiece(other, Path("x")), "chatglm2", "</s>", "<unk>")
     assert tokenizer.get_vocab()["[MASK]"] == original.get_piece_size()
 
     @settings(max_examples=60)
@@ -312,7 +312,7 @@ def test_other_files_are_equal_or_refused(name: str) -> None:
 def test_a_file_without_a_blank_in_front() -> None:
     other = sentencepiece(add_dummy_prefix=False)
     original = SentencePieceProcessor(model_proto=other)
-    tokenizer = wrap(from_sentencepiece(other, Path("x")), "chatglm2", "</s>", "<unk>")
+    tokenizer = wrap_tokenizer(from_sentencepiece(other, Path("x")), "chatglm2", "</s>", "<unk>")
     assert tokenizer.decode(original.encode(" a")) == original.decode(original.encode(" a"))
 
 
