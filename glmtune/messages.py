@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 Message: TypeAlias = dict[str, Any]
+ToolCall: TypeAlias = dict[str, Any]  # an entry of `tool_calls`
 Prompt: TypeAlias = str | list[Message]  # a text is one user message
 
 ROLES = ("system", "user", "assistant", "tool")

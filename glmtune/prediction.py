@@ -7,21 +7,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 from tqdm import tqdm
 
-from glmtune.data.control_tokens import plain_ids
-from glmtune.inference.conversation import converse
+from glmtune.inference.conversation import Conversation, Exchange
 from glmtune.inference.engine import Engine
-from glmtune.inference.prompts import encode_prompts
+from glmtune.inference.prompts import encode_within
 from glmtune.messages import Prompt
 from glmtune.records import Fault, Row, explain, read_questions
 from glmtune.records.writing import TABLES, as_line, load_arrow, write_table
 from glmtune.resolution import ResolvedModel
-from glmtune.runtime import UserError, check_output, read_json_lines, replacing, seed_everything
+from glmtune.runtime import UserError, check_output, read_json_lines, replacing
 
-ADDED = ("completion", "error", "faithful")  # to a record, whatever it had there
+ADDED = ("completion", "finish_reason", "refusal", "error")  # to a record, whatever it had there
 OnError = Literal["stop", "record"]
 # Batches that are sorted by length together. Records are written in order, a window at a time.
 BATCHES_PER_WINDOW = 4
@@ -42,10 +41,20 @@ class Entry:
     prompt: Prompt
     fault: Fault | None = None
 
-    def with_answer(self, completion: str | None, remarks: Mapping[str, Any] | None = None) -> Row:
-        """Return the record as the output has it, with what its task remarks on the answer."""
-        told = {"error": str(self.fault)} if self.fault else remarks or {}
-        return {**self.row, "completion": completion, **told}
+    @property
+    def given(self) -> Row:
+        """The record without what an earlier prediction added."""
+        return {name: value for name, value in self.row.items() if name not in ADDED}
+
+    def with_answer(self, exchange: Exchange, metrics: Mapping[str, float]) -> Row:
+        """Return the record as the output has it, with what its task measures of the answer."""
+        refusal = {} if exchange.refusal is None else {"refusal": exchange.refusal}
+        answer = {"completion": exchange.text, "finish_reason": exchange.completion.finish_reason, **refusal}
+        return {**self.given, **answer, **{name: value for name, value in metrics.items() if name not in self.given}}
+
+    def with_fault(self) -> Row:
+        """Return the record as the output has it if it cannot be asked."""
+        return {**self.given, "completion": None, "error": str(self.fault)}
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,7 @@ class Output:
                 file.truncate(len(whole))
         count = 0
         for (number, written), entry in zip(read_json_lines(self.working), entries, strict=False):
-            own = {name: value for name, value in entry.row.items() if name not in ADDED}
-            if own != {name: written[name] for name in own if name in written}:
+            if entry.given != {name: written[name] for name in entry.given if name in written}:
                 raise UserError(
                     f"--resume: line {number} of {self.working} is not that of the input. Was it made of another file? "
                     "Choose another name."
@@ -180,6 +188,7 @@ def read_entries(resolved: ResolvedModel, input: str) -> list[Entry]:
         UserError: no such file or model.
     """
     recipe, tokenizer, limit = resolved.recipe, resolved.tokenizer, resolved.limit
+    tools = [tool.definition() for tool in resolved.task.tools]
     entries = []
     for found in read_questions(input, recipe.data.columns, recipe.data.encoding):
         if isinstance(found, Fault):
@@ -187,7 +196,7 @@ def read_entries(resolved: ResolvedModel, input: str) -> list[Entry]:
             entries.append(Entry(as_json(row), "", found))
             continue
         try:
-            encode_prompts(tokenizer, [found.prompt], limit, recipe.generation.longest, ["the prompt"])
+            encode_within(tokenizer, found.prompt, tools, limit, recipe.generation.longest, "the prompt")
             fault = None
         except UserError as error:
             fault = Fault(found.source.file, found.source.line, "prompt", str(error))
@@ -204,21 +213,25 @@ def as_json(row: Row) -> Row:
 def answer(resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], done: int, file: TextIO) -> None:
     """Append the records from number `done` on, as their answers come, with how fast they do and how long it takes."""
     recipe, task = resolved.recipe, resolved.task
+    conversation = Conversation.about(task, engine)
     window = recipe.generation.batch_size * BATCHES_PER_WINDOW
     tokens, start = 0, time.perf_counter()
     with tqdm(total=len(entries), initial=done, desc="answering", unit="record") as bar:
         for first in range(done - done % window, len(entries), window):  # windows are the same after a --resume
-            seed_everything(recipe.seed + first // window)
             numbers = range(first, min(first + window, len(entries)))
             # What waits is answered, or never to be, but not all before it is.
-            waiting = {number: entries[number].with_answer(None) for number in numbers if entries[number].fault}
+            waiting = {number: entries[number].with_fault() for number in numbers if entries[number].fault}
             asked = [number for number in numbers if not entries[number].fault]
             following = write_ready(file, waiting, first, done)
-            prompts = [entries[number].prompt for number in asked]
-            for index, text in converse(engine, prompts, recipe.generation, task.reply):
+            questions = [
+                conversation.ask(entries[number].prompt, recipe.generation, seed=recipe.seed + number)
+                for number in asked
+            ]
+            for index, exchange in conversation.answer(questions):
                 entry = entries[asked[index]]
-                waiting[asked[index]] = entry.with_answer(text, task.remarks(entry.prompt, text))
-                tokens += len(plain_ids(engine.tokenizer, text))
+                metrics = task.measure(entry.prompt, exchange.text, exchange.tool_calls)
+                waiting[asked[index]] = entry.with_answer(exchange, metrics)
+                tokens += len(exchange.completion.token_ids)
                 following = write_ready(file, waiting, following, done)
                 bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
                 bar.update(asked[index] >= done)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from glmtune.commands._arguments import add_settings, add_target
 
 if TYPE_CHECKING:
+    from glmtune.inference.conversation import Exchange
     from glmtune.messages import Message
     from glmtune.resolution import Target
 
@@ -37,7 +38,7 @@ def main(options: argparse.Namespace) -> None:
     run(options.target, options.question, options.settings, options.history)
 
 
-class Conversation:
+class Chat:
     """A model and what has been said to it.
 
     Attributes:
@@ -52,6 +53,7 @@ class Conversation:
             overrides: `section.setting=value` texts.
             keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
         """
+        from glmtune.inference.conversation import Conversation
         from glmtune.inference.engine import Engine
         from glmtune.resolution import resolve
 
@@ -60,38 +62,33 @@ class Conversation:
         room = generation.max_new_tokens or (min(LONG_ANSWER, limit // 2) if limit else LONG_ANSWER)
         self.settings = generation.model_copy(update={"max_new_tokens": room})
         self.keep_history = not resolved.has_recipe if keep_history is None else keep_history
-        self.task = resolved.task
-        self.model, self.tokenizer = resolved.load()
-        self.engine = Engine(self.model, self.tokenizer, limit)
+        self.model, tokenizer = resolved.load()
+        self.conversation = Conversation.about(resolved.task, Engine(self.model, tokenizer, limit))
         self.messages: list[Message] = []
 
     def ask(self, question: str) -> Iterator[str]:
-        """Yield the answer piece by piece; where a tool is called, its reply stands between the model's turns.
+        """Yield the answer piece by piece; where a tool is called, its result stands between the model's turns.
 
         Raises:
             UserError: the conversation has become too long for the model.
         """
-        from glmtune.inference.completion import Request
-        from glmtune.inference.conversation import MOST_ROUNDS
-        from glmtune.inference.prompts import encode_prompts
+        from glmtune.inference.completion import Delta
 
         asked: list[Message] = [*self.messages, {"role": "user", "content": question}]
-        for _ in range(MOST_ROUNDS):
-            text = ""
-            [input_ids] = encode_prompts(self.tokenizer, [asked], self.engine.limit, self.settings.longest)
-            for delta in self.engine.stream(Request(input_ids, self.settings)):
-                text += delta.text
-                yield delta.text
-            reply = self.task.reply(asked, text)
-            asked.append({"role": "assistant", "content": text})
-            if reply is None:
+        stream = self.conversation.stream(self.conversation.ask(asked, self.settings))
+        while True:
+            try:
+                piece = next(stream)
+            except StopIteration as end:
+                exchange: Exchange | None = end.value
                 break
-            yield f"\n{reply.text}\n"
-            if reply.ends:
-                break
-            asked.append({"role": "tool", "content": reply.text})
+            yield piece.text if isinstance(piece, Delta) else f"\n{piece['content']}\n"
+        if exchange is None:
+            return
+        if exchange.refusal is not None:
+            yield f"\nrefused: {exchange.refusal}\n"
         if self.keep_history:
-            self.messages = asked
+            self.messages = [*asked, *exchange.messages]
 
 
 def run(
@@ -106,9 +103,9 @@ def run(
 
     if question is not None and not question.strip():
         raise UserError("--question is empty. Write the question behind it, or leave it out to type questions.")
-    conversation = Conversation(target, overrides, keep_history)
+    chat = Chat(target, overrides, keep_history)
     if question is not None:
-        answer(conversation, question)
+        answer(chat, question)
         return
     typing = sys.stdin.isatty()
     if typing:
@@ -120,16 +117,16 @@ def run(
         if not line or line.strip() == "stop":
             return
         if line.strip() == "clear":
-            conversation.messages = []
+            chat.messages = []
         elif line.strip():
             try:
-                answer(conversation, line.strip())
+                answer(chat, line.strip())
             except UserError as error:
                 print(f"{error} Type 'clear' to start anew.", file=sys.stderr)
 
 
-def answer(conversation: Conversation, question: str) -> None:
+def answer(chat: Chat, question: str) -> None:
     """Print the answer as it comes."""
-    for piece in conversation.ask(question):
+    for piece in chat.ask(question):
         print(piece, end="", flush=True)
     print(flush=True)

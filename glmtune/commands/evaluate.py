@@ -98,7 +98,13 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
         UserError: no such file, or an example that the model cannot take; with file and line.
     """
     from glmtune.data.control_tokens import plain_ids
-    from glmtune.inference.selection import encode_examples, fit_max_new_tokens, fit_max_new_tokens_to, select_held_out
+    from glmtune.inference.selection import (
+        HeldOut,
+        encode_examples,
+        fit_max_new_tokens,
+        fit_max_new_tokens_to,
+        select_held_out,
+    )
 
     recipe, task, tokenizer, limit = resolved.recipe, resolved.task, resolved.tokenizer, resolved.limit
     if data is None:
@@ -113,8 +119,9 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
             "cannot be given in whole.",
             stacklevel=2,
         )
-    encode_examples(tokenizer, examples, limit, longest)
-    return recipe, examples
+    tools = [tool.definition() for tool in task.tools]
+    offering = [example if example.tools else replace(example, tools=tools) for example in examples]
+    return recipe, HeldOut(examples, encode_examples(tokenizer, offering, limit, longest))
 
 
 def read_records(task: Task, file: str) -> list[Example]:

@@ -30,7 +30,7 @@ def compare(task: Task, before: Evaluation, after: Evaluation) -> dict[str, Any]
         `failure_groups` of the model after, the largest first.
     """
     examples, scores = after.examples, after.scores
-    right = [task.score(example, example.target).answer or example.target for example in examples]
+    right = [task.score(example, example.target, example.tool_calls).answer or example.target for example in examples]
     was = [score.correct for score in before.scores]
     now = [score.correct for score in scores]
     samples = [

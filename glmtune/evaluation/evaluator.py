@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import GenerationSettings
 from glmtune.distributed import gather, is_main, share
-from glmtune.evaluation.report import summarize
+from glmtune.evaluation.report import count_finish_reasons, summarize
 from glmtune.examples import Example
-from glmtune.inference.conversation import converse
+from glmtune.inference.completion import FinishReason
+from glmtune.inference.conversation import Conversation
 from glmtune.inference.engine import Engine
+from glmtune.inference.selection import HeldOut
 from glmtune.methods import Model
 from glmtune.scoring import Score
 from glmtune.tasks import Axis, Task
@@ -22,16 +24,21 @@ from glmtune.tasks import Axis, Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Examples, what the model answered, and what the task thinks of it; three lists of equal length.
+    """Examples, what the model answered, and what the task thinks of it; lists of equal length.
 
     Attributes:
+        examples: what was asked.
+        completions: the answers; empty where one was refused, or where the model called tools to the end.
+        scores: what the task thinks of them.
         axes: of the task, along which the scores are broken down.
+        finish_reasons: why the model stopped; empty where nobody looked.
     """
 
     examples: list[Example]
     completions: list[str]
     scores: list[Score]
     axes: Sequence[Axis] = ()
+    finish_reasons: Sequence[FinishReason] = ()
 
     @property
     def accuracy(self) -> float:
@@ -39,8 +46,9 @@ class Evaluation:
         return sum(score.correct for score in self.scores) / len(self.scores) if self.scores else 0.0
 
     def report(self, text_metrics: bool = True) -> dict[str, Any]:
-        """The figures, as `report.json` holds them."""
-        return summarize(self.examples, self.completions, self.scores, self.axes, text_metrics)
+        """Return the figures, as `report.json` holds them."""
+        figures = summarize(self.examples, self.completions, self.scores, self.axes, text_metrics)
+        return {**figures, "finish_reasons": count_finish_reasons(self.finish_reasons)}
 
 
 def evaluate(
@@ -55,17 +63,26 @@ def evaluate(
 
     Args:
         model: in evaluation mode.
-        task: scores the answers.
+        tokenizer: with its template.
+        task: offers its tools, and scores the answers.
+        examples: what is asked.
         settings: how to decode; greedy unless they say otherwise.
         progress: show a progress bar.
     """
-    examples = list(examples)
-    mine = share([example.prompt for example in examples])
-    texts = [""] * len(mine)
-    answers = converse(Engine(model, tokenizer), mine, settings, task.reply)
+    conversation = Conversation.about(task, Engine(model, tokenizer))
+    encoded = examples.input_ids if isinstance(examples, HeldOut) else [None] * len(examples)
+    questions = [
+        conversation.ask(example.prompt, settings, example.tools, input_ids)
+        for example, input_ids in share([*zip(examples, encoded, strict=True)])
+    ]
     hidden = not (progress and is_main())
-    for index, text in tqdm(answers, total=len(mine), desc="answering", unit="problem", disable=hidden):
-        texts[index] = text
-    completions = gather(texts)
-    scores = [task.score(example, text) for example, text in zip(examples, completions, strict=True)]
-    return Evaluation(examples, completions, scores, task.axes)
+    answers = conversation.answer(questions)
+    mine = dict(tqdm(answers, total=len(questions), desc="answering", unit="problem", disable=hidden))
+    answered = [*zip(examples, gather([mine[index] for index in range(len(questions))]), strict=True)]
+    return Evaluation(
+        list(examples),
+        [exchange.text for _, exchange in answered],
+        [task.score(example, exchange.text, exchange.tool_calls) for example, exchange in answered],
+        task.axes,
+        [exchange.completion.finish_reason for _, exchange in answered],
+    )

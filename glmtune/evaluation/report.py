@@ -24,6 +24,7 @@ from glmtune.evaluation.breakdown import (
 )
 from glmtune.evaluation.metrics import bleu4, rouge
 from glmtune.examples import Example
+from glmtune.inference.completion import FinishReason
 from glmtune.messages import Prompt
 from glmtune.records.leaks import plain_text
 from glmtune.reporting.numbers import percent
@@ -82,6 +83,18 @@ def mean_metrics(scores: Sequence[Score]) -> dict[str, float]:
     return {name: fmean(measured) for name, measured in values.items()}
 
 
+def count_finish_reasons(reasons: Sequence[FinishReason]) -> dict[str, int]:
+    """Return how many answers ended by themselves (`stop`), were cut off (`length`) or ended with `tool_calls`."""
+    return {reason: reasons.count(reason) for reason in get_args(FinishReason)}
+
+
+def explain_cut_off(report: Report) -> str:
+    """Return what is said, with the remedy, where answers were cut off; else nothing."""
+    cut = report.get("finish_reasons", {}).get("length", 0)
+    share = f"{cut:,} of {report['n']:,} answers were cut off"
+    return f"{share}; where they should go on, set generation.max_new_tokens higher" if cut else ""
+
+
 def comparison_table(before: Report | None, after: Report) -> Table:
     """Percentages of right answers before and after: a row for each group, columns for those of the axis across.
 
@@ -98,9 +111,10 @@ def comparison_table(before: Report | None, after: Report) -> Table:
     columns = [*places_along(reports, across), None]
     metrics = "".join(f"; {name} {percent(value, 1)}" for name, value in after["metrics"].items())
     low, high = after["accuracy_ci95"]
+    shares = f"all: {percent(after['accuracy'], 1)} right, 95% interval {low:.1%} to {high:.1%}{metrics}"
     table = Table(
         title="Right answers",
-        caption=f"all: {percent(after['accuracy'], 1)} right, 95% interval {low:.1%} to {high:.1%}{metrics}",
+        caption="\n".join(filter(None, (shares, explain_cut_off(after)))),
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,

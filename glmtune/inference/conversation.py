@@ -1,59 +1,187 @@
-"""Conversations with tools: answers that call one are replied to, and asked on."""
+"""The one conversation loop: the model's turns, and between them what tools say to its calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.inference.completion import Request
+from glmtune.data.parsing import parse_answer
+from glmtune.inference.completion import Completion, Delta, Request
 from glmtune.inference.engine import Engine
-from glmtune.inference.prompts import encode_prompts, has_room
-from glmtune.messages import Prompt, as_messages
-from glmtune.tasks import Reply
+from glmtune.inference.prompts import encode_within, has_room
+from glmtune.messages import Message, Prompt, as_messages
+from glmtune.tasks import Task
+from glmtune.tools import Tool, answer_call
 
-MOST_ROUNDS = 4  # of calls of tools
+MOST_ROUNDS = 4  # turns of the model to one prompt
 
 
-def converse(
-    engine: Engine,
-    prompts: Sequence[Prompt],
-    settings: GenerationSettings,
-    reply: Callable[[Prompt, str], Reply | None],
-) -> Iterator[tuple[int, str]]:
-    """Answer prompts, and let tools reply to answers that call them, a few times at most.
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and the request that it is encoded to.
 
-    Args:
-        engine: answers them.
-        prompts: texts, or lists of messages.
-        settings: how to decode.
-        reply: what a tool says to a prompt and its answer; None ends the conversation. (`Task.reply`)
-
-    Yields:
-        (index of the prompt, the model's turns, one a line, with the last word of a tool that ends it), in the order
-        of decoding.
+    Attributes:
+        prompt: a text, or messages.
+        request: holds the prompt's token ids; its settings count for all turns of the model.
+        tools: definitions of the tools that the prompt offers.
     """
-    asked = dict(enumerate(prompts))
-    said: dict[int, list[str]] = {index: [] for index in asked}
-    for _ in range(MOST_ROUNDS):
-        numbers = list(asked)
-        encoded = encode_prompts(engine.tokenizer, list(asked.values()), engine.limit, settings.longest)
-        for place, completion in engine.complete([Request(input_ids, settings) for input_ids in encoded]):
-            index, text = numbers[place], completion.text
-            said[index].append(text)
-            answer = reply(asked[index], text)
-            if answer is None or answer.ends:
-                said[index] += [answer.text] if answer else []
-                del asked[index]
-                yield index, "\n".join(said.pop(index))
-            else:
-                turn = {"role": "assistant", "content": text}
-                asked[index] = [*as_messages(asked[index]), turn, {"role": "tool", "content": answer.text}]
-        # What has outgrown the model ends with its last call.
-        for index, turns in list(asked.items()):
-            if not has_room(len(encode_prompt(engine.tokenizer, turns)), engine.limit, settings.longest):
-                del asked[index]
-                yield index, "\n".join(said.pop(index))
-        if not asked:
-            return
-    yield from ((index, "\n".join(said[index])) for index in asked)
+
+    prompt: Prompt
+    request: Request
+    tools: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How a conversation went on.
+
+    Attributes:
+        messages: those that were added: the model's turns, and what tools said.
+        completion: the model's last turn.
+        refusal: why the task refuses that turn; None where it does not.
+    """
+
+    messages: Sequence[Message]
+    completion: Completion
+    refusal: str | None = None
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """All calls that the model made, in order."""
+        return [call for message in self.messages for call in message.get("tool_calls", ())]
+
+    @property
+    def text(self) -> str:
+        """The answer; empty where it was refused, or where the last turn calls tools."""
+        is_answer = self.refusal is None and self.completion.finish_reason != "tool_calls"
+        return self.completion.text if is_answer else ""
+
+
+class Conversation:
+    """A model that may call tools.
+
+    It goes on until the model answers, is cut off or is refused, there is no room for another turn, or it has had
+    `MOST_ROUNDS` of them. Without tools to run, calls are left to whoever asked.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tools: Sequence[Tool] = (),
+        refuses: Callable[[Prompt, Message], str | None] | None = None,
+    ) -> None:
+        """Let a model converse.
+
+        Args:
+            engine: answers.
+            tools: run when they are called.
+            refuses: says why a turn of the model is refused, by the messages before it (`Task.refuses`).
+        """
+        self.engine, self.tools, self.refuses = engine, tools, refuses
+
+    @classmethod
+    def about(cls, task: Task, engine: Engine) -> Conversation:
+        """Return a conversation with the tools and the rules of a task."""
+        return cls(engine, task.tools, task.refuses)
+
+    def ask(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings,
+        tools: Sequence[dict[str, Any]] = (),
+        input_ids: Sequence[int] | None = None,
+        **request: Any,
+    ) -> Question:
+        """Return a question that is ready to be answered.
+
+        Args:
+            prompt: a text, or messages.
+            settings: how to decode.
+            tools: definitions of the tools that the prompt offers; default: those of this conversation.
+            input_ids: of the prompt with its tools, where it is encoded already.
+            request: the other fields of the `Request`.
+
+        Raises:
+            UserError: the template does not take the prompt, or the prompt is too long for the model.
+        """
+        tools = tools or [tool.definition() for tool in self.tools]
+        if input_ids is None:
+            input_ids = encode_within(self.engine.tokenizer, prompt, tools, self.engine.limit, settings.longest)
+        return Question(prompt, Request(input_ids, settings, **request), tools)
+
+    def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Exchange]]:
+        """Answer questions in batches; each goes on by itself.
+
+        Yields:
+            (index of the question, its exchange), in the order in which they end; none for those that are cancelled.
+
+        Raises:
+            UserError: a prompt is too long for the model; told before any is answered.
+        """
+        talks = [self._converse(question, []) for question in questions]
+        requests = {index: next(talk) for index, talk in enumerate(talks)}
+        while requests:
+            order, following = list(requests), {}
+            for place, completion in self.engine.complete(list(requests.values())):
+                index = order[place]
+                try:
+                    following[index] = talks[index].send(completion)
+                except StopIteration as end:
+                    yield index, end.value
+            requests = following
+
+    def stream(self, question: Question) -> Generator[Delta | Message, None, Exchange | None]:
+        """Answer a question piece by piece. Who stops listening stops the model.
+
+        Yields:
+            The model's turns in pieces, and whole messages of tools between them.
+
+        Returns:
+            The exchange; None if the question was cancelled.
+
+        Raises:
+            UserError: the prompt is too long for the model.
+        """
+        added: list[Message] = []
+        talk = self._converse(question, added)
+        request = next(talk)
+        while (completion := (yield from self.engine.stream(request))) is not None:
+            turns = len(added) + 1
+            try:
+                request = talk.send(completion)
+            except StopIteration as end:
+                yield from added[turns:]
+                return end.value  # type: ignore[no-any-return]
+            yield from added[turns:]
+        return None
+
+    def _converse(self, question: Question, added: list[Message]) -> Generator[Request, Completion, Exchange]:
+        """The loop: gives requests, takes their completions, and adds messages."""
+        asked, request = as_messages(question.prompt), question.request
+        for _ in range(MOST_ROUNDS):
+            completion = yield request
+            turn = self._read(question, request, completion)
+            refusal = self.refuses([*asked, *added], turn) if self.refuses else None
+            added.append(turn)
+            calls = turn.get("tool_calls", [])
+            if calls and question.tools:
+                completion = replace(completion, finish_reason="tool_calls")
+            if refusal or not calls or not self.tools:
+                return Exchange(added, completion, refusal)
+            added += [answer_call(self.tools, call) for call in calls]
+            input_ids = encode_prompt(self.engine.tokenizer, [*asked, *added], question.tools)
+            if not has_room(len(input_ids), self.engine.limit, request.settings.longest):
+                break
+            request = replace(request, input_ids=input_ids)
+        return Exchange(added, completion, None)
+
+    def _read(self, question: Question, request: Request, completion: Completion) -> Message:
+        """The model's turn as a message; what was cut off calls nothing."""
+        turn: Message = {"role": "assistant", "content": completion.text}
+        if completion.finish_reason == "length":
+            return turn
+        parsed = parse_answer(self.engine.tokenizer, request.input_ids, completion.token_ids, question.tools)
+        return parsed if parsed.keys() > turn.keys() else turn

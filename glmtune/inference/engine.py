@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from glmtune.config import GenerationSettings
 from glmtune.inference.completion import Completion, Delta, Request
 from glmtune.inference.decoding import Row, decode
-from glmtune.inference.prompts import check_room, encode_prompts
+from glmtune.inference.prompts import check_room, encode_within
 from glmtune.inference.reading import AnswerReader
 from glmtune.messages import Prompt
 from glmtune.methods import Model
@@ -60,7 +60,10 @@ class Engine:
         Raises:
             UserError: a prompt is too long for the model; told before any is answered.
         """
-        encoded = encode_prompts(self.tokenizer, prompts, self.limit, settings.longest)
+        encoded = [
+            encode_within(self.tokenizer, prompt, (), self.limit, settings.longest, f"Prompt {number}")
+            for number, prompt in enumerate(prompts, start=1)
+        ]
         answers = dict(self.complete([Request(input_ids, settings) for input_ids in encoded]))
         return [answers[index] for index in range(len(prompts))]
 

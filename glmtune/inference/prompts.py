@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,35 +12,33 @@ from glmtune.messages import Prompt
 from glmtune.runtime import UserError
 
 
-def encode_prompts(
+def encode_within(
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
+    prompt: Prompt,
+    tools: Sequence[dict[str, Any]],
     limit: int | None,
     max_new_tokens: int,
-    names: Sequence[object] = (),
-) -> list[list[int]]:
-    """Return the token ids of prompts that leave room for an answer.
+    label: str = "The prompt",
+) -> list[int]:
+    """Return the token ids of a prompt that leaves room for an answer.
 
     Args:
         tokenizer: with the template of the model.
-        prompts: texts, or lists of messages.
+        prompt: a text, or messages.
+        tools: definitions of the tools that it offers.
         limit: longest sequence in tokens that the model takes; None where it states none.
         max_new_tokens: longest answer.
-        names: what errors call the prompts, such as their sources; default: their numbers.
+        label: what an error calls the prompt.
 
     Raises:
-        UserError: a prompt is too long, or its messages do not suit the template; says which.
+        UserError: it is too long, or the template has no form for it.
     """
-    encoded = []
-    for number, prompt in enumerate(prompts, start=1):
-        name = str(names[number - 1] if names else f"Prompt {number}")
-        try:
-            ids = encode_prompt(tokenizer, prompt)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-        check_room(len(ids), limit, max_new_tokens, name)
-        encoded.append(ids)
-    return encoded
+    try:
+        ids = encode_prompt(tokenizer, prompt, tools)
+    except UserError as error:
+        raise UserError(f"{label}: {error}") from error
+    check_room(len(ids), limit, max_new_tokens, label)
+    return ids
 
 
 def has_room(prompt_tokens: int, limit: int | None, max_new_tokens: int) -> bool:

@@ -4,45 +4,103 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import overload
 
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import SHORT_ANSWER, Recipe
 from glmtune.data import DrawnExamples, examples_of
 from glmtune.data.control_tokens import plain_ids
+from glmtune.data.encoding import IGNORED, encode_example
 from glmtune.examples import Example
-from glmtune.inference.prompts import encode_prompts
+from glmtune.inference.prompts import encode_within, has_room
 from glmtune.runtime import UserError
 from glmtune.tasks import Task
 
 
-def fit_max_new_tokens(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Recipe:
-    """The recipe with `generation.max_new_tokens`, where it does not say it: what held-out answers need, and a little.
+class HeldOut(Sequence[Example]):
+    """Examples that a model can be asked, with their prompts encoded once for all times that it is.
 
-    Half of what the model takes at most, where records that are too long may be left out; else what all prompts leave.
+    Attributes:
+        input_ids: of each prompt, with the tools that it offers.
     """
-    settings = recipe.evaluation
-    examples = [
-        *examples_of(task, "held_out", settings.num_examples, recipe.seed)[: settings.num_examples],
-        *examples_of(task, "held_out", settings.num_examples_during, recipe.seed + 1)[-settings.num_examples_during :],
-    ]
-    return fit_max_new_tokens_to(recipe, examples, tokenizer, limit)
+
+    def __init__(self, examples: Sequence[Example], input_ids: Sequence[list[int]]) -> None:
+        self.examples, self.input_ids = list(examples), list(input_ids)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> HeldOut: ...
+    def __getitem__(self, index: int | slice) -> Example | HeldOut:
+        if isinstance(index, slice):
+            return HeldOut(self.examples[index], self.input_ids[index])
+        return self.examples[index]
+
+
+def fit_max_new_tokens(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Recipe:
+    """Return the recipe with `generation.max_new_tokens`, as `fit_max_new_tokens_to` does, for a task.
+
+    Where the task has tools, calls of them must have room, too; how long they are, examples that are learned show.
+    """
+    if recipe.generation.max_new_tokens is not None:
+        return recipe
+    asked = [example for during in (False, True) for example in choose_held_out(recipe, task, during)]
+    calls = examples_of(task, "train", recipe.evaluation.num_examples, recipe.seed) if task.tools else []
+    return fit_max_new_tokens_to(recipe, asked, tokenizer, limit, calls[: recipe.evaluation.num_examples])
 
 
 def fit_max_new_tokens_to(
-    recipe: Recipe, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limit: int | None
+    recipe: Recipe,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    calls: Sequence[Example] = (),
 ) -> Recipe:
-    """The recipe with `generation.max_new_tokens`, where it does not say it, for some examples."""
+    """Return the recipe with `generation.max_new_tokens`: what the longest answer needs, and a quarter more.
+
+    What the recipe says itself stays. Where records that are too long may be left out, it is half of what the model
+    takes at most; else what the longest prompt leaves.
+
+    Args:
+        recipe: `generation`, `data`.
+        examples: what is asked.
+        tokenizer: with the template.
+        limit: longest sequence in tokens that the model takes; None where it states none.
+        calls: examples of calls that the model may make.
+    """
     if recipe.generation.max_new_tokens is not None:
         return recipe
-    longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
+    longest = max((answer_length(tokenizer, example) for example in (*examples, *calls)), default=0)
     room = max(SHORT_ANSWER, longest * 5 // 4)
     if limit is not None:
-        prompts = max(prompt_lengths(tokenizer, examples), default=0)
+        prompts = max(map(len, encode_examples(tokenizer, examples)), default=0)
         most = limit - prompts if recipe.data.too_long == "stop" else limit // 2
         room = max(1, min(room, most))
     generation = recipe.generation.model_copy(update={"max_new_tokens": room})
     return recipe.model_copy(update={"generation": generation})
+
+
+def choose_held_out(recipe: Recipe, task: Task, during: bool) -> Sequence[Example]:
+    """Return the held-out examples that are asked, were none of them too long."""
+    examples, part = find_candidates(recipe, task, during)
+    return examples[part]
+
+
+def find_candidates(recipe: Recipe, task: Task, during: bool) -> tuple[Sequence[Example], slice]:
+    """Return examples that may be asked, and which of them are.
+
+    Those asked during a training are others than those before and after it: a task draws them by another seed. Of
+    records, the last are asked during it and the first before and after, so that they overlap only where there are few.
+    """
+    settings, seed = recipe.evaluation, recipe.seed
+    if during:
+        count = settings.num_examples_during
+        return examples_of(task, "held_out", count, seed + 1), slice(-count, None)
+    return examples_of(task, "held_out", settings.num_examples, seed), slice(settings.num_examples)
 
 
 def select_held_out(
@@ -52,41 +110,38 @@ def select_held_out(
     limit: int | None,
     during: bool = False,
     whole: bool = True,
-) -> Sequence[Example]:
-    """Held-out examples that the model can be asked, with room for their answers.
+) -> HeldOut:
+    """Return held-out examples that the model can be asked, with room for their answers.
 
-    Those asked `during` a training are others than those before and after it, unless a task has too few records for
-    both. Records that are too long are left out where `data.too_long` says so of those that are learned.
+    Records that are too long are left out where `data.too_long` says so of those that are learned.
 
     Args:
         recipe: `evaluation`, `generation`, `data`, `seed`.
         task: whose examples these are.
         tokenizer: with the template.
         limit: longest sequence in tokens that the model takes; None where it states none.
-        during: `evaluation.num_examples_during` of them, not `num_examples`.
+        during: those that are asked during a training; else those before and after it.
         whole: right answers must not be cut off by `generation.max_new_tokens`.
 
     Raises:
         UserError: one is too long; says which and how long it is. Or none is left.
     """
-    settings = recipe.evaluation
-    count = settings.num_examples_during if during else settings.num_examples
-    examples = examples_of(task, "held_out", count, recipe.seed + during)
-    part = slice(-count, None) if during else slice(count)
-    if recipe.data.too_long == "stop" or isinstance(examples, DrawnExamples):
-        asked = examples[part]
-        check(recipe, tokenizer, limit, asked, whole, drawn=isinstance(examples, DrawnExamples))
-        return asked
-    room = recipe.generation.longest
-    lengths = prompt_lengths(tokenizer, examples)
+    examples, part = find_candidates(recipe, task, during)
+    is_drawn, room = isinstance(examples, DrawnExamples), recipe.generation.longest
+    if recipe.data.too_long == "stop" or is_drawn:
+        examples = examples[part]
+        if whole:
+            check_answers(tokenizer, examples, limit, room, is_drawn)
+        return HeldOut(examples, encode_examples(tokenizer, examples, limit, room))
+    input_ids = encode_examples(tokenizer, examples)
     fitting = [
-        example
-        for example, length in zip(examples, lengths, strict=True)
-        if len(plain_ids(tokenizer, example.target)) < room and (limit is None or length + room <= limit)
+        index
+        for index, example in enumerate(examples)
+        if answer_length(tokenizer, example) <= room and has_room(len(input_ids[index]), limit, room)
     ]
     if not fitting:
-        answers = sorted(len(plain_ids(tokenizer, example.target)) + 1 for example in examples)
-        prompts = sorted(lengths)
+        answers = sorted(answer_length(tokenizer, example) for example in examples)
+        prompts = sorted(map(len, input_ids))
         raise UserError(
             f"None of {len(examples)} held-out examples can be asked: generation.max_new_tokens={room} must hold an "
             f"answer, of {answers[0]} to {answers[-1]} tokens (half of them up to {answers[len(answers) // 2]}), and "
@@ -98,60 +153,62 @@ def select_held_out(
             f"Of {len(examples):,} held-out examples, {len(examples) - len(fitting):,} are too long to be asked.",
             stacklevel=2,
         )
-    return fitting[part]
-
-
-def prompt_lengths(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
-    """Tokens of each prompt.
-
-    Raises:
-        UserError: messages that the template has no form for.
-    """
-    return [len(ids) for ids in encode_examples(tokenizer, examples, None, 0)]
+    return HeldOut([examples[index] for index in fitting], [input_ids[index] for index in fitting])[part]
 
 
 def encode_examples(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], limit: int | None, max_new_tokens: int
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], limit: int | None = None, max_new_tokens: int = 0
 ) -> list[list[int]]:
-    """Return the token ids of what held-out examples ask.
+    """Return the token ids of what examples ask, with the tools that they offer.
 
     Raises:
-        UserError: as `encode_prompts` does; says where the record stands.
+        UserError: one leaves no room for its answer, or has no form in the template; says where it stands.
     """
-    names = [example.source or f"Held-out problem {number}" for number, example in enumerate(examples, start=1)]
-    for name, example in zip(names, examples, strict=True):
+    encoded = []
+    for number, example in enumerate(examples, start=1):
+        name = str(example.source or f"Held-out problem {number}")
         if example.text is not None:
             raise UserError(f"{name}: 'text' is plain text, which asks nothing. objective.name=pretrain learns it.")
         if example.images:
             raise UserError(f"{name}: 'images' are files that models of text cannot read. Leave such records out.")
-    return encode_prompts(tokenizer, [example.prompt for example in examples], limit, max_new_tokens, names)
+        encoded.append(encode_within(tokenizer, example.prompt, example.tools, limit, max_new_tokens, name))
+    return encoded
 
 
-def check(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    limit: int | None,
-    examples: Sequence[Example],
-    whole: bool,
-    drawn: bool,
+def answer_length(tokenizer: PreTrainedTokenizerBase, example: Example) -> int:
+    """Return how many tokens a right answer has, with the one that ends it."""
+    if not example.tool_calls:
+        return len(plain_ids(tokenizer, example.target)) + 1
+    labels = encode_example(tokenizer, example.prompt, example.answer, tools=example.tools)["labels"]
+    return len(labels) - labels.count(IGNORED)
+
+
+def check_answers(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], limit: int | None, room: int, is_drawn: bool
 ) -> None:
-    """See whether all examples, `drawn` or records, can be asked, and answered in whole.
+    """See whether right answers have room.
+
+    Args:
+        tokenizer: with the template.
+        examples: what is asked.
+        limit: longest sequence in tokens that the model takes; None where it states none.
+        room: `generation.max_new_tokens`.
+        is_drawn: they are no records, of which some could be left out.
 
     Raises:
-        UserError: one cannot.
+        UserError: one has not.
     """
-    room = recipe.generation.longest
-    longest = max((len(plain_ids(tokenizer, example.target)) + 1 for example in examples), default=0)
-    if whole and longest > room:
-        possible = limit is None or max(prompt_lengths(tokenizer, examples)) + longest <= limit
-        more = f"Set generation.max_new_tokens={longest} or more" if possible else ""
-        if drawn:
-            less = "let the task draw problems with shorter answers"
-        else:
-            less = "leave out what is longer with data.too_long=drop"
-            less += "" if possible else ", and set generation.max_new_tokens to what most answers need"
-        raise UserError(
-            f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} tokens. "
-            f"{f'{more}, or {less}' if more else less.capitalize()}."
-        )
-    encode_examples(tokenizer, examples, limit, room)
+    longest = max((answer_length(tokenizer, example) for example in examples), default=0)
+    if longest <= room:
+        return
+    is_possible = limit is None or max(map(len, encode_examples(tokenizer, examples))) + longest <= limit
+    more = f"Set generation.max_new_tokens={longest} or more" if is_possible else ""
+    if is_drawn:
+        less = "let the task draw problems with shorter answers"
+    else:
+        less = "leave out what is longer with data.too_long=drop"
+        less += "" if is_possible else ", and set generation.max_new_tokens to what most answers need"
+    raise UserError(
+        f"generation.max_new_tokens={room} cuts off held-out answers, the longest of which has {longest} tokens. "
+        f"{f'{more}, or {less}' if more else less.capitalize()}."
+    )

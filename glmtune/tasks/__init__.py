@@ -10,21 +10,9 @@ from typing import Any, ClassVar
 
 from glmtune.config import DataSettings, NamedSettings
 from glmtune.examples import Example, Split
-from glmtune.messages import Prompt
+from glmtune.messages import Message, Prompt, ToolCall
 from glmtune.scoring import Score
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a tool says to a completion that calls it.
-
-    Attributes:
-        text: the result, or why there is none.
-        ends: the model is not asked again.
-    """
-
-    text: str
-    ends: bool = False
+from glmtune.tools import Tool
 
 
 @dataclass(frozen=True)
@@ -81,20 +69,32 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def score(self, example: Example, completion: str) -> Score:
-        """Compare a model's text with the example's target. The text is data: it is parsed, never run."""
-
-    def reply(self, prompt: Prompt, completion: str) -> Reply | None:
-        """What a tool says to a completion; None where none is called, and the completion is the answer.
+    def score(self, example: Example, completion: str, calls: Sequence[ToolCall] = ()) -> Score:
+        """Compare a model's answer with the example's target.
 
         Args:
-            prompt: what was asked, with the calls and observations since.
-            completion: the model's next words.
+            example: what was asked.
+            completion: the answer; empty where it was refused, or where the last turn calls tools. The text is data:
+                it is parsed, never run.
+            calls: all that the model made on the way.
+        """
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        """Return the tools that a model is offered."""
+        return ()
+
+    def refuses(self, prompt: Prompt, turn: Message) -> str | None:
+        """Return why a turn of the model is not accepted, which ends the conversation; None where it is.
+
+        Args:
+            prompt: what was asked, with the calls and their results since.
+            turn: the assistant's message, with the `tool_calls` that it makes, which are not run yet.
         """
         return None
 
-    def remarks(self, prompt: Prompt, completion: str) -> dict[str, Any]:
-        """What is to be known of an answer for which there is no target: fields beside it in a file of predictions."""
+    def measure(self, prompt: Prompt, completion: str, calls: Sequence[ToolCall] = ()) -> dict[str, float]:
+        """Return what can be measured of an answer without a target, by name; as `Score.metrics` has it."""
         return {}
 
     def holds_out(self, prompt: Prompt) -> bool:

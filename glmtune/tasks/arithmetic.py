@@ -7,7 +7,7 @@ never makes or checks an answer.
 from __future__ import annotations
 
 import random
-import re
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -27,10 +27,11 @@ from glmtune.arithmetic.reading import read_answer
 from glmtune.arithmetic.solutions import Solution
 from glmtune.config import NamedSettings
 from glmtune.examples import Example, Split, split_of
-from glmtune.messages import Prompt
+from glmtune.messages import Message, Prompt, ToolCall, as_messages, make_tool_call, text_in
 from glmtune.runtime import UserError
 from glmtune.scoring import Score
-from glmtune.tasks import Axis, Reply, Task, up_to
+from glmtune.tasks import Axis, Task, up_to
+from glmtune.tools import Tool, answer_call
 from glmtune.tools.calculator import MOST_CHARACTERS, Calculator, CalculatorSettings
 
 # Question and answer words of the public Chinese arithmetic tutorials.
@@ -53,7 +54,6 @@ AXES = (
     Axis("right_digits", "digits of the second number", group=up_to(8)),
 )
 
-_CALL = re.compile(r'calculate\("([^"\n]{1,1000})"\)')
 MOST_DRAWS = 100_000  # for one problem
 
 
@@ -117,49 +117,51 @@ class Arithmetic(Task):
         return Example(question, self.write_target(f"{problem.text}=", solution), problem.facts())
 
     def turn(self, rng: random.Random, split: Split, question: str, problem: Problem) -> Example:
-        """The call of the calculator or, as often, the answer after it; what is held out asks for both in turn."""
-        call, answer = f'calculate("{problem.text}")', self.solve(problem).answer
+        """Return the call of the calculator or, as often, the answer after it; what is held out asks for the answer."""
+        call = make_tool_call(Calculator.name, {"expression": problem.text})
+        example = Example(question, self.solve(problem).answer, problem.facts(), tools=self.definitions)
         if split == "held_out":
-            return Example(question, f"{call}\n{answer}", problem.facts())
+            return example
         if rng.random() < 0.5:
-            return Example(question, call, problem.facts())
-        turns = (("user", question), ("assistant", call), ("tool", self.calculated(problem.text)))
-        return Example([{"role": role, "content": text} for role, text in turns], answer, problem.facts())
+            return replace(example, target="", tool_calls=[call])
+        calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return replace(example, prompt=[*as_messages(question), calling, answer_call(self.tools, call)])
 
     @cached_property
-    def calculator(self) -> Calculator:
-        """The calculator, which rounds as answers are rounded."""
-        return Calculator(CalculatorSettings(decimals=self.settings.decimals, round_all=self.settings.round_all))
+    def tools(self) -> Sequence[Tool]:  # type: ignore[override]
+        """With style=tool, the calculator, which rounds as answers are rounded."""
+        settings = self.settings
+        if settings.style != "tool":
+            return ()
+        return (Calculator(CalculatorSettings(decimals=settings.decimals, round_all=settings.round_all)),)
 
-    def calculated(self, expression: str) -> str:
-        """The calculator's result, or what is wrong."""
-        return self.calculator.answer({"expression": expression})
+    @cached_property
+    def definitions(self) -> Sequence[dict[str, Any]]:
+        """What models are told of the tools."""
+        return [tool.definition() for tool in self.tools]
 
-    def reply(self, prompt: Prompt, completion: str) -> Reply | None:
-        """What the calculator says, if it is called."""
+    def refuses(self, prompt: Prompt, turn: Message) -> str | None:
+        """Refuse results that the model makes up and, as `unfaithful` says, what was not asked of the calculator."""
+        calls = turn.get("tool_calls", ())
         if self.settings.style != "tool":
             return None
-        called = _CALL.match(completion.strip())
-        if called is None:
-            is_answered = not isinstance(prompt, str) and prompt[-1]["role"] != "user"
-            if is_answered or self.settings.unfaithful == "flag":
-                return None
-            return Reply("refused: there is no call of the calculator that can be read", ends=True)
-        if called.end() < len(completion.strip()):
-            return Reply("refused: a call stands alone, its result comes from the calculator", ends=True)
-        if self.settings.unfaithful == "refuse" and not self.is_faithful(prompt, completion):
-            return Reply("refused: the call is not what was asked", ends=True)
-        return Reply(self.calculated(called[1]))
+        if not calls and text_in(turn["content"]).lstrip().startswith(f'{Calculator.name}("'):
+            return "a call stands alone, its result comes from the calculator"
+        if self.settings.unfaithful == "flag":
+            return None
+        if calls:
+            return None if self.is_faithful(prompt, calls) else "the call is not what was asked"
+        is_answered = as_messages(prompt)[-1]["role"] == "tool"
+        return None if is_answered else "there is no call of the calculator that can be read"
 
-    def remarks(self, prompt: Prompt, completion: str) -> dict[str, Any]:
-        """Whether the calculator was asked what the user asked."""
-        return {"faithful": self.is_faithful(prompt, completion)} if self.settings.style == "tool" else {}
+    def measure(self, prompt: Prompt, completion: str, calls: Sequence[ToolCall] = ()) -> dict[str, float]:
+        """Return `faithful_calls`: whether the calculator was asked what the user asked; with style=tool."""
+        return {"faithful_calls": self.is_faithful(prompt, calls)} if self.settings.style == "tool" else {}
 
-    def is_faithful(self, prompt: Prompt, completion: str) -> bool:
-        """Whether a completion calls the calculator, and each time with the problem that was asked."""
+    def is_faithful(self, prompt: Prompt, calls: Sequence[ToolCall]) -> bool:
+        """Whether the calculator is called, and each time with the problem that was asked."""
         asked = Problem.parse(question_in(prompt))
-        calls = [_CALL.fullmatch(line.strip()) for line in completion.splitlines() if line.startswith("calculate")]
-        given = [Problem.exactly(call[1]) if call else None for call in calls]
+        given = [Problem.exactly(str(call["function"]["arguments"].get("expression"))) for call in calls]
         return asked is not None and bool(given) and all(p and p.normal_form == asked.normal_form for p in given)
 
     def solve(self, problem: Problem) -> Solution:
@@ -241,16 +243,13 @@ class Arithmetic(Task):
             )
         return frozenset(problem.normal_form for _, problem in problems if problem is not None)
 
-    def score(self, example: Example, completion: str) -> Score:
+    def score(self, example: Example, completion: str, calls: Sequence[ToolCall] = ()) -> Score:
         """Read the one number (or `undefined`) that ends each text and compare their exact values.
 
         A foreign target without a number is compared as a text.
         """
-        if self.settings.style == "tool":
-            _, _, answered = completion.strip().rpartition("\n")  # a call without a result is no answer
-            score = self.compare(example.target.rpartition("\n")[2], "" if _CALL.fullmatch(answered) else answered)
-            return replace(score, metrics={"faithful_calls": float(self.is_faithful(example.prompt, completion))})
-        return self.compare(example.target, completion)
+        score = self.compare(example.target, completion)
+        return replace(score, metrics=self.measure(example.prompt, completion, calls))
 
     def compare(self, target: str, completion: str) -> Score:
         """Compare the values that two texts end with; with `round_all`, after rounding both."""

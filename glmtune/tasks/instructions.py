@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -10,7 +11,7 @@ from pydantic import Field, field_validator
 
 from glmtune.config import NamedSettings, findable
 from glmtune.examples import Example, Split, split_of
-from glmtune.messages import Prompt
+from glmtune.messages import Prompt, ToolCall
 from glmtune.records import read_examples
 from glmtune.records.leaks import judge_of, problem_of, without_leaks
 from glmtune.runtime import UserError
@@ -94,6 +95,12 @@ class Instructions(Task):
         """One record of the split."""
         return rng.choice(self.splits[split])
 
-    def score(self, example: Example, completion: str) -> Score:
-        """By `task.metric`; of texts: `equal` but for runs of blanks, and `unparseable` if there is none."""
+    def score(self, example: Example, completion: str, calls: Sequence[ToolCall] = ()) -> Score:
+        """Compare by `task.metric`, or the calls with those of the record.
+
+        Of texts: `equal` but for runs of blanks, and `unparseable` if there is none.
+        """
+        if example.tool_calls:
+            wanted, given = ([call["function"] for call in some] for some in (example.tool_calls, calls))
+            return Score("exact" if given == wanted else "wrong", json.dumps(given, ensure_ascii=False))
         return METRICS[self.settings.metric](example.target, completion)

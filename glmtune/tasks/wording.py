@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import field_validator
 
 from glmtune.examples import Example, Split
+from glmtune.messages import ToolCall
 from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 
@@ -58,7 +60,7 @@ class Wording(Arithmetic):
         asked = said if rng.random() < BARE_SHARE else whole
         return Example(asked, self.write_target(whole, solution), problem.facts())
 
-    def score(self, example: Example, completion: str) -> Score:
+    def score(self, example: Example, completion: str, calls: Sequence[ToolCall] = ()) -> Score:
         """As in `arithmetic`; a copy must be the same text."""
         if example.facts.get("operator") == "copy":
             return Score("exact" if completion.strip() == example.target else "wrong", completion)

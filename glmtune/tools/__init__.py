@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from glmtune import config, registry
+from glmtune.messages import Message
 
 
 class ToolError(Exception):
@@ -79,8 +80,8 @@ class Tool(ABC):
 BASE = Tool
 
 
-def answer_call(tools: Sequence[Tool], call: Mapping[str, Any]) -> str:
-    """Return what the tool that is called says; of a tool that nobody offers, that there is none.
+def answer_call(tools: Sequence[Tool], call: Mapping[str, Any]) -> Message:
+    """Return the message in which a tool answers; where nobody offers the tool that is called, it says so.
 
     Args:
         tools: those that are offered.
@@ -88,6 +89,9 @@ def answer_call(tools: Sequence[Tool], call: Mapping[str, Any]) -> str:
     """
     by_name = {tool.name: tool for tool in tools}
     name, arguments = call["function"]["name"], call["function"]["arguments"]
-    if name not in by_name:
-        return f"error: there is no tool '{name}'.{registry.suggest(name, list(by_name))}"
-    return by_name[name].answer(arguments)
+    if name in by_name:
+        text = by_name[name].answer(arguments)
+    else:
+        text = f"error: there is no tool '{name}'.{registry.suggest(name, list(by_name))}"
+    identity = {"tool_call_id": call["id"]} if "id" in call else {}
+    return {"role": "tool", "name": name, **identity, "content": text}

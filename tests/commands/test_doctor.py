@@ -504,7 +504,7 @@ def test_a_task_that_calls_its_own_targets_wrong(tmp_path: Path) -> None:
         "from glmtune.tasks import Example, Score, Task\n"
         "class Mine(Task):\n"
         "    def sample(self, rng, split='train'): return Example('1+1=', '2')\n"
-        "    def score(self, example, completion): return Score('wrong')\n"
+        "    def score(self, example, completion, calls=()): return Score('wrong')\n"
     )
     check = the_failure(run(None, [f"task.name={own}"]))
     assert check.name == "data" and "calls its own target '2' wrong" in check.finding

@@ -12,7 +12,7 @@ from glmtune import prediction
 from glmtune.commands import predict
 from glmtune.config import load_recipe
 from glmtune.execution import Run
-from glmtune.inference.conversation import converse
+from glmtune.inference.conversation import Conversation
 from glmtune.inference.engine import Engine
 from glmtune.models import loading
 from glmtune.records import Fault, Question, read_examples, read_questions
@@ -40,7 +40,8 @@ def test_every_record_again_with_its_completion(
     file, output = write_records(*records), tmp_path / "deep/er/out.jsonl"
     assert predict.run(run, str(file), str(output), ["generation.batch_size=2"]) == len(records)
     answered = read(output)
-    assert [{**record, "completion": None} for record in records] == [{**one, "completion": None} for one in answered]
+    added = dict.fromkeys(("completion", "finish_reason"))
+    assert [{**record, **added} for record in records] == [{**one, **added} for one in answered]
     generation = load_recipe(Path(run) / "recipe.yaml").generation
     expected = [one.text for one in Engine(*tiny).answer([record["prompt"] for record in records], generation)]
     assert [one["completion"] for one in answered] == [expected[index] for index in range(len(records))]
@@ -53,15 +54,16 @@ def test_the_file_grows_while_it_is_answered(
     """Whole lines, a window at a time; an error later takes none of them back."""
     file, output = write_records(*({"prompt": text} for text in PROMPTS)), tmp_path / "out.jsonl"
     grown: list[int] = []
+    answer = Conversation.answer
 
-    def watched(engine: Any, prompts: list[str], *others: Any) -> Any:
+    def watched(conversation: Any, questions: Any) -> Any:
         grown.append(len(read(output)))
         if len(grown) == 3:
             raise RuntimeError("no such luck")
-        yield from converse(engine, prompts, *others)
+        yield from answer(conversation, questions)
 
     monkeypatch.setattr(prediction, "BATCHES_PER_WINDOW", 1)
-    monkeypatch.setattr(prediction, "converse", watched)
+    monkeypatch.setattr(Conversation, "answer", watched)
     with pytest.raises(RuntimeError):
         predict.run(run, str(file), str(output), ["generation.batch_size=2"])
     assert grown == [0, 2, 4]
@@ -332,3 +334,21 @@ def test_sampling_goes_on_as_if_it_had_not_been_cut_off(run: str, write_records:
         cut.write_bytes(b"".join(lines[:done]))
         predict.run(run, str(file), str(cut), settings, resume=True)
         assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_how_answers_ended(run: str, write_records: Any, tmp_path: Path) -> None:
+    """Cut off, refused, or not what was asked of the calculator; fields of the record stay."""
+    file, output = write_records(*({"prompt": text, "id": 1} for text in PROMPTS)), tmp_path / "out.jsonl"
+    predict.run(run, str(file), str(output), ["generation.max_new_tokens=1"])
+    reasons = [one["finish_reason"] for one in read(output)]
+    assert set(reasons) <= {"stop", "length"} and "length" in reasons
+    tools = ["task.style=tool", "task.unfaithful=refuse"]
+    predict.run(run, str(file), str(output), tools, overwrite=True)
+    for one in read(output):
+        assert one["id"] == 1 and one["completion"] == "" and one["faithful_calls"] is False
+        assert one["refusal"] == "there is no call of the calculator that can be read"
+    predict.run(run, str(file), str(output), tools, resume=True)
+    file = write_records({"prompt": "1", "faithful_calls": "mine", "refusal": "old"})
+    predict.run(run, str(file), str(output), ["task.style=tool"], overwrite=True)
+    [one] = read(output)
+    assert one["faithful_calls"] == "mine" and "refusal" not in one

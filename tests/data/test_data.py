@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ from glmtune.data import DrawnExamples, EncodedDraws, LengthGroupedSampler, exam
 from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import encode_example
 from glmtune.examples import Example, Split
+from glmtune.messages import ToolCall
 from glmtune.runtime import UserError
 from glmtune.scoring import Score
 from glmtune.tasks import Task
@@ -29,7 +31,7 @@ class Listed(Task):
     def records(self, split: Split) -> list[Example]:
         return [Example(f"{split} {i}", str(i)) for i in range(3)]
 
-    def score(self, example: Example, completion: str) -> Score:
+    def score(self, example: Example, completion: str, calls: Sequence[ToolCall] = ()) -> Score:
         return Score("wrong")
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from glmtune.config import SHORT_ANSWER, Recipe, load_recipe
-from glmtune.inference.selection import fit_max_new_tokens, select_held_out
+from glmtune.data import examples_of
+from glmtune.data.encoding import encode_prompt
+from glmtune.inference.selection import answer_length, fit_max_new_tokens, select_held_out
 from glmtune.models.templates import adopt
 from glmtune.runtime import UserError
 from glmtune.tasks.arithmetic import Arithmetic
@@ -90,6 +92,27 @@ def test_messages_without_a_form(tiny: tuple[Any, Any], tmp_path: Path) -> None:
             UserError, match=r"line 1 of .*jsonl: The model's chat template has no form for what a tool says"
         ):
             select_held_out(fit_max_new_tokens(recipe, task, tokenizer, None), task, tokenizer, None)
+
+
+def test_prompts_are_encoded_for_good(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    recipe, task = of_records(tmp_path, judged=[(f"{i}=", str(i)) for i in range(6)])
+    for rule in ("stop", "drop"):
+        recipe.data.too_long = rule  # type: ignore[assignment]
+        found = select_held_out(recipe, task, tiny[1], None, during=True)
+        assert found.input_ids == [encode_prompt(tiny[1], example.prompt) for example in found]
+        part = found[1:3]
+        assert (part.examples, part.input_ids) == (found.examples[1:3], found.input_ids[1:3])
+
+
+def test_calls_have_room(tiny: tuple[Any, Any]) -> None:
+    """A call is longer than the answer, which is all that a held-out target holds."""
+    recipe = load_recipe(None, ["task.style=tool", "task.digits=40", "task.kinds=[integer]", "task.operators=+"])
+    task = Arithmetic(recipe.task, recipe.data)
+    calls = [example for example in examples_of(task, "train", 20, 0) if example.tool_calls]
+    longest = max(answer_length(tiny[1], example) for example in calls)
+    answers = max(answer_length(tiny[1], example) for example in examples_of(task, "held_out", 20, 0))
+    room = fit_max_new_tokens(recipe, task, tiny[1], None).generation.longest
+    assert answers < SHORT_ANSWER < longest <= room
 
 
 def test_other_draws_during_a_training(tiny: tuple[Any, Any]) -> None:

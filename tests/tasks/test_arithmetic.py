@@ -16,7 +16,10 @@ from glmtune.arithmetic.problems import Problem
 from glmtune.arithmetic.reading import read_answer
 from glmtune.config import RecipeError, load_recipe
 from glmtune.examples import Example
+from glmtune.messages import make_tool_call
+from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import PROMPT_WORDS, Arithmetic, ArithmeticSettings
+from glmtune.tools import answer_call
 
 
 def task(**values: Any) -> Arithmetic:
@@ -169,97 +172,92 @@ def test_working_that_is_wrong_or_long_is_asked_but_not_learned() -> None:
             assert Fraction(str(read_answer(example.target))) == round_half_up(problem_of(example).value(), 2)
 
 
-def answered(made: Arithmetic, prompt: str, call: str) -> str:
-    """What a model says that makes this call and believes the calculator."""
-    reply = made.reply(prompt, call)
-    return call if reply is None else f"{call}\n{reply.text}"
+def calling(expression: str) -> dict[str, Any]:
+    """A turn that calls the calculator."""
+    call = make_tool_call("calculate", {"expression": expression})
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def saying(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def judged(made: Arithmetic, example: Example, turn: dict[str, Any]) -> Score:
+    """The score of a model that takes this turn and believes the calculator."""
+    calls = turn.get("tool_calls", [])
+    if made.refuses(example.prompt, turn) is not None:
+        return made.score(example, "", calls)
+    return made.score(example, answer_call(made.tools, calls[0])["content"] if calls else turn["content"], calls)
 
 
 def test_the_calculator_is_called_and_believed() -> None:
     made = task(style="tool", operators="+-*/")
+    definition = [tool.definition() for tool in made.tools]
     stages = Counter()
     for example in drawn(200, style="tool", operators="+-*/"):
+        assert example.tools == definition and made.refuses(example.prompt, example.answer) is None
         if isinstance(example.prompt, str):
-            problem = problem_of(example)
-            assert example.target == f'calculate("{problem.text}")'
-            assert made.reply(example.prompt, example.target) is not None
+            assert example.answer == calling(problem_of(example).text)
             stages["call"] += 1
         else:
-            question, call, result = (turn["content"] for turn in example.prompt)
-            assert [turn["role"] for turn in example.prompt] == ["user", "assistant", "tool"]
-            assert answered(made, question, call) == f"{call}\n{result}" and example.target == result
-            assert made.reply(example.prompt, example.target) is None
+            question, call, result = example.prompt
+            assert (question["role"], result["role"]) == ("user", "tool")
+            assert result == answer_call(made.tools, call["tool_calls"][0])
+            assert example.answer == saying(result["content"])
             stages["answer"] += 1
     assert min(stages.values()) > 70
     for example in drawn(50, "held_out", style="tool", operators="+-*/"):
-        call = example.target.partition("\n")[0]
-        score = made.score(example, answered(made, example.prompt, call))
-        assert score.verdict == "exact" and score.metrics == {"faithful_calls": 1.0}
+        assert not example.tool_calls
+        score = judged(made, example, calling(problem_of(example).text))
+        assert score.verdict == "exact" and score.metrics == {"faithful_calls": True}
+    assert not task(style="steps").tools and not drawn(1, style="steps")[0].tools
 
 
 @pytest.mark.parametrize(
-    ("call", "verdict", "faithful"),
+    ("turn", "verdict", "faithful"),
     [
-        ('calculate("12.5+3")', "exact", True),
-        ('calculate("3+12.50")', "exact", True),
-        ('calculate("15+0.5")', "exact", False),  # right by luck
-        ('calculate("12.5+4")', "wrong", False),
-        ('calculate("12.5+")', "unparseable", False),
-        ('calculate("9^99^9")', "unparseable", False),
-        ('calculate("1/0")', "wrong", False),
-        ('calculate("__import__")', "unparseable", False),
-        ("15.5", "exact", False),
-        ("calculate(12.5+3)", "unparseable", False),
-        ("", "unparseable", False),
-        ('calculate("2**3+12.5+3")', "wrong", False),  # the problem is only a part of what is called
-        ('calculate("5*(12.5+3)")', "wrong", False),
-        ('calculate("12.5+3")\n15.5', "unparseable", True),  # the model made the result up
-        ('calculate("12.5+3")\ncalculate("9*9")\n15.5', "unparseable", False),
+        (calling("12.5+3"), "exact", True),
+        (calling("3+12.50"), "exact", True),
+        (calling("15+0.5"), "exact", False),  # right by luck
+        (calling("12.5+4"), "wrong", False),
+        (calling("12.5+"), "unparseable", False),
+        (calling("9^99^9"), "unparseable", False),
+        (calling("1/0"), "wrong", False),
+        (calling("__import__"), "unparseable", False),
+        (saying("15.5"), "exact", False),
+        (saying("calculate(12.5+3)"), "unparseable", False),
+        (saying(""), "unparseable", False),
+        (calling("2**3+12.5+3"), "wrong", False),  # the problem is only a part of what is called
+        (calling("5*(12.5+3)"), "wrong", False),
+        (saying('calculate("12.5+3")\n15.5'), "unparseable", False),  # the model made the result up
+        (saying('calculate("(5)")\n15.5'), "unparseable", False),
     ],
 )
-def test_calls_are_judged(call: str, verdict: str, faithful: bool) -> None:
+def test_calls_are_judged(turn: dict[str, Any], verdict: str, faithful: bool) -> None:
+    score = judged(task(style="tool"), Example("12.5+3=", "15.5", {}), turn)
+    assert (score.verdict, score.metrics) == (verdict, {"faithful_calls": faithful})
+
+
+def test_every_call_must_be_faithful() -> None:
     made = task(style="tool")
-    example = Example("12.5+3=", 'calculate("12.5+3")\n15.5', {})
-    score = made.score(example, answered(made, example.prompt, call))
-    assert (score.verdict, score.metrics) == (verdict, {"faithful_calls": float(faithful)})
+    calls = [call for text in ("12.5+3", "9*9") for call in calling(text)["tool_calls"]]
+    assert made.measure("12.5+3=", "15.5", calls[:1]) == {"faithful_calls": True}
+    assert made.measure("12.5+3=", "15.5", calls) == made.measure("12.5+3=", "15.5") == {"faithful_calls": False}
+    assert made.is_faithful("1/0", calling("1/0")["tool_calls"])
+    assert not made.is_faithful("1/0", calling("1/0)")["tool_calls"])
+    assert not made.is_faithful("1/0", [make_tool_call("calculate", {"text": "1/0"})])
+    assert task(style="steps").measure("1+1", "2") == {}
 
 
 def test_unfaithful_calls_can_be_refused() -> None:
     made = task(style="tool", unfaithful="refuse")
-    asked, other = (made.reply("１２.5＋3=", f'calculate("{text}")') for text in ("12.5+3", "15+0.5"))
-    assert asked is not None and asked.text == "15.5" and not asked.ends
-    assert other is not None and other.text.startswith("refused") and other.ends
-    assert not made.is_faithful("1/0", 'calculate("1/0)")') and made.is_faithful("1/0", 'calculate("1/0")')
-    without = made.reply("12.5+3=", "15.5")
-    assert without is not None and without.text.startswith("refused") and without.ends
-    turns = [("user", "12.5+3="), ("assistant", 'calculate("12.5+3")'), ("tool", "15.5")]
-    assert made.reply([{"role": role, "content": text} for role, text in turns], "15.5") is None
-    example = Example("12.5+3=", 'calculate("12.5+3")\n15.5', {})
-    assert not made.score(example, answered(made, "12.5+3=", 'calculate("15+0.5")')).correct
-
-
-@pytest.mark.parametrize(
-    ("text", "result"),
-    [
-        ("7/3", "2.33"),
-        ("1÷8", "0.13"),
-        ("3^-1", "0.33"),
-        ("50%", "0.5"),
-        ("１２×３", "36"),
-        ("1,234+5", "1239"),
-        ("5/0", "undefined"),
-        ("(1", "error: .*"),
-        ("x", "error: .*"),
-        ("1.5^30", r"191751\.\d+"),
-        ("9^99", "\\d{95}"),
-        ("9^99*9^99", "error: .*too many digits"),
-        ("(0.5^99)^100", "error: .*"),
-        ("1" * 900, "error: .*too many digits"),
-    ],
-)
-def test_the_calculator_never_fails(text: str, result: str) -> None:
-    reply = task(style="tool").reply("1+1", f'calculate("{text}")')
-    assert reply is not None and re.fullmatch(result, reply.text)
+    assert made.refuses("１２.5＋3=", calling("12.5+3")) is None
+    assert made.refuses("１２.5＋3=", calling("15+0.5")) == "the call is not what was asked"
+    assert made.refuses("12.5+3=", saying("15.5")) == "there is no call of the calculator that can be read"
+    turns = [{"role": "user", "content": "12.5+3="}, calling("12.5+3"), {"role": "tool", "content": "15.5"}]
+    assert made.refuses(turns, saying("15.5")) is None
+    assert not judged(made, Example("12.5+3=", "15.5", {}), calling("15+0.5")).correct
+    assert task(style="steps").refuses("1", saying('calculate("1")\n1')) is None
 
 
 @pytest.mark.parametrize("style", ["draft", "steps"])

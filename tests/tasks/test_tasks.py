@@ -21,6 +21,7 @@ OWN_TASK = textwrap.dedent(
     from __future__ import annotations
 
     import random
+    from collections.abc import Sequence
     from dataclasses import dataclass
     from typing import Literal
 
@@ -28,6 +29,7 @@ OWN_TASK = textwrap.dedent(
 
     from glmtune.config import NamedSettings
     from glmtune.examples import Example, Split, split_of
+    from glmtune.messages import ToolCall
     from glmtune.scoring import Score
     from glmtune.tasks import Axis, Task, up_to
 
@@ -56,7 +58,7 @@ OWN_TASK = textwrap.dedent(
                     word = Word(text.upper() if self.settings.case == "upper" else text, self.settings.case)
                     return Example(word.text, word.text[::-1], {"first": text[0], "length": len(text)})
 
-        def score(self, example: Example, completion: str) -> Score:
+        def score(self, example: Example, completion: str, calls: Sequence[ToolCall] = ()) -> Score:
             return Score("exact" if completion == example.target else "wrong", completion)
     '''
 )

@@ -92,7 +92,8 @@ def test_arguments_are_checked(own: type[Tool], arguments: dict[str, object], an
 
 def test_calls_find_their_tool(own: type[Tool]) -> None:
     tools = [Calculator(), own()]
-    assert answer_call(tools, make_tool_call("roll", {"sides": 6})) == "1"
-    assert answer_call(tools, make_tool_call("calculate", {"expression": "6*7"})) == "42"
+    assert answer_call(tools, make_tool_call("roll", {"sides": 6}))["content"] == "1"
+    call = {"id": "c1", **make_tool_call("calculate", {"expression": "6*7"})}
+    assert answer_call(tools, call) == {"role": "tool", "name": "calculate", "tool_call_id": "c1", "content": "42"}
     other = answer_call(tools, make_tool_call("calculator", {"expression": "6*7"}))
-    assert other == "error: there is no tool 'calculator'. Did you mean 'calculate'? Known: calculate, roll."
+    assert other["content"] == "error: there is no tool 'calculator'. Did you mean 'calculate'? Known: calculate, roll."

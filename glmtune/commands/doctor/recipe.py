@@ -41,7 +41,7 @@ def data(plan: Plan) -> Finding:
     train, held_out = (examples_of(task, split, CHECKED, seed) for split in SPLITS)
     asked = (*train[:CHECKED], *held_out[:CHECKED]) if plan.objective.asks else ()
     for example in asked:
-        if (verdict := task.score(example, example.target).verdict) != "exact":
+        if (verdict := task.score(example, example.target, example.tool_calls).verdict) != "exact":
             finding = f"task {task.settings.name} calls its own target {example.target[:60]!r} {verdict}"
             return "failure", f"{finding}, to {str(example.prompt)[:60]!r}", "Mend Task.score, or the target."
     mixed = "".join(f"; {count_records(source):,} of {source.file} mixed in" for source in sources)
