@@ -69,6 +69,8 @@ def make_arguments(
         **steps_of(recipe.training, steps),
         **records_of(recipe.training, steps),
     }
+    if kind is not TrainingArguments:  # trl's recompute unless they are told not to
+        values = {"gradient_checkpointing": False, **values}
     arguments = kind(**{**values, **others})
     if arguments.n_gpu > 1:  # transformers would scatter batches over all GPUs of the machine
         arguments._n_gpu = 1
@@ -83,7 +85,7 @@ def steps_of(settings: TrainingSettings, steps: int) -> dict[str, Any]:
     """
     assert settings.learning_rate is not None, "the plan fills in the method's"
     optimizers.check_installed(settings.optimizer)
-    recompute: dict[str, Any] = {"gradient_checkpointing": False}
+    recompute: dict[str, Any] = {}
     if settings.gradient_checkpointing:
         recompute = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return {
