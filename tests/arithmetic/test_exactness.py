@@ -22,6 +22,7 @@ def test_no_float_makes_or_checks_an_answer(path: Path) -> None:
         or (isinstance(node, ast.Compare) and ast.unparse(node.left) == "rng.random()")
         or (isinstance(node, ast.arg) and ast.unparse(node) == "signed_brackets: float")
         or (isinstance(node, ast.keyword) and node.arg == "metrics")
+        or (isinstance(node, ast.FunctionDef) and node.name == "measure")
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
