@@ -140,7 +140,7 @@ def _flatten(message: Message) -> Message:
 
 
 def _refuse(what: str, has: Callable[[Forms], bool]) -> UserError:
-    suited = [name for name in templates.names() if has(find_forms(templates.preset(name)))]
+    suited = [name for name in templates.list_presets() if has(find_forms(templates.read_preset(name)))]
     return UserError(
         f"The model's chat template has no form for {what}. These have one: data.template={', '.join(suited)}. "
         "Choose one of them, or leave that out."

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -135,7 +136,7 @@ def find_rendered_texts(tokenizer: PreTrainedTokenizerBase, signed: Signed) -> l
     Raises:
         UserError: the template looks at what is in the texts, e.g. for a word that ends reasoning.
     """
-    if _LOOKS.search(tokenizer.get_chat_template(tools=signed.tools or None)) is None:
+    if not _looks_at_contents(tokenizer.get_chat_template(tools=signed.tools or None)):
         return signed.texts
     rendered = render(tokenizer, signed.messages, signed.tools, for_answer=True).text
     # The characters within calls and tools that have signs keep them: the template sees these in either case.
@@ -161,6 +162,11 @@ def find_rendered_texts(tokenizer: PreTrainedTokenizerBase, signed: Signed) -> l
         "The model's chat template treats messages by what is in them (it takes reasoning out of earlier answers, for "
         "instance), which is not supported. Take that out of the messages, or choose another data.template."
     )
+
+
+@lru_cache(maxsize=64)
+def _looks_at_contents(template: str) -> bool:
+    return _LOOKS.search(template) is not None
 
 
 def _replace_signs(text: str, texts: Sequence[str]) -> str:

@@ -272,7 +272,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    from glmtune.models.templates import adopt
+    from glmtune.models.templates import adopt, renew
 
     files = fetch(folder, weights=False)
     with reading("tokenizer", files):
@@ -284,6 +284,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     if tokenizer.chat_template is None:
         config = Path(files) / "config.json"
         adopt(tokenizer, family_of(read_json(config) if config.is_file() else {}).template)
+    renew(tokenizer)
     return tokenizer
 
 

@@ -14,7 +14,7 @@ from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import IGNORED, check_template, encode_example, encode_prompt
 from glmtune.examples import Example
 from glmtune.messages import Message, make_tool_call
-from glmtune.models.templates import adopt, preset
+from glmtune.models.templates import adopt, read_preset
 from glmtune.runtime import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "chat" / "chatglm_6b_prompts.json"
@@ -159,7 +159,7 @@ def test_an_alpaca_record_keeps_its_instruction(chatglm: Any) -> None:
     tokenizer = copy.deepcopy(chatglm)
     for template in (
         tokenizer.chat_template,
-        preset("alpaca").replace("set before_answer = ''", "set before_answer = '[gMASK]<sop>'"),
+        read_preset("alpaca").replace("set before_answer = ''", "set before_answer = '[gMASK]<sop>'"),
     ):
         tokenizer.chat_template = template
         limit = len(encode_example(tokenizer, prompt, "50")["input_ids"]) - 20

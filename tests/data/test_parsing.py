@@ -17,7 +17,7 @@ from glmtune.data.encoding import IGNORED, encode_example, encode_prompt
 from glmtune.data.parsing import find_response_template, parse_answer
 from glmtune.messages import Message, check_message, make_tool_call
 from glmtune.models.loading import EMBEDDED
-from glmtune.models.templates import adopt, names
+from glmtune.models.templates import adopt, list_presets
 
 CONTROLS = ["</s>", "[gMASK]", "<sop>", *(f"<|{role}|>" for role in ("system", "user", "assistant", "observation"))]
 CONTROLS += ["<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"]
@@ -71,7 +71,7 @@ NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 CALLS = st.lists(st.builds(make_tool_call, NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), min_size=1, max_size=3)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_presets())
 @settings(max_examples=60)
 @given(content=TEXTS, asked=TEXTS)
 def test_contents(name: str, content: str, asked: str) -> None:
@@ -166,7 +166,7 @@ def test_known_templates_of_others() -> None:
     assert parse_answer(tokenizer, "asked", json.dumps(answer)) == {"role": "assistant", "content": json.dumps(answer)}
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_presets())
 def test_both_templates_travel_with_the_tokenizer(name: str, tmp_path: Any) -> None:
     tokenizer = with_template(name)
     tokenizer.save_pretrained(tmp_path)

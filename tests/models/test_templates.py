@@ -24,6 +24,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from glmtune.data.control_tokens import collect_control_tokens, plain_ids
 from glmtune.data.encoding import IGNORED, encode_example, encode_prompt, stop_ids
+from glmtune.data.parsing import parse_answer
 from glmtune.data.pieces import lead_in
 from glmtune.messages import Message, make_tool_call
 from glmtune.models import templates
@@ -36,7 +37,7 @@ from glmtune.models.glm.tokenization_glm import (
     from_tiktoken,
     wrap_tokenizer,
 )
-from glmtune.models.templates import adopt, names, preset
+from glmtune.models.templates import adopt, list_presets, read_preset
 from glmtune.runtime import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -319,6 +320,7 @@ WITH_CALLS: list[Message] = [
     {"role": "tool", "content": "晴"},
     {"role": "tool", "content": "noon"},
 ]
+WITH_TOOLS = ("chatglm3", "chatml", "glm4")
 TOOL = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {"type": "object"}}}
 
 
@@ -441,6 +443,9 @@ def test_such_a_prompt_is_encoded_as_the_tokenizer_does(name: str) -> None:
 
 # --------------------------------------------------------------------------- what is learned
 
+# Without signs that SentencePiece takes for a blank.
+TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cn"), exclude_characters="▁"), max_size=12)
+
 
 @every_pair
 def test_learned_is_exactly_the_answer_and_its_end(kind: str, name: str) -> None:
@@ -508,6 +513,28 @@ def test_also_if_every_turn_is_learned(kind: str, name: str) -> None:
         messages = chat(first, answer, "2+2=")
         ids = encode_prompt(tokenizer, messages)
         assert encode_example(tokenizer, messages, "4", train_on_all_turns=True)["input_ids"][: len(ids)] == ids
+
+
+@every_pair
+@settings(max_examples=15)
+@given(asked=TEXTS, answer=TEXTS)
+def test_what_is_learned_is_read_as_it_was_written(kind: str, name: str, asked: str, answer: str) -> None:
+    tokenizer = with_preset(kind, name)
+    if isinstance(tokenizer, ChatGLMTokenizer):  # it normalizes what it reads
+        answer = tokenizer.decode(plain_ids(tokenizer, answer)).strip()
+    labels = [label for label in encode_example(tokenizer, asked, answer)["labels"] if label != IGNORED]
+    parsed = parse_answer(tokenizer, encode_prompt(tokenizer, asked), labels)
+    assert parsed == {"role": "assistant", "content": answer}
+
+
+@every_pair
+def test_transformers_encodes_them_alike(kind: str, name: str) -> None:
+    """trl and others ask `apply_chat_template`."""
+    tokenizer = with_preset(kind, name)
+    conversations = [chat("57+1="), chat("57+1=", "A", "2+2=", system="Be exact.")]
+    for messages in [*conversations, *([WITH_CALLS] if name in WITH_TOOLS else [])]:
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert ids == encode_prompt(tokenizer, messages)
 
 
 # --------------------------------------------------------------------------- what others write
@@ -590,9 +617,9 @@ def test_nor_do_roles(kind: str, name: str, role: str) -> None:
 
 
 def test_names() -> None:
-    assert names() == ["alpaca", "chatglm", "chatglm2", "chatglm3", "chatml", "glm4", "nano", "plain", "vicuna"]
-    assert {name for suiting in SUITS.values() for name in suiting} == set(names())
-    assert all(preset(name) == preset(name).strip() for name in names())
+    assert list_presets() == ["alpaca", "chatglm", "chatglm2", "chatglm3", "chatml", "glm4", "nano", "plain", "vicuna"]
+    assert {name for suiting in SUITS.values() for name in suiting} == set(list_presets())
+    assert all(read_preset(name) == read_preset(name).strip() for name in list_presets())
 
 
 @pytest.mark.parametrize(
@@ -605,7 +632,7 @@ def test_a_preset_whose_control_tokens_are_missing_is_refused(kind: str, name: s
         adopt(tokenizer, name)
     missing = str(error.value).partition("control tokens ")[2].partition(", which")[0].split(", ")
     assert missing and not set(missing) & set(vocabulary)
-    assert all(token in preset(name) for token in missing) and "alpaca, vicuna or plain" in str(error.value)
+    assert all(token in read_preset(name) for token in missing) and "alpaca, vicuna or plain" in str(error.value)
     assert tokenizer.chat_template == before and tokenizer.get_vocab() == vocabulary
 
 
@@ -624,6 +651,34 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     adopt(tokenizer, str(file))
     assert tokenizer.chat_template == file.read_text(encoding="utf-8")
     assert tokenizer.decode(encode_prompt(tokenizer, "1</s>")) == "user：1</s>\n"
+
+
+def test_what_lies_beside_a_file_of_ones_own(tmp_path: Path) -> None:
+    """Its response template is adopted with it, and that of the template before goes."""
+    file, beside = tmp_path / "mine.jinja", tmp_path / "mine.response.json"
+    file.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}", encoding="utf-8")
+    tokenizer = bare()
+    adopt(tokenizer, "plain")
+    adopt(tokenizer, str(file))
+    assert tokenizer.response_template is None
+    beside.write_text('{"start_anchor": "\\n", "fields": {"content": {"close": "{{ eos_token }}"}}}', encoding="utf-8")
+    adopt(tokenizer, str(file))
+    assert tokenizer.response_template == {"start_anchor": "\n", "fields": {"content": {"close": "</s>"}}}
+    beside.write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine\.response\.json is no JSON"):
+        adopt(tokenizer, str(file))
+
+
+def test_a_tokenizer_of_an_older_run_gets_the_present_edition_of_its_template() -> None:
+    """In which nano's calls have a form; what else it writes stays."""
+    tokenizer = chatglm()
+    before = encode_prompt(tokenizer, chat("1", "2", "3"))
+    templates.renew(tokenizer)
+    assert tokenizer.chat_template == read_preset("chatglm")  # of the present, with a response template
+    tokenizer.response_template = None
+    templates.renew(tokenizer)
+    assert tokenizer.chat_template == read_preset("nano") and tokenizer.response_template is not None
+    assert encode_prompt(tokenizer, chat("1", "2", "3")) == before
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe{{"])

@@ -16,7 +16,7 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.models.checkpoint import LFS_MARK, local_folder, parse_sentencepiece, read_json
-from glmtune.models.templates import preset_pair
+from glmtune.models.templates import read_pair
 
 VOCAB_FILES_NAMES = {"vocab_file": "ice_text.model"}
 
@@ -96,7 +96,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         # It names the original's remote code, which a saved tokenizer neither holds nor needs.
         kwargs.pop("auto_map", None)
         if not kwargs.get("chat_template"):
-            kwargs.update(preset_pair("chatglm", str(eos_token)))
+            kwargs.update(read_pair("chatglm", str(eos_token)))
         super().__init__(
             do_lower_case=do_lower_case,
             remove_space=remove_space,

@@ -20,7 +20,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from glmtune.models.checkpoint import LFS_MARK, local_folder, parse_sentencepiece, read_json
 from glmtune.models.glm.configuration_glm import OriginalGlmConfig
-from glmtune.models.templates import preset_pair
+from glmtune.models.templates import read_pair
 
 VOCAB_FILE = "tokenizer.model"
 REMEDY = "Get the file of the release that the weights are of: `git lfs pull` in a git clone, or `hf download`."
@@ -110,7 +110,7 @@ def wrap_tokenizer(
         "padding_side": "left",
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        **({} if "chat_template" in given else preset_pair(template, end)),
+        **({} if "chat_template" in given else read_pair(template, end)),
     }
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**known, **given})
 

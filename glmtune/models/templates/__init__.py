@@ -21,27 +21,28 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 CONTROLS = re.compile(r"{#- control tokens: (.*) -#}")
+FORMER = "{#- ChatGLM-6B: a question without history stands bare"  # how that edition began
 END = "{{ eos_token }}"  # in response templates: the end token of the tokenizer that adopts one
 
 
-def names() -> list[str]:
+def list_presets() -> list[str]:
     """Return the names of the presets."""
     return sorted(file.stem for file in FOLDER.glob("*.jinja"))
 
 
 @cache
-def preset(name: str) -> str:
+def read_preset(name: str) -> str:
     """Return the chat template of a preset.
 
     Raises:
         UserError: there is none of that name.
     """
-    if name not in names():
-        raise UserError(f"unknown template '{name}'.{registry.suggest(name, names())}")
+    if name not in list_presets():
+        raise UserError(f"unknown template '{name}'.{registry.suggest(name, list_presets())}")
     return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8").strip()
 
 
-def preset_pair(name: str, end: str) -> dict[str, Any]:
+def read_pair(name: str, end: str) -> dict[str, Any]:
     """Return `chat_template` and `response_template` of a preset, as tokenizers take them.
 
     Args:
@@ -49,7 +50,7 @@ def preset_pair(name: str, end: str) -> dict[str, Any]:
         end: the tokenizer's end token.
     """
     response = json.loads((FOLDER / f"{name}.response.json").read_text(encoding="utf-8"))
-    return {"chat_template": preset(name), "response_template": name_end(response, end)}
+    return {"chat_template": read_preset(name), "response_template": name_end(response, end)}
 
 
 def read_template(name: str) -> tuple[str, dict[str, Any] | None]:
@@ -64,7 +65,7 @@ def read_template(name: str) -> tuple[str, dict[str, Any] | None]:
     is_file = name.endswith(".jinja")
     beside = (Path(name) if is_file else FOLDER / name).with_suffix(".response.json")
     try:
-        text = Path(name).read_text(encoding="utf-8") if is_file else preset(name)
+        text = Path(name).read_text(encoding="utf-8") if is_file else read_preset(name)
         response = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
     except json.JSONDecodeError as error:
         raise UserError(f"data.template: {beside} is no JSON: {error}") from error
@@ -98,6 +99,15 @@ def adopt(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     text = text.replace("set first = ''", f"set first = {quote(before)}")
     tokenizer.chat_template = text.replace("set before_answer = ''", f"set before_answer = {quote(after)}")
     tokenizer.response_template = None if response is None else name_end(response, str(tokenizer.eos_token))
+
+
+def renew(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer that was saved before calls of tools had a form the present edition of its template.
+
+    Such tokenizers wrote nano's calls as contents; in everything else the editions agree.
+    """
+    if tokenizer.response_template is None and str(tokenizer.chat_template).startswith(FORMER):
+        adopt(tokenizer, "nano")
 
 
 def name_end(response: Any, end: str, pattern: bool = False) -> Any:

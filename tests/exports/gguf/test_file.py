@@ -33,7 +33,7 @@ from glmtune.exports.gguf import tensors
 from glmtune.exports.gguf.file import FILE_TYPES, verify_gguf, write_gguf
 from glmtune.exports.gguf.source import check_config
 from glmtune.exports.gguf.tokenizer import CUT
-from glmtune.models.templates import preset
+from glmtune.models.templates import read_preset
 from glmtune.runtime import UserError
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install 'glmtune[gguf]'")
@@ -369,7 +369,7 @@ def test_a_sentencepiece_like_tokenizer(make: Makes, tmp_path: Path, family: str
 
 def test_a_control_word_gets_brackets(make: Makes, tmp_path: Path) -> None:
     """llama.cpp would find `eop` in `people`."""
-    folder, file = make("glm", sentencepiece, preset("chatglm3").replace("<sop>", "sop")), tmp_path / "tiny.gguf"
+    folder, file = make("glm", sentencepiece, read_preset("chatglm3").replace("<sop>", "sop")), tmp_path / "tiny.gguf"
     with pytest.warns(UserWarning):
         write_gguf(folder, file)
     values, tokenizer = fields(file), AutoTokenizer.from_pretrained(folder)
@@ -384,7 +384,7 @@ def test_a_control_word_gets_brackets(make: Makes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["glm4", "chatml", "plain", "alpaca", "vicuna"])
 def test_the_template_says_the_same_without_marks_for_training(make: Makes, tmp_path: Path, name: str) -> None:
-    folder, file = make("glm4", byte_level, preset(name)), tmp_path / "tiny.gguf"
+    folder, file = make("glm4", byte_level, read_preset(name)), tmp_path / "tiny.gguf"
     write_gguf(folder, file)
     template, tokenizer = fields(file)["tokenizer.chat_template"], AutoTokenizer.from_pretrained(folder)
     assert "{%- generation" not in template
@@ -593,7 +593,7 @@ def test_the_package_is_asked_for(make: Makes, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_llama_cpp_itself(make: Makes, tmp_path: Path, family: str, tokenizer: Any, template: str) -> None:
     xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
-    folder, file = make(family, tokenizer, preset(template)), tmp_path / "tiny.gguf"
+    folder, file = make(family, tokenizer, read_preset(template)), tmp_path / "tiny.gguf"
     write_gguf(folder, file, "f32")
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_gpu_layers, settings.warmup = str(file), 128, 0, False

@@ -36,7 +36,7 @@ from glmtune.models.glm.tokenization_glm import (
     from_tiktoken,
     wrap_tokenizer,
 )
-from glmtune.models.templates import preset
+from glmtune.models.templates import read_preset
 from glmtune.runtime import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -440,7 +440,7 @@ def test_glm4_control_tokens(glm4: Fast) -> None:
     mask, sop = glm4.convert_tokens_to_ids(["[gMASK]", "<sop>"])
     assert glm4("hi")["input_ids"] == [mask, sop, *plain(glm4, "hi")]
     assert glm4.eos_token == glm4.pad_token == "<|endoftext|>" and glm4.unk_token is None
-    assert glm4.chat_template == preset("glm4")
+    assert glm4.chat_template == read_preset("glm4")
 
 
 def test_control_tokens_follow_where_nobody_numbers_them(glm4: Fast, tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def test_the_release_is_told_from_its_files(tmp_path: Path, roles_in: str) -> No
     if roles_in == "code":
         write_chatglm3(release)
     tokenizer = loading.load_tokenizer(str(release))
-    assert tokenizer.chat_template == preset("chatglm2" if roles_in == "nowhere" else "chatglm3")
+    assert tokenizer.chat_template == read_preset("chatglm2" if roles_in == "nowhere" else "chatglm3")
     assert tokenizer.name_or_path == str(release)
 
 
