@@ -131,14 +131,13 @@ class Watch(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """(B,) bool: whether each row has ended, or the round."""
-        self.lengths += ~self.ended
+        goes_on = ~self.ended
+        self.lengths += goes_on
         self.ended |= torch.isin(input_ids[:, -1], self.stops) | (self.lengths >= self.room)
         for index, row in enumerate(self.rows):
             if row.is_cancelled:
                 self.ended[index] = True
-            elif (row.request.stop or row.listener is not None) and self.lengths[index] == input_ids.shape[
-                1
-            ] - self.width:
+            elif row.is_watched and goes_on[index]:
                 self.look_at(index, input_ids[index, self.width :].tolist())
         if len(self.rows) <= FEW_ROWS:
             return self.ended
