@@ -75,7 +75,8 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         for index in tqdm(range(count), desc="drawing", unit="example"):
             example = examples[index]
-            record = {"prompt": example.prompt, "target": example.target, "facts": example.facts}
+            tools = {"tools": list(example.tools)} if example.tools else {}
+            record = {"prompt": example.prompt, "target": example.target, **tools, "facts": example.facts}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return count
 

@@ -1,24 +1,16 @@
-"""Turns of conversations, whatever they are called, as messages; and conversations as examples."""
+"""Conversations as examples: in the right order, everything up to the last answer is the prompt."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
 from glmtune.examples import Example
-from glmtune.messages import Message, MessageError, Prompt, check_message
-from glmtune.records.fields import FieldError, Row, facts_of, kind_of, list_of, optional_text, sound
+from glmtune.messages import Message, Prompt, text_in
+from glmtune.records.fields import FieldError, Row, facts_of, list_of, optional_text, sound
+from glmtune.records.turns import images_in, messages_of
 
-_ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
-    **dict.fromkeys(("observation", "tool", "function", "function_response", "tool_response"), "tool"),
-    "function_call": "call",
-}
 # Which turn may follow which; None is the start.
 _FOLLOWS = {
     None: ("user",),
@@ -27,76 +19,6 @@ _FOLLOWS = {
     "call": ("tool", "call"),
     "tool": ("assistant", "call", "tool"),
 }
-
-
-def role_of(turn: Any) -> str | None:
-    """Return the role of a turn as we call it; None where it has none that is known."""
-    said = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
-    return _ROLES.get(said.lower()) if isinstance(said, str) else None
-
-
-def messages_of(turn: Any, name: str, number: int) -> list[Message]:
-    """Return one entry of `conversations` or `messages` as messages: a text, its calls, or both.
-
-    Raises:
-        FieldError: no known role, or no text.
-    """
-    where = f"'{name}', turn {number}"
-    if not isinstance(turn, dict):
-        raise FieldError(name, f"{where}: {kind_of(turn)}, not a message")
-    role = role_of(turn)
-    if role is None:
-        said = turn.get("from", turn.get("role"))
-        close = get_close_matches(str(said), list(_ROLES), n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise FieldError(name, f"{where}: unknown role {said!r}.{hint} Known: {', '.join(_ROLES)}.")
-    text = content_of(turn, name, where)
-    if role == "call":
-        return [_call(text, name, where)]
-    calls = [call for call in [*(turn.get("tool_calls") or []), turn.get("function_call")] if call]
-    if calls:
-        return [_called(calls, text or None, name, where)]
-    if not text.strip() and role in ("user", "assistant"):
-        raise FieldError(name, f"{where}: the {role}'s text is empty")
-    return [{"role": role, "content": text}]
-
-
-def content_of(turn: Message, name: str, where: str) -> str:
-    """Return what a turn says.
-
-    Raises:
-        FieldError: no text, or more than text.
-    """
-    content = turn.get("value", turn.get("content"))
-    if content is None and (turn.get("tool_calls") or turn.get("function_call")):
-        return ""
-    if isinstance(content, list):  # parts
-        if any(not isinstance(part, dict) or not isinstance(part.get("text"), str) for part in content):
-            raise FieldError(name, f"{where}: has parts that are no text (images are not learned)")
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise FieldError(name, f"{where}: its content is {kind_of(content) if content is not None else 'missing'}")
-    return sound(name, content)
-
-
-def _called(calls: Sequence[Any], text: str | None, name: str, where: str) -> Message:
-    """An assistant's message with calls as OpenAI writes them: `{"function": {"name", "arguments"}}`."""
-    sound(name, json.dumps(calls, ensure_ascii=False))
-    try:
-        return check_message({"role": "assistant", "content": text, "tool_calls": calls})
-    except MessageError as error:
-        raise FieldError(name, f"{where}: {error.fault}") from None
-
-
-def _call(text: str, name: str, where: str) -> Message:
-    """A call as ShareGPT writes it: JSON with `name` and `arguments`."""
-    try:
-        call = json.loads(text)
-    except (ValueError, RecursionError):
-        call = None
-    if isinstance(call, dict) and isinstance(call.get("name"), str):
-        return _called([call], None, name, where)
-    return {"role": "assistant", "content": text}
 
 
 def _kind(turn: Message) -> str:
@@ -129,7 +51,8 @@ def check_order(turns: Sequence[Message], name: str) -> None:
 def prompt_of(turns: list[Message]) -> Prompt:
     """Return what stands before an answer; a single question is a text."""
     is_plain = len(turns) == 1 and turns[0].keys() == {"role", "content"} and turns[0]["role"] == "user"
-    return turns[0]["content"] if is_plain else turns
+    content = turns[0]["content"] if is_plain else None
+    return content if isinstance(content, str) else turns
 
 
 def example_of(row: Row, turns: list[Message], name: str, odd: bool = False) -> Example:
@@ -158,7 +81,16 @@ def example_of(row: Row, turns: list[Message], name: str, odd: bool = False) -> 
     check_order(turns, name)
     if _kind(turns[-1]) != "assistant":
         raise FieldError(name, f"'{name}' ends with {_kind(turns[-1])}: it has no answer to learn")
-    return Example(prompt_of([*system, *turns[:-1]]), turns[-1]["content"], facts_of(row), notes=tuple(notes))
+    prompt, target = prompt_of([*system, *turns[:-1]]), text_in(turns[-1]["content"])
+    tools = tuple(tools_of(row, name))
+    return Example(prompt, target, facts_of(row), tools=tools, images=images_in(turns), notes=tuple(notes))
+
+
+def tools_of(row: Row, name: str) -> list[Any]:
+    """Return the definitions of tools that a row has: in a field of their own, or as GLM-4 in its system message."""
+    turns = row.get(name)
+    first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
+    return list_of(row, "tools") or list_of(first, "tools")
 
 
 def with_history(
@@ -205,5 +137,7 @@ def each_answer(example: Example) -> list[Example]:
     if isinstance(turns, str):
         return [example]
     answers = [place for place, turn in enumerate(turns) if _kind(turn) == "assistant"]
-    earlier = [replace(example, prompt=prompt_of(turns[:place]), target=turns[place]["content"]) for place in answers]
+    earlier = [
+        replace(example, prompt=prompt_of(turns[:place]), target=text_in(turns[place]["content"])) for place in answers
+    ]
     return [*earlier, example]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 import warnings
@@ -11,9 +12,10 @@ from dataclasses import replace
 from glmtune.arithmetic.characters import FULL_WIDTH, normalize_problem
 from glmtune.arithmetic.problems import Problem
 from glmtune.examples import Example
-from glmtune.messages import Prompt
+from glmtune.messages import Message, Prompt, text_in
 from glmtune.records.conversations import earlier_questions
 
+_NAMES = {"tool": "observation"}  # as GLM calls it: the split of a conversation depends on its plain text
 _BLANKS = re.compile(r"\s+")
 _LOOSE_BLANK = re.compile(r"(?<!\w) | (?!\w)|(?<=[\u2e80-\u9fff]) | (?=[\u2e80-\u9fff])")
 # What may stand around an expression that is a problem by itself.
@@ -30,8 +32,15 @@ def plain_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return str(prompt[0]["content"])
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        return text_in(prompt[0]["content"])
+    return "\n".join(f"{_NAMES.get(turn['role'], turn['role'])}: {text}" for turn in prompt for text in texts_of(turn))
+
+
+def texts_of(message: Message) -> list[str]:
+    """Return what a message says: its content, and the arguments of the calls that it makes."""
+    calls = [call["function"]["arguments"] for call in message.get("tool_calls", ())]
+    said = text_in(message["content"])
+    return [*([said] if said or not calls else []), *(json.dumps(call, ensure_ascii=False) for call in calls)]
 
 
 def normal_text(prompt: Prompt) -> str:
@@ -84,7 +93,7 @@ def without_leaks(examples: Sequence[Example], is_judged: Callable[[Prompt], boo
 
 def forms_of(prompt: Prompt) -> list[Prompt]:
     """Return a prompt as it is, and a single question without what a system message says before it."""
-    asked = [] if isinstance(prompt, str) else [turn["content"] for turn in prompt if turn["role"] == "user"]
+    asked = [] if isinstance(prompt, str) else [text_in(turn["content"]) for turn in prompt if turn["role"] == "user"]
     return [prompt, *(asked if len(asked) == 1 else [])]
 
 

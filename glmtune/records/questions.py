@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from glmtune.examples import Example, Source
 from glmtune.messages import Prompt
-from glmtune.records.conversations import role_of
 from glmtune.records.faults import Fault
-from glmtune.records.fields import FieldError, Row, list_of, names_of, sound
+from glmtune.records.fields import FieldError, Row, list_of, names_of
 from glmtune.records.files import rows
 from glmtune.records.formats import examples_of, mapped_format, matching_format
+from glmtune.records.turns import role_of, turns_of
 
 # What answers are called in the known formats, and the shortest text that each of these takes for one.
 _ANSWERS = {
@@ -69,7 +69,7 @@ def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
         )
     prompt = row.get("prompt")
     if isinstance(prompt, list) and prompt:
-        return _checked_messages(prompt)
+        return turns_of(row, "prompt")
     # An answer that is empty or null counts as missing: files of questions often keep the column.
     asked = with_answer({name: value for name, value in row.items() if name not in _ANSWERS or _is_answer(value)})
     # Where no format is recognised, each name of an answer is tried. That several of them fit is no fault as long as
@@ -97,16 +97,6 @@ def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
 
 def _is_answer(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _checked_messages(prompt: Sequence[Any]) -> list[Any]:
-    """The messages of a prompt, if they can be rendered; whatever else they have is the template's to use."""
-    for number, turn in enumerate(prompt, start=1):
-        texts = [turn.get("role"), turn.get("content")] if isinstance(turn, dict) else [None]
-        if not all(isinstance(text, str) for text in texts):
-            raise FieldError("prompt", f"'prompt', turn {number}: must be {{role, content}}, both texts")
-        sound("prompt", turn["content"])
-    return list(prompt)
 
 
 def only_prompt(examples: Sequence[Example]) -> Prompt:

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from glmtune.examples import Example
-from glmtune.messages import Message
-from glmtune.records.conversations import example_of, messages_of, with_history
+from glmtune.messages import Message, text_in
+from glmtune.records.conversations import example_of, with_history
 from glmtune.records.fields import FieldError, Row, facts_of, kind_of, list_of, optional_text, sound, text_of
+from glmtune.records.turns import turns_of
 
 Reader: TypeAlias = Callable[[Row], list[Example]]
 
@@ -27,19 +28,12 @@ def conversation(name: str, odd: bool = False) -> Reader:
     """
 
     def read(row: Row) -> list[Example]:
-        turns = turns_of(row, name)
-        system, tools = optional_text(row, "system"), list_of(row, "tools")
+        turns, system = turns_of(row, name), optional_text(row, "system")
         if system and not (turns and turns[0]["role"] == "system"):
             turns = [{"role": "system", "content": system}, *turns]
-        return [replace(example_of(row, turns, name, odd), tools=tuple(tools))]
+        return [example_of(row, turns, name, odd)]
 
     return read
-
-
-def turns_of(row: Row, name: str) -> list[Message]:
-    """Return the turns of a field as messages."""
-    turns = enumerate(list_of(row, name), start=1)
-    return [message for number, turn in turns for message in messages_of(turn, name, number)]
 
 
 def preference(read: Reader, answer: str = "") -> Reader:
@@ -74,7 +68,7 @@ def answer_in(row: Row, name: str) -> tuple[list[Message], str]:
     turns = turns_of({name: value if isinstance(value, list) else [value]}, name)
     if not turns or turns[-1]["role"] != "assistant":
         raise FieldError(name, f"'{name}' must be a text, or messages that end with the assistant's")
-    return turns[:-1], turns[-1]["content"]
+    return turns[:-1], text_in(turns[-1]["content"])
 
 
 def plain_text(row: Row) -> list[Example]:
@@ -105,9 +99,7 @@ def prompt_target(row: Row) -> list[Example]:
     """Read our own form, which `glmtune data` writes. The prompt may be a list of messages."""
     prompt = row.get("prompt")
     if isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt):
-        turns = [*prompt, {"role": "assistant", "content": text_of(row, "target")}]
-        for number, turn in enumerate(turns, start=1):
-            messages_of({**turn, "tool_calls": None}, "prompt", number)
+        turns = [*turns_of(row, "prompt"), {"role": "assistant", "content": text_of(row, "target")}]
         return [example_of(row, turns, "prompt")]
     return [with_history(row, text_of(row, "prompt"), text_of(row, "target"))]
 

@@ -192,9 +192,9 @@ def test_most_of_the_first_rows_decide() -> None:
         ({"messages": [{"role": "user", "content": ""}, ANSWER]}, "messages", "the user's text is empty"),
         ({"messages": [{"role": "user"}, ANSWER]}, "messages", "content is missing"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]},
+            {"messages": [{"role": "user", "content": [{"type": "audio"}]}, ANSWER]},
             "messages",
-            "parts that are no text",
+            "a part that is neither text nor an image",
         ),
         ({"conversations": [{"from": "human", "value": "q"}] * 2}, "conversations", "user follows user"),
     ],
@@ -216,6 +216,37 @@ def test_calls_and_tools_become_messages_in_the_one_form() -> None:
     shared = [("human", "q"), ("function_call", '{"name": "add", "arguments": {"a": 1}}'), ("observation", "2")]
     turns = [{"from": role, "value": text} for role, text in [*shared, ("gpt", "a")]]
     assert examples_of({"conversations": turns})[0].prompt == record.prompt
+
+
+def test_tools_in_a_system_message() -> None:
+    """As GLM-4 has them."""
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    (example,) = examples_of({"messages": [{**SYSTEM, "tools": tools}, USER, ANSWER]})
+    assert list(example.tools) == tools and example.prompt == [SYSTEM, USER]
+
+
+def test_a_call_and_its_result_in_one_turn() -> None:
+    """As ChatGLM3 has them."""
+    turn = {"role": "tool", "name": "add", "parameters": {"a": 1}, "observation": "2"}
+    (example,) = examples_of({"tools": [{"name": "add"}], "conversations": [USER, turn, ANSWER]})
+    call = {"role": "assistant", "content": None, "tool_calls": [make_tool_call("add", {"a": 1})]}
+    assert example.prompt == [USER, call, {"role": "tool", "content": "2"}] and example.target == "a"
+
+
+def test_images_within_messages() -> None:
+    """A content with images stays a list of parts; one of texts becomes a text."""
+    image = {"type": "image_url", "image_url": {"url": "cat.png"}}
+    asked = {"role": "user", "content": [{"type": "text", "text": "q"}, image, {"type": "image"}]}
+    (example,) = examples_of({"messages": [asked, ANSWER], "images": ["dog.png"]})
+    parts = [{"type": "text", "text": "q"}, {"type": "image", "image": "cat.png"}, {"type": "image"}]
+    assert example.prompt == [{"role": "user", "content": parts}]
+    assert example.images == ("dog.png", "cat.png")
+    assert examples_of({"messages": [{**asked, "content": asked["content"][:1]}, ANSWER]})[0].prompt == "q"
+
+
+def test_prompts_may_call_roles_as_they_like() -> None:
+    (example,) = examples_of({"prompt": [{"from": "human", "value": "q"}], "target": "a", "tools": [{"name": "add"}]})
+    assert (example.prompt, list(example.tools)) == ("q", [{"name": "add"}])
 
 
 def test_odd_starts_and_ends_are_left_out_and_told() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.records.leaks import leaks, normal_text, problem_of
+from glmtune.messages import make_tool_call
+from glmtune.records.leaks import leaks, normal_text, plain_text, problem_of
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,10 @@ def test_leaks() -> None:
 )
 def test_one_problem_in_two_spellings(first: str, second: str, equal: bool) -> None:
     assert (problem_of(first) == problem_of(second)) == equal
+
+
+def test_calls_are_part_of_what_is_asked() -> None:
+    """As they were when GLM's own turns were kept: which split a conversation falls into depends on it."""
+    call = {"role": "assistant", "content": None, "tool_calls": [make_tool_call("add", {"a": 1})]}
+    turns = [{"role": "user", "content": "q"}, call, {"role": "tool", "content": "2"}]
+    assert plain_text(turns) == 'user: q\nassistant: {"a": 1}\nobservation: 2'
