@@ -75,8 +75,9 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         for index in tqdm(range(count), desc="drawing", unit="example"):
             example = examples[index]
-            tools = {"tools": list(example.tools)} if example.tools else {}
-            record = {"prompt": example.prompt, "target": example.target, **tools, "facts": example.facts}
+            more = {"tool_calls": list(example.tool_calls), "tools": list(example.tools)}
+            record = {"prompt": example.prompt, "target": example.target, "facts": example.facts}
+            record |= {name: value for name, value in more.items() if value}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return count
 

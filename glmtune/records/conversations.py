@@ -72,18 +72,25 @@ def example_of(row: Row, turns: list[Message], name: str, odd: bool = False) -> 
     notes: list[str] = []
     if odd:
         first = next((place for place, turn in enumerate(turns) if turn["role"] == "user"), 0)
-        last = max((place for place, turn in enumerate(turns) if _kind(turn) == "assistant"), default=-1)
+        last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
         if first:
             notes.append(f"began with {_some(first, turns[0]['role'])}, which is left out")
         if 0 <= last < len(turns) - 1:
             notes.append(f"ended with {_some(len(turns) - 1 - last, turns[-1]['role'])}, which is left out")
         turns = turns[first : last + 1] if last >= first else turns[first:]
     check_order(turns, name)
-    if _kind(turns[-1]) != "assistant":
-        raise FieldError(name, f"'{name}' ends with {_kind(turns[-1])}: it has no answer to learn")
-    prompt, target = prompt_of([*system, *turns[:-1]]), text_in(turns[-1]["content"])
-    tools = tuple(tools_of(row, name))
-    return Example(prompt, target, facts_of(row), tools=tools, images=images_in(turns), notes=tuple(notes))
+    *before, answer = turns
+    if answer["role"] != "assistant":
+        raise FieldError(name, f"'{name}' ends with {answer['role']}: it has no answer to learn")
+    return Example(
+        prompt_of([*system, *before]),
+        text_in(answer["content"]),
+        facts_of(row),
+        tool_calls=tuple(answer.get("tool_calls", ())),
+        tools=tuple(tools_of(row, name)),
+        images=images_in(turns),
+        notes=tuple(notes),
+    )
 
 
 def tools_of(row: Row, name: str) -> list[Any]:
@@ -133,11 +140,16 @@ def earlier_questions(prompt: Prompt) -> list[Prompt]:
 
 def each_answer(example: Example) -> list[Example]:
     """Return a conversation as one example for each of its answers, each with what stands before it."""
-    turns = example.prompt
-    if isinstance(turns, str):
-        return [example]
-    answers = [place for place, turn in enumerate(turns) if _kind(turn) == "assistant"]
+    turns = [] if isinstance(example.prompt, str) else example.prompt
     earlier = [
-        replace(example, prompt=prompt_of(turns[:place]), target=text_in(turns[place]["content"])) for place in answers
+        replace(
+            example,
+            prompt=prompt_of(turns[:place]),
+            target=text_in(turn["content"]),
+            tool_calls=tuple(turn.get("tool_calls", ())),
+            rejected=None,
+        )
+        for place, turn in enumerate(turns)
+        if turn["role"] == "assistant"
     ]
     return [*earlier, example]

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from glmtune.examples import Example
-from glmtune.messages import Message, text_in
+from glmtune.messages import Message, as_messages, text_in
 from glmtune.records.conversations import example_of, with_history
 from glmtune.records.fields import FieldError, Row, facts_of, kind_of, list_of, optional_text, sound, text_of
-from glmtune.records.turns import turns_of
+from glmtune.records.turns import answer_of, turns_of
 
 Reader: TypeAlias = Callable[[Row], list[Example]]
 
@@ -68,6 +68,8 @@ def answer_in(row: Row, name: str) -> tuple[list[Message], str]:
     turns = turns_of({name: value if isinstance(value, list) else [value]}, name)
     if not turns or turns[-1]["role"] != "assistant":
         raise FieldError(name, f"'{name}' must be a text, or messages that end with the assistant's")
+    if "tool_calls" in turns[-1]:
+        raise FieldError(name, f"'{name}' ends with calls of tools, and answers are compared as texts. Leave it out")
     return turns[:-1], text_in(turns[-1]["content"])
 
 
@@ -96,12 +98,14 @@ def pair(question: str, answer: str) -> Reader:
 
 
 def prompt_target(row: Row) -> list[Example]:
-    """Read our own form, which `glmtune data` writes. The prompt may be a list of messages."""
-    prompt = row.get("prompt")
-    if isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt):
-        turns = [*turns_of(row, "prompt"), {"role": "assistant", "content": text_of(row, "target")}]
-        return [example_of(row, turns, "prompt")]
-    return [with_history(row, text_of(row, "prompt"), text_of(row, "target"))]
+    """Read our own form, which `glmtune data` writes: the prompt may be messages, the answer calls of tools."""
+    prompt, calls = row.get("prompt"), list_of(row, "tool_calls")
+    is_list = isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)
+    if not is_list and not calls:
+        return [with_history(row, text_of(row, "prompt"), text_of(row, "target"))]
+    target = optional_text(row, "target") if calls else text_of(row, "target")
+    turns = turns_of(row, "prompt") if is_list else as_messages(text_of(row, "prompt"))
+    return [example_of(row, [*turns, answer_of(target, calls, "tool_calls")], "prompt")]
 
 
 def alpaca(row: Row) -> list[Example]:

@@ -61,7 +61,7 @@ def messages_of(turn: Any, name: str, number: int) -> list[Message]:
         return [_call(text_in(content), name, where)]
     calls = [call for call in [*(turn.get("tool_calls") or []), turn.get("function_call")] if call]
     if calls:
-        return [_message(content or None, calls, name, where)]
+        return [_message(None if turn.get("value", turn.get("content")) is None else content, calls, name, where)]
     if role in ("user", "assistant") and isinstance(content, str) and not content.strip():
         raise FieldError(name, f"{where}: the {role}'s text is empty")
     more = {field: turn[field] for field in _MORE.get(role, ()) if isinstance(turn.get(field), str)}
@@ -116,6 +116,15 @@ def _call(text: str, name: str, where: str) -> Message:
     if isinstance(call, dict) and isinstance(call.get("name"), str):
         return _message(None, [call], name, where)
     return {"role": "assistant", "content": text}
+
+
+def answer_of(text: str, calls: Sequence[Any], name: str) -> Message:
+    """Return an assistant's message of a text, calls of tools, or both.
+
+    Raises:
+        FieldError: a call cannot be used.
+    """
+    return _message(text or None, calls, name, f"'{name}'") if calls else {"role": "assistant", "content": text}
 
 
 def images_in(turns: Sequence[Message]) -> tuple[str, ...]:

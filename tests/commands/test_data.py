@@ -37,7 +37,10 @@ def test_records(tmp_path: Path) -> None:
 def test_what_is_written_can_be_learned_again(tmp_path: Path) -> None:
     output = str(tmp_path / "data.jsonl")
     run("arithmetic", 20, output, "train", ["task.style=tool"])
-    assert len(read_examples(output)) == 20
+    again = [(one.prompt, one.target, list(one.tool_calls), list(one.tools)) for one in read_examples(output)]
+    written = records_of(tmp_path / "data.jsonl")
+    assert again == [(r["prompt"], r["target"], r.get("tool_calls", []), r.get("tools", [])) for r in written]
+    assert any(calls for _, _, calls, _ in again)
 
 
 def test_no_table_is_written(tmp_path: Path) -> None:

@@ -187,7 +187,13 @@ def test_most_of_the_first_rows_decide() -> None:
         ({"messages": [ANSWER, USER]}, "messages", "turn 1: wrong order of roles: assistant comes first"),
         ({"messages": [USER, SYSTEM, ANSWER]}, "messages", "turn 2: wrong order of roles: system follows user"),
         ({"messages": [USER, ANSWER, USER]}, "messages", "ends with user: it has no answer"),
-        ({"messages": [USER, CALL]}, "messages", "ends with call: it has no answer"),
+        ({"messages": [USER, CALL, RESULT]}, "messages", "ends with tool: it has no answer"),
+        (
+            {"prompt": "q", "target": "", "tool_calls": [{"name": ""}]},
+            "tool_calls",
+            "a call needs the function's 'name'",
+        ),
+        ({"prompt": "q", "chosen": [CALL], "rejected": "b"}, "chosen", "compared as texts"),
         ({"messages": [USER, CALL, ANSWER]}, "messages", "assistant follows call, not tool"),
         ({"messages": [{"role": "user", "content": ""}, ANSWER]}, "messages", "the user's text is empty"),
         ({"messages": [{"role": "user"}, ANSWER]}, "messages", "content is missing"),
@@ -216,6 +222,18 @@ def test_calls_and_tools_become_messages_in_the_one_form() -> None:
     shared = [("human", "q"), ("function_call", '{"name": "add", "arguments": {"a": 1}}'), ("observation", "2")]
     turns = [{"from": role, "value": text} for role, text in [*shared, ("gpt", "a")]]
     assert examples_of({"conversations": turns})[0].prompt == record.prompt
+
+
+def test_answers_may_call_tools() -> None:
+    call = make_tool_call("add", {"a": 1})
+    shared = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+    ]
+    own = {"prompt": "q", "target": "", "tool_calls": [call]}  # as `glmtune data` writes it
+    for row in ({"messages": [USER, CALL]}, {"conversations": shared}, own):
+        (example,) = examples_of(row)
+        assert (example.prompt, example.target, example.tool_calls, example.notes) == ("q", "", (call,), ())
 
 
 def test_tools_in_a_system_message() -> None:
@@ -291,7 +309,9 @@ def test_each_answer() -> None:
         ([SYSTEM, USER, ANSWER, USER], "a"),
     ]
     (plain,) = examples_of({"messages": [USER, CALL, RESULT, ANSWER, USER, ANSWER]})
-    assert each_answer(plain)[0].prompt == plain.prompt[:3]
+    called, *_ = answers = each_answer(plain)
+    assert [len(one.prompt) for one in answers] == [1, 3, 5]
+    assert (called.prompt, called.target, called.tool_calls) == ("q", "", (make_tool_call("add", {"a": 1}),))
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30).filter(str.strip)
