@@ -1,4 +1,4 @@
-"""Imports point down, and a few words stay out of the code."""
+"""Imports point down and make no circle, no command imports another, and a few words stay out of the code."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def nodes(node: ast.AST) -> Iterator[ast.AST]:
         yield from nodes(child)
 
 
-def imported_parts(tree: ast.AST, path: Path) -> Iterator[tuple[int, str]]:
-    """(line, part of glmtune) of every import."""
+def imported_names(tree: ast.AST, path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import of glmtune's own."""
     package = ["glmtune", *path.relative_to(PACKAGE).parts[:-1]]
     for node in nodes(tree):
         names: list[str] = []
@@ -59,18 +59,64 @@ def imported_parts(tree: ast.AST, path: Path) -> Iterator[tuple[int, str]]:
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             names = [f"{module}.{alias.name}" for alias in node.names]
-        for name in names:
-            if name.split(".")[0] == "glmtune":
-                yield node.lineno, (*name.split("."), "")[1]
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] == "glmtune")
 
 
 def violations(source: str, path: Path) -> list[str]:
     own = part_of(path)
     return [
         f"{path.relative_to(PACKAGE.parent)}:{line}: {own} (floor {FLOOR[own]}) imports {part}"
-        for line, part in imported_parts(ast.parse(source), path)
-        if part in FLOOR and part != own and FLOOR[part] >= FLOOR[own]
+        for line, name in imported_names(ast.parse(source), path)
+        if (part := (*name.split("."), "")[1]) in FLOOR and part != own and FLOOR[part] >= FLOOR[own]
     ]
+
+
+def commands_imported(source: str, path: Path) -> list[str]:
+    """Other commands that a command imports; what several share begins with an underscore."""
+    own = path.relative_to(PACKAGE / "commands").with_suffix("").parts[0]
+    return [
+        f"{path.relative_to(PACKAGE.parent)}:{line}: {name}"
+        for line, name in imported_names(ast.parse(source), path)
+        if name.startswith("glmtune.commands.") and not name.split(".")[2].startswith((own, "_"))
+    ]
+
+
+def module_of(name: str) -> str | None:
+    """The module that a dotted name is, or is in."""
+    while name:
+        place = PACKAGE.parent.joinpath(*name.split("."))
+        if place.with_suffix(".py").is_file() or (place / "__init__.py").is_file():
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+def imports_between_modules() -> dict[str, set[str]]:
+    """Module -> modules that it imports, in functions as well."""
+    graph: dict[str, set[str]] = {}
+    for path in FILES:
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        own = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found = {module_of(name) for _, name in imported_names(ast.parse(path.read_text("utf-8")), path)}
+        graph[own] = {name for name in found if name not in (None, own, "glmtune")}  # type: ignore[misc]
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty if there are none."""
+    done: set[str] = set()
+
+    def walk(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module not in done:
+            for other in sorted(graph.get(module, ())):
+                if found := walk(other, [*way, module]):
+                    return found
+            done.add(module)
+        return []
+
+    return next((found for module in graph if (found := walk(module, []))), [])
 
 
 def test_every_part_has_a_floor() -> None:
@@ -101,6 +147,36 @@ def test_imports_point_down(path: Path) -> None:
 )
 def test_the_reader_of_imports(file: str, source: str, count: int) -> None:
     assert len(violations(source, PACKAGE / file)) == count
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "commands").rglob("*.py")), ids=lambda path: path.name)
+def test_no_command_imports_another(path: Path) -> None:
+    assert commands_imported(path.read_text("utf-8"), path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "count"),
+    [
+        ("train.py", "from glmtune.commands.evaluate import run", 1),
+        ("train.py", "def late():\n    from glmtune.commands import evaluate", 1),
+        ("doctor/__init__.py", "from .. import train\nfrom . import checks", 1),
+        ("doctor/model.py", "from glmtune.commands.doctor.checks import Check", 0),
+        ("train.py", "from glmtune.commands._arguments import add_recipe", 0),
+    ],
+)
+def test_the_reader_of_commands(file: str, source: str, count: int) -> None:
+    assert len(commands_imported(source, PACKAGE / "commands" / file)) == count
+
+
+def test_no_circle() -> None:
+    assert " -> ".join(circle(imports_between_modules())) == ""
+
+
+def test_the_finder_of_circles() -> None:
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    graph = imports_between_modules()
+    assert "glmtune.plan" in graph["glmtune.execution"] and "glmtune.resolution" in graph["glmtune.commands.predict"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -17,6 +17,7 @@ from glmtune.runtime import UserError
 from glmtune.training.placement import Placement, assume_lengths, readable
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
+SHOWN = 80  # characters of a text
 CHECKED = 200  # examples of each split that are scored
 
 
@@ -42,12 +43,18 @@ def data(plan: Plan) -> Finding:
     asked = (*train[:CHECKED], *held_out[:CHECKED]) if plan.objective.asks else ()
     for example in asked:
         if (verdict := task.score(example, example.target, example.tool_calls).verdict) != "exact":
-            finding = f"task {task.settings.name} calls its own target {example.target[:60]!r} {verdict}"
-            return "failure", f"{finding}, to {str(example.prompt)[:60]!r}", "Mend Task.score, or the target."
+            finding = f"task {task.settings.name} calls its own target {shorten(example.target)!r} {verdict}"
+            return "failure", f"{finding}, to {shorten(str(example.prompt))!r}", "Mend Task.score, or the target."
     mixed = "".join(f"; {count_records(source):,} of {source.file} mixed in" for source in sources)
     if task.records("train") is None:
-        return "ok", f"drawn without end, e.g. {train[0].prompt!r} -> {train[0].target!r}{mixed}", ""
+        drawn = f"{train[0].prompt!r} -> {shorten(train[0].target)!r}"
+        return "ok", f"drawn without end, e.g. {drawn}{mixed}", ""
     return "ok", f"{len(train):,} records to learn, {len(held_out):,} held out{mixed}", ""
+
+
+def shorten(text: str) -> str:
+    """Return a text, cut where it is too long to be read at a glance."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def count_records(source: Source) -> int:

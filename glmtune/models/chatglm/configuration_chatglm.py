@@ -1,5 +1,6 @@
 """Configuration of ChatGLM-6B."""
 
+import importlib
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -88,7 +89,7 @@ class ChatGLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"quantization_bit={self.quantization_bit}: packed checkpoints have 8 or 4 bits (0: none)."
             )
-        from glmtune.models.chatglm import modeling_chatglm  # noqa: F401  it registers, now that someone may ask for it
+        importlib.import_module(f"{__package__}.modeling_chatglm")  # registers, now that someone may ask for it
 
         super().__post_init__(**kwargs)
 

@@ -64,9 +64,9 @@ def check_tokenizer(path: str, tokenizer: PreTrainedTokenizerBase, config: PreTr
     Raises:
         UserError: they differ.
     """
-    from glmtune.models.glm.configuration_glm import OriginalGlmConfig
-
-    if isinstance(config, OriginalGlmConfig) and tokenizer.eos_token_id not in end_tokens(config):
+    # By its name: the module of this class reads the words above.
+    is_original = type(config).__name__ == "OriginalGlmConfig"
+    if is_original and tokenizer.eos_token_id not in end_tokens(config):
         raise other_ends(path, tokenizer, config)
 
 
