@@ -101,7 +101,7 @@ def test_the_input_is_not_overwritten(run: str, write_records: Any, tmp_path: Pa
         ({"prompt": ""}, "line 2: 'prompt' is missing, empty"),
         ({"prompt": 3}, "line 2: 'prompt' is .*not a text but a number"),
         ({"prompt": []}, "line 2: 'prompt' is missing, empty"),
-        ({"prompt": [{"role": "user"}]}, "line 2: 'prompt', turn 1: must be {role, content}"),
+        ({"prompt": [{"role": "user"}]}, "line 2: 'prompt', turn 1: its content is missing"),
         ({}, "the record has nothing"),
         ("[1]", "line 2: a list, not a JSON object"),
         ('{"prompt": ', "line 2: not JSON"),
