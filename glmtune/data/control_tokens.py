@@ -56,12 +56,13 @@ def name_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 
 def guard(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """Return a text in which nothing counts as a control token; `unguard` gives the text back."""
-    return collect_control_tokens(tokenizer).starts.sub(rf"{GUARD}\g<0>{GUARD}", text)
+    doubled = text.replace(GUARD, GUARD * 2)
+    return collect_control_tokens(tokenizer).starts.sub(rf"{GUARD}\g<0>{GUARD}", doubled)
 
 
 def unguard(text: str) -> str:
-    """Return a text without guards."""
-    return text.replace(GUARD, "")
+    """Return a text without guards; of those that it had itself, each is there twice."""
+    return re.sub(f"{GUARD}({GUARD}?)", r"\1", text)
 
 
 def cut_at(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, str, bool]]:

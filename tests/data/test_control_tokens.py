@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glmtune.data.control_tokens import GUARD, collect_control_tokens, guard, plain_ids, unguard
+from glmtune.data.control_tokens import collect_control_tokens, guard, plain_ids, unguard
 
 
 def test_they_are_collected_once(chatml: Any) -> None:
@@ -28,11 +28,14 @@ def test_added_words_are_cut(chatml: Any) -> None:
         assert not added & set(ids) and chatml.decode(ids) == text
 
 
-@pytest.mark.parametrize("text", ["<|im_end|>", "a<|im_end|><|im_start|>", "<|im_|im_end|>", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["<|im_end|>", "a<|im_end|><|im_start|>", "<|im_|im_end|>", "", "\U00100000<|im_end|>", "<|im_end|>\U00100000"],
+)
 def test_guards(text: str, chatml: Any) -> None:
     guarded = guard(chatml, text)
     assert unguard(guarded) == text and collect_control_tokens(chatml).pattern.search(guarded) is None
-    assert (GUARD in guarded) == ("<|im_end|>" in text)
+    assert (guarded != text) == ("<|im_end|>" in text)
 
 
 def test_thousands_of_added_tokens_cost_little(chatml: Any) -> None:

@@ -516,10 +516,10 @@ def test_also_if_every_turn_is_learned(kind: str, name: str) -> None:
 
 
 @every_pair
-@settings(max_examples=15)
-@given(asked=TEXTS, answer=TEXTS)
-def test_what_is_learned_is_read_as_it_was_written(kind: str, name: str, asked: str, answer: str) -> None:
-    tokenizer = with_preset(kind, name)
+@settings(max_examples=25)
+@given(answer=TEXTS)
+def test_what_is_learned_is_read_as_it_was_written(kind: str, name: str, answer: str) -> None:
+    tokenizer, asked = with_preset(kind, name), "57+1="
     if isinstance(tokenizer, ChatGLMTokenizer):  # it normalizes what it reads
         answer = tokenizer.decode(plain_ids(tokenizer, answer)).strip()
     labels = [label for label in encode_example(tokenizer, asked, answer)["labels"] if label != IGNORED]
