@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
@@ -35,11 +35,13 @@ class Entry:
         row: what is written again; the fields of a record, or the text that is none.
         prompt: what is asked.
         fault: why it cannot be; None if it can.
+        tools: definitions of the tools that it offers; none where those of the task are.
     """
 
     row: Row
     prompt: Prompt
     fault: Fault | None = None
+    tools: Sequence[dict[str, Any]] = ()
 
     @property
     def given(self) -> Row:
@@ -196,11 +198,11 @@ def read_entries(resolved: ResolvedModel, input: str) -> list[Entry]:
             entries.append(Entry(as_json(row), "", found))
             continue
         try:
-            encode_within(tokenizer, found.prompt, tools, limit, recipe.generation.longest, "the prompt")
+            encode_within(tokenizer, found.prompt, found.tools or tools, limit, recipe.generation.longest, "the prompt")
             fault = None
         except UserError as error:
             fault = Fault(found.source.file, found.source.line, "prompt", str(error))
-        entries.append(Entry(as_json(found.row), found.prompt, fault))
+        entries.append(Entry(as_json(found.row), found.prompt, fault, found.tools))
     return entries
 
 
@@ -224,8 +226,8 @@ def answer(resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], do
             asked = [number for number in numbers if not entries[number].fault]
             following = write_ready(file, waiting, first, done)
             questions = [
-                conversation.ask(entries[number].prompt, recipe.generation, seed=recipe.seed + number)
-                for number in asked
+                conversation.ask(entry.prompt, recipe.generation, entry.tools, seed=recipe.seed + number)
+                for number, entry in ((number, entries[number]) for number in asked)
             ]
             for index, exchange in conversation.answer(questions):
                 entry = entries[asked[index]]

@@ -87,17 +87,16 @@ def example_of(row: Row, turns: list[Message], name: str, odd: bool = False) -> 
         text_in(answer["content"]),
         facts_of(row),
         tool_calls=tuple(answer.get("tool_calls", ())),
-        tools=tuple(tools_of(row, name)),
         images=images_in(turns),
         notes=tuple(notes),
     )
 
 
-def tools_of(row: Row, name: str) -> list[Any]:
+def tools_of(row: Row, name: str) -> tuple[Any, ...]:
     """Return the definitions of tools that a row has: in a field of their own, or as GLM-4 in its system message."""
     turns = row.get(name)
     first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
-    return list_of(row, "tools") or list_of(first, "tools")
+    return tuple(list_of(row, "tools") or list_of(first, "tools"))
 
 
 def with_history(

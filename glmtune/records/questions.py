@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from glmtune.examples import Example, Source
 from glmtune.messages import Prompt
+from glmtune.records.conversations import tools_of
 from glmtune.records.faults import Fault
 from glmtune.records.fields import FieldError, Row, list_of, names_of
 from glmtune.records.files import rows
@@ -21,11 +22,12 @@ _ANSWERS = {
 
 
 class Question(NamedTuple):
-    """A row of a file, what it asks, and where it stands."""
+    """A row of a file, what it asks, where it stands, and the definitions of the tools that it offers."""
 
     row: Row
     prompt: Prompt
     source: Source
+    tools: Sequence[dict[str, Any]] = ()
 
 
 def read_questions(
@@ -44,13 +46,14 @@ def read_questions(
             yield entry
             continue
         try:
-            yield Question(entry.row, question_of(entry.row, columns), Source(entry.file, entry.line))
+            example = question_of(entry.row, columns)
+            yield Question(entry.row, example.prompt, Source(entry.file, entry.line), example.tools)
         except FieldError as error:
             yield Fault(entry.file, entry.line, error.field, str(error), entry.row)
 
 
-def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
-    """Return what a row asks: the prompt that a training would read from it.
+def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Example:
+    """Return what a row asks: an example with the prompt and tools that a training would read from it, and no target.
 
     Formats are told by question *and* answer, and a row to predict for has no answer. So it is read as a training
     would read it, with a stand-in where the answer is missing.
@@ -64,29 +67,29 @@ def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Prompt:
     """
     if columns:
         target = columns.get("target", "target")
-        return only_prompt(
+        return only_question(
             examples_of(row if _is_answer(row.get(target)) else {**row, target: "."}, mapped_format(columns))
         )
     prompt = row.get("prompt")
     if isinstance(prompt, list) and prompt:
-        return turns_of(row, "prompt")
+        return Example(turns_of(row, "prompt"), "", tools=tools_of(row, "prompt"))
     # An answer that is empty or null counts as missing: files of questions often keep the column.
     asked = with_answer({name: value for name, value in row.items() if name not in _ANSWERS or _is_answer(value)})
     # Where no format is recognised, each name of an answer is tried. That several of them fit is no fault as long as
     # they agree on the question: `{"prompt": ...}` is one with `target`, `response` and `completion` alike.
     candidates = [asked] if matching_format(asked) else [{**asked, name: text} for name, text in _ANSWERS.items()]
-    prompts: list[Prompt] = []
+    found: list[Example] = []
     faults: list[FieldError] = []
     for candidate in candidates:
         if matching_format(candidate):
             try:
-                prompts.append(only_prompt(examples_of(candidate)))
+                found.append(only_question(examples_of(candidate)))
             except FieldError as error:
                 faults.append(error)
-    if prompts and all(prompt == prompts[0] for prompt in prompts):
-        return prompts[0]
+    if found and all(example.prompt == found[0].prompt for example in found):
+        return next((example for example in found if example.tools), found[0])
     has = f"the record has {names_of(row)}"
-    if prompts:
+    if found:
         raise FieldError("prompt", f"several fields may be the question; {has}. Name it: data.columns.prompt=FIELD")
     if faults:
         # The fault was told of the candidate, whose stand-in must not be listed among the row's own fields.
@@ -99,8 +102,8 @@ def _is_answer(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def only_prompt(examples: Sequence[Example]) -> Prompt:
-    """Return the prompt of the one example that a row has.
+def only_question(examples: Sequence[Example]) -> Example:
+    """Return what the one example of a row asks, without the answer.
 
     Raises:
         FieldError: it has none; or several, so that an answer could not stand beside its question.
@@ -109,7 +112,7 @@ def only_prompt(examples: Sequence[Example]) -> Prompt:
         raise FieldError("instances", f"{len(examples)} questions in one record; write one in each")
     if examples[0].text is not None:
         raise FieldError("text", "'text' is plain text, which asks nothing. Ask it with data.columns.prompt=text")
-    return examples[0].prompt
+    return Example(examples[0].prompt, "", tools=examples[0].tools)
 
 
 def with_answer(row: Row) -> Row:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from glmtune.examples import Example
 from glmtune.messages import Message, as_messages, text_in
-from glmtune.records.conversations import example_of, with_history
+from glmtune.records.conversations import example_of, tools_of, with_history
 from glmtune.records.fields import FieldError, Row, facts_of, kind_of, list_of, optional_text, sound, text_of
 from glmtune.records.turns import answer_of, turns_of
 
@@ -31,7 +31,7 @@ def conversation(name: str, odd: bool = False) -> Reader:
         turns, system = turns_of(row, name), optional_text(row, "system")
         if system and not (turns and turns[0]["role"] == "system"):
             turns = [{"role": "system", "content": system}, *turns]
-        return [example_of(row, turns, name, odd)]
+        return [replace(example_of(row, turns, name, odd), tools=tools_of(row, name))]
 
     return read
 
@@ -102,10 +102,12 @@ def prompt_target(row: Row) -> list[Example]:
     prompt, calls = row.get("prompt"), list_of(row, "tool_calls")
     is_list = isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)
     if not is_list and not calls:
-        return [with_history(row, text_of(row, "prompt"), text_of(row, "target"))]
+        example = with_history(row, text_of(row, "prompt"), text_of(row, "target"))
+        return [replace(example, tools=tools_of(row, "prompt"))]
     target = optional_text(row, "target") if calls else text_of(row, "target")
     turns = turns_of(row, "prompt") if is_list else as_messages(text_of(row, "prompt"))
-    return [example_of(row, [*turns, answer_of(target, calls, "tool_calls")], "prompt")]
+    example = example_of(row, [*turns, answer_of(target, calls, "tool_calls")], "prompt")
+    return [replace(example, tools=tools_of(row, "prompt"))]
 
 
 def alpaca(row: Row) -> list[Example]:

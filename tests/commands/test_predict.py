@@ -302,6 +302,15 @@ def test_halves_of_characters_are_written_again(run: str, tmp_path: Path) -> Non
     assert [one["prompt"] for one in read(output)] == ["1", "half \ud800"]
 
 
+def test_tools_are_asked_with_the_question(write_records: Any) -> None:
+    tools, turns = [{"name": "add"}], [{"role": "user", "content": "q"}]
+    for record in ({"prompt": "q"}, {"prompt": turns}, {"messages": turns}):
+        [found] = read_questions(str(write_records({**record, "tools": tools})))
+        assert isinstance(found, Question) and list(found.tools) == tools
+    [found] = read_questions(str(write_records({"question": "q", "tools": "a hammer"})))  # a field of something else
+    assert isinstance(found, Question) and not found.tools
+
+
 @pytest.mark.parametrize("answer", [2, " ", None, float("nan"), ["x"]])
 def test_answers_do_not_matter(answer: Any, write_records: Any) -> None:
     for record in ({"question": "1+1", "answer": answer}, {"prompt": "1+1", "target": answer}):
