@@ -86,7 +86,7 @@ def evaluate(target: Target, data: str | Path | None = None, settings: Settings 
 
 
 def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None = None) -> list[Completion]:
-    """Answer prompts, in their order.
+    """Answer prompts, in their order; tools of the task are run when they are called.
 
     Args:
         target: who is asked.
@@ -94,7 +94,7 @@ def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None
         settings: in place of those of the run, e.g. `{"generation.max_new_tokens": 200}`.
 
     Returns:
-        A completion for each: its `text`, `token_ids` and `finish_reason`.
+        A completion for each, the last turn of the model: its `text`, `token_ids` and `finish_reason`.
 
     Raises:
         UserError: no such model, or a prompt that is too long for it.
@@ -102,6 +102,7 @@ def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None
     Example:
         >>> [answer.text for answer in glmtune.predict("nano", ["1+2=", "3*4="])]
     """
+    from glmtune.inference.conversation import Conversation
     from glmtune.inference.engine import Engine
     from glmtune.resolution import resolve
     from glmtune.runtime import UserError, seed_everything
@@ -109,9 +110,11 @@ def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None
     if isinstance(prompts, str):
         raise UserError(f"prompts: a list is needed, not one text: [{prompts[:40]!r}]")
     resolved = resolve(target, as_overrides(settings))
-    engine = Engine(*resolved.load(), resolved.limit)
+    conversation = Conversation.about(resolved.task, Engine(*resolved.load(), resolved.limit))
+    questions = [conversation.ask(prompt, resolved.recipe.generation) for prompt in prompts]
     seed_everything(resolved.recipe.seed)
-    return engine.answer(prompts, resolved.recipe.generation)
+    exchanges = dict(conversation.answer(questions))
+    return [exchanges[index].completion for index in range(len(questions))]
 
 
 def export(
