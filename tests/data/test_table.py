@@ -11,10 +11,12 @@ import pytest
 from huggingface_hub import constants
 
 from glmtune.config import DataSettings
-from glmtune.data import EncodedDataset, table
+from glmtune.data import EncodedDataset
+from glmtune.data import cache as cached_rows
+from glmtune.data.cache import ROWS
 from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import IGNORED, encode_example
-from glmtune.data.table import ROWS, EncodedTable, encode_records
+from glmtune.data.table import EncodedTable, encode_records
 from glmtune.examples import Example, Source
 from glmtune.messages import as_messages
 from glmtune.runtime import UserError, replacing
@@ -93,8 +95,8 @@ def test_a_second_run_encodes_nothing(chatglm: Any, cache: Path, monkeypatch: py
 @pytest.mark.parametrize("change", ["record", "turns", "template", "length", "start", "rule"])
 def test_what_changes_the_tokens_changes_the_file(change: str, chatglm: Any, cache: Path) -> None:
     records = examples(ROWS)
-    key = table.key_of(records, Encoder(chatglm, 100), DataSettings())
-    assert table.key_of(examples(ROWS), Encoder(chatglm, 100), DataSettings(packing=True)) == key
+    key = cached_rows.key_of(records, Encoder(chatglm, 100), DataSettings())
+    assert cached_rows.key_of(examples(ROWS), Encoder(chatglm, 100), DataSettings(packing=True)) == key
     encoder, settings = Encoder(chatglm, 100), DataSettings()
     if change == "record":
         records[7] = Example(records[7].prompt, "another")
@@ -110,7 +112,7 @@ def test_what_changes_the_tokens_changes_the_file(change: str, chatglm: Any, cac
         encoder = Encoder(chatglm, 100, train_on_bos=True)
     else:
         settings = DataSettings(too_long="truncate")
-    assert table.key_of(records, encoder, settings) != key
+    assert cached_rows.key_of(records, encoder, settings) != key
 
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_alone(
@@ -142,7 +144,7 @@ def test_a_full_disk_costs_the_cache_alone(
         with replacing(cache / "x.arrow"):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(table, function, full)
+    monkeypatch.setattr(cached_rows, function, full)
     with pytest.warns(UserWarning, match="tokens are not kept"):
         assert len(encode(examples(ROWS), chatglm)) == ROWS
 
