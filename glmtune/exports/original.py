@@ -44,4 +44,5 @@ def save_original(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
     precision = {"torch_dtype": str(dtype).removeprefix("torch.")}
     write_json(folder / "config.json", layout.config(model.config) | precision)
     tokenizer.save_vocabulary(str(folder))
-    write_json(folder / "tokenizer_config.json", layout.tokenizer(tokenizer))
+    response = {"response_template": tokenizer.response_template} if tokenizer.response_template else {}
+    write_json(folder / "tokenizer_config.json", {**layout.tokenizer(tokenizer), **response})

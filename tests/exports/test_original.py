@@ -94,6 +94,7 @@ def test_it_loads_back(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     torch.testing.assert_close(found, logits, rtol=0, atol=2e-4)
     assert tokenizer("1+1=", "2")["input_ids"] == loaded[1]("1+1=", "2")["input_ids"]
     assert tokenizer.chat_template == loaded[1].chat_template
+    assert tokenizer.response_template == loaded[1].response_template is not None
     assert tokenizer.special_tokens_map == loaded[1].special_tokens_map
 
 
