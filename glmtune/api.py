@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from glmtune.evaluation.evaluator import Evaluation
     from glmtune.execution import Run
     from glmtune.exports.provenance import Layout, Precision
-    from glmtune.inference.completion import Completion
+    from glmtune.inference.conversation import Exchange
     from glmtune.messages import Prompt
     from glmtune.methods import Model
     from glmtune.resolution import Target
@@ -85,7 +85,7 @@ def evaluate(target: Target, data: str | Path | None = None, settings: Settings 
     return evaluation
 
 
-def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None = None) -> list[Completion]:
+def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None = None) -> list[Exchange]:
     """Answer prompts, in their order; tools of the task are run when they are called.
 
     Args:
@@ -94,7 +94,7 @@ def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None
         settings: in place of those of the run, e.g. `{"generation.max_new_tokens": 200}`.
 
     Returns:
-        A completion for each, the last turn of the model: its `text`, `token_ids` and `finish_reason`.
+        An exchange for each: its `text`, its `messages`, among them what tools said, and its last `completion`, with `token_ids` and `finish_reason`.
 
     Raises:
         UserError: no such model, or a prompt that is too long for it.
@@ -105,16 +105,19 @@ def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None
     from glmtune.inference.conversation import Conversation
     from glmtune.inference.engine import Engine
     from glmtune.resolution import resolve
-    from glmtune.runtime import UserError, seed_everything
+    from glmtune.runtime import UserError
 
     if isinstance(prompts, str):
         raise UserError(f"prompts: a list is needed, not one text: [{prompts[:40]!r}]")
     resolved = resolve(target, as_overrides(settings))
     conversation = Conversation.about(resolved.task, Engine(*resolved.load(), resolved.limit))
-    questions = [conversation.ask(prompt, resolved.recipe.generation) for prompt in prompts]
-    seed_everything(resolved.recipe.seed)
-    exchanges = dict(conversation.answer(questions))
-    return [exchanges[index].completion for index in range(len(questions))]
+    seed, generation = resolved.recipe.seed, resolved.recipe.generation
+    questions = [
+        conversation.ask(prompt, generation, label=f"Prompt {number + 1}", seed=seed + number)
+        for number, prompt in enumerate(prompts)
+    ]
+    answers = dict(conversation.answer(questions))
+    return [answers[number] for number in range(len(questions))]
 
 
 def export(

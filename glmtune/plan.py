@@ -23,17 +23,16 @@ from glmtune.objectives import Objective
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
-from glmtune.training.placement import Place, Placement, at_hand, estimate, readable
+from glmtune.training.placement import Placement, placement_of, readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from glmtune.data import EncodedDataset
     from glmtune.data.encoder import Encoder
+    from glmtune.data.lengths import Lengths
     from glmtune.training.run_trainer import Judge
 
-# Examples whose lengths are looked at, where a task draws without end.
-CHECKED_DRAWS = 1000
 FEW_HELD_OUT = 30
 
 
@@ -44,13 +43,6 @@ class Preparation(NamedTuple):
     task: Task
     encoder: Encoder
     general: Sequence[Example]
-
-
-class Lengths(NamedTuple):
-    """Tokens of the longest example, and of the longest target."""
-
-    example: int
-    target: int
 
 
 @dataclass(frozen=True)
@@ -144,11 +136,7 @@ class Plan:
         Raises:
             UserError: one is too long.
         """
-        from glmtune.inference.selection import select_held_out
-
-        if not self.objective.asks:
-            return ()
-        return select_held_out(self.asked, self.task, self.tokenizer, self.model.limit)
+        return self._select(during=False)
 
     @cached_property
     def held_out_during(self) -> Sequence[Example]:
@@ -157,11 +145,14 @@ class Plan:
         Raises:
             UserError: one is too long.
         """
+        return self._select(during=True)
+
+    def _select(self, during: bool) -> Sequence[Example]:
         from glmtune.inference.selection import select_held_out
 
         if not self.objective.asks:
             return ()
-        return select_held_out(self.asked, self.task, self.tokenizer, self.model.limit, during=True)
+        return select_held_out(self.asked, self.task, self.tokenizer, self.model.limit, during)
 
     @cached_property
     def _learned(self) -> tuple[EncodedDataset, int]:
@@ -196,6 +187,8 @@ class Plan:
         Raises:
             UserError: one is too long.
         """
+        from glmtune.data.lengths import longest_of
+
         return longest_of(self.dataset)
 
     @cached_property
@@ -205,7 +198,7 @@ class Plan:
         Raises:
             UserError: the sizes of the model, or what the method trains, are not known.
         """
-        return placement_of(self.model, self.asked, *self.lengths)
+        return placement_of(self.asked, self.model.architecture, *self.lengths)
 
     @cached_property
     def remarks(self) -> Sequence[str]:
@@ -279,48 +272,6 @@ def prepare(model: ResolvedModel, folder: RunFolder) -> Plan:
     _ = (plan.general, plan.encoder, plan.held_out, plan.held_out_during, plan.recipe, plan.lengths, plan.remarks)
     _ = plan.judge
     return plan
-
-
-def placement_of(
-    model: ResolvedModel, recipe: Recipe, length: int, target_length: int, where: Place | None = None
-) -> Placement:
-    """Return what training a model by a recipe takes of a place.
-
-    Args:
-        model: whose sizes count.
-        recipe: its own, or a variant.
-        length: tokens of the longest examples.
-        target_length: those of them that are learned.
-        where: default: this machine.
-
-    Raises:
-        UserError: the sizes of the model are not known.
-    """
-    place = where or at_hand(distributed.local_device().type == "cuda")
-    architecture = model.architecture
-    return Placement(
-        recipe, place, lambda variant: estimate(variant, architecture, place.device, length, target_length)
-    )
-
-
-def longest_of(dataset: EncodedDataset) -> Lengths:
-    """Return the lengths of the longest example and target of a data set; of draws, the first are looked at.
-
-    Raises:
-        UserError: one is too long.
-    """
-    from glmtune.data import EncodedDraws
-    from glmtune.data.encoding import IGNORED
-    from glmtune.data.mixture import Mixture
-
-    if isinstance(dataset, Mixture):
-        return Lengths(*map(max, zip(*map(longest_of, dataset.sources), strict=True)))
-    length = target_length = 1
-    for index in range(min(len(dataset), CHECKED_DRAWS) if isinstance(dataset, EncodedDraws) else len(dataset)):
-        labels = dataset[index]["labels"]
-        length = max(length, len(labels))
-        target_length = max(target_length, len(labels) - labels.count(IGNORED))
-    return Lengths(length, target_length)
 
 
 def too_few(asked: int, wanted: int) -> Iterator[str]:

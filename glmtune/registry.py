@@ -21,12 +21,12 @@ def names(package: str) -> list[str]:
 
 
 def table(module: str) -> Mapping[str, Any]:
-    """The rows of a module that is one table, its `TABLE`, by name."""
+    """Return the rows of a module that is one table, its `TABLE`, by name."""
     return importlib.import_module(module).TABLE
 
 
 def suggest(wrong: str, known: list[str]) -> str:
-    """' Did you mean 'x'? Known: x, y.' for error messages."""
+    """Return ` Did you mean 'x'? Known: x, y.` for error messages."""
     if not known:
         return ""
     close = get_close_matches(wrong, known, n=1, cutoff=0.4)
@@ -56,7 +56,7 @@ def load(package: str, name: str) -> ModuleType:
 
 
 def find(package: str, name: str) -> Any:
-    """The class that `package.name`, or the user's file, defines: the one subclass of the package's `BASE`.
+    """Return the class that `package.name`, or the user's file, defines: the one subclass of the package's `BASE`.
 
     Raises:
         ValueError: no such module, or it defines no such class, or several.

@@ -23,7 +23,7 @@ class UserError(ValueError):
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
+    """Give a temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written; what stood at `path` is still there.
@@ -68,7 +68,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, record) of a JSONL file.
+    """Yield (line number, record) of a JSONL file.
 
     Raises:
         UserError: no such file, or a line that is empty or no JSON object; the file and line number are told.
@@ -111,12 +111,12 @@ class RunFolder:
 
     @classmethod
     def is_run(cls, path: Path | str) -> bool:
-        """Whether `path` holds a run; a checkpoint that carries a recipe is none."""
+        """Return whether `path` holds a run; a checkpoint that carries a recipe is none."""
         return cls(path).recipe.is_file() and not (Path(path) / "config.json").is_file()
 
     @classmethod
     def create(cls, path: Path | str | None, default_name: str) -> RunFolder:
-        """A new run folder: `path`, or the next free `runs/DEFAULT_NAME-N`.
+        """Return a new run folder: `path`, or the next free `runs/DEFAULT_NAME-N`.
 
         Raises:
             UserError: `path` holds something already.
@@ -149,7 +149,7 @@ def seed_everything(seed: int) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What a measurement was made on: processor, cores, memory, GPU, versions and the date."""
+    """Return what a measurement was made on: processor, cores, memory, GPU, versions and the date."""
     import torch
 
     names = ("glmtune", "torch", "transformers", "peft", "accelerate")
@@ -178,7 +178,7 @@ def quiet_libraries() -> None:
 
 
 def memory_size() -> int:
-    """Bytes of this machine's memory, or of this container's share of it."""
+    """Return the bytes of this machine's memory, or of this container's share of it."""
     import psutil
 
     total = int(psutil.virtual_memory().total)
@@ -194,7 +194,7 @@ def release_memory() -> None:
 
 
 def processor_name() -> str:
-    """The processor's name as the system tells it."""
+    """Return the processor's name as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

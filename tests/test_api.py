@@ -11,6 +11,8 @@ import glmtune
 from glmtune.api import as_overrides
 from glmtune.config import RecipeError, load_recipe
 from glmtune.execution import Run
+from glmtune.inference.conversation import Conversation
+from glmtune.messages import make_tool_call
 from glmtune.runtime import UserError
 
 
@@ -31,7 +33,7 @@ def test_a_notebook(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert evaluation.completions == run.after.completions and evaluation.accuracy == run.accuracy
     answers = glmtune.predict(run, [example.prompt for example in run.after.examples])
     assert [answer.text for answer in answers] == run.after.completions
-    assert {answer.finish_reason for answer in answers} <= {"stop", "length"}
+    assert {answer.completion.finish_reason for answer in answers} <= {"stop", "length"}
     model, _ = glmtune.load(run)
     assert not model.training
     place = glmtune.export(run, output=tmp_path / "whole", settings={"evaluation.num_examples_during": 2})
@@ -52,6 +54,26 @@ def test_evaluate_takes_a_file(tiny_run: Run, write_records: Any) -> None:
 def test_one_text_is_no_list_of_prompts(tiny_run: Run) -> None:
     with pytest.raises(UserError, match=r"a list is needed, not one text: \['1\+2='\]"):
         glmtune.predict(tiny_run, "1+2=")
+
+
+def test_tools_of_the_task_answer_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = iter(
+        [
+            {"role": "assistant", "content": "", "tool_calls": [make_tool_call("calculate", {"expression": "6*7"})]},
+            {"role": "assistant", "content": "42"},
+        ]
+    )
+    monkeypatch.setattr(Conversation, "_read", lambda *_: next(turns))
+    [exchange] = glmtune.predict("nano", ["6*7="], {"task.style": "tool", "generation.max_new_tokens": 4})
+    assert [(message["role"], message["content"]) for message in exchange.messages][1:] == [
+        ("tool", "42"),
+        ("assistant", "42"),
+    ]
+
+
+def test_a_prompt_that_is_too_long_is_named(tiny_run: Run) -> None:
+    with pytest.raises(UserError, match=r"Prompt 2 has \d+ tokens"):
+        glmtune.predict(tiny_run, ["1+2=", "1" * 2000])
 
 
 def test_faults_name_the_setting() -> None:

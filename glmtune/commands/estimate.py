@@ -53,14 +53,13 @@ def run(
     Raises:
         UserError: faults in the recipe, a model whose sizes are not known, or a memory that is no size.
     """
-    from glmtune.plan import placement_of
     from glmtune.resolution import identify
-    from glmtune.training.placement import Place, assume_lengths, at_hand, parse_memory
+    from glmtune.training.placement import Place, assume_lengths, at_hand, parse_memory, placement_of
 
     model = identify(target, overrides)
     place = at_hand() if memory is None else Place("cuda", f"a GPU of {memory}", parse_memory(memory))
     lengths = assume_lengths(model.recipe, model.architecture, length, target_length)
-    placement = placement_of(model, model.recipe, *lengths, place)
+    placement = placement_of(model.recipe, model.architecture, *lengths, place)
     _ = placement.remedy  # so that what is wrong is told here
     return placement
 

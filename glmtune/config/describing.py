@@ -10,7 +10,7 @@ from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe, Settings
 
 
 def differing(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says that the defaults of its task, method and objective do not."""
+    """Return what a recipe says that the defaults of its task, method and objective do not."""
     values = recipe.model_dump(mode="json")
     plain = make_recipe({section: without_defaults(values, section) for section in OPEN_SECTIONS}).model_dump(
         mode="json"
@@ -24,14 +24,14 @@ def differing(recipe: Recipe) -> dict[str, Any]:
 
 
 def without_defaults(values: dict[str, Any], section: str) -> dict[str, Any]:
-    """The fields of an open section that have no default, of which there is nothing to differ from, and its name."""
+    """Return the fields of an open section that have no default to differ from, and its name."""
     settings = registry.find(OPEN_SECTIONS[section], values[section]["name"]).Settings
     needed = [name for name, info in settings.model_fields.items() if info.is_required()]
     return {key: values[section][key] for key in ["name", *needed]}
 
 
 def describe_settings(group: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:
-    """(name, default, meaning) of every setting of a group, for `--help` and the documentation."""
+    """Return (name, default, meaning) of every setting of a group, for `--help` and the documentation."""
     rows = []
     for name, info in group.model_fields.items():
         inner = info.annotation

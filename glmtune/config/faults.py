@@ -31,7 +31,7 @@ class RecipeError(UserError):
 
 
 def explain(error: ValidationError, recipe: type[Recipe]) -> list[str]:
-    """One line for each fault. Of a union of types, those of the type that the value was meant for."""
+    """Return one line for each fault. Of a union of types, those of the type that the value was meant for."""
     settings: dict[tuple[str, ...], list[Any]] = {}
     for fault in error.errors():
         setting, within = at_setting(fault["loc"], recipe)
@@ -46,7 +46,7 @@ def explain(error: ValidationError, recipe: type[Recipe]) -> list[str]:
 
 
 def at_setting(place: tuple[int | str, ...], recipe: type[Recipe]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A place in the tree, cut behind the name of the setting: `task.operators`, `x`."""
+    """Return a place in the tree, cut behind the name of the setting: `task.operators`, `x`."""
     parts = tuple(str(part) for part in place if part != "[key]")
     for end in range(1, len(parts)):
         group = group_at(recipe, parts[:end])
@@ -56,14 +56,14 @@ def at_setting(place: tuple[int | str, ...], recipe: type[Recipe]) -> tuple[tupl
 
 
 def is_union(setting: tuple[str, ...], recipe: type[Recipe]) -> bool:
-    """Whether a setting takes values of several types, such as a number or a dictionary, besides None."""
+    """Return whether a setting takes values of several types, such as a number or a dictionary, besides None."""
     field = group_at(recipe, setting[:-1]).model_fields.get(setting[-1])
     types = get_args(field.annotation) if field and get_origin(field.annotation) in (Union, UnionType) else ()
     return len([one for one in types if one is not NoneType]) > 1
 
 
 def explain_one(where: str, fault: Any, recipe: type[Recipe]) -> str:
-    """One line for one of pydantic's faults."""
+    """Return one line for one of pydantic's faults."""
     *sections, setting = [str(part) for part in fault["loc"]]
     group = group_at(recipe, sections)
     if fault["type"] == "extra_forbidden" and where in RENAMED:
@@ -87,7 +87,7 @@ def explain_one(where: str, fault: Any, recipe: type[Recipe]) -> str:
 
 
 def group_at(recipe: type[Recipe], sections: Iterable[str]) -> type[Settings]:
-    """The group of settings at a place of the tree, of which a part may be the number of an entry in a list."""
+    """Return the group of settings at a place of the tree, of which a part may be the number of an entry in a list."""
     group: type[Settings] = recipe
     for section in sections:
         annotation = group.model_fields[section].annotation if section in group.model_fields else None

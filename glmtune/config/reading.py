@@ -90,7 +90,8 @@ def open_sections(values: dict[str, Any]) -> tuple[type[Recipe], dict[str, Any],
             faults.append(f"{section}: must be a group of settings such as {{name: ...}}, not {given!r}")
             given = {}
         name = str(given.get("name") or Recipe.model_fields[section].default.name)
-        name = str(Path(name).resolve()) if Path(name).is_file() else name  # a run is to be usable from anywhere
+        if name.endswith(".py") and Path(name).is_file():
+            name = str(Path(name).resolve())  # a run is to be usable from anywhere
         try:
             settings = registry.find(package, name).Settings
             values = {**values, section: {**given, "name": name}}
@@ -118,7 +119,7 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
 
 
 def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of a file, or the default one, with `section.setting=value` overrides.
+    """Return the recipe of a file, or the default one, with `section.setting=value` overrides.
 
     Raises:
         RecipeError: with every fault found.
@@ -127,7 +128,7 @@ def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe as YAML; `load_recipe` reads it back."""
+    """Return the whole recipe as YAML; `load_recipe` reads it back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

@@ -31,7 +31,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def findable(path: str) -> str:
-    """A path as any folder finds it, for the recipe of a run; names of the hub, and of what is not there, stay."""
+    """Return a path as any folder finds it, for the recipe of a run; a name of the hub, or of nothing, stays."""
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 

@@ -64,7 +64,7 @@ def write_card(
     prompt: str,
     report: Mapping[str, Any] | None,
 ) -> str:
-    """Markdown with the metadata that the hub reads.
+    """Return Markdown with the metadata that the hub reads.
 
     Args:
         title: name of the run or model.
@@ -106,14 +106,14 @@ def write_card(
 
 
 def metadata(base: str, layout: str) -> str:
-    """What the hub reads; a base on somebody's disk, which has no owner in its name, is nothing to it."""
+    """Return what the hub reads; a base on somebody's disk, which has no owner in its name, is nothing to it."""
     named = f"base_model: {base}\n" if "/" in base else ""
     library = "gguf" if layout == "gguf" else "transformers"
     return f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{named}tags:\n- glmtune\n---"
 
 
 def origin(record: Mapping[str, Any]) -> str:
-    """What it was made of."""
+    """Return what it was made of."""
     made = f"Made by glmtune {record['versions']['glmtune']} from the base `{record['base']}`"
     made += f" (fingerprint `{record['base_fingerprint']}`)"
     if record["adapter_fingerprint"]:
@@ -123,8 +123,14 @@ def origin(record: Mapping[str, Any]) -> str:
 
 
 def scores(report: Mapping[str, Any]) -> str:
-    """Held-out exact match before and after, with its interval."""
-    rows = ["| held-out | problems | exact match | 95 % interval |", "| --- | --- | --- | --- |"]
+    """Return a table of the held-out figure before and after, of accuracy with its interval."""
+    metric = report.get("metric", "accuracy")
+    if metric != "accuracy":
+        rows = [f"| held-out | examples | {metric.replace('_', ' ')} |", "| --- | --- | --- |"]
+        for name in ("before", "after"):
+            rows.append(f"| {name} training | {report[name].get('n', '')} | {report[name][metric]:.4f} |")
+        return "\n".join(rows)
+    rows = ["| held-out | problems | accuracy | 95 % interval |", "| --- | --- | --- | --- |"]
     for name in ("before", "after"):
         part = report[name]
         low, high = part["accuracy_ci95"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from glmtune import adapters
+from glmtune import adapters, registry
 from glmtune.config import Dtype
 from glmtune.exports.gguf.file import GgufPrecision, write_gguf
 from glmtune.exports.gguf.source import check_config, load_library
@@ -20,7 +20,7 @@ from glmtune.exports.merged import save_merged, unpack_and_merge
 from glmtune.exports.original import original_layout, save_original
 from glmtune.exports.provenance import CARD, RECORD, Layout, Precision, write_provenance
 from glmtune.exports.verification import Answers, ask, compare, compare_answers
-from glmtune.inference.selection import select_held_out
+from glmtune.inference.selection import choose_held_out, select_held_out
 from glmtune.messages import Prompt
 from glmtune.models import loading
 from glmtune.models.architecture import storage, stored_bits
@@ -38,6 +38,7 @@ GGUF_PRECISION: dict[torch.dtype, GgufPrecision] = {
     torch.bfloat16: "bf16",
     torch.float16: "f16",
 }
+BEGINNING = 40  # characters of a text, which a model goes on with
 # Files beside the weights, and what a disk should have left.
 SPARE_BYTES = 50 * 2**20
 
@@ -78,10 +79,16 @@ def export_checked(
 
 
 def few_held_out(origin: ResolvedModel) -> list[Prompt]:
-    """Return held-out problems of the task that the model can be asked, as many as during a training."""
+    """Return held-out problems of the task that the model can be asked, as many as during a training.
+
+    Of texts, which ask nothing, these are the beginnings.
+    """
     evaluation = origin.recipe.evaluation
     few = evaluation.model_copy(update={"num_examples": evaluation.num_examples_during})
     recipe = origin.recipe.model_copy(update={"evaluation": few})
+    if not registry.find("glmtune.objectives", recipe.objective.name).asks:
+        texts = choose_held_out(recipe, origin.task, during=False)
+        return [example.prompt or str(example.text)[:BEGINNING] for example in texts]
     examples = select_held_out(recipe, origin.task, origin.tokenizer, origin.limit, whole=False)
     return [example.prompt for example in examples]
 

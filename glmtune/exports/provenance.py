@@ -64,19 +64,19 @@ def write_provenance(
 
 
 def name_of(place: str) -> str:
-    """What others may know a model or a file by: the paths of this machine are nothing to them."""
+    """Return what others may know a model or a file by: the paths of this machine are nothing to them."""
     return Path(place).name if Path(place).is_absolute() or Path(place).exists() else place
 
 
 def short_recipe(recipe: Recipe) -> str:
-    """What a recipe changes, as YAML, without the places of the run and of what it was made from."""
+    """Return what a recipe changes, as YAML, without the places of the run and of what it was made from."""
     values = differing(recipe)
     values.get("training", {}).pop("output_dir", None)
     return yaml.safe_dump(without_places(values), sort_keys=False, allow_unicode=True)
 
 
 def without_places(value: Any) -> Any:
-    """A value of a recipe in which files have their names alone."""
+    """Return a value of a recipe in which files have their names alone."""
     if isinstance(value, dict):
         return {key: without_places(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -93,6 +93,7 @@ class Conversation:
         settings: GenerationSettings,
         tools: Sequence[dict[str, Any]] = (),
         input_ids: Sequence[int] | None = None,
+        label: str = "The prompt",
         **request: Any,
     ) -> Question:
         """Return a question that is ready to be answered.
@@ -102,6 +103,7 @@ class Conversation:
             settings: how to decode.
             tools: definitions of the tools that the prompt offers; default: those of this conversation.
             input_ids: of the prompt with its tools, where it is encoded already.
+            label: what an error calls the prompt.
             request: the other fields of the `Request`.
 
         Raises:
@@ -109,7 +111,7 @@ class Conversation:
         """
         tools = tools or [tool.definition() for tool in self.tools]
         if input_ids is None:
-            input_ids = encode_within(self.engine.tokenizer, prompt, tools, self.engine.limit, settings.longest)
+            input_ids = encode_within(self.engine.tokenizer, prompt, tools, self.engine.limit, settings.longest, label)
         return Question(prompt, Request(input_ids, settings, **request), tools)
 
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Exchange]]:

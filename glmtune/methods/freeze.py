@@ -113,7 +113,7 @@ class Freeze(Method):
         return found
 
     def finish(self, model: Model) -> Model:
-        """Back to the precision of the base: what is saved is what was judged."""
+        """Bring the model back to the precision of the base: what is saved is what was judged."""
         for name, dtype in self.storage.items():
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
@@ -130,7 +130,7 @@ class Freeze(Method):
 
     @classmethod
     def holds(cls, folder: Path) -> bool:
-        """Whether a folder has trained layers in it."""
+        """Return whether a folder has trained layers in it."""
         return (folder / WEIGHTS).is_file()
 
     @classmethod
@@ -165,7 +165,7 @@ class Freeze(Method):
         return model
 
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
-        """The linear layers of the chosen blocks, and where these learn as a whole, their norms."""
+        """Return the linear layers of the chosen blocks, and where these learn as a whole, their norms."""
         part, chosen = self.settings.part, self.choose_layers(architecture.num_layers)
         linears = tuple(layer for layer in architecture.linears if part in ("all", layer.part))
         block = sum(layer.parameters for layer in linears) + (architecture.norm_parameters if part == "all" else 0)

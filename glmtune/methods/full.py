@@ -24,17 +24,17 @@ class Full(Method):
     trains_base: ClassVar[bool] = True
 
     def apply(self, model: PreTrainedModel) -> Model:
-        """Every parameter in fp32 and trainable."""
+        """Make every parameter fp32 and trainable."""
         self.storage = model.dtype
         return model.float().requires_grad_(True)
 
     def finish(self, model: Model) -> Model:
-        """Back to the precision of the checkpoint: what is saved is what was judged."""
+        """Bring the model back to the precision of the checkpoint: what is saved is what was judged."""
         whole: Any = model  # transformers' wrapper hides the signature of `to`
         return whole.to(self.storage)
 
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
-        """All."""
+        """Return all parameters."""
         count = architecture.num_layers
         return TrainableSpec(
             architecture.parameters, count, architecture.linears, count, True, norms=True, embedding=True

@@ -97,7 +97,7 @@ class Lora(Method):
         return wrapped
 
     def check_targets(self, model: PreTrainedModel) -> None:
-        """peft is content if one of several names exists; a misspelt one would silently learn nothing.
+        """See whether every name exists; peft is content with one, and a misspelt one would silently learn nothing.
 
         Raises:
             UserError: no layer has one of the names.
@@ -113,7 +113,7 @@ class Lora(Method):
                 raise UserError(f"method.target_modules: no layer is named '{target}'.{hint}")
 
     def check_storage(self, base: ModelSettings, stored_bits: int) -> None:
-        """Plain LoRA stands beside layers in any form; PiSSA needs the weights themselves.
+        """See whether the base is stored rightly: plain LoRA takes any form, PiSSA needs the weights themselves.
 
         Raises:
             UserError: the base is stored at 8 or 4 bits, and PiSSA is to start from it.
@@ -122,7 +122,7 @@ class Lora(Method):
             raise UserError(PISSA_NEEDS_WEIGHTS)
 
     def check_precision(self, model: PreTrainedModel) -> None:
-        """Plain LoRA stands beside layers in any form; its relatives need the weights themselves.
+        """See whether layers have the right form: plain LoRA takes any, its relatives need the weights themselves.
 
         Raises:
             UserError: the base is stored at 8 or 4 bits, which the settings do not go with.
@@ -149,7 +149,7 @@ class Lora(Method):
             )
 
     def finish(self, model: Model) -> Model:
-        """PiSSA: give the base back what was taken out of it, and keep what the updates have learned since."""
+        """Give the base back what PiSSA took out of it, and keep what the updates have learned since."""
         from glmtune.models.low_rank import give_back
 
         if self.start:
@@ -162,7 +162,7 @@ class Lora(Method):
         super().save_weights(self.finish(model), folder)
 
     def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
-        """LoRA+: B matrices, and vectors as those of DoRA, learn faster, as in peft's `create_loraplus_optimizer`."""
+        """Return the groups of LoRA+: B matrices and vectors learn faster, as in peft's `create_loraplus_optimizer`."""
         if self.settings.lora_plus_ratio is None:
             return super().parameter_groups(model)
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -171,7 +171,7 @@ class Lora(Method):
         return [{"params": slow}, {"params": fast, "lr_scale": self.settings.lora_plus_ratio}]
 
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
-        """A and B of each target layer, and with DoRA a length for each row.
+        """Return A and B of each target layer, and with DoRA a length for each row.
 
         Raises:
             UserError: `target_modules` is a pattern, or names something else than linear layers of the blocks.

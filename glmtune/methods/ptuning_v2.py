@@ -65,7 +65,7 @@ class PTuningV2(Method):
         return PrefixModel(model, config, self.settings.dropout)
 
     def learning_rate(self, hidden_size: int) -> float:
-        """Of the prefix itself the same at every width: its numbers are N(0, 1), as those of an embedding are.
+        """Return one rate for the prefix itself at every width: its numbers are N(0, 1), as those of an embedding are.
 
         Of a projection, 1e-2 for nano, where it was measured (docs/log.md), and less for wider ones, as for any matrix.
         """
@@ -77,7 +77,7 @@ class PTuningV2(Method):
         return self.settings.num_virtual_tokens if shifts else 0
 
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
-        """The prefix itself, or a small one and the two linear layers."""
+        """Return the prefix itself, or a small one and the two linear layers."""
         settings, width = self.settings, architecture.prefix_width
         tokens, projection = settings.num_virtual_tokens, settings.prefix_projection
         parameters = tokens * width
@@ -95,7 +95,7 @@ class PTuningV2(Method):
         )
 
     def finish(self, model: Model) -> Model:
-        """Without the projection, which has done its work."""
+        """Return the model without the projection, which has done its work."""
         from glmtune.models.prefix import PrefixModel
 
         assert isinstance(model, PrefixModel)
@@ -104,8 +104,10 @@ class PTuningV2(Method):
 
     @classmethod
     def holds(cls, folder: Path) -> bool:
-        """Whether a folder is what the original scripts saved: `transformer.prefix_encoder.*` and no other weights,
-        beside a `config.json` with `pre_seq_len`."""
+        """Return whether a folder is what the original scripts saved.
+
+        That is `transformer.prefix_encoder.*` and no other weights, beside a `config.json` with `pre_seq_len`.
+        """
         config = folder / "config.json"
         if not config.is_file() or type(read_json(config).get("pre_seq_len")) is not int:
             return False

@@ -90,7 +90,7 @@ class Architecture:
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Architecture:
-        """The architecture that a `config.json` describes.
+        """Return the architecture that a `config.json` describes.
 
         Raises:
             UserError: of a family that is not known here, or without a size that it needs.
@@ -130,7 +130,7 @@ class Architecture:
 
 
 def storage(values: Mapping[str, Any]) -> dict[str, Any]:
-    """How the files hold the weights: `quantization_bit` of the original packed releases, or bitsandbytes'."""
+    """Return how the files hold the weights: `quantization_bit` of the original packed releases, or bitsandbytes'."""
     packed = int(values.get("quantization_bit") or 0)
     by_library = values.get("quantization_config") or {}
     library = 4 if by_library.get("load_in_4bit") else 8 if by_library.get("load_in_8bit") else 16

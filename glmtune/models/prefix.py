@@ -53,11 +53,11 @@ class LearnedPrefix(Cache):
         self.dropout = dropout
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """P, at any time."""
+        """Return P, at any time."""
         return len(self.embedding)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """(P + T, 0): columns that the queries see, and the first one."""
+        """Return (P + T, 0): columns that the queries see, and the first one."""
         return self.get_seq_length() + query_length, 0
 
     def update(
@@ -72,7 +72,7 @@ class LearnedPrefix(Cache):
         return torch.cat((key.to(key_states), key_states), 2), torch.cat((value.to(value_states), value_states), 2)
 
     def numbers(self, columns: slice) -> Tensor:
-        """(P, width of `columns`): some columns of all the numbers of the prefix, and no others computed."""
+        """Return (P, width of `columns`): some columns of all the numbers of the prefix, and no others computed."""
         if self.projection is None:
             return self.embedding[:, columns]
         last = cast(nn.Linear, self.projection[-1])
@@ -107,7 +107,7 @@ class PrefixModel(PeftModelForCausalLM):
                         module.register_forward_pre_hook(self.give_back, with_kwargs=True)
 
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *args: Any, **kwargs: Any) -> None:
-        """As peft does, which refuses a prefix under checkpointing. So it is off in the meantime."""
+        """Add it as peft does, which refuses a prefix under checkpointing. So it is off in the meantime."""
         switched: list[Any] = [part for part in self.base_model.modules() if vars(part).get("gradient_checkpointing")]
         try:
             for part in switched:
@@ -118,7 +118,7 @@ class PrefixModel(PeftModelForCausalLM):
                 part.gradient_checkpointing = True
 
     def get_prompt(self, batch_size: int, *args: Any, **kwargs: Any) -> Any:
-        """The cache that a forward pass starts with: peft's own, but for learning."""
+        """Return the cache that a forward pass starts with: peft's own, but for learning."""
         if self.training and torch.is_grad_enabled():
             return self.learned_prefix()
         cache: Any = super().get_prompt(1, *args, **kwargs)  # peft would compute the prefix once for each row
@@ -129,7 +129,7 @@ class PrefixModel(PeftModelForCausalLM):
         return LearnedPrefix(cast(PrefixEncoder, self.prompt_encoder[self.active_adapter]), self.dropout)
 
     def give_back(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
-        """Hook before each attention: a cache where checkpointing has taken it away from the layer around."""
+        """Give an attention, before it runs, the cache that checkpointing has taken away from the layer around."""
         if not attention.training or kwargs.get("past_key_values") is not None or not self.has_active_enabled_adapter:
             return None
         return args, {**kwargs, "past_key_values": self.learned_prefix()}

@@ -67,7 +67,7 @@ class PackedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
-        """(..., columns) -> (..., rows)."""
+        """Map (..., columns) -> (..., rows)."""
         ctx.save_for_backward(packed, scale)
         ctx.bits = bits
         outputs = inputs.new_empty((*inputs.shape[:-1], len(packed)))
@@ -78,7 +78,7 @@ class PackedProduct(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        """(..., rows) -> (..., columns), summed in fp32."""
+        """Map (..., rows) -> (..., columns), summed in fp32."""
         packed, scale = ctx.saved_tensors
         columns = packed.shape[1] * 8 // ctx.bits
         total = gradient.new_zeros((*gradient.shape[:-1], columns), dtype=torch.float32)
@@ -122,7 +122,7 @@ class PackedLayer(nn.Module):
     weight_scale: Tensor
 
     def set_storage(self, rows: int, columns: int, bits: int, dtype: torch.dtype | None) -> None:
-        """Empty storage of a (rows, columns) matrix."""
+        """Make empty storage of a (rows, columns) matrix."""
         self.bits = bits
         self.weight = nn.Parameter(torch.empty(rows, columns * bits // 8, dtype=torch.int8), requires_grad=False)
         self.weight_scale = nn.Parameter(torch.empty(rows, dtype=torch.float32), requires_grad=False)
@@ -148,7 +148,7 @@ class PackedLinear(PackedLayer, nn.Linear):
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, dtype=dtype)) if bias else None)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Map (..., in_features) -> (..., out_features)."""
         return packed_linear(input, self.weight, self.weight_scale, self.bits, self.bias)
 
 
@@ -161,7 +161,7 @@ class PackedEmbedding(PackedLayer, nn.Embedding):
         self.set_storage(num_embeddings, embedding_dim, bits, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, T) ids -> (B, T, embedding_dim)."""
+        """Map (B, T) ids -> (B, T, embedding_dim)."""
         rows = dequantize(self.weight[input.flatten()], self.weight_scale[input.flatten()], self.bits, self.dtype)
         return rows.unflatten(0, input.shape)
 

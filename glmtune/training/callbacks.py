@@ -60,7 +60,7 @@ class LogCallback(TrainerCallback):
         record: dict[str, Any] = {"step": state.global_step, "seconds": round(time.perf_counter() - self.start, 1)}
         record |= {key.removeprefix("eval_"): value for key, value in (logs or {}).items()}
         if "ci95_low" in record:
-            record["accuracy_ci95"] = [record.pop("ci95_low"), record.pop("ci95_high")]
+            record[f"{args.metric_for_best_model}_ci95"] = [record.pop("ci95_low"), record.pop("ci95_high")]
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(as_line(record))
@@ -74,12 +74,12 @@ def start_log(path: Path, result: dict[str, Any]) -> None:
 
 
 def as_line(record: dict[str, Any]) -> str:
-    """A record as a line of the log."""
+    """Return a record as a line of the log."""
     return json.dumps(record) + "\n"
 
 
 def records_of(lines: list[str]) -> Iterator[dict[str, Any]]:
-    """Records of a log, without summaries of earlier sittings, and without the half line that a full disk leaves."""
+    """Yield the records of a log, without summaries of earlier sittings and the half line that a full disk leaves."""
     for line in lines:
         try:
             record = json.loads(line)

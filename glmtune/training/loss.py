@@ -17,7 +17,7 @@ from glmtune.models.architecture import CHUNK
 
 
 def target_loss(logits: Tensor, labels: Tensor, logits_to_keep: Tensor) -> Tensor:
-    """Sum of the cross-entropies of all targets, in fp32.
+    """Return the sum of the cross-entropies of all targets, in fp32.
 
     Args:
         logits: (B, K, V) of `logits_to_keep`. Its storage holds the gradient after the backward pass.
@@ -54,6 +54,6 @@ class TargetLoss(torch.autograd.Function):
 
 
 def chunks(logits: Tensor) -> list[slice]:
-    """Slices of rows of (N, V) logits."""
+    """Return slices of rows of (N, V) logits."""
     step = max(1, CHUNK // logits.shape[1])
     return [slice(start, start + step) for start in range(0, len(logits), step)]

@@ -126,7 +126,7 @@ class Estimate:
         return 2 * self.trainable.parameters if self.compute == 2 and self.trainable.cast else 0
 
     def saved_by_attention(self, length: int) -> int:
-        """What the attention of one block saves for the backward pass of one example, whatever learns in it.
+        """Return what the attention of one block saves for the backward pass of one example, whatever learns in it.
 
         Queries, keys, values, the output, the mask, and the logarithm of a sum for each head and token. Grouped keys
         and values are copied for every head.
@@ -146,7 +146,7 @@ class Estimate:
         return saved + length * self.saved_by_norms // 2
 
     def saved_by_mlp(self, length: int) -> int:
-        """The same of its MLP: what the activation function gets, and where it is gated, the two factors."""
+        """Return the same of its MLP: what the activation function gets, and where it is gated, the two factors."""
         inner = self.architecture.linears[-1].inputs * (3 if self.architecture.gated else 1)
         nf4 = self.bits == 4 and not self.architecture.packed
         size = max(self.compute, self.residual) if nf4 else self.compute  # which give what they get
@@ -165,7 +165,7 @@ class Estimate:
         return 1 if self.device == "cuda" else 4
 
     def saved_by_trained_layers(self, length: int) -> int:
-        """What one block saves in addition if its linear layers learn: their inputs.
+        """Return what one block saves in addition if its linear layers learn: their inputs.
 
         Each layer casts its input by itself, so that those that read the same save it several times: to fp32 for the
         update and back by autocast. In fp32 nothing is cast, and bitsandbytes' layers leave the first cast out.
@@ -219,7 +219,7 @@ class Estimate:
         return largest * self.compute if nf4 else min(largest, CHUNK) * (2 + self.compute)
 
     def answers(self, batch: int, length: int) -> int:
-        """What decoding takes: the cache, and what reading prompts of nearly that length needs on top.
+        """Return what decoding takes: the cache, and what reading prompts of nearly that length needs on top.
 
         Args:
             batch: prompts that are answered together.
@@ -262,7 +262,7 @@ class Estimate:
         return max(self.step, self.judging)
 
     def inference(self, length: int, batch: int = 1) -> int:
-        """Peak of answering prompts with what was trained, up to `length` tokens, answer included."""
+        """Return the peak of answering prompts with what was trained, up to `length` tokens, answer included."""
         learned = self.trainable.parameters * (4 - self.compute)
         trained = -learned if self.trainable.in_place else self.saved
         return LIBRARIES[self.device] + self.weights + trained + self.answers(batch, length)

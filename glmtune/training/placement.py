@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
-from glmtune import registry
+from glmtune import distributed, registry
 from glmtune.config import Recipe, make_recipe, with_overrides
 from glmtune.methods import Method
 from glmtune.models.architecture import Architecture
@@ -36,7 +36,7 @@ class Place:
     memory: int
 
     def spare(self, estimate: Estimate) -> int:
-        """Bytes left over at the run's peak, with what the device itself takes; negative where they are missing."""
+        """Return the bytes left over at the peak, with what the device itself takes; negative if they are missing."""
         return self.memory - CONTEXT[self.device] - estimate.peak
 
 
@@ -76,7 +76,7 @@ class Placement:
 
 
 def readable(count: int) -> str:
-    """Bytes for people."""
+    """Return a number of bytes as people read it."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
 
 
@@ -96,6 +96,24 @@ def estimate(recipe: Recipe, architecture: Architecture, device: Device, length:
     method: Method = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     method.check_storage(recipe.model, architecture.stored_bits)
     return Estimate(recipe, architecture, method.trainable_spec(architecture), device, length, target_length)
+
+
+def placement_of(
+    recipe: Recipe, architecture: Architecture, length: int, target_length: int, where: Place | None = None
+) -> Placement:
+    """Return what training by a recipe takes of a place.
+
+    Args:
+        recipe: its own settings, or a variant.
+        architecture: of the model that is trained.
+        length: tokens of the longest examples.
+        target_length: those of them that are learned.
+        where: default: this machine.
+    """
+    place = where or at_hand(distributed.local_device().type == "cuda")
+    return Placement(
+        recipe, place, lambda variant: estimate(variant, architecture, place.device, length, target_length)
+    )
 
 
 def assume_lengths(
@@ -123,7 +141,7 @@ def assume_lengths(
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of a memory as it is printed on a card: GB are 2**30 there.
+    """Return the bytes of a memory as it is printed on a card: GB are 2**30 there.
 
     Raises:
         UserError: no number, or an unknown unit.
@@ -135,7 +153,7 @@ def parse_memory(text: str) -> int:
 
 
 def at_hand(with_gpu: bool = True) -> Place:
-    """The first GPU as its driver tells it, or else the memory of this machine.
+    """Return the first GPU as its driver tells it, or else the memory of this machine.
 
     Args:
         with_gpu: whether a GPU would be used where there is one.
@@ -152,7 +170,7 @@ def at_hand(with_gpu: bool = True) -> Place:
 def remedies(
     recipe: Recipe, estimate_of: Callable[[Recipe], Estimate], place: Place
 ) -> tuple[list[str] | None, Estimate]:
-    """Settings with which a recipe fits: as mild as possible, none that is not needed, and some memory to spare.
+    """Return settings with which a recipe fits: as mild as possible, none that is not needed, and some memory to spare.
 
     Returns:
         The settings as they are typed, None where none make it fit; and the estimate with them, or the smallest.
@@ -185,7 +203,7 @@ def remedies(
 
 
 def measures(recipe: Recipe, now: Estimate) -> Iterator[list[list[str]]]:
-    """What saves memory, from what costs nothing to what changes the method; each with its levels, mildest first."""
+    """Yield what saves memory, from what costs nothing to what changes the method, each with its levels."""
     training, generation = recipe.training, recipe.generation
     yield [[f"generation.batch_size={size}"] for size in halves(generation.batch_size)]
     if not training.gradient_checkpointing:
@@ -215,7 +233,7 @@ def measures(recipe: Recipe, now: Estimate) -> Iterator[list[list[str]]]:
 
 
 def halves(size: int) -> Iterator[int]:
-    """Half of a size, half of that, down to 1."""
+    """Yield half of a size, half of that, down to 1."""
     while size > 1:
         size //= 2
         yield size

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from glmtune import cli, distributed, plan
+from glmtune import cli, distributed
 from glmtune.commands.doctor import machine, run
 from glmtune.commands.doctor.checks import Diagnosis
 from glmtune.execution import Run
@@ -153,7 +153,7 @@ def test_nothing_is_wrong_with_a_shipped_recipe(recipe: Path, monkeypatch: pytes
     awaits = [check.finding for check in run(str(recipe)) if check.status == "awaited"]
     starts = {"demo", "nano"}
     assert bool(awaits) == (recipe.stem not in starts) and all("is not there yet" in finding for finding in awaits)
-    monkeypatch.setattr(plan, "CHECKED_DRAWS", 20)
+    monkeypatch.setattr("glmtune.data.lengths.CHECKED_DRAWS", 20)
     base = "checkpoints/arithmetic-wide" if "wide" in recipe.stem else "nano"
     few = ["evaluation.num_examples=30", "evaluation.num_examples_during=5", "data.mixture=[]"]
     checks = run(str(recipe), [f"model.path={base}", *few])
@@ -578,7 +578,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("trains", "status"), [(True, "failure"), (False, "warning")])
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, trains: bool, status: str) -> None:
-    monkeypatch.setattr(plan, "at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
+    monkeypatch.setattr("glmtune.training.placement.at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
     checks = run(None if trains else "nano", ["training.batch_size=512"])
     check = named(checks, "run memory")
     assert check.status == status and "too little" in check.finding and "training.batch_size" in check.remedy
@@ -586,13 +586,13 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, trains: bool, status
 
 
 def test_a_finished_run_need_not_fit_once_more(monkeypatch: pytest.MonkeyPatch, tiny_run: Run) -> None:
-    monkeypatch.setattr(plan, "at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
+    monkeypatch.setattr("glmtune.training.placement.at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
     checks = run(str(tiny_run.folder.path), ["training.batch_size=4096"])
     assert not failures(checks) and named(checks, "run memory").status == "warning"
 
 
 def test_too_little_memory_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "at_hand", lambda *_: Place("cpu", "the CPU", 2**20))
+    monkeypatch.setattr("glmtune.training.placement.at_hand", lambda *_: Place("cpu", "the CPU", 2**20))
     check = the_failure(run("nano"))
     assert check.name == "run memory" and "Choose a smaller model" in check.remedy
 

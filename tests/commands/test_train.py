@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 from safetensors import SafetensorError
 
-from glmtune import execution, plan
+from glmtune import execution
 from glmtune.commands import evaluate, export, train
 from glmtune.config import load_recipe, to_yaml
 from glmtune.data.encoder import Encoder
@@ -256,7 +256,7 @@ def test_memory_is_announced_before_anything_is_loaded(
 ) -> None:
     place = Place("cpu", "a small machine", memory)
     loaded = loading.load_model
-    monkeypatch.setattr(plan, "at_hand", lambda with_gpu: place)
+    monkeypatch.setattr("glmtune.training.placement.at_hand", lambda with_gpu: place)
     told = io.StringIO()
 
     def load(*args: Any) -> Any:

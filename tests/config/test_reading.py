@@ -117,6 +117,12 @@ def test_an_override_may_reach_into_what_a_run_left_empty() -> None:
     assert make_recipe(with_overrides(values, ["data.columns.prompt=q"])).data.columns == {"prompt": "q"}
 
 
+def test_a_file_of_that_name_is_no_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lora").touch()
+    assert load_recipe(None, ["method.name=lora"]).method.name == "lora"
+
+
 def test_settings_follow_the_name() -> None:
     assert load_recipe(None, ["task.name=instructions", "task.file=x.jsonl"]).task.file == "x.jsonl"
     assert "task.maximum: unknown setting" in faults_of("task.name=instructions", "task.file=x", "task.maximum=3")[0]

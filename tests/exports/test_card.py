@@ -80,6 +80,14 @@ def test_what_it_says() -> None:
     assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]) == yaml.safe_load(RECIPE)
 
 
+def test_the_figure_of_texts() -> None:
+    """An objective that asks nothing has a figure of its own, without an interval."""
+    figures = {time: {"bits_per_character": bits, "n": 8} for time, bits in (("before", 2.5), ("after", 1.25))}
+    text = card(report={"metric": "bits_per_character", **figures})
+    assert "| held-out | examples | bits per character |" in text
+    assert "| before training | 8 | 2.5000 |" in text and "| after training | 8 | 1.2500 |" in text
+
+
 def test_what_is_not_known_is_not_said() -> None:
     """A checkpoint without a run has no scores, no data, no recipe; a whole model no adapter."""
     text = card({"adapter_fingerprint": None, "method": None}, recipe="", report=None)

@@ -43,7 +43,7 @@ CONFLICTS = {
 
 
 def machine_checks() -> list[Check]:
-    """What is looked at without a target."""
+    """Return what is looked at without a target."""
     again = "Install it again: pip install glmtune"
     installed = [name for name in CONFLICTS if name not in OPTIONAL and version_of(name) is not None]
     return [
@@ -56,7 +56,7 @@ def machine_checks() -> list[Check]:
 
 
 def version_of(name: str) -> str | None:
-    """The version of an installed library."""
+    """Return the version of an installed library."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -64,7 +64,7 @@ def version_of(name: str) -> str | None:
 
 
 def python() -> Finding:
-    """Python itself."""
+    """Look at Python itself."""
     found, wanted = platform.python_version(), metadata.metadata("glmtune")["Requires-Python"] or ""
     if not SpecifierSet(wanted).contains(found, prereleases=True):
         return "failure", f"{found}, but glmtune needs {wanted}", f"Make an environment with Python {wanted}."
@@ -72,7 +72,7 @@ def python() -> Finding:
 
 
 def library(name: str) -> Finding:
-    """A library's version, and what this package and the other libraries ask of it."""
+    """Compare a library's version with what this package and the other libraries ask of it."""
     found = version_of(name)
     asked = list(demands(name))
     wanted = SpecifierSet(",".join(str(part) for _, part in asked))
@@ -92,7 +92,7 @@ def library(name: str) -> Finding:
 
 
 def demands(name: str) -> Iterator[tuple[str, SpecifierSet]]:
-    """(who, which versions) of a library, by what this package and the libraries beside it declare."""
+    """Yield (who, which versions) of a library, by what this package and the libraries beside it declare."""
     for asking in ("glmtune", *REQUIRED, *OPTIONAL):
         for text in (metadata.requires(asking) or []) if version_of(asking) else []:
             requirement = Requirement(text)
@@ -103,7 +103,7 @@ def demands(name: str) -> Iterator[tuple[str, SpecifierSet]]:
 
 
 def device() -> Finding:
-    """Where models would run."""
+    """See where models would run."""
     import torch
 
     kind = distributed.local_device().type
@@ -122,7 +122,7 @@ def device() -> Finding:
 
 
 def memory() -> Finding:
-    """Free memory, of this container's share."""
+    """Look at the free memory, of this container's share."""
     import psutil
 
     size = memory_size()
@@ -134,5 +134,5 @@ def memory() -> Finding:
 
 
 def disk() -> Finding:
-    """Free disk of the working folder, where runs are written."""
+    """Look at the free disk of the working folder, where runs are written."""
     return "ok", f"{readable(shutil.disk_usage('.').free)} are free in {Path.cwd()}", ""

@@ -28,7 +28,7 @@ COPY = "Copy or download it again."
 
 
 def adapter(plan: Plan) -> Finding:
-    """An adapter's files, and whether they agree with each other and with the recipe."""
+    """Look at an adapter's files, and whether they agree with each other and with the recipe."""
     model = plan.model
     assert model.adapter is not None, "asked of adapters only"
     folder = adapters.adapter_folder(model.adapter if model.run is None else model.run.path)
@@ -37,7 +37,7 @@ def adapter(plan: Plan) -> Finding:
 
 
 def base(plan: Plan) -> Finding:
-    """Whether the model is the one that the adapter was trained on."""
+    """See whether the model is the one that the adapter was trained on."""
     model = plan.model
     assert model.adapter is not None, "asked of adapters only"
     adapters.check_base(model.adapter, model.base)
@@ -47,13 +47,13 @@ def base(plan: Plan) -> Finding:
 
 
 def checkpoint(plan: Plan) -> Finding:
-    """Whether there is such a model."""
+    """See whether there is such a model."""
     check_awaited(plan.model, plan.model.recipe.model.path)
     return "ok", f"{plan.model.base} in {plan.model.folder}", ""
 
 
 def files(plan: Plan) -> Finding:
-    """The small files of a model: there, themselves and no Git-LFS pointers, readable, as released."""
+    """Look at the small files of a model: there, themselves and no Git-LFS pointers, readable, as released."""
     folder = plan.model.folder
     if not (folder / "config.json").is_file():
         return "failure", f"{folder} has no config.json, so it is no checkpoint directory", COPY
@@ -78,12 +78,12 @@ def files(plan: Plan) -> Finding:
 
 
 def is_weights(file: Path) -> bool:
-    """Whether a file holds weights, which may be large."""
+    """Return whether a file holds weights, which may be large."""
     return file.suffix in (".safetensors", ".bin", ".pt", ".pth")
 
 
 def weights(plan: Plan) -> Finding:
-    """The weight files: all there, whole, and nothing but weights."""
+    """Look at the weight files: all there, whole, and nothing but weights."""
     folder, found = plan.model.folder, weight_files(plan.model.folder)
     if plan.model.recipe.model.random_init:
         return "ok", "none needed: model.random_init starts from fresh ones", ""
@@ -105,7 +105,7 @@ def weights(plan: Plan) -> Finding:
 
 
 def download(model: ResolvedModel) -> Finding:
-    """Whether weights that the hub has yet to give fit the disk of its cache."""
+    """See whether weights that the hub has yet to give fit the disk of its cache."""
     try:
         architecture = model.architecture
     except UserError:  # of an unknown size
@@ -118,7 +118,7 @@ def download(model: ResolvedModel) -> Finding:
 
 
 def fault_of(file: Path) -> tuple[str, str] | None:
-    """What is wrong with a weight file, and the remedy."""
+    """Return what is wrong with a weight file, and the remedy."""
     try:
         check_weight_file(file)
     except UserError as error:
@@ -127,7 +127,7 @@ def fault_of(file: Path) -> tuple[str, str] | None:
 
 
 def config(plan: Plan) -> Finding:
-    """The configuration: of a family that can be loaded without code from its repository."""
+    """Look at the configuration: of a family that can be loaded without code from its repository."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     found, family = plan.model.config, plan.model.config.model_type
@@ -140,7 +140,7 @@ def config(plan: Plan) -> Finding:
 
 
 def fit(plan: Plan) -> Finding:
-    """Whether names and shapes of the weights are those that the configuration asks for."""
+    """See whether names and shapes of the weights are those that the configuration asks for."""
     if plan.model.recipe.model.random_init or not weight_files(plan.model.folder):
         return "ok", "no weights to compare", ""
     if plan.model.values.get("quantization_config"):
@@ -161,7 +161,7 @@ def loaded_without_numbers(config: PreTrainedConfig, folder: Path) -> dict[str, 
 
 
 def shapes(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint without their numbers."""
+    """Return the weights of a checkpoint without their numbers."""
     import torch
     from safetensors import safe_open
 

@@ -11,10 +11,10 @@ from glmtune.commands.doctor.checks import Check, Finding
 from glmtune.config import DataSettings, Source
 from glmtune.examples import Split
 from glmtune.models import loading
-from glmtune.plan import CHECKED_DRAWS, Plan, placement_of
+from glmtune.plan import Plan
 from glmtune.records import read_examples
 from glmtune.runtime import UserError
-from glmtune.training.placement import Placement, assume_lengths, readable
+from glmtune.training.placement import Placement, assume_lengths, placement_of, readable
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 SHOWN = 80  # characters of a text
@@ -28,12 +28,12 @@ def trains(plan: Plan) -> bool:
 
 
 def records(file: str) -> Finding:
-    """A file of records."""
+    """Read a file of records."""
     return "ok", f"{file}: {len(read_examples(file)):,} records", ""
 
 
 def data(plan: Plan) -> Finding:
-    """Whether the task's examples can be had, and its own targets are right in its own eyes."""
+    """See whether the task's examples can be had, and its own targets are right in its own eyes."""
     from glmtune.data import examples_of
 
     task, seed, sources = plan.task, plan.model.recipe.seed, plan.model.recipe.data.mixture
@@ -63,7 +63,7 @@ def count_records(source: Source) -> int:
 
 
 def held_out(plan: Plan) -> Finding:
-    """Whether the model can be asked the held-out examples."""
+    """See whether the model can be asked the held-out examples."""
     if not plan.objective.asks:
         return "ok", f"none is asked; {plan.objective.metric} is measured", ""
     before, during = len(plan.held_out), len(plan.held_out_during)
@@ -72,7 +72,9 @@ def held_out(plan: Plan) -> Finding:
 
 
 def lengths(plan: Plan) -> Finding:
-    """Whether the model can take the examples."""
+    """See whether the model can take the examples."""
+    from glmtune.data.lengths import CHECKED_DRAWS
+
     length, target = plan.lengths
     limit = plan.model.limit
     of = f" of the {limit} that the model takes" if limit is not None else ""
@@ -81,12 +83,12 @@ def lengths(plan: Plan) -> Finding:
 
 
 def remarks(plan: Plan) -> Finding:
-    """What training would remark on."""
+    """Say what training would remark on."""
     return ("warning", " ".join(plan.remarks), "") if plan.remarks else ("ok", "none", "")
 
 
 def method(plan: Plan) -> Finding:
-    """Whether the method finds what it trains in such a model, which is made without its numbers."""
+    """See whether the method finds what it trains in such a model, which is made without its numbers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -104,7 +106,7 @@ def method(plan: Plan) -> Finding:
 
 
 def precision(plan: Plan) -> Finding:
-    """Whether the device computes in the recipe's precision, and stores and trains what the recipe says."""
+    """See whether the device computes in the recipe's precision, and stores and trains what the recipe says."""
     plan.check_packages()
     if trains(plan):
         plan.check_model()
@@ -125,11 +127,11 @@ def placement(plan: Plan) -> Placement:
     if plan.model.has_recipe:
         return plan.placement
     recipe = plan.model.recipe
-    return placement_of(plan.model, recipe, *assume_lengths(recipe, plan.model.architecture))
+    return placement_of(recipe, plan.model.architecture, *assume_lengths(recipe, plan.model.architecture))
 
 
 def memory(plan: Plan) -> Finding:
-    """Whether a run fits the memory, and whether answering does where no recipe was asked about."""
+    """See whether a run fits the memory, and whether answering does where no recipe was asked about."""
     try:
         found = placement(plan)
         estimate, place = found.estimate, found.place
@@ -149,7 +151,7 @@ def memory(plan: Plan) -> Finding:
 
 
 def disk(plan: Plan) -> Finding:
-    """Whether a run folder fits the disk."""
+    """See whether a run folder fits the disk."""
     try:
         needed = placement(plan).estimate.disk
     except UserError as error:

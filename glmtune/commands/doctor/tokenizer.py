@@ -15,7 +15,7 @@ RARE = "\U0001f9ec"  # a character that few tokenizers have a token for
 
 
 def tokenizer(plan: Plan) -> Finding:
-    """Whether the tokenizer can be loaded, without code from its repository."""
+    """See whether the tokenizer can be loaded, without code from its repository."""
     from transformers import TOKENIZER_MAPPING
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
@@ -34,7 +34,7 @@ def tokenizer(plan: Plan) -> Finding:
 
 
 def release(plan: Plan) -> Finding:
-    """Whether tokenizer and model speak of the same ids."""
+    """See whether tokenizer and model speak of the same ids."""
     hint = family_of(plan.model.values).release_hint
     remedy = (
         f"Take config.json, weights and tokenizer of one release{f': {hint}' if hint else '.'} Delete older copies."
@@ -58,14 +58,14 @@ def release(plan: Plan) -> Finding:
 
 
 def listed(ids: int | list[int] | None) -> list[int]:
-    """One id, several or none, as a list."""
+    """Return one id, several or none, as a list."""
     if ids is None:
         return []
     return ids if isinstance(ids, list) else [ids]
 
 
 def end_token(plan: Plan) -> Finding:
-    """A real end token, which is learned."""
+    """See whether there is a real end token, which is learned."""
     from glmtune.data.control_tokens import plain_ids
     from glmtune.data.encoding import IGNORED, encode_example, encode_prompt, stop_ids
 
@@ -87,7 +87,7 @@ def end_token(plan: Plan) -> Finding:
 
 
 def padding(plan: Plan) -> Finding:
-    """Whether padding looks like the end."""
+    """See whether padding looks like the end."""
     known = plan.tokenizer
     if known.pad_token_id != known.eos_token_id:
         return "ok", f"{known.pad_token} (id {known.pad_token_id}), which is not the end token", ""
@@ -99,7 +99,7 @@ def padding(plan: Plan) -> Finding:
 
 
 def template(plan: Plan) -> Finding:
-    """Whether the template says what is asked and answered, and ends what the assistant says."""
+    """See whether the template says what is asked and answered, and ends what the assistant says."""
     from glmtune.data.encoding import check_template, encode_prompt, stop_ids
 
     known = plan.tokenizer
@@ -116,7 +116,7 @@ def template(plan: Plan) -> Finding:
 
 
 def numbers(plan: Plan) -> Finding:
-    """Whether numbers survive the tokenizer, and how they are cut."""
+    """See whether numbers survive the tokenizer, and how they are cut."""
     from glmtune.data.control_tokens import plain_ids
 
     known = plan.tokenizer

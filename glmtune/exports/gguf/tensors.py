@@ -37,7 +37,7 @@ class Tensor:
         return shape_of(self.weight)
 
     def read(self) -> ndarray:
-        """The numbers in fp32, as the file is to hold them.
+        """Return the numbers in fp32, as the file is to hold them.
 
         Rotary pairs are reordered where llama.cpp has 2i and 2i + 1 of a head instead of i and i + D/2.
         """
@@ -47,7 +47,7 @@ class Tensor:
         return values.reshape(self.heads, 2, -1, *self.shape[1:]).swapaxes(1, 2).reshape(self.shape)
 
     def kind(self, precision: str) -> str:
-        """Its type in a file of some precision, as a member of gguf.GGMLQuantizationType.
+        """Return its type in a file of some precision, as a member of gguf.GGMLQuantizationType.
 
         What is no matrix stays in fp32: llama.cpp's kernels add it to numbers in fp32.
         """

@@ -63,7 +63,7 @@ class ChatGLMConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A `ChatGLMConfig`, or that of `Glm` for the later generations, which say `chatglm` as well."""
+        """Return a `ChatGLMConfig`, or that of `Glm` for the later generations, which say `chatglm` as well."""
         if any(key in config_dict for key in ORIGINAL_KEYS):
             # Not before they are asked for: transformers' glm imports the auto modules while it is itself imported.
             from glmtune.models.glm import modeling_glm, tokenization_glm  # noqa: F401  they register

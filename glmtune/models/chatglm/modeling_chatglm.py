@@ -127,7 +127,7 @@ class PromptLayout:
         return cls(torch.where(gmask < nowhere, gmask, mask), bos, gmask < nowhere, 0)
 
     def positions(self, places: Tensor, two_rows: bool) -> Tensor:
-        """Position ids of tokens at `places` (B, T): (B, 2, T), or (B, T) without the second row."""
+        """Return position ids of tokens at `places` (B, T): (B, 2, T), or (B, T) without the second row."""
         in_answer = places >= self.bos_position
         if two_rows:
             row = torch.where(in_answer, self.mask_position, places)
@@ -155,19 +155,19 @@ class Placement:
 
 
 def sequences_of(places: Tensor) -> Tensor:
-    """(B, T) number of the sequence that each token of packed rows belongs to; a sequence begins at place 0."""
+    """Return (B, T): the number of the sequence of each token in packed rows; one begins at every place 0."""
     return places.eq(0).cumsum(-1) - 1
 
 
 def linear(config: ChatGLMConfig, inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer of a block, stored as the checkpoint has it."""
+    """Return a linear layer of a block, stored as the checkpoint has it."""
     if config.quantization_bit:
         return PackedLinear(inputs, outputs, bits=config.quantization_bit)
     return nn.Linear(inputs, outputs)
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary embedding (https://arxiv.org/abs/2104.09864), one half of the head per position row.
+    """Return cosines and sines of rotary embedding (https://arxiv.org/abs/2104.09864), half the head a position row.
 
     The inverse frequencies are rounded to fp16 in every precision; in fp16 the angle is rounded as well (quirk 2).
 
@@ -205,7 +205,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Plain attention that also returns its weights: (B, T, H, D) and (B, H, T, S); softmax in fp32."""
+    """Compute plain attention, and return its weights as well: (B, T, H, D) and (B, H, T, S); softmax in fp32."""
     scores = (query * scaling) @ key.transpose(2, 3)  # (B, H, T, S); scaled first, to stay inside fp16
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -239,7 +239,7 @@ class ChatGLMAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, C) -> (B, T, C) and, from eager attention only, the weights (B, H, T, S)."""
+        """Map (B, T, C) -> (B, T, C) and, from eager attention only, the weights (B, H, T, S)."""
         qkv = self.query_key_value(hidden_states).unflatten(-1, (-1, 3 * self.head_dim))  # (B, T, H, 3D)
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # (B, H, T, D) each
         query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
@@ -273,7 +273,7 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         self.mlp = ChatGLMMLP(config)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """(B, T, C) -> (B, T, C); `kwargs` are those of `ChatGLMAttention.forward`."""
+        """Map (B, T, C) -> (B, T, C); `kwargs` are those of `ChatGLMAttention.forward`."""
         normed = self.input_layernorm(hidden_states)
         # Not torch.add(..., alpha=RESIDUAL_SCALE), which rounds the factor to bf16 on CPUs.
         hidden_states = self.attention(normed, **kwargs)[0] + normed * RESIDUAL_SCALE
@@ -404,7 +404,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         past_key_values: Cache | None,
         placement: Placement,
     ) -> Any:
-        """Mask for the attention implementation at hand: causal, or bidirectional within the context.
+        """Return the mask for the attention implementation at hand: causal, or bidirectional within the context.
 
         Nothing is seen of another of the sequences of packed rows.
         """
@@ -514,7 +514,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As for every model, but positions and 4-D masks are left to `forward`, which knows the prompt."""
+        """Return the inputs of `forward`, to which positions and 4-D masks are left: it knows the prompt."""
         kwargs.pop("position_ids", None)
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
         return {**inputs, "attention_mask": kwargs.get("attention_mask")}
@@ -532,7 +532,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, and the loss where labels are given. Arguments as for `ChatGLMModel.forward`, and:
+        """Return logits, and the loss where labels are given. Arguments as for `ChatGLMModel.forward`, and:
 
         Args:
             labels: (B, T), unshifted, -100 where nothing is learned. The loss is their mean, or their sum over

@@ -113,7 +113,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """The tokenizer of a checkpoint. ChatGLM2-6B and ChatGLM3-6B ask for this class, too, and get their own."""
+        """Return the tokenizer of a checkpoint. ChatGLM2-6B and ChatGLM3-6B ask for this class and get their own."""
         folder = Path(pretrained_model_name_or_path)
         if not folder.exists():
             folder = local_folder(str(pretrained_model_name_or_path), False, kwargs.pop("revision", None))
@@ -142,7 +142,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return [token for token in super().all_special_tokens if token not in plain_in_text]
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token and its id, those added later included."""
+        """Return every token and its id, those added later included."""
         pieces = self.sp_model.id_to_piece(list(range(self.sp_model.get_piece_size())))
         text_tokens = {piece: index for index, piece in enumerate(pieces, start=self.num_image_tokens)}
         return self._image_tokens | text_tokens | self.added_tokens_encoder
@@ -159,7 +159,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         tokenizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As for every tokenizer; a `[gMASK]` of the template becomes its id, one in the messages stays text."""
+        """Render as for every tokenizer; a `[gMASK]` of the template becomes its id, one in the messages stays text."""
         render = partial(
             super().apply_chat_template,
             conversation,
@@ -182,7 +182,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         )
 
     def tokenize(self, text: str, *args: Any, gmask_sign: str | None = None, **kwargs: Any) -> list[str]:
-        """The tokens of a text, in which a sign may stand for `[gMASK]`: the word itself is no special token."""
+        """Return the tokens of a text, in which a sign may stand for `[gMASK]`: the word itself is no special token."""
         tokens: list[str] = []
         for number, part in enumerate(text.split(gmask_sign) if gmask_sign else [text]):
             tokens += [str(self.gmask_token)] if number else []
@@ -209,7 +209,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.sp_model.id_to_piece(index - self.num_image_tokens)
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
-        """The text of `tokens`; padding, image tokens and control pieces have none."""
+        """Return the text of `tokens`; padding, image tokens and control pieces have none."""
         without_text = {"", self.pad_token, *self._image_tokens}
         text = self.sp_model.decode_pieces([token for token in tokens if token not in without_text])
         text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
@@ -218,7 +218,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """`A [gMASK] <sop>` or `A [gMASK] <sop> B <eop>`, also where A holds `[MASK]` (quirk 17)."""
+        """Return `A [gMASK] <sop>` or `A [gMASK] <sop> B <eop>`, also where A holds `[MASK]` (quirk 17)."""
         prompt = [*token_ids_0, self.gmask_token_id, self.bos_token_id]
         return prompt if token_ids_1 is None else [*prompt, *token_ids_1, self.eos_token_id]
 
@@ -228,7 +228,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """1 for each special token and 0 for each other one of the whole sequence (quirk 18)."""
+        """Return 1 for each special token and 0 for each other one of the whole sequence (quirk 18)."""
         if already_has_special_tokens:
             special_ids = {*self.all_special_ids, self.gmask_token_id, self.end_token_id}
             return [int(int(index) in special_ids) for index in (*token_ids_0, *(token_ids_1 or ()))]
@@ -236,7 +236,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return mask if token_ids_1 is None else mask + [0] * len(token_ids_1) + [1]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Writes `ice_text.model` into `save_directory`, byte for byte the file that was loaded."""
+        """Write `ice_text.model` into `save_directory`, byte for byte the file that was loaded."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         vocab_file = Path(save_directory, prefix + VOCAB_FILES_NAMES["vocab_file"])
         vocab_file.write_bytes(self.sp_model.serialized_model_proto())
@@ -244,7 +244,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
 
 def settings_of_release(folder: Path, file: Path) -> dict[str, Any]:
-    """What the files of v1.0 leave to the code: how many image tokens there are, and that `<eop>` ends an answer.
+    """Return what the files of v1.0 leave to the code: the number of image tokens, and that `<eop>` ends an answer.
 
     Args:
         folder: of the checkpoint. Its `config.json` says which id `<sop>` has in the model.
@@ -265,7 +265,7 @@ def settings_of_release(folder: Path, file: Path) -> dict[str, Any]:
 
 
 def with_added_pieces(content: bytes) -> bytes:
-    """A sentencepiece model of text pieces alone with those that the code of the first weeks adds, in its order."""
+    """Return a sentencepiece model of text pieces with those that the code of the first weeks adds, in its order."""
     proto = parse_sentencepiece(content)
     kinds = proto.SentencePiece
     whitespace = ["<|tab|>", *(f"<|blank_{length}|>" for length in range(2, 81))]

@@ -106,7 +106,7 @@ class OriginalGlmForCausalLM(GlmForCausalLM):
 
     @classmethod
     def _from_config(cls, config: OriginalGlmConfig, **kwargs: Any) -> Any:
-        """A fresh `GlmForCausalLM`."""
+        """Return a fresh `GlmForCausalLM`."""
         return GlmForCausalLM._from_config(as_plain(config), **kwargs)
 
 
