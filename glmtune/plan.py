@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from glmtune import distributed, registry
+from glmtune import distributed
 from glmtune.config import Recipe
 from glmtune.examples import Example
 from glmtune.methods import Method
@@ -72,11 +72,10 @@ class Plan:
         """The tokenizer, with the template that is learned."""
         return self.model.tokenizer
 
-    @cached_property
+    @property
     def objective(self) -> Objective:
         """What is learned from an example."""
-        objective = registry.find("glmtune.objectives", self.model.recipe.objective.name)
-        return objective(self.model.recipe.objective)  # type: ignore[no-any-return]
+        return self.model.objective
 
     @cached_property
     def general(self) -> Sequence[Example]:
@@ -287,8 +286,8 @@ def too_few(asked: int, wanted: int) -> Iterator[str]:
         low, high = wilson_interval(asked // 2, asked)
         more = f"evaluation.num_examples={FEW_HELD_OUT} or more" if wanted <= asked else "task.held_out=0.2"
         yield (
-            f"Only {asked} held-out examples are asked: half of them right would mean anything from {low:.0%} to "
-            f"{high:.0%}. Ask more ({more}{'' if wanted <= asked else ', or more records'})."
+            f"Only {asked} held-out example{' is' if asked == 1 else 's are'} asked: half of them right would mean "
+            f"anything from {low:.0%} to {high:.0%}. Ask more ({more}{'' if wanted <= asked else ', or more records'})."
         )
 
 

@@ -19,6 +19,7 @@ from glmtune.methods import Method
 from glmtune.models import loading
 from glmtune.models.architecture import Architecture
 from glmtune.models.checkpoint import fingerprint, read_json
+from glmtune.objectives import Objective
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
 
@@ -155,6 +156,12 @@ class ResolvedModel:
         """The recipe's method."""
         method: Method = registry.find("glmtune.methods", self.recipe.method.name)(self.recipe.method)
         return method
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What the recipe learns from an example."""
+        objective: Objective = registry.find("glmtune.objectives", self.recipe.objective.name)(self.recipe.objective)
+        return objective
 
     @cached_property
     def limit(self) -> int | None:

@@ -108,6 +108,7 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
 
     recipe, task, tokenizer, limit = resolved.recipe, resolved.task, resolved.tokenizer, resolved.limit
     if data is None:
+        check_asks(resolved)
         recipe = fit_max_new_tokens(recipe, task, tokenizer, limit)
         return recipe, select_held_out(recipe, task, tokenizer, limit)
     examples = read_records(task, data)
@@ -122,6 +123,23 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
     tools = [tool.definition() for tool in task.tools]
     offering = [example if example.tools else replace(example, tools=tools) for example in examples]
     return recipe, HeldOut(examples, encode_examples(tokenizer, offering, limit, longest))
+
+
+def check_asks(resolved: ResolvedModel) -> None:
+    """See whether the objective of a run asks held-out examples.
+
+    Raises:
+        UserError: it does not; says what is known of the run, and what can be asked.
+    """
+    from glmtune.runtime import UserError
+
+    objective, run = resolved.objective, resolved.run
+    if not objective.asks:
+        place = f"; {run.report} has its {objective.metric.replace('_', ' ')}" if run is not None else ""
+        raise UserError(
+            f"objective.name={objective.settings.name} learns without held-out questions{place}. Name questions with "
+            "their answers: --data FILE."
+        )
 
 
 def read_records(task: Task, file: str) -> list[Example]:

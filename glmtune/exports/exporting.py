@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from glmtune import adapters, registry
+from glmtune import adapters
 from glmtune.config import Dtype
 from glmtune.exports.gguf.file import GgufPrecision, write_gguf
 from glmtune.exports.gguf.source import check_config, load_library
@@ -86,7 +86,7 @@ def few_held_out(origin: ResolvedModel) -> list[Prompt]:
     evaluation = origin.recipe.evaluation
     few = evaluation.model_copy(update={"num_examples": evaluation.num_examples_during})
     recipe = origin.recipe.model_copy(update={"evaluation": few})
-    if not registry.find("glmtune.objectives", recipe.objective.name).asks:
+    if not origin.objective.asks:
         texts = choose_held_out(recipe, origin.task, during=False)
         return [example.prompt or str(example.text)[:BEGINNING] for example in texts]
     examples = select_held_out(recipe, origin.task, origin.tokenizer, origin.limit, whole=False)

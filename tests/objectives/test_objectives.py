@@ -144,6 +144,8 @@ def test_the_whole_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     }
     assert ls.run(str(tmp_path / "runs"))["runs"][str(run)].startswith("held-out bits per character ")
     before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert command("evaluate", str(run)) == 2
+    assert "report.json has its bits per character. Name questions" in capsys.readouterr().err
     assert command("export", str(run), "--output", str(tmp_path / "whole")) == 0
     assert "| after training | " in (tmp_path / "whole" / "README.md").read_text()
     assert command("train", "--resume", str(run)) == 0
