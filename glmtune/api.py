@@ -94,7 +94,8 @@ def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None
         settings: in place of those of the run, e.g. `{"generation.max_new_tokens": 200}`.
 
     Returns:
-        An exchange for each: its `text`, its `messages`, among them what tools said, and its last `completion`, with `token_ids` and `finish_reason`.
+        An exchange for each: its `text`, its `messages`, among them what tools said, and its last `completion`, with
+        `token_ids` and `finish_reason`.
 
     Raises:
         UserError: no such model, or a prompt that is too long for it.
