@@ -105,7 +105,7 @@ def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
     Raises:
         UserError: there is something in it.
     """
-    from glmtune.distributed import on_main
+    from glmtune.distributed import is_main, on_main
     from glmtune.plan import run_name
     from glmtune.runtime import RunFolder
 
@@ -115,7 +115,7 @@ def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
     try:
         yield folder
     except BaseException:
-        if not folder.checkpoints.exists():
+        if is_main() and not folder.checkpoints.exists():
             folder.recipe.unlink(missing_ok=True)
             folder.log.unlink(missing_ok=True)
             if not existed:
