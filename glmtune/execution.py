@@ -140,11 +140,11 @@ def learn(plan: Plan, model: Model, before: Examination, console: Console) -> Ru
 
 def examine(plan: Plan, model: Model) -> Examination:
     """Ask a model what it is asked before and after the training, or have it judged."""
-    generation = plan.recipe.generation
-    general = probe(model, plan.tokenizer, plan.general, generation) if plan.general else None
+    generation, limit, seed = plan.recipe.generation, plan.model.limit, plan.recipe.seed
+    general = probe(model, plan.tokenizer, plan.general, generation, limit) if plan.general else None
     if plan.judge is not None:
         return Examination(plan.judge(model), None, general)
-    held_out = evaluate(model, plan.tokenizer, plan.task, plan.held_out, generation)
+    held_out = evaluate(model, plan.tokenizer, plan.task, plan.held_out, generation, limit=limit, seed=seed)
     return Examination(figures_of(held_out), held_out, general)
 
 
@@ -153,7 +153,8 @@ def judge_of(plan: Plan) -> Judge:
     greedy = plan.recipe.generation.model_copy(update={"do_sample": False})
 
     def judge(model: Model) -> dict[str, Any]:
-        return figures_of(evaluate(model, plan.tokenizer, plan.task, plan.held_out_during, greedy, progress=False))
+        asked = plan.tokenizer, plan.task, plan.held_out_during, greedy
+        return figures_of(evaluate(model, *asked, progress=False, limit=plan.model.limit))
 
     return judge
 

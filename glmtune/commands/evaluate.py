@@ -59,15 +59,16 @@ def run(
     """
     from glmtune.evaluation.evaluator import evaluate
     from glmtune.resolution import resolve
-    from glmtune.runtime import check_output, machine, seed_everything, write_json
+    from glmtune.runtime import check_output, machine, write_json
 
     resolved = resolve(target, overrides)
     if output:
         check_output(output)
     recipe, examples = select_examples(resolved, data)
     model, tokenizer = resolved.load()
-    seed_everything(recipe.seed)
-    evaluation = evaluate(model, tokenizer, resolved.task, examples, recipe.generation)
+    evaluation = evaluate(
+        model, tokenizer, resolved.task, examples, recipe.generation, limit=resolved.limit, seed=recipe.seed
+    )
     report = {
         **evaluation.report(recipe.evaluation.text_metrics),
         "model": os.fspath(target),

@@ -58,6 +58,9 @@ def evaluate(
     examples: Sequence[Example],
     settings: GenerationSettings,
     progress: bool = True,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> Evaluation:
     """Answer all examples in batches, divided among the processes, and score each answer.
 
@@ -68,12 +71,14 @@ def evaluate(
         examples: what is asked.
         settings: how to decode; greedy unless they say otherwise.
         progress: show a progress bar.
+        limit: longest sequence in tokens that the model takes, where that is less than its config.json says.
+        seed: of what is sampled; an example's answer depends on this and on its number alone.
     """
-    conversation = Conversation.about(task, Engine(model, tokenizer))
+    conversation = Conversation.about(task, Engine(model, tokenizer, limit))
     encoded = examples.input_ids if isinstance(examples, HeldOut) else [None] * len(examples)
     questions = [
-        conversation.ask(example.prompt, settings, example.tools, input_ids)
-        for example, input_ids in share([*zip(examples, encoded, strict=True)])
+        conversation.ask(example.prompt, settings, example.tools, input_ids, seed=number)
+        for number, (example, input_ids) in share([*enumerate(zip(examples, encoded, strict=True), start=seed)])
     ]
     hidden = not (progress and is_main())
     answers = conversation.answer(questions)

@@ -103,7 +103,11 @@ def read_general(file: str | None = None) -> list[Example]:
 
 
 def probe(
-    model: Model, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], settings: GenerationSettings
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    settings: GenerationSettings,
+    limit: int | None = None,
 ) -> Probe:
     """Ask a model the general questions, greedily, and measure how likely it finds the right answers.
 
@@ -111,6 +115,7 @@ def probe(
         model: in evaluation mode.
         examples: of `read_general`.
         settings: batch size; answers may be as long as the longest right one, and a little more.
+        limit: longest sequence in tokens that the model takes, where that is less than its config.json says.
 
     Raises:
         UserError: a question is too long for the model.
@@ -118,17 +123,19 @@ def probe(
     examples = list(examples)
     longest = max((len(plain_ids(tokenizer, example.target)) for example in examples), default=0)
     greedy = settings.model_copy(update={"do_sample": False, "max_new_tokens": longest + 8})
-    log_likelihood, tokens = likelihood(model, tokenizer, examples)
-    answers = Engine(model, tokenizer).answer([example.prompt for example in examples], greedy)
+    log_likelihood, tokens = likelihood(model, tokenizer, examples, limit)
+    answers = Engine(model, tokenizer, limit).answer([example.prompt for example in examples], greedy)
     completions = [answer.text for answer in answers]
     right = [is_right(example.target, text) for example, text in zip(examples, completions, strict=True)]
     return Probe(examples, completions, right, log_likelihood, tokens)
 
 
 @torch.inference_mode()
-def likelihood(model: Model, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> tuple[float, int]:
-    """Mean log-likelihood in nats of the targets' tokens, and how many these are."""
-    encoder = Encoder(tokenizer, max_length(model.config))
+def likelihood(
+    model: Model, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], limit: int | None = None
+) -> tuple[float, int]:
+    """Return the mean log-likelihood in nats of the targets' tokens, and how many these are."""
+    encoder = Encoder(tokenizer, max_length(model.config) if limit is None else limit)
     encodings = [encoder(example) for example in examples]
     for number, encoding in enumerate(encodings, start=1):
         if not encoder.fits(encoding):

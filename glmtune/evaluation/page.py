@@ -11,6 +11,7 @@ import yaml
 from glmtune.evaluation.breakdown import Report, across_of, axes_of, choose_axis, groups_of, label_of, part_of
 from glmtune.evaluation.decision import decide
 from glmtune.evaluation.plots import Log, accuracy_chart, held_out, loss_chart
+from glmtune.evaluation.report import explain_cut_off
 from glmtune.reporting.charts import PAGE, to_svg
 from glmtune.reporting.numbers import duration, percent
 from glmtune.reporting.page import render_page
@@ -58,6 +59,7 @@ def page(report: dict[str, Any], log: Log, recipe_yaml: str, name: str) -> str:
         report=parts | report,
         done=describe_run(report, yaml.safe_load(recipe_yaml) or {}),
         rows=result_rows(report),
+        cut_off=list(cut_off_lines(report)),
         text_metrics=text_rows(report.get("before"), report["after"]),
         curves=list(draw_curves(log)),
         heat_maps=heat_maps(report.get("before"), report["after"]),
@@ -111,6 +113,14 @@ def result_rows(report: dict[str, Any]) -> list[Row]:
             place = axis, group
             rows.append((label_of(*place), part_of(before, place) if before else None, part_of(after, place)))
     return rows
+
+
+def cut_off_lines(report: dict[str, Any]) -> Iterable[str]:
+    """Yield what is said of answers that were cut off, before and after."""
+    for when in ("before", "after"):
+        part = report.get(when)
+        if part and (said := explain_cut_off(part)):
+            yield f"{when.capitalize()} training, {said}."
 
 
 def text_rows(before: dict[str, Any] | None, after: dict[str, Any]) -> list[list[str]]:

@@ -54,8 +54,13 @@ class Engine:
                 if completion := row.complete(reader):
                     yield index, completion
 
-    def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings) -> list[Completion]:
+    def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0) -> list[Completion]:
         """Answer prompts, in their order, all by the same settings.
+
+        Args:
+            prompts: texts, or messages.
+            settings: how to decode.
+            seed: of what is sampled; an answer depends on this and on the prompt's number alone.
 
         Raises:
             UserError: a prompt is too long for the model; told before any is answered.
@@ -64,7 +69,8 @@ class Engine:
             encode_within(self.tokenizer, prompt, (), self.limit, settings.longest, f"Prompt {number}")
             for number, prompt in enumerate(prompts, start=1)
         ]
-        answers = dict(self.complete([Request(input_ids, settings) for input_ids in encoded]))
+        requests = [Request(input_ids, settings, number) for number, input_ids in enumerate(encoded, start=seed)]
+        answers = dict(self.complete(requests))
         return [answers[index] for index in range(len(prompts))]
 
     def stream(self, request: Request) -> Generator[Delta, None, Completion | None]:

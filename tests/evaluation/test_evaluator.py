@@ -14,6 +14,7 @@ from glmtune.evaluation.report import comparison_table, explain_cut_off
 from glmtune.inference.conversation import Conversation
 from glmtune.inference.engine import Engine
 from glmtune.inference.selection import select_held_out
+from glmtune.runtime import UserError
 from glmtune.tasks.arithmetic import Arithmetic
 
 SETTINGS = ["task.style=direct", "evaluation.num_examples=7", "generation.max_new_tokens=40"]
@@ -49,6 +50,25 @@ def test_answers_that_were_cut_off_are_counted(tiny: tuple[Any, Any], asked: tup
     shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert f"{cut} of 7 answers were cut off" in shown and "set generation.max_new_tokens higher" in shown
     assert explain_cut_off({**report, "finish_reasons": {"stop": 7}}) == explain_cut_off({"n": 7}) == ""
+
+
+def test_what_is_sampled_depends_on_the_seed_and_the_example_alone(
+    tiny: tuple[Any, Any], asked: tuple[Arithmetic, Any]
+) -> None:
+    task, examples = asked
+
+    def sample(batch_size: int, seed: int) -> list[str]:
+        settings = GenerationSettings(max_new_tokens=6, do_sample=True, temperature=5.0, batch_size=batch_size)
+        return evaluate(*tiny, task, examples, settings, progress=False, seed=seed).completions
+
+    assert sample(1, 0) == sample(7, 0) != sample(7, 1000)
+
+
+def test_a_model_may_take_less_than_its_config_says(tiny: tuple[Any, Any], asked: tuple[Arithmetic, Any]) -> None:
+    """A prefix takes some of the places."""
+    task, examples = asked
+    with pytest.raises(UserError, match="more than the 10 that this model takes"):
+        evaluate(*tiny, task, examples, GenerationSettings(max_new_tokens=6), progress=False, limit=10)
 
 
 def test_what_is_refused_is_no_answer(

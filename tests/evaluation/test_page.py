@@ -55,6 +55,13 @@ def test_it_loads_nothing_and_runs_nothing(whole, log, recipe, read_page, evil):
     assert "default-src 'none'" in text and "url(" not in text and "@import" not in text
 
 
+def test_answers_that_were_cut_off_are_told(whole, log, recipe, read_page):
+    assert "cut off" not in read_page(page(whole, log, recipe, "run")).text
+    cut = {**whole["after"], "finish_reasons": {"stop": 190, "length": 10, "tool_calls": 0}}
+    read = read_page(page({**whole, "after": cut}, log, recipe, "run"))
+    assert "After training, 10 of 200 answers were cut off" in read.text and "Before training, " not in read.text
+
+
 def test_parts_that_are_missing_are_left_out(recipe, evaluated, read_page):
     _, only = evaluated(0.5)
     report = {"after": only.report(text_metrics=False)}
