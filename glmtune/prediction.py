@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
+from glmtune.evaluation.report import explain_cut_off
 from glmtune.inference.conversation import Conversation, Exchange
 from glmtune.inference.engine import Engine
 from glmtune.inference.prompts import encode_within
@@ -20,7 +22,8 @@ from glmtune.records.writing import TABLES, as_line, load_arrow, write_table
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import UserError, check_output, read_json_lines, replacing
 
-ADDED = ("completion", "finish_reason", "refusal", "error")  # to a record, whatever it had there
+# What is added to a record, in place of what it had there.
+ADDED = ("completion", "finish_reason", "completion_tool_calls", "refusal", "error")
 OnError = Literal["stop", "record"]
 # Batches that are sorted by length together. Records are written in order, a window at a time.
 BATCHES_PER_WINDOW = 4
@@ -50,8 +53,11 @@ class Entry:
 
     def with_answer(self, exchange: Exchange, metrics: Mapping[str, float]) -> Row:
         """Return the record as the output has it, with what its task measures of the answer."""
-        refusal = {} if exchange.refusal is None else {"refusal": exchange.refusal}
-        answer = {"completion": exchange.text, "finish_reason": exchange.completion.finish_reason, **refusal}
+        answer: Row = {"completion": exchange.text, "finish_reason": exchange.completion.finish_reason}
+        if exchange.completion.finish_reason == "tool_calls":
+            answer["completion_tool_calls"] = exchange.tool_calls
+        if exchange.refusal is not None:
+            answer["refusal"] = exchange.refusal
         return {**self.given, **answer, **{name: value for name, value in metrics.items() if name not in self.given}}
 
     def with_fault(self) -> Row:
@@ -176,10 +182,12 @@ def predict(
     model, tokenizer = resolved.load()
     try:
         with place.working.open("a" if resume else "w", encoding="utf-8") as file:
-            answer(resolved, Engine(model, tokenizer, resolved.limit), entries, done, file)
+            cut = answer(resolved, Engine(model, tokenizer, resolved.limit), entries, done, file)
         place.finish()
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}. What is in it stays.") from error
+    if said := explain_cut_off({"n": len(entries) - done, "finish_reasons": {"length": cut}}):
+        warnings.warn(f"{said}.", stacklevel=2)
     return len(entries)
 
 
@@ -212,12 +220,12 @@ def as_json(row: Row) -> Row:
     return again
 
 
-def answer(resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], done: int, file: TextIO) -> None:
-    """Append the records from number `done` on, as their answers come, with how fast they do and how long it takes."""
+def answer(resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], done: int, file: TextIO) -> int:
+    """Append the records from number `done` on, as their answers come; return how many of these were cut off."""
     recipe, task = resolved.recipe, resolved.task
     conversation = Conversation.about(task, engine)
     window = recipe.generation.batch_size * BATCHES_PER_WINDOW
-    tokens, start = 0, time.perf_counter()
+    tokens, cut, start = 0, 0, time.perf_counter()
     with tqdm(total=len(entries), initial=done, desc="answering", unit="record") as bar:
         for first in range(done - done % window, len(entries), window):  # windows are the same after a --resume
             numbers = range(first, min(first + window, len(entries)))
@@ -234,10 +242,12 @@ def answer(resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], do
                 metrics = task.measure(entry.prompt, exchange.text, exchange.tool_calls)
                 waiting[asked[index]] = entry.with_answer(exchange, metrics)
                 tokens += len(exchange.completion.token_ids)
+                cut += asked[index] >= done and exchange.completion.finish_reason == "length"
                 following = write_ready(file, waiting, following, done)
                 bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
                 bar.update(asked[index] >= done)
             bar.update(sum(number >= done for number in numbers if entries[number].fault))
+    return cut
 
 
 def write_ready(file: TextIO, waiting: dict[int, Row], following: int, done: int) -> int:

@@ -78,6 +78,8 @@ def example_of(row: Row, turns: list[Message], name: str, odd: bool = False) -> 
         if 0 <= last < len(turns) - 1:
             notes.append(f"ended with {_some(len(turns) - 1 - last, turns[-1]['role'])}, which is left out")
         turns = turns[first : last + 1] if last >= first else turns[first:]
+    if has_reasoning(row, name):
+        notes.append("has reasoning_content, which is left out; to learn it, write it into the content")
     check_order(turns, name)
     *before, answer = turns
     if answer["role"] != "assistant":
@@ -97,6 +99,12 @@ def tools_of(row: Row, name: str) -> tuple[Any, ...]:
     turns = row.get(name)
     first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
     return tuple(list_of(row, "tools") or list_of(first, "tools"))
+
+
+def has_reasoning(row: Row, name: str) -> bool:
+    """Whether an assistant's turn has thoughts in a field of their own."""
+    turns = row.get(name)
+    return isinstance(turns, list) and any(isinstance(turn, dict) and turn.get("reasoning_content") for turn in turns)
 
 
 def with_history(

@@ -59,13 +59,25 @@ def messages_of(turn: Any, name: str, number: int) -> list[Message]:
     content = content_of(turn, name, where)
     if role == "call":
         return [_call(text_in(content), name, where)]
-    calls = [call for call in [*(turn.get("tool_calls") or []), turn.get("function_call")] if call]
+    calls = [call for call in [*calls_of(turn, where), turn.get("function_call")] if call]
     if calls:
         return [_message(None if turn.get("value", turn.get("content")) is None else content, calls, name, where)]
     if role in ("user", "assistant") and isinstance(content, str) and not content.strip():
         raise FieldError(name, f"{where}: the {role}'s text is empty")
     more = {field: turn[field] for field in _MORE.get(role, ()) if isinstance(turn.get(field), str)}
     return [{"role": role, "content": content, **more}]
+
+
+def calls_of(turn: Row, where: str) -> list[Any]:
+    """Return the calls of a turn, which may be JSON of a list.
+
+    Raises:
+        FieldError: they are neither.
+    """
+    try:
+        return list_of(turn, "tool_calls")
+    except FieldError as error:
+        raise FieldError("tool_calls", f"{where}: {error}") from None
 
 
 def content_of(turn: Mapping[str, Any], name: str, where: str) -> str | list[dict[str, Any]]:

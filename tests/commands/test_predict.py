@@ -12,8 +12,10 @@ from glmtune import prediction
 from glmtune.commands import predict
 from glmtune.config import load_recipe
 from glmtune.execution import Run
-from glmtune.inference.conversation import Conversation
+from glmtune.inference.completion import Completion
+from glmtune.inference.conversation import Conversation, Exchange
 from glmtune.inference.engine import Engine
+from glmtune.messages import make_tool_call
 from glmtune.models import loading
 from glmtune.records import Fault, Question, read_examples, read_questions
 from glmtune.records.files import rows as file_rows
@@ -361,3 +363,22 @@ def test_how_answers_ended(run: str, write_records: Any, tmp_path: Path) -> None
     predict.run(run, str(file), str(output), ["task.style=tool"], overwrite=True)
     [one] = read(output)
     assert one["faithful_calls"] == "mine" and "refusal" not in one
+
+
+def test_tools_of_a_record_are_offered_and_calls_are_written(run: str, write_records: Any, tmp_path: Path) -> None:
+    """Calls that nobody here answers are the answer; a field of the record that is called so stays."""
+    tool = {"type": "function", "function": {"name": "calculate", "description": "", "parameters": {}}}
+    asked = {"messages": [{"role": "user", "content": "1+2="}], "tools": [tool]}
+    [found] = read_questions(str(write_records(asked)))
+    assert isinstance(found, Question) and list(found.tools) == [tool]
+    call = make_tool_call("calculate", {"expression": "1+2"})
+    said = Exchange([{"role": "assistant", "content": "", "tool_calls": [call]}], Completion("x", [1], 3, "tool_calls"))
+    entry = prediction.Entry({"prompt": "1+2=", "tool_calls": "of the record"}, "1+2=")
+    row = entry.with_answer(said, {})
+    assert (row["completion"], row["completion_tool_calls"], row["tool_calls"]) == ("", [call], "of the record")
+
+
+def test_how_many_answers_were_cut_off(run: str, write_records: Any, tmp_path: Path) -> None:
+    file, output = write_records(*({"prompt": text} for text in PROMPTS)), tmp_path / "out.jsonl"
+    with pytest.warns(UserWarning, match=rf"of {len(PROMPTS)} answers were cut off; .*max_new_tokens higher"):
+        predict.run(run, str(file), str(output), ["generation.max_new_tokens=1"])

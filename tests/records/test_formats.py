@@ -236,6 +236,25 @@ def test_answers_may_call_tools() -> None:
         assert (example.prompt, example.target, example.tool_calls, example.notes) == ("q", "", (call,), ())
 
 
+@pytest.mark.parametrize(
+    ("calls", "fault"), [("add", "not JSON of a list"), ({"name": "add"}, "an object, not a list")]
+)
+def test_calls_that_are_no_list(calls: Any, fault: str) -> None:
+    with pytest.raises(FieldError, match=f"'messages', turn 2: 'tool_calls' is .*{fault}"):
+        examples_of({"messages": [USER, {**ANSWER, "tool_calls": calls}]})
+
+
+def test_calls_as_a_table_has_them() -> None:
+    call = make_tool_call("add", {"a": 1})
+    (example,) = examples_of({"messages": [USER, {**ANSWER, "tool_calls": json.dumps([call])}]})
+    assert example.tool_calls == (call,)
+
+
+def test_thoughts_that_are_left_out_are_told() -> None:
+    (example,) = examples_of({"messages": [USER, {**ANSWER, "reasoning_content": "because"}]})
+    assert example.target == "a" and "reasoning_content" in example.notes[0]
+
+
 def test_tools_in_a_system_message() -> None:
     """As GLM-4 has them."""
     tools = [{"type": "function", "function": {"name": "add"}}]
