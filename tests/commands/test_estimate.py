@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from glmtune import runtime
 from glmtune.commands.estimate import as_dict, lines, run, verdict
 from glmtune.config import load_recipe
 from glmtune.execution import Run
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.runtime import UserError
-from glmtune.training import placement
 from glmtune.training.memory import CONTEXT, GIB
-from glmtune.training.placement import RESERVE, Place, at_hand, parse_memory
+from glmtune.training.placement import RESERVE, Place
 
 
 @pytest.fixture(scope="module")
@@ -164,37 +162,6 @@ def test_a_method_that_does_not_tell(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"does not tell what it trains \(Method\.trainable_spec\)"):
         run(None, [f"method.name={own}"])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("8GB", 8 * GIB), ("8", 8 * GIB), ("11.5 GiB", int(11.5 * GIB)), ("81920MB", 80 * GIB), ("1tb", 1024 * GIB)],
-)
-def test_memory_sizes(text: str, expected: int) -> None:
-    assert parse_memory(text) == expected
-
-
-def test_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(command: list[str], **_: Any) -> Any:
-        assert command[0] == "nvidia-smi"
-        return subprocess.CompletedProcess(command, 0, "NVIDIA H100, 80GB HBM3, 81559\nNVIDIA T4, 15360\n", "")
-
-    monkeypatch.setattr(placement.subprocess, "run", answer)
-    assert at_hand() == Place("cuda", "NVIDIA H100, 80GB HBM3", 81559 * 2**20)
-
-
-@pytest.mark.parametrize("failure", [FileNotFoundError(), subprocess.CalledProcessError(9, "nvidia-smi")])
-def test_no_gpu_at_hand(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise failure
-
-    monkeypatch.setattr(placement.subprocess, "run", fail)
-    assert at_hand() == Place("cpu", "the CPU of this machine", runtime.memory_size())
-
-
-def test_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement.subprocess, "run", None)
-    assert at_hand(with_gpu=False).device == "cpu"
 
 
 def test_the_context_of_cuda_counts() -> None:
