@@ -1,4 +1,4 @@
-"""Direct answers, worked steps and the calculator: exact match by the digits of both operands, within and beyond
+"""Direct answers, worked steps and the calculator: accuracy by the digits of both operands, within and beyond
 what was trained, and against the examples seen.
 
 The embedded model learns, with all its weights, + - * / of integers of 1 to 4 digits, the same number of examples in
@@ -67,7 +67,7 @@ def problems(task: Arithmetic, operator: str, left: int, right: int, count: int)
 
 
 def trained(label: str, settings: list[str], work: Path) -> tuple[Any, Rows]:
-    """A run, and its curve: exact match on held-out problems against the examples seen."""
+    """A run, and its curve: accuracy on held-out problems against the examples seen."""
     run = train.run(overrides=[*COMMON, *settings, f"training.output_dir={work}/{label}"])
     log = [{"step": 0, **run.report["before"]}, *(line for _, line in read_json_lines(run.folder.log))]
     size = load_recipe(run.folder.recipe).training.batch_size
@@ -126,7 +126,7 @@ def draw_grids(rows: Rows, path: Path) -> None:
         cell.set(title=f"{style}, {SIGNS[operator]}", xticks=DIGITS, yticks=DIGITS)
     figure.supxlabel("digits of the right operand")
     figure.supylabel("digits of the left operand")
-    figure.colorbar(image, ax=axes, label="exact match, held-out (red frame: trained lengths)", shrink=0.6)
+    figure.colorbar(image, ax=axes, label="accuracy, held-out (red frame: trained lengths)", shrink=0.6)
     figure.savefig(path)
 
 
@@ -137,7 +137,7 @@ def draw_curves(curves: Rows, long: Rows, calls: Rows, path: Path) -> None:
     for style in STYLES:
         points = [(point["examples"], point["accuracy"]) for point in curves if point["run"] == style]
         learning.plot(*zip(*points, strict=True), marker="o", markersize=3, label=style)
-    learning.set(xlabel="examples seen", ylabel="exact match, held-out", title="+ − × ÷, integers of 1 to 4 digits")
+    learning.set(xlabel="examples seen", ylabel="accuracy, held-out", title="+ − × ÷, integers of 1 to 4 digits")
     for operator in "+-":
         points = [(row["left"], row["accuracy"]) for row in long if row["operator"] == operator]
         sums.plot(*zip(*points, strict=True), marker="o", markersize=3, label=SIGNS[operator])

@@ -41,7 +41,7 @@ It makes every command run on a fresh machine without a download. It knows arith
 | held out | a tenth of all problems by hash, the same that fine-tuning holds out; never trained on |
 | training | {steps}, {hours:.2f} hours on one core of {processor} |
 | date, versions | {date}, torch {torch}, transformers {transformers} |
-| held-out exact match | {accuracy:.1%} of {n}: {by} |
+| held-out accuracy | {accuracy:.1%} of {n}: {by} |
 
 Limits: one question at a time, no knowledge beyond the task, numbers of more digits than it saw are mostly wrong.
 Licence: Apache-2.0, as the project.

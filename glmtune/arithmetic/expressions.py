@@ -65,7 +65,7 @@ def is_number(token: str) -> bool:
 
 
 def evaluate(expression: str | Sequence[str]) -> Fraction:
-    """The exact value of an expression, as a text or in tokens.
+    """Return the exact value of an expression, as a text or in tokens.
 
     Raises:
         DividedByZero: it has no value.
@@ -80,7 +80,7 @@ def evaluate(expression: str | Sequence[str]) -> Fraction:
 
 
 def evaluate_start(text: str) -> tuple[Fraction, str]:
-    """The exact value of the expression that a text begins with, and what follows it: `3*4 apples` -> 12, ` apples`.
+    """Return the value of the expression that a text begins with, and what follows it: `3*4 apples` -> 12, ` apples`.
 
     Raises:
         DividedByZero: it has no value.

@@ -46,7 +46,7 @@ class Problem:
 
     @classmethod
     def parse(cls, text: str) -> Problem | None:
-        """The first expression in a text, or None: `计算: ５７.8 × 2 =` -> 57.8 * 2."""
+        """Return the first expression in a text, or None: `计算: ５７.8 × 2 =` -> 57.8 * 2."""
         whole = cls.exactly(text)
         if whole is not None:
             return whole
@@ -67,7 +67,7 @@ class Problem:
 
     @classmethod
     def exactly(cls, text: str) -> Problem | None:
-        """A text that is nothing but a problem, or None: `５７.8 × 2 =` -> 57.8 * 2."""
+        """Return the problem that a text is, and nothing but that, or None: `５７.8 × 2 =` -> 57.8 * 2."""
         return cls._read(normalize_problem(text).strip().removesuffix("=").rstrip())
 
     @classmethod
@@ -112,19 +112,19 @@ class Problem:
         return "".join(shortest(Fraction(t)) if is_number(t) else _ROUND.get(t, t) for t in bare.tokens)
 
     def signed_operands(self) -> list[str] | None:
-        """The operands of a chain `3*-2+5`; None where there are brackets, percents or powers."""
+        """Return the operands of a chain `3*-2+5`; None where there are brackets, percents or powers."""
         found = _CHAIN.fullmatch(self.text)
         return re.findall(_OPERAND, self.text) if found else None
 
     def value(self) -> Fraction | None:
-        """The exact value; None where a divisor is zero."""
+        """Return the exact value; None where a divisor is zero."""
         try:
             return evaluate(self.tokens)
         except DividedByZero:
             return None
 
     def answer(self, decimals: int, always: bool = False) -> str:
-        """The answer as text: exact, and rounded half-up to `decimals` where it divides, never ends, or `always`."""
+        """Return the answer: exact, and rounded half-up to `decimals` where it divides, never ends, or `always`."""
         value = self.value()
         if value is None:
             return UNDEFINED
@@ -132,7 +132,7 @@ class Problem:
         return shortest(round_half_up(value, decimals) if rounded else value)
 
     def column(self, decimals: int) -> str:
-        """The answer before needless zeros are dropped, as column arithmetic leaves it: `57.80+13.2` -> `71.00`."""
+        """Return the answer before needless zeros go, as column arithmetic leaves it: `57.80+13.2` -> `71.00`."""
         answer = Fraction(self.answer(decimals))
         written = [len(number.partition(".")[2]) for number in self.numbers]
         places = decimals if "/" in self.operators else sum(written) if "*" in self.operators else max(written)

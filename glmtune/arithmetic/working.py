@@ -28,7 +28,7 @@ class Value:
 
     @classmethod
     def of(cls, text: str) -> Value:
-        """A non-negative number as it is written: `13.60` -> 1360, 2."""
+        """Read a non-negative number as it is written: `13.60` -> 1360, 2."""
         whole, _, decimals = text.partition(".")
         return cls(int(whole + decimals), len(decimals))
 
@@ -57,7 +57,7 @@ Item = Value | str  # of an expression that is being worked out: a number, or an
 
 
 def row(value: int, width: int, places: int = 0) -> str:
-    """A value from its last digit to its first, with zeros up to a width, and a point before its decimals."""
+    """Return a value from its last digit to its first, with zeros up to a width, and a point before its decimals."""
     digits = str(value).rjust(width, "0")[::-1]
     return f"{digits[:places]}.{digits[places:]}" if places else digits
 
@@ -138,7 +138,7 @@ def items_of(tokens: Sequence[str]) -> list[Item]:
 
 
 def expression_steps(items: Sequence[Item], quotient_places: int, product_places: int | None) -> tuple[str, Value]:
-    """All operations of an expression, one after the other, and its value, which is exact but for what is cut.
+    """Return all operations of an expression, one after the other, and its value, which is exact but for what is cut.
 
     Args:
         items: the expression.
@@ -181,12 +181,12 @@ def expression_steps(items: Sequence[Item], quotient_places: int, product_places
 
 
 def state(items: Sequence[Item]) -> str:
-    """An expression with its numbers backwards: `-12.5*(3+4)` -> `-5.21*(3+4)`."""
+    """Return an expression with its numbers backwards: `-12.5*(3+4)` -> `-5.21*(3+4)`."""
     return "".join(item if isinstance(item, str) else item.backwards for item in items)
 
 
 def simplified(items: list[Item]) -> list[Item]:
-    """The expression without signs, percents and brackets of single numbers: `-(5)`, `5%` -> `-5`, `0.05`."""
+    """Return the expression without signs, percents and brackets of single numbers: `-(5)`, `5%` -> `-5`, `0.05`."""
     place = 0
     while place < len(items):
         item = items[place]

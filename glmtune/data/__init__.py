@@ -36,7 +36,7 @@ class DrawnExamples(Sequence[Example]):
 
 
 def examples_of(task: Task, split: Split, size: int, seed: int) -> Sequence[Example]:
-    """The task's records of a split, or `size` examples drawn from it."""
+    """Return the task's records of a split, or `size` examples drawn from it."""
     records = task.records(split)
     return DrawnExamples(task, size, seed, split) if records is None else records
 

@@ -38,7 +38,7 @@ class Collator:
         return {**batch, "record": records, "logits_to_keep": target_columns(batch["labels"])}
 
     def in_rows(self, encodings: list[Encoding]) -> dict[str, torch.Tensor]:
-        """An encoding in each row."""
+        """Put an encoding in each row."""
         rows = [encoding["input_ids"] for encoding in encodings]
         return {
             "input_ids": padded(rows, self.pad_token_id),

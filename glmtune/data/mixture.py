@@ -60,7 +60,7 @@ class Mixture(EncodedDataset):
 
 
 def passes(count: int, seed: str) -> Iterator[int]:
-    """The numbers below `count`, in another order in each pass, without end."""
+    """Yield the numbers below `count`, in another order in each pass, without end."""
     number = 0
     while True:
         yield from random.Random(f"{seed} {number}").sample(range(count), count)
@@ -70,7 +70,7 @@ def passes(count: int, seed: str) -> Iterator[int]:
 def training_set(
     recipe: Recipe, task: Task, encoder: Encoder, general: Sequence[Example] = ()
 ) -> tuple[EncodedDataset, int]:
-    """What a recipe says is learned, and in how many steps. Records are encoded now.
+    """Return what a recipe says is learned, and in how many steps. Records are encoded now.
 
     Args:
         recipe: `data`, `training`, `seed`.

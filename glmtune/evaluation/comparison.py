@@ -19,7 +19,7 @@ LONGEST = 500  # characters of a text in a sample
 
 
 def compare(task: Task, before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    """What `report.json` says of before and after.
+    """Return what `report.json` says of before and after.
 
     Args:
         task: tells the right answer from a target.
@@ -54,13 +54,13 @@ def compare(task: Task, before: Evaluation, after: Evaluation) -> dict[str, Any]
 
 
 def prompt_text(example: Example) -> str:
-    """A prompt as one text; of a conversation, the last message."""
+    """Return a prompt as one text; of a conversation, the last message."""
     prompt: Any = example.prompt
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def said(score: Score, completion: str) -> str:
-    """The answer that was read off a completion; all of it where none could be read."""
+    """Return the answer that was read off a completion; all of it where none could be read."""
     return (completion if score.answer is None else score.answer)[:LONGEST]
 
 
@@ -77,7 +77,7 @@ def failure_groups(
 
 
 def failure_of(right: str, score: Score, completion: str) -> str:
-    """What is wrong with a wrong answer."""
+    """Return what is wrong with a wrong answer."""
     if not completion.strip():
         return "nothing was answered"
     if score.verdict == "unparseable" or score.answer is None:

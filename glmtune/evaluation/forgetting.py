@@ -65,7 +65,7 @@ class Probe:
         return sum(self.right) / len(self.right) if self.right else 0.0
 
     def report(self) -> dict[str, Any]:
-        """As `report.json` holds it, with the share of each group."""
+        """Return it as `report.json` holds it, with the share of each group."""
         groups: dict[str, list[bool]] = {}
         for example, right in zip(self.examples, self.right, strict=True):
             groups.setdefault(str(example.facts.get("group", "all")), []).append(right)
@@ -89,7 +89,7 @@ class Forgetting:
 
 
 def read_general(file: str | None = None) -> list[Example]:
-    """The general questions: the user's own file, or the built-in ones.
+    """Return the general questions: the user's own file, or the built-in ones.
 
     Raises:
         UserError: no such file, or a faulty record, with file and line number.
@@ -157,7 +157,7 @@ def likelihood(
 
 
 def is_right(target: str, completion: str) -> bool:
-    """The same text but for case and the punctuation around it, or the same number where the target is one.
+    """Whether it is the same text but for case and punctuation around it, or the same number if the target is one.
 
     A target in capitals asks for them.
     """
@@ -196,7 +196,7 @@ def verdict(before: Probe, after: Probe) -> Forgetting:
 
 
 def compare_probes(before: Probe, after: Probe) -> dict[str, Any]:
-    """Both probes, the verdict and what got lost, as `report.json` holds them."""
+    """Return both probes, the verdict and what got lost, as `report.json` holds them."""
     found = verdict(before, after)
     pairs = zip(before.examples, before.completions, before.right, after.completions, after.right, strict=True)
     lost = [

@@ -55,7 +55,7 @@ class Difference:
         return f"{counts} ({points}){certain}."
 
     def report(self) -> dict[str, Any]:
-        """As `report.json` holds it."""
+        """Return it as `report.json` holds it."""
         return {
             "n": self.n,
             "mean": self.mean,
@@ -69,7 +69,9 @@ class Difference:
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share. Unlike `p +- 1.96 s` it stays within 0..1 and holds at p = 0 and p = 1.
+    """Return the Wilson score interval of a share.
+
+    Unlike `p +- 1.96 s` it stays within 0..1 and holds at p = 0 and p = 1.
 
     Source: E. B. Wilson (1927), "Probable inference, the law of succession, and statistical inference",
     https://doi.org/10.1080/01621459.1927.10502953

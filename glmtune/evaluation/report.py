@@ -42,7 +42,7 @@ def summarize(
     axes: Sequence[Axis] = (),
     text_metrics: bool = True,
 ) -> dict[str, Any]:
-    """The report of one evaluation, ready for JSON.
+    """Return the report of one evaluation, ready for JSON.
 
     Args:
         examples: what was asked.
@@ -96,7 +96,7 @@ def explain_cut_off(report: Report) -> str:
 
 
 def comparison_table(before: Report | None, after: Report) -> Table:
-    """Percentages of right answers before and after: a row for each group, columns for those of the axis across.
+    """Return a table of right answers before and after: a row for each group, columns for those of the axis across.
 
     Without an axis that tells examples apart there is one row, `all`; without one across it, one group of columns.
 

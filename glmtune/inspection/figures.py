@@ -26,7 +26,7 @@ FEW = 2000  # records that need no progress bar
 
 
 def read_files(files: Iterable[str], settings: DataSettings) -> tuple[list[Example], list[Fault]]:
-    """What files hold: records, and faults."""
+    """Return what files hold: records, and faults."""
     records: list[Example] = []
     faults: list[Fault] = []
     for file in files:
@@ -136,7 +136,7 @@ def summarize_counts(counts: Sequence[int]) -> dict[str, float]:
 def count_splits(
     records: Sequence[Example], held_out: Sequence[Example], settings: InstructionsSettings
 ) -> dict[str, int]:
-    """How many records would be learned, and how many held out."""
+    """Return how many records would be learned, and how many held out."""
     if settings.held_out_file:
         return {"train": len(records), "held_out": len(held_out)}
     found = Counter(split_of(problem_of(record.question), settings.held_out) for record in records)
@@ -180,7 +180,7 @@ def find_cut_answers(records: Sequence[Example], learned: Sequence[int]) -> Iter
 def find_notes(
     records: Sequence[Example], settings: DataSettings, splits: dict[str, int], learns_all: bool
 ) -> Iterator[str]:
-    """What is no fault, but good to know."""
+    """Yield what is no fault, but good to know."""
     found: dict[str, list[Example]] = {}
     for record in records:
         for note in record.notes:

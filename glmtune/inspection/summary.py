@@ -51,7 +51,7 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
 
 
 def first_lines(title: str, lines: Sequence[str]) -> Iterator[str]:
-    """A title, the first lines, and how many more there are."""
+    """Yield a title, the first lines, and how many more there are."""
     if lines:
         yield f"{title}:"
         yield from (f"  {visible(line).rstrip()}" for line in lines[:SHOWN])
@@ -60,11 +60,11 @@ def first_lines(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 def where(place: dict[str, Any]) -> str:
-    """The file and line of a fault or a record."""
+    """Return the file and line of a fault or a record."""
     return place["file"] if place["line"] is None else f"{place['file']}, line {place['line']}"
 
 
 def visible(text: str) -> str:
-    """A text with line breaks that can be seen, and without codes that terminals obey."""
+    """Return a text with line breaks that can be seen, and without codes that terminals obey."""
     shown_breaks = text.replace("\n", "↵\n")
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in shown_breaks)

@@ -40,7 +40,7 @@ def pick_places(count: int) -> list[int]:
 
 
 def render_record(encoder: Encoder, record: Example) -> dict[str, Any]:
-    """A record as the model reads it: `[text, learned, control]` of each token, the middle left out of long ones."""
+    """Return a record as the model reads it: `[text, learned, control]` of each token; long ones lose their middle."""
     encoding = encode_record(encoder, record)
     tokens = [list(token) for token in tokens_of(encoder.tokenizer, encoding)]
     left_out = len(tokens) - MOST_TOKENS

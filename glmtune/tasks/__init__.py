@@ -65,7 +65,7 @@ class Task(ABC):
         """Draw one example of a split. The same `rng` state gives the same example on every machine."""
 
     def records(self, split: Split) -> Sequence[Example] | None:
-        """All examples of a split, for a task that has records; None for one that draws without end."""
+        """Return all examples of a split, for a task that has records; None for one that draws without end."""
         return None
 
     @abstractmethod
@@ -102,7 +102,7 @@ class Task(ABC):
         return False
 
     def describe(self, prompt: Prompt, target: str) -> dict[str, Any]:
-        """Facts about a record that this task did not draw; empty where the task can tell nothing."""
+        """Return facts about a record that this task did not draw; empty where the task can tell nothing."""
         return {}
 
 

@@ -165,12 +165,12 @@ class Arithmetic(Task):
         return asked is not None and bool(given) and all(p and p.normal_form == asked.normal_form for p in given)
 
     def solve(self, problem: Problem) -> Solution:
-        """The answer and the working of a problem, as the settings round them."""
+        """Return the answer and the working of a problem, as the settings round them."""
         settings = self.settings
         return Solution(problem, settings.decimals, settings.round_all, settings.working_decimals)
 
     def write_target(self, said: str, solution: Solution) -> str:
-        """The target of a problem that was put as `said`."""
+        """Return the target of a problem that was put as `said`."""
         style = self.settings.style
         working = solution.working if style == "steps" else solution.draft if style == "draft" else ""
         return (said if self.settings.echo else "") + working + solution.answer
@@ -277,13 +277,13 @@ class Arithmetic(Task):
         return form in self.excluded or split_of(form, self.settings.held_out) == "held_out"
 
     def describe(self, prompt: Prompt, target: str) -> dict[str, Any]:
-        """Facts about the problem found in the prompt of a foreign record."""
+        """Return facts about the problem found in the prompt of a foreign record."""
         problem = Problem.parse(prompt) if isinstance(prompt, str) else None
         return problem.facts() if problem else {}
 
 
 def question_in(prompt: Prompt) -> str:
-    """A text, or the last of several that a user says."""
+    """Return a text, or the last of several that a user says."""
     if isinstance(prompt, str):
         return prompt
     return next((str(turn["content"]) for turn in reversed(prompt) if turn["role"] == "user"), "")

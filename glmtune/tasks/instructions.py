@@ -75,7 +75,7 @@ class Instructions(Task):
         return splits
 
     def split(self, prompt: Prompt) -> Split:
-        """The split of a prompt, where a share of the file is held out."""
+        """Return the split of a prompt, where a share of the file is held out."""
         return split_of(problem_of(prompt), self.settings.held_out)
 
     @cached_property
@@ -88,11 +88,11 @@ class Instructions(Task):
         return self.is_judged(prompt)
 
     def records(self, split: Split) -> Sequence[Example]:
-        """The records of a split, in the file's order."""
+        """Return the records of a split, in the file's order."""
         return self.splits[split]
 
     def sample(self, rng: random.Random, split: Split = "train") -> Example:
-        """One record of the split."""
+        """Return one record of the split."""
         return rng.choice(self.splits[split])
 
     def score(self, example: Example, completion: str, calls: Sequence[ToolCall] = ()) -> Score:
