@@ -135,7 +135,7 @@ def test_a_fault_in_the_method_leaves_nothing_behind(train_tiny: Trains, tmp_pat
 def test_ctrl_c_before_training_leaves_nothing_behind(
     train_tiny: Trains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: Any) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(execution, "evaluate", interrupt)
