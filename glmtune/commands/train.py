@@ -157,7 +157,7 @@ def name_program() -> str:
     """Return how this program is called here: `.venv/bin/glmtune` where no venv is active."""
     if shutil.which("glmtune"):
         return "glmtune"
-    return "python -m glmtune" if sys.argv[0].endswith(".py") else sys.argv[0]
+    return sys.argv[0] if Path(sys.argv[0]).name == "glmtune" else "python -m glmtune"
 
 
 def show_settings(settings: list[str]) -> None:
