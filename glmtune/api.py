@@ -13,7 +13,6 @@ those of a recipe: `{"training.steps": 50}` or `{"training": {"steps": 50}}`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -201,4 +200,6 @@ def as_overrides(settings: Settings | None) -> list[str]:
         else:
             flat[name] = value
     # JSON is YAML, in which overrides are written.
+    import json
+
     return [f"{name}={json.dumps(value, ensure_ascii=False, default=str)}" for name, value in flat.items()]

@@ -57,6 +57,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.parse_args(["--help"])
     if arguments[0] in parsers:
         return parsers[arguments[0]].parse_intermixed_args(arguments[1:])
+    if not arguments[0].startswith("-"):
+        parser.error(f"no such verb: {arguments[0]}.{registry.suggest(arguments[0], list(parsers))}")
     return parser.parse_args(arguments)
 
 

@@ -85,7 +85,7 @@ def test_every_setting_is_listed(glmtune: Runs) -> None:
 
 
 BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
-    "no such verb": (["trian"], ["invalid choice: 'trian'", "train"]),
+    "no such verb": (["trian"], ["no such verb: trian. Did you mean 'train'?"]),
     "no such flag": (["chat", "{run}", "--hsitory"], ["unrecognized arguments: --hsitory"]),
     "no such model": (["evaluate", "/no/such/model"], ["no such model directory: /no/such/model", "Known: nano"]),
     "nearly a model": (["chat", "./pointr", "-q", "1"], ["no such model directory: ./pointr", "'pointer'"]),

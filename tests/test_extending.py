@@ -96,7 +96,7 @@ class Repetition(Objective):
         """
 from functools import partial
 
-from glmtune.models import Family
+from glmtune.models.families import Family
 from glmtune.models.architecture import gated_sizes
 
 OWN = Family(("own",), partial(gated_sizes, qkv_bias=True))
@@ -111,7 +111,7 @@ from pathlib import Path
 import glmtune
 from glmtune import distributed, registry
 from glmtune.config import describing, load_recipe
-from glmtune.models import family_of
+from glmtune.models.families import family_of
 from glmtune.records import read_examples
 from glmtune.scoring import METRICS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmtune.models import family_of
+from glmtune.models.families import family_of
 from glmtune.reporting.numbers import percent
 
 DATA = "The recipe says which examples. What it is judged by was kept out of training."

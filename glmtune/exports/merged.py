@@ -15,9 +15,9 @@ from glmtune.exports.verification import TOLERANCE, relative_difference
 from glmtune.inference.reading import stops_of
 from glmtune.messages import Prompt
 from glmtune.methods import Model
-from glmtune.models import family_of
 from glmtune.models.architecture import stored_bits
 from glmtune.models.checkpoint import read_json
+from glmtune.models.families import family_of
 from glmtune.models.low_rank import updated_layers
 from glmtune.models.quantization import unpack_layers
 from glmtune.runtime import UserError, write_json

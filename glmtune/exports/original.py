@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from glmtune.models import OriginalLayout, all_families, family_of
+from glmtune.models.families import OriginalLayout, all_families, family_of
 from glmtune.runtime import UserError, write_json
 
 SHARD_BYTES = 2 * 10**9

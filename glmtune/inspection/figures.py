@@ -20,6 +20,7 @@ from glmtune.records import Fault, read
 from glmtune.records.cleaning import cut_ends, repetitions, unclosed
 from glmtune.records.conversations import earlier_questions
 from glmtune.records.leaks import leaks, problem_of
+from glmtune.runtime import UserError
 from glmtune.tasks.instructions import InstructionsSettings
 
 FEW = 2000  # records that need no progress bar
@@ -57,17 +58,19 @@ def examine(
     task, data = cast(InstructionsSettings, recipe.task), recipe.data
     encoder = Encoder(tokenizer, limit, data.train_on_bos)
     encodings = Lengths(encoder, records)
+    records = encodings.records
     formats = Counter(source_of(record).format for record in records)
     double = repetitions(records, "exact")
     near = repetitions(records, "near") if data.deduplicate == "near" else None
     leaked = list(find_leaks(records, held_out))
+    faults = [*encodings.refused, *leaked, *find_cut_answers(records, encodings.learned)]
     splits = count_splits(records, held_out, task)
     shown = [records[place] for place in pick_places(len(records))]
     return {
         "format": formats.most_common(1)[0][0] if formats else None,
         "formats": dict(formats.most_common()),
         "records": len(records),
-        "faults": [fault.as_dict() for fault in [*leaked, *find_cut_answers(records, encodings.learned)]],
+        "faults": [fault.as_dict() for fault in faults],
         "duplicates": len(double),
         "duplicate_places": [pair_of(records, *pair) for pair in double],
         "near_duplicates": None if near is None else len(near),
@@ -84,14 +87,24 @@ class Lengths:
     """How many tokens records have as they would be learned.
 
     Attributes:
-        whole, learned: of each record.
+        records: those that the template takes.
+        refused: what it does not take of the others.
+        whole, learned: tokens of each of the `records`.
     """
 
     def __init__(self, encoder: Encoder, records: Sequence[Example]):
+        self.records: list[Example] = []
+        self.refused: list[Fault] = []
         self.whole: list[int] = []
         self.learned: list[int] = []
         for record in tqdm(records, desc="counting tokens", unit="record", disable=len(records) < FEW):
-            encoding = encode_record(encoder, record)
+            try:
+                encoding = encode_record(encoder, record)
+            except UserError as error:
+                source = source_of(record)
+                self.refused.append(Fault(source.file, source.line, "prompt", str(error), record.prompt))
+                continue
+            self.records.append(record)
             self.whole.append(len(encoding["input_ids"]))
             self.learned.append(sum(label != IGNORED for label in encoding["labels"]))
 

@@ -15,9 +15,9 @@ from pydantic import Field
 
 from glmtune.config import NamedSettings
 from glmtune.methods import ADAPTER_CONFIG, Method, Model, TrainableSpec
-from glmtune.models import all_families, family_of
 from glmtune.models.architecture import Architecture
 from glmtune.models.checkpoint import read_json
+from glmtune.models.families import all_families, family_of
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:

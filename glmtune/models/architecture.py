@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from glmtune import registry
-from glmtune.models import all_families, family_of
+from glmtune.models.families import all_families, family_of
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:

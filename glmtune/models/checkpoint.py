@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from glmtune.models import all_families
+from glmtune.models.families import all_families
 from glmtune.runtime import UserError
 
 LFS_MARK = b"version https://git-lfs"

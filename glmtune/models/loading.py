@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune import distributed, registry
 from glmtune.config import ModelSettings
-from glmtune.models import FOLDER, all_families, family_of
 from glmtune.models.architecture import stored_bits
 from glmtune.models.checkpoint import (
     WEIGHT_PATTERNS,
@@ -21,6 +20,7 @@ from glmtune.models.checkpoint import (
     reading,
     weight_files,
 )
+from glmtune.models.families import FOLDER, all_families, family_of
 from glmtune.models.releases import check_release
 from glmtune.runtime import UserError, release_memory
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glmtune.models import family_of
+from glmtune.models.families import family_of
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:

@@ -48,6 +48,21 @@ def test_planted_leak(write_records: Any, tmp_path: Path) -> None:
     assert all(fault["message"].startswith(f"leak: {files[0]}, line") for fault in report["faults"])
 
 
+def test_what_the_template_refuses_is_a_fault_of_its_record(write_records: Any, tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "1+1"}}}
+    messages = [
+        {"role": "user", "content": "1+1="},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "2"},
+    ]
+    file = str(write_records(*[{"messages": messages}] * 2, name="calls.jsonl"))
+    report = run([file])
+    assert report["records"] == 0 and report["examples"] == []
+    assert [(fault["file"], fault["line"]) for fault in report["faults"]] == [(file, 1), (file, 2)]
+    assert "calculate(expression)" in report["faults"][0]["message"]
+
+
 def test_planted_duplicates(write_records: Any, tmp_path: Path) -> None:
     again = [{"prompt": "第3个问题是什么?", "target": "第 3 个答案"}, {"prompt": GOOD[5]["prompt"], "target": "又一个"}]
     file = str(write_records(*[*GOOD, *again], name="a.jsonl"))

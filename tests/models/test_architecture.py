@@ -22,10 +22,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from glmtune.models import all_families, loading
+from glmtune.models import loading
 from glmtune.models.architecture import Architecture
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.models.checkpoint import read_json
+from glmtune.models.families import all_families
 from glmtune.runtime import UserError
 
 SIZES: dict[str, Any] = {

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import glmtune
-from glmtune.models import Family, all_families, family_of, own_modules
+from glmtune.models.families import Family, all_families, family_of, own_modules
 
 PACKAGE = Path(glmtune.__file__).parent
 MODELS = PACKAGE / "models"
 
 FAMILY = """
-from glmtune.models import Family
+from glmtune.models.families import Family
 from glmtune.models.architecture import gated_sizes
 
 PAPRIKA = Family(model_types=("paprika",), sizes=gated_sizes, own_classes=True, prefix_takes_positions=False)
@@ -66,7 +66,7 @@ AutoModelForCausalLM.register(PaprikaConfig, PaprikaForCausalLM)
 USE = """
 import sys
 import glmtune
-from glmtune.models import family_of
+from glmtune.models.families import family_of
 from glmtune.models.architecture import Architecture
 
 folder, run = sys.argv[1:]

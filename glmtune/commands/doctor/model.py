@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from glmtune import adapters
 from glmtune.commands.doctor.awaited import check_awaited
 from glmtune.commands.doctor.checks import Check, Finding, split_message
-from glmtune.models import family_of, loading
+from glmtune.models import loading
 from glmtune.models.checkpoint import check_weight_file, is_pointer, read_json, reading, weight_files
+from glmtune.models.families import family_of
 from glmtune.plan import Plan
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError

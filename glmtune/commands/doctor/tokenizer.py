@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from glmtune.commands.doctor.checks import Check, Finding
-from glmtune.models import family_of
 from glmtune.models.checkpoint import read_json
+from glmtune.models.families import family_of
 from glmtune.models.releases import check_release
 from glmtune.plan import Plan
 from glmtune.runtime import UserError

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.models import GgufFacts, all_families, family_of
 from glmtune.models.checkpoint import check_checkpoint, lazy_weights, read_json
+from glmtune.models.families import GgufFacts, all_families, family_of
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from glmtune.models import Family, OriginalLayout, ReleasedFile
 from glmtune.models.architecture import LinearLayer, plain_sizes
+from glmtune.models.families import Family, OriginalLayout, ReleasedFile
 from glmtune.models.releases import other_ends
 from glmtune.runtime import UserError
 

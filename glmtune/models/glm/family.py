@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from glmtune.models import Family, GgufFacts
 from glmtune.models.architecture import gated_sizes
+from glmtune.models.families import Family, GgufFacts
 from glmtune.models.releases import end_tokens, other_ends
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from glmtune.models import Family, GgufFacts
 from glmtune.models.architecture import LinearLayer, gated_sizes, plain_sizes
+from glmtune.models.families import Family, GgufFacts
 
 
 def gpt2_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
