@@ -109,7 +109,7 @@ class Family:
 
 def families_by_package() -> dict[str, list[Family]]:
     """Import the `family.py` of every folder here that has one; return its families by the name of the package."""
-    packages = [f"{__name__}.{file.parent.name}" for file in sorted(FOLDER.glob("*/family.py"))]
+    packages = [f"{__package__}.{file.parent.name}" for file in sorted(FOLDER.glob("*/family.py"))]
     values = {package: vars(importlib.import_module(f"{package}.family")).values() for package in packages}
     return {package: [value for value in found if isinstance(value, Family)] for package, found in values.items()}
 
