@@ -50,8 +50,8 @@ def render(
         kind = "" if type(error) is TemplateError else f"{type(error).__name__}: "
         reason = f"{kind}{error}".rstrip(".")
         raise UserError(
-            f"The model's chat template does not take this conversation: {reason}. Mend the record, or choose "
-            "another data.template."
+            f"The model's chat template does not take this conversation: {reason}. Mend chat_template.jinja "
+            "or the record, or choose another data.template."
         ) from None
 
 
