@@ -41,13 +41,16 @@ def examples_of(task: Task, split: Split, size: int, seed: int) -> Sequence[Exam
     return DrawnExamples(task, size, seed, split) if records is None else records
 
 
-def encode(encoder: Encoder, example: Example, index: int) -> Encoding:
-    """Return the whole of an example, however long it is.
+def check_question(example: Example, name: str) -> None:
+    """See whether an example is a question in text, with its answer.
+
+    Args:
+        example: to learn, or to ask.
+        name: what an error calls it.
 
     Raises:
-        UserError: it is no question with an answer in text, or the template does not take it; says which record it is.
+        UserError: it is plain text, or has images.
     """
-    name = example.source or f"example {index + 1}"
     if example.text is not None:
         raise UserError(
             f"{name}: 'text' is plain text, without a question and its answer. objective.name=pretrain learns it; or "
@@ -55,6 +58,16 @@ def encode(encoder: Encoder, example: Example, index: int) -> Encoding:
         )
     if example.images:
         raise UserError(f"{name}: 'images' are files that models of text cannot read. Leave such records out.")
+
+
+def encode(encoder: Encoder, example: Example, index: int) -> Encoding:
+    """Return the whole of an example, however long it is.
+
+    Raises:
+        UserError: it is no question with an answer in text, or the template does not take it; says which record it is.
+    """
+    name = str(example.source or f"example {index + 1}")
+    check_question(example, name)
     try:
         return encoder(example, index)
     except UserError as error:

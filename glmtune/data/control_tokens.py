@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 GUARD = "\U00100000"  # stands around the first character of what looks like a control token; for private use
 
@@ -31,22 +34,31 @@ class ControlTokens:
     added_starts: re.Pattern[str]
 
 
-_COLLECTED: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, ControlTokens]] = WeakKeyDictionary()
+def once_per_tokenizer(function: Callable[[PreTrainedTokenizerBase], T]) -> Callable[[PreTrainedTokenizerBase], T]:
+    """Call a function once for a tokenizer, and anew only after its tokens or its template changed."""
+    results: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, T]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def remembered(tokenizer: PreTrainedTokenizerBase) -> T:
+        special, named = tokenizer.all_special_tokens, name_tokens(tokenizer)
+        state = (len(tokenizer), named, special, tokenizer.chat_template)
+        if tokenizer not in results or results[tokenizer][0] != state:
+            results[tokenizer] = state, function(tokenizer)
+        return results[tokenizer][1]
+
+    return remembered
 
 
+@once_per_tokenizer
 def collect_control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    """Return the control tokens of a tokenizer; they are collected anew only after tokens were added."""
-    named, special = name_tokens(tokenizer), tokenizer.all_special_tokens
-    state = (len(tokenizer), named, special)
-    if tokenizer not in _COLLECTED or _COLLECTED[tokenizer][0] != state:
-        decoder = tokenizer.added_tokens_decoder.values()
-        added = {str(token) for token in decoder if not token.special and str(token).strip() and len(str(token)) > 1}
-        tokens = frozenset({*named.values(), *special, *map(str, decoder)})
-        longest_first = "|".join(map(re.escape, sorted(tokens, key=lambda token: (-len(token), token))))
-        pattern = re.compile(f"(?<!{GUARD})(?:{longest_first or '(?!)'})")
-        collected = ControlTokens(tokens, pattern, _match_starts(tokens), _match_starts(added))
-        _COLLECTED[tokenizer] = state, collected
-    return _COLLECTED[tokenizer][1]
+    """Return the control tokens of a tokenizer."""
+    decoder = tokenizer.added_tokens_decoder.values()
+    added = {str(token) for token in decoder if not token.special and str(token).strip() and len(str(token)) > 1}
+    named = name_tokens(tokenizer).values()
+    tokens = frozenset({*named, *tokenizer.all_special_tokens, *map(str, decoder)})
+    longest_first = "|".join(map(re.escape, sorted(tokens, key=lambda token: (-len(token), token))))
+    pattern = re.compile(f"(?<!{GUARD})(?:{longest_first or '(?!)'})")
+    return ControlTokens(tokens, pattern, _match_starts(tokens), _match_starts(added))
 
 
 def name_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -147,7 +147,7 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that end an answer: of the end token, and of those that the template puts behind one."""
-    endings = set() if tokenizer.chat_template is None else find_endings(tokenizer)
+    endings = frozenset() if tokenizer.chat_template is None else find_endings(tokenizer)
     return sorted({end_id(tokenizer), *(cast(int, tokenizer.convert_tokens_to_ids(token)) for token in endings)})
 
 

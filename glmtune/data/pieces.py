@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from glmtune.data.control_tokens import collect_control_tokens, cut_at
+from glmtune.data.control_tokens import collect_control_tokens, cut_at, once_per_tokenizer
 from glmtune.data.rendering import render
 from glmtune.data.signs import Signed, sign_texts
 from glmtune.messages import Message, make_tool_call
@@ -109,7 +109,8 @@ def _include_end(tokenizer: PreTrainedTokenizerBase, rendered: str, span: Span) 
     return span
 
 
-def find_endings(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+@once_per_tokenizer
+def find_endings(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     """Return the control tokens that the template puts behind an answer, last or between turns."""
     endings = {split_conversation(tokenizer, sign_texts(tokenizer, [_QUESTION, _ANSWER]))[-1].text}
     for answer, following in ((_ANSWER, _QUESTION), (_CALL, _RESULT), (_ANSWER, _RESULT)):
@@ -121,7 +122,7 @@ def find_endings(tokenizer: PreTrainedTokenizerBase) -> set[str]:
             first, last = _include_end(tokenizer, whole.text, span)
             *_, ending = split_pieces(tokenizer, whole.text[first:last])
             endings |= {ending.text} if ending.is_control else set()
-    return endings
+    return frozenset(endings)
 
 
 def learn_starts(pieces: Sequence[Piece]) -> list[Piece]:
@@ -145,6 +146,7 @@ def can_train_on_all_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
     return any(piece.learned and signed.messages[1]["content"] in piece.text for piece in pieces)
 
 
+@once_per_tokenizer
 def lead_in(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return what a template puts before an answer that the model writes itself, e.g. the line for a tool's name."""
     if tokenizer.chat_template is None:

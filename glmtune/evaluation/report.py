@@ -213,7 +213,7 @@ def _group(place: Place | None) -> str:
 
 
 def _cells(parts: Sequence[dict[str, Any] | None]) -> list[Text]:
-    """Number of examples and percentages of one operator and kind; both numbers where they differ."""
+    """Number of examples and percentages of one cell; both numbers where they differ."""
     numbers = dict.fromkeys(str(part["n"]) for part in parts if part)
     return [Text(" / ".join(numbers) or "–"), *(Text(percent(part["accuracy"], 1) if part else "–") for part in parts)]
 

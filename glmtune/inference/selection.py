@@ -9,7 +9,7 @@ from typing import overload
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import SHORT_ANSWER, Recipe
-from glmtune.data import DrawnExamples, examples_of
+from glmtune.data import DrawnExamples, check_question, examples_of
 from glmtune.data.control_tokens import plain_ids
 from glmtune.data.encoding import IGNORED, encode_example
 from glmtune.examples import Example
@@ -167,10 +167,7 @@ def encode_examples(
     encoded = []
     for number, example in enumerate(examples, start=1):
         name = str(example.source or f"Held-out problem {number}")
-        if example.text is not None:
-            raise UserError(f"{name}: 'text' is plain text, which asks nothing. objective.name=pretrain learns it.")
-        if example.images:
-            raise UserError(f"{name}: 'images' are files that models of text cannot read. Leave such records out.")
+        check_question(example, name)
         encoded.append(encode_within(tokenizer, example.prompt, example.tools, limit, max_new_tokens, name))
     return encoded
 

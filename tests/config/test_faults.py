@@ -9,18 +9,6 @@ from glmtune.config import RecipeError, load_recipe
 from glmtune.runtime import UserError
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Any:
-    """Write a recipe file."""
-
-    def written(text: str, name: str = "recipe.yaml") -> Path:
-        path = tmp_path / name
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return written
-
-
 def faults_of(*overrides: str, path: Path | None = None) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides)
