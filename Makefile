@@ -4,6 +4,16 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+COMMA  := ,
+
+# pip says nothing while it downloads: $(call install,PACKAGE,WHAT) does, before and after.
+define install
+	@echo "Installing $(2) into $(VENV), without a word from pip: a minute or two, more on a slow line ..."
+	@$(PIP) --editable '$(1)'
+	@echo "Installed."
+	@touch $@
+endef
+
 .PHONY: help demo test test-slow check bench nano wide clean
 
 help:
@@ -16,20 +26,18 @@ help:
 	@echo "make wide       train checkpoints/arithmetic-wide again (four hours)"
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@echo "Making the virtual environment $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
 
 # Each mark is newer than what it was installed from; touching pyproject.toml or constraints.txt installs again.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable .
-	@touch $@
+	$(call install,.,glmtune with torch$(COMMA) transformers and peft)
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable '.[test]'
-	@touch $@
+	$(call install,.[test],what the tests need)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[test,dev]'
-	@touch $@
+	$(call install,.[test$(COMMA)dev],what the checks need)
 
 demo: $(VENV)/.installed
 	$(BIN)/glmtune train recipes/demo.yaml

@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from glmtune.commands._arguments import add_recipe, recipe_and_settings
 
@@ -21,7 +21,10 @@ PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the recipe, the memory, and how long the examples are."""
     add_recipe(parser, "as for train, or a run folder", "model.bits=4 training.batch_size=1")
-    parser.add_argument("--memory", metavar="SIZE", help="of a GPU, e.g. 8GB (default: the GPU or CPU at hand)")
+    parser.add_argument("--memory", metavar="SIZE", help="of the device, e.g. 8GB (default: the GPU or CPU at hand)")
+    parser.add_argument(
+        "--device", choices=("gpu", "cpu"), help="where it would run (default: at hand; with --memory, a GPU)"
+    )
     parser.add_argument(
         "--length", type=int, metavar="N", help="tokens of the longest examples (default: data.max_length, or 128)"
     )
@@ -31,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Estimate and print."""
-    show(run(*recipe_and_settings(options), options.memory, options.length, options.target_length), options.json)
+    lengths = options.length, options.target_length
+    show(run(*recipe_and_settings(options), options.memory, *lengths, options.device), options.json)
 
 
 def run(
@@ -40,24 +44,27 @@ def run(
     memory: str | None = None,
     length: int | None = None,
     target_length: int | None = None,
+    device: Literal["gpu", "cpu"] | None = None,
 ) -> Placement:
     """Estimate what `glmtune train` would need with the same recipe and settings.
 
     Args:
         target: a recipe, a run folder, or anything else that names a model.
         overrides: `section.setting=value` texts.
-        memory: of a GPU, such as `8GB`. Default: what is at hand.
+        memory: of the device, such as `8GB`. Default: what is at hand.
         length: tokens of the longest examples. Default: `data.max_length`, or 128.
         target_length: those of them that are learned. Default: half.
+        device: where it would run. Default: a GPU where there is one, or where `memory` is given.
 
     Raises:
-        UserError: faults in the recipe, a model whose sizes are not known, or a memory that is no size.
+        UserError: faults in the recipe, a model whose sizes are not known, a memory that is no size, or a GPU at hand
+            that is not there.
     """
     from glmtune.resolution import identify
-    from glmtune.training.placement import Place, assume_lengths, at_hand, parse_memory, placement_of
+    from glmtune.training.placement import assume_lengths, place_of, placement_of
 
     model = identify(target, overrides)
-    place = at_hand() if memory is None else Place("cuda", f"a GPU of {memory}", parse_memory(memory))
+    place = place_of(device, memory)
     lengths = assume_lengths(model.recipe, model.architecture, length, target_length)
     placement = placement_of(model.recipe, model.architecture, *lengths, place)
     _ = placement.remedy  # so that what is wrong is told here
@@ -118,7 +125,7 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
         ("logits", readable(e.logits), targets),
         ("peak of a step", readable(e.step), f"with {readable(LIBRARIES[device])} of libraries"),
         ("peak of judging", readable(e.judging), f"{e.recipe.generation.batch_size} held-out problems at a time"),
-        ("peak", readable(e.peak), f"and {readable(CONTEXT['cuda'])} of CUDA's own" if device == "cuda" else ""),
+        ("peak", readable(e.peak), f"and {readable(CONTEXT[device])} of its driver's own" if CONTEXT[device] else ""),
         ("inference", readable(e.inference(e.length)), f"batch 1, {e.length} tokens, with what was trained"),
         ("disk", readable(e.disk), "run folder: checkpoints and what is saved in the end"),
     ]

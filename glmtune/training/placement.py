@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
+from typing import Literal
 
 from glmtune import distributed, registry
 from glmtune.config import Recipe, make_recipe, with_overrides
@@ -150,6 +152,32 @@ def parse_memory(text: str) -> int:
     if match is None or float(match[1]) == 0:
         raise UserError(f"--memory {text}: no size of a memory. Write it as 8GB, 24GB or 81920MB.")
     return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def place_of(device: Literal["gpu", "cpu"] | None, memory: str | None) -> Place:
+    """Return where a run would take place: at hand, or on a device that is only told of.
+
+    Args:
+        device: default: a GPU where torch would use one, or where `memory` is given.
+        memory: as `parse_memory` reads it. Default: that of the device at hand.
+
+    Raises:
+        UserError: the memory is no size, or there is no GPU at hand.
+    """
+    if memory is not None:
+        kind, name = ("cpu", f"a CPU with {memory}") if device == "cpu" else ("cuda", f"a GPU of {memory}")
+        return Place(kind, name, parse_memory(memory))
+    place = at_hand(with_gpu=device != "cpu" and torch_takes_gpus())
+    if device == "gpu" and place.device == "cpu":
+        raise UserError("--device gpu: there is none here that torch would use. Say how large it is: --memory 24GB.")
+    return place
+
+
+def torch_takes_gpus() -> bool:
+    """Return whether the torch that is installed was built for GPUs; it is not imported for that."""
+    with suppress(metadata.PackageNotFoundError):
+        return not metadata.version("torch").endswith("+cpu")
+    return True
 
 
 def at_hand(with_gpu: bool = True) -> Place:

@@ -170,6 +170,13 @@ def test_the_context_of_cuda_counts() -> None:
     assert place.spare(found) == GIB - CONTEXT["cuda"] - found.peak
 
 
+def test_nothing_is_said_of_cuda() -> None:
+    for place in ({"device": "cpu"}, {"device": "cpu", "memory": "8GB"}, {"memory": "8GB"}):
+        answer = run(**place)  # type: ignore[arg-type]
+        told = " ".join(meaning for _, _, meaning in lines(answer)) + verdict(answer)
+        assert "CUDA" not in told and ("GPU" in told) == ("device" not in place), place
+
+
 def test_every_part_is_told(chatglm_6b: str) -> None:
     answer = run(None, [f"model.path={chatglm_6b}", "training.optimizer=paged_adamw_8bit"], "24GB")
     table = {part: (amount, meaning) for part, amount, meaning in lines(answer)}

@@ -11,7 +11,16 @@ from glmtune.resolution import ResolvedModel
 from glmtune.runtime import UserError
 from glmtune.training import placement
 from glmtune.training.memory import GIB
-from glmtune.training.placement import Place, Placement, assume_lengths, at_hand, estimate, parse_memory, readable
+from glmtune.training.placement import (
+    Place,
+    Placement,
+    assume_lengths,
+    at_hand,
+    estimate,
+    parse_memory,
+    place_of,
+    readable,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +52,24 @@ def test_no_gpu_at_hand(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> 
 def test_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement.subprocess, "run", None)
     assert at_hand(with_gpu=False).device == "cpu"
+
+
+@pytest.mark.parametrize("version", ["2.13.0", "2.13.0+cpu"])
+def test_a_gpu_counts_only_where_torch_would_use_it(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """As the training does: a driver alone is not enough."""
+    answer = subprocess.CompletedProcess("nvidia-smi", 0, "NVIDIA T4, 15360\n", "")
+    monkeypatch.setattr(placement.subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr(placement.metadata, "version", lambda _: version)
+    assert place_of(None, None).device == ("cpu" if version.endswith("+cpu") else "cuda")
+    assert place_of("cpu", None).device == "cpu"
+
+
+def test_a_place_that_is_only_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert place_of(None, "8GB") == place_of("gpu", "8GB") == Place("cuda", "a GPU of 8GB", 8 * GIB)
+    assert place_of("cpu", "8GB") == Place("cpu", "a CPU with 8GB", 8 * GIB)
+    monkeypatch.setattr(placement, "at_hand", lambda with_gpu: Place("cpu", "a CPU", GIB))
+    with pytest.raises(UserError, match="--device gpu: there is none here that torch would use"):
+        place_of("gpu", None)
 
 
 def test_a_placement_tells_what_would_make_it_fit() -> None:
