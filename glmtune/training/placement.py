@@ -165,8 +165,9 @@ def place_of(device: Literal["gpu", "cpu"] | None, memory: str | None) -> Place:
         UserError: the memory is no size, or there is no GPU at hand.
     """
     if memory is not None:
-        kind, name = ("cpu", f"a CPU with {memory}") if device == "cpu" else ("cuda", f"a GPU of {memory}")
-        return Place(kind, name, parse_memory(memory))
+        size = parse_memory(memory)
+        at_gpu, at_cpu = Place("cuda", f"a GPU of {memory}", size), Place("cpu", f"a CPU with {memory}", size)
+        return at_cpu if device == "cpu" else at_gpu
     place = at_hand(with_gpu=device != "cpu" and torch_takes_gpus())
     if device == "gpu" and place.device == "cpu":
         raise UserError("--device gpu: there is none here that torch would use. Say how large it is: --memory 24GB.")
