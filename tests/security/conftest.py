@@ -1,13 +1,18 @@
-"""What every hostile file is tried with: a marker that must not appear, files outside that must not change, one line."""
+"""What hostile files are tried with: a marker that must not appear, files outside that must not change, one line."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+from stand_in_hub import Hub
 
 from glmtune import cli
 
@@ -65,3 +70,44 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return lines[0]
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Give a small hub in the place of huggingface.co, with a cache of its own; every other connection fails.
+
+    `hub.models["owner/name"] = folder` and `hub.datasets[...]` are what it serves; `hub.requests` is what it was asked.
+    The test fails where anything else was asked, of whatever host, even if that was caught.
+    """
+    elsewhere: list[Any] = []
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[1] != server.server_port:
+            elsewhere.append(address)
+            raise OSError(f"a connection to {address}")
+        connect(self, address)
+
+    def resolve_here(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host != "127.0.0.1":
+            elsewhere.append(host)
+            raise OSError(f"a question for {host}")
+        return resolve(host, *arguments, **options)
+
+    cache = tmp_path / "hub-cache"
+    close_session()
+    with Hub().serving() as server, monkeypatch.context() as patch:
+        for name, value in {
+            "ENDPOINT": server.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(cache),
+            "AGENT_HARNESSES_PATH": str(cache / "agents.json"),
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+        }.items():
+            patch.setattr(constants, name, value)
+        patch.setattr(socket.socket, "connect", connect_here)
+        patch.setattr(socket, "getaddrinfo", resolve_here)
+        yield server
+    close_session()
+    assert not elsewhere, f"a host other than the hub was asked: {elsewhere}"
