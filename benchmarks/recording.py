@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from glmtune.runtime import machine, write_json
+from glmtune.files import write_json
+from glmtune.runtime import machine
 
 RESULTS = Path(__file__).parent / "results"
 

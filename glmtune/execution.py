@@ -19,11 +19,12 @@ from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.evaluation.forgetting import Probe, compare_probes, probe
 from glmtune.evaluation.page import write_page
 from glmtune.evaluation.plots import loss_chart, write_plots
+from glmtune.files import replacing, write_json
 from glmtune.methods import Model
 from glmtune.models.quantization import count_parameters
 from glmtune.plan import Plan
 from glmtune.reporting.charts import write_png
-from glmtune.runtime import RunFolder, UserError, machine, replacing, seed_everything, write_json
+from glmtune.runtime import RunFolder, UserError, machine, seed_everything
 from glmtune.tasks import Task
 from glmtune.training.callbacks import start_log
 from glmtune.training.placement import readable

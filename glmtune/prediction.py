@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO
 from tqdm import tqdm
 
 from glmtune.evaluation.report import explain_cut_off
+from glmtune.files import check_output, replacing
 from glmtune.inference.conversation import Conversation, Exchange
 from glmtune.inference.engine import Engine
 from glmtune.inference.prompts import encode_within
@@ -20,7 +21,7 @@ from glmtune.messages import Prompt
 from glmtune.records import Fault, Row, explain, read_questions
 from glmtune.records.writing import TABLES, as_line, load_arrow, write_table
 from glmtune.resolution import ResolvedModel
-from glmtune.runtime import UserError, check_output, read_json_lines, replacing
+from glmtune.runtime import UserError, read_json_lines
 
 # What is added to a record, in place of what it had there.
 ADDED = ("completion", "finish_reason", "completion_tool_calls", "refusal", "error")

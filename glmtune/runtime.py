@@ -1,4 +1,4 @@
-"""The machine and the files around a run: errors for users, run folders, atomic writes, seeds, versions."""
+"""The machine and the folder around a run: errors for users, run folders, seeds, versions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import ctypes
 import json
 import os
 import platform
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -19,52 +17,6 @@ from typing import Any
 
 class UserError(ValueError):
     """Something that the user can mend. The message says what, where and how; the command line shows no traceback."""
-
-
-@contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written; what stood at `path` is still there.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            yield temporary
-            if temporary.is_dir() and path.is_dir():
-                os.replace(path, Path(folder) / f"{path.name}.old")  # deleted with `folder`
-            os.replace(temporary, path)
-    except OSError as error:
-        free = shutil.disk_usage(path.parent if path.parent.is_dir() else ".").free // 2**20
-        raise UserError(
-            f"{path}: cannot be written: {error.strerror or error} ({free} MB free on this disk)"
-        ) from error
-
-
-def check_output(output: Path | str) -> None:
-    """Find out before the work whether its result can be written to a file; its folder is made.
-
-    Raises:
-        UserError: it cannot.
-    """
-    path = Path(output)
-    if path.is_dir():
-        raise UserError(f"--output {output}: is a folder. Name a file.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written: {error.strerror}. Choose another place.") from error
-
-
-def write_json(path: Path | str, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 import glmtune  # noqa: F401  (registers the Auto classes)
 from glmtune.config import load_recipe
-from glmtune.runtime import RunFolder, replacing
+from glmtune.files import replacing
+from glmtune.runtime import RunFolder
 
 DATA = (
     "+ - * / on integers and decimals up to 100 with two decimals, operators and `=` as Chinese or English words "

@@ -9,8 +9,9 @@ from typing import Any
 
 import glmtune
 from glmtune.config import load_recipe
+from glmtune.files import replacing
 from glmtune.models.checkpoint import fingerprint
-from glmtune.runtime import RunFolder, replacing
+from glmtune.runtime import RunFolder
 
 RECORD = "training.json"  # beside published weights: what their training amounts to, for stages that go on from them
 

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glmtune  # noqa: F401  (registers the Auto classes)
 from glmtune.config import load_recipe
-from glmtune.runtime import RunFolder, replacing
+from glmtune.files import replacing
+from glmtune.runtime import RunFolder
 
 CARD = """\
 # arithmetic-wide: expressions of several operations, worked out by {parameters:,} parameters

@@ -61,8 +61,9 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
     from glmtune import registry
     from glmtune.config import make_recipe, with_overrides
     from glmtune.data import examples_of
+    from glmtune.files import replacing
     from glmtune.records.files import READERS
-    from glmtune.runtime import UserError, replacing
+    from glmtune.runtime import UserError
 
     if n < 1:
         raise UserError(f"--n {n}: must be at least 1")

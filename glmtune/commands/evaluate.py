@@ -58,8 +58,9 @@ def run(
         UserError: no such model or file, or a malformed record.
     """
     from glmtune.evaluation.evaluator import evaluate
+    from glmtune.files import check_output, write_json
     from glmtune.resolution import resolve
-    from glmtune.runtime import check_output, machine, write_json
+    from glmtune.runtime import machine
 
     resolved = resolve(target, overrides)
     if output:

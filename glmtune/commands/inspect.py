@@ -65,9 +65,10 @@ def run(
         UserError: there is no such file, model or setting.
     """
     from glmtune.config import make_recipe, with_overrides
+    from glmtune.files import check_output, replacing, write_json
     from glmtune.inspection.figures import examine, read_files
     from glmtune.inspection.page import render_report
-    from glmtune.runtime import UserError, check_output, replacing, write_json
+    from glmtune.runtime import UserError
     from glmtune.tasks.instructions import InstructionsSettings
 
     if not files:

@@ -27,7 +27,7 @@ def run(output: str | None = None) -> dict[str, Any]:
         UserError: the file cannot be written.
     """
     from glmtune.config import recipe_schema
-    from glmtune.runtime import write_json
+    from glmtune.files import write_json
 
     schema = recipe_schema()
     if output is not None:

@@ -20,7 +20,8 @@ from glmtune.config import DataSettings
 from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import Encoding
 from glmtune.examples import Example
-from glmtune.runtime import UserError, replacing
+from glmtune.files import replacing
+from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch

@@ -12,10 +12,10 @@ from glmtune.evaluation.breakdown import Report, across_of, axes_of, choose_axis
 from glmtune.evaluation.decision import decide
 from glmtune.evaluation.plots import Log, accuracy_chart, held_out, loss_chart
 from glmtune.evaluation.report import explain_cut_off
+from glmtune.files import replacing
 from glmtune.reporting.charts import PAGE, to_svg
 from glmtune.reporting.numbers import duration, percent
 from glmtune.reporting.page import render_page
-from glmtune.runtime import replacing
 
 if TYPE_CHECKING:
     from markupsafe import Markup

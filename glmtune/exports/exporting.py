@@ -20,13 +20,14 @@ from glmtune.exports.merged import save_merged, unpack_and_merge
 from glmtune.exports.original import original_layout, save_original
 from glmtune.exports.provenance import CARD, RECORD, Layout, Precision, write_provenance
 from glmtune.exports.verification import Answers, ask, compare, compare_answers
+from glmtune.files import replacing
 from glmtune.inference.selection import choose_held_out, select_held_out
 from glmtune.messages import Prompt
 from glmtune.models import loading
 from glmtune.models.architecture import storage, stored_bits
 from glmtune.models.checkpoint import weight_files
 from glmtune.resolution import ResolvedModel, resolve
-from glmtune.runtime import RunFolder, UserError, replacing
+from glmtune.runtime import RunFolder, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune.data.encoding import encode_prompt
 from glmtune.exports.verification import TOLERANCE, relative_difference
+from glmtune.files import write_json
 from glmtune.inference.reading import stops_of
 from glmtune.messages import Prompt
 from glmtune.methods import Model
@@ -20,7 +21,7 @@ from glmtune.models.checkpoint import read_json
 from glmtune.models.families import family_of
 from glmtune.models.low_rank import updated_layers
 from glmtune.models.quantization import unpack_layers
-from glmtune.runtime import UserError, write_json
+from glmtune.runtime import UserError
 
 
 def unpack_and_merge(model: Model, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> PreTrainedModel:

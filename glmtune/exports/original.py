@@ -11,8 +11,9 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from glmtune.files import write_json
 from glmtune.models.families import OriginalLayout, all_families, family_of
-from glmtune.runtime import UserError, write_json
+from glmtune.runtime import UserError
 
 SHARD_BYTES = 2 * 10**9
 

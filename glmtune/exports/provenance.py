@@ -11,10 +11,10 @@ import yaml
 from glmtune.config import Recipe, differing, read_report
 from glmtune.data.mixture import examples_per_step
 from glmtune.exports.card import write_card
+from glmtune.files import write_json
 from glmtune.messages import Prompt
 from glmtune.models.checkpoint import fingerprint
 from glmtune.resolution import ResolvedModel
-from glmtune.runtime import write_json
 
 Layout = Literal["merged", "original", "gguf"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "q8_0"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmtune.runtime import replacing
+from glmtune.files import replacing
 
 SKIPPED = ".skipped.jsonl"
 SHOWN = 20  # faults that are told one by one

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from glmtune.files import replacing
 from glmtune.reporting.numbers import percent
-from glmtune.runtime import replacing
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from glmtune.distributed import is_main
-from glmtune.runtime import UserError, replacing
+from glmtune.files import replacing
+from glmtune.runtime import UserError
 
 
 class LogCallback(TrainerCallback):

@@ -18,8 +18,9 @@ from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import IGNORED, encode_example
 from glmtune.data.table import EncodedTable, encode_records
 from glmtune.examples import Example, Source
+from glmtune.files import replacing
 from glmtune.messages import as_messages
-from glmtune.runtime import UserError, replacing
+from glmtune.runtime import UserError
 
 LONG = Example("1+" * 50 + "1=", "51")
 

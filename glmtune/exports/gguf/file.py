@@ -10,7 +10,8 @@ from typing import Any, Literal
 from glmtune.exports.gguf.source import Source, load_library, read_source, rope_type
 from glmtune.exports.gguf.tensors import check_tensor, encode_tensor, tensors_of
 from glmtune.exports.gguf.tokenizer import vocabulary_of
-from glmtune.runtime import UserError, replacing
+from glmtune.files import replacing
+from glmtune.runtime import UserError
 
 GgufPrecision = Literal["f32", "f16", "bf16", "q8_0"]
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}

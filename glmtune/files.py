@@ -1,0 +1,178 @@
+"""Files that are written whole or not at all, folders that nothing leads out of, and folders of one's own.
+
+A file from a stranger may be a link, a pipe or a device. What a user names may be a link, which is followed once; what
+lies in a folder may be one only where it stays in there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from glmtune.runtime import UserError
+
+HUB_CACHE = ("models--", "datasets--", "spaces--")  # how the hub's cache names the folder of a repository
+SHARED_BLOB = re.compile("blobs/[0-9a-f]{2}/[0-9a-f]{64}")  # what repositories of that cache may have in common
+NO_FOLLOW = 0 if sys.platform == "win32" else os.O_NOFOLLOW
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
+
+    The temporary path is in a new folder of a random name, which nobody else can write into.
+
+    Raises:
+        UserError: a link or a device is there, the disk is full, or the folder cannot be written; what stood at `path`
+            is still there.
+    """
+    path = Path(path)
+    check_replaceable(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            if temporary.is_dir() and path.is_dir():
+                os.replace(path, Path(folder) / f"{path.name}.old")  # deleted with `folder`
+            os.replace(temporary, path)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent if path.parent.is_dir() else ".").free // 2**20
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error} ({free} MB free on this disk)"
+        ) from error
+
+
+def check_replaceable(path: Path) -> None:
+    """See whether what stands at a path, if anything, is a file or a folder that can be replaced.
+
+    Raises:
+        UserError: it is a link, of which is told where it leads, or a pipe, a device, a socket.
+    """
+    if path.is_symlink():
+        raise UserError(
+            f"{path}: is a link to {os.path.realpath(path)}, and links are not written through. Name that path itself, "
+            "or remove the link."
+        )
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is {kind_of(path.stat().st_mode)}, which is not replaced. Choose another place.")
+
+
+def check_output(output: Path | str) -> None:
+    """Find out before the work whether its result can be written to a file; its folder is made.
+
+    Raises:
+        UserError: it cannot.
+    """
+    path = Path(output)
+    if path.is_dir():
+        raise UserError(f"--output {output}: is a folder. Name a file.")
+    try:
+        if not path.is_char_device():  # such as /dev/null: to be written to, never to be replaced
+            check_replaceable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", opener=unfollowed) if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except UserError as error:
+        raise UserError(f"--output {error}") from None
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror}. Choose another place.") from error
+
+
+def unfollowed(path: str, flags: int) -> int:
+    """Open a file, but not through a link: the `opener` of `open`."""
+    return os.open(path, flags | NO_FOLLOW, 0o666)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def check_folder(folder: Path | str) -> None:
+    """Check that nothing in a folder leads out of it, and that it holds files and folders alone.
+
+    The folder itself may be a link. Those of a snapshot in the hub's cache may lead to the blobs there. Hard links look
+    like any other file.
+
+    Raises:
+        UserError: an entry is a link out of it or to nothing, a pipe, a device or a socket.
+    """
+    folder = Path(folder)
+    own = Path(os.path.realpath(folder))
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in sorted((*folders, *files))):
+            is_link = path.is_symlink()
+            if is_link and not stays(Path(target := os.path.realpath(path)), own):
+                raise UserError(
+                    f"{path}: is a link out of its folder, to {target}, and nothing of the folder is touched. Name "
+                    f"{target} itself where it is meant, or put a copy in the link's place."
+                )
+            try:
+                mode = path.stat().st_mode
+            except OSError:
+                raise UserError(f"{path}: {'is a link to nothing' if is_link else 'is gone'}. Remove it.") from None
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise UserError(f"{path}: is {kind_of(mode)}, and only files are read. Remove it.")
+
+
+def stays(target: Path, folder: Path) -> bool:
+    """Return whether a link in a folder may lead to a target: in there, or among the blobs of the hub's cache."""
+    if target.is_relative_to(folder):
+        return True
+    snapshots = (parent for parent in folder.parents if parent.name == "snapshots")
+    repository = next((parent.parent for parent in snapshots if parent.parent.name.startswith(HUB_CACHE)), None)
+    if repository is None or not target.is_relative_to(repository.parent):
+        return False
+    shared = SHARED_BLOB.fullmatch(target.relative_to(repository.parent).as_posix())
+    return target.is_relative_to(repository) or shared is not None
+
+
+def kind_of(mode: int) -> str:
+    """Return what a file is that is none."""
+    kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
+    return next((name for is_kind, name in kinds if is_kind(mode)), "a device")
+
+
+def private_folder(path: Path | str) -> Path:
+    """Make a folder that nobody else can read or write (mode 0700), or make the one that is there such a folder.
+
+    What others put there before is theirs still: see `is_own`.
+
+    Raises:
+        UserError: what is there is a link or a file, or another user's.
+        OSError: it cannot be made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        what = "a link" if stat.S_ISLNK(found.st_mode) else "no folder"
+        raise UserError(f"{path}: is {what}, where a folder of your own is to be. Remove it.")
+    if sys.platform != "win32":
+        if found.st_uid != os.geteuid():
+            raise UserError(f"{path}: belongs to another user (number {found.st_uid}). Choose another place for it.")
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            path.chmod(0o700)
+    return path
+
+
+def is_own(path: Path) -> bool:
+    """Return whether a path is a file, no link, of this user."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and (sys.platform == "win32" or found.st_uid == os.geteuid())
