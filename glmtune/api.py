@@ -57,9 +57,8 @@ def train(
     Example:
         >>> run = glmtune.train(settings={"task.operators": "+", "training.steps": 50})
     """
-    from rich.console import Console
-
     from glmtune.commands.train import run
+    from glmtune.terminal.console import Console
 
     return run(recipe, as_overrides(settings), resume, Console(stderr=True, quiet=quiet))
 

@@ -9,6 +9,7 @@ import sys
 from typing import Any, NoReturn
 
 from glmtune import __version__, registry
+from glmtune.terminal import complain, say, secure, visible
 
 DESCRIPTION = """\
 Fine-tune GLM models on a task, prove what they learned, put it to use.
@@ -19,19 +20,25 @@ Fine-tune GLM models on a task, prove what they learned, put it to use.
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong with a command line without obeying what is in it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong, and exit code 2."""
+        super().error(visible(message))
+
+
 def verbs() -> dict[str, Any]:
     """Return the module of every verb, by name."""
     return {name: importlib.import_module(f"glmtune.commands.{name}") for name in registry.names("glmtune.commands")}
 
 
-def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
     """Return the parser of the command line, and the parser of each verb, by name."""
-    parser = argparse.ArgumentParser(
-        prog="glmtune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="glmtune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"glmtune {__version__}")
     group = parser.add_subparsers(metavar="VERB", title="verbs (glmtune VERB --help tells more)")
-    parsers: dict[str, argparse.ArgumentParser] = {}
+    parsers: dict[str, Parser] = {}
     for name, module in verbs().items():
         text = summary(module)
         parsers[name] = group.add_parser(name, help=text, description=text)
@@ -64,13 +71,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line. Exit codes: 0 done, 2 the user can mend it, 130 Ctrl-C."""
+    secure()
     options = parse(sys.argv[1:] if arguments is None else arguments)
     code = 0
     try:
         code = options.main(options) or 0
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
-        print(f"\nInterrupted. {str(interrupt) or 'What is written stays.'}", file=sys.stderr)
+        say(f"\nInterrupted. {str(interrupt) or 'What is written stays.'}", error=True)
         code = 130
     except BrokenPipeError:  # whoever read the output has left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,7 +86,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         message = explain(error)
         if options.debug or message is None:
             raise
-        print(f"glmtune {options.verb}: {message}", file=sys.stderr)
+        complain(f"glmtune {options.verb}", message)
         code = 2
     sys.exit(code)
 

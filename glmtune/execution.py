@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.text import Text
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -26,6 +26,7 @@ from glmtune.plan import Plan
 from glmtune.reporting.charts import write_png
 from glmtune.runtime import RunFolder, UserError, machine, seed_everything
 from glmtune.tasks import Task
+from glmtune.terminal.console import Console
 from glmtune.training.callbacks import start_log
 from glmtune.training.placement import readable
 from glmtune.training.run_trainer import DivergenceError, Judge
@@ -174,18 +175,19 @@ def announce(plan: Plan, console: Console) -> None:
     except UserError:  # nothing is said of models and methods whose sizes are not known
         pass
     for remark in plan.remarks:
-        console.print(remark, markup=False, highlight=False, soft_wrap=True)
+        console.print(remark, highlight=False, soft_wrap=True)
 
 
 def announce_training(plan: Plan, model: Model, console: Console) -> None:
     """Say what is about to be trained."""
     recipe, training = plan.recipe, plan.recipe.training
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    console.print(
-        f"[bold]{recipe.task.name}[/] with [bold]{recipe.method.name}[/] on [bold]{recipe.model.path}[/]: "
+    names = [(name, "bold") for name in (recipe.task.name, recipe.method.name, recipe.model.path)]
+    counts = (
         f"{trainable:,} of {count_parameters(model):,} parameters learn, {plan.steps:,} steps of "
         f"{training.batch_size * training.gradient_accumulation_steps} examples on {model.device}"
     )
+    console.print(Text.assemble(names[0], " with ", names[1], " on ", names[2], f": {counts}"))
     console.print(f"Run folder: {plan.folder.path}")
 
 

@@ -6,7 +6,6 @@ lies in a folder may be one only where it stays in there.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.runtime import UserError
+from glmtune.terminal import to_json
 
 HUB_CACHE = ("models--", "datasets--", "spaces--")  # how the hub's cache names the folder of a repository
 SHARED_BLOB = re.compile("blobs/[0-9a-f]{2}/[0-9a-f]{64}")  # what repositories of that cache may have in common
@@ -96,7 +96,7 @@ def unfollowed(path: str, flags: int) -> int:
 def write_json(path: Path | str, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
 
 
 def check_folder(folder: Path | str) -> None:

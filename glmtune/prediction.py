@@ -19,9 +19,10 @@ from glmtune.inference.engine import Engine
 from glmtune.inference.prompts import encode_within
 from glmtune.messages import Prompt
 from glmtune.records import Fault, Row, explain, read_questions
-from glmtune.records.writing import TABLES, as_line, load_arrow, write_table
+from glmtune.records.writing import TABLES, load_arrow, write_table
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import UserError, read_json_lines
+from glmtune.terminal import to_json
 
 # What is added to a record, in place of what it had there.
 ADDED = ("completion", "finish_reason", "completion_tool_calls", "refusal", "error")
@@ -256,7 +257,7 @@ def write_ready(file: TextIO, waiting: dict[int, Row], following: int, done: int
     while following in waiting:
         row = waiting.pop(following)
         if following >= done:
-            file.write(as_line(row) + "\n")
+            file.write(to_json(row) + "\n")
         following += 1
     file.flush()
     return following

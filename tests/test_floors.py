@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "glmtune"
 
 # From the bottom. A module imports what stands on lower floors; within a package its modules import each other.
 FLOORS = [
-    {"runtime", "registry", "messages"},
+    {"runtime", "registry", "messages", "terminal"},
     {"files"},
     {"config", "arithmetic", "examples", "reporting", "distributed"},
     {"scoring", "records", "tools"},

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from glmtune.commands._arguments import add_settings, add_target
+from glmtune.terminal import say
 
 if TYPE_CHECKING:
     from glmtune.inference.conversation import Exchange
@@ -109,10 +110,10 @@ def run(
         return
     typing = sys.stdin.isatty()
     if typing:
-        print(GREETING, file=sys.stderr)
+        say(GREETING, error=True)
     while True:
         if typing:
-            print("> ", end="", file=sys.stderr, flush=True)
+            say("> ", end="", error=True)
         line = sys.stdin.readline()
         if not line or line.strip() == "stop":
             return
@@ -122,11 +123,11 @@ def run(
             try:
                 answer(chat, line.strip())
             except UserError as error:
-                print(f"{error} Type 'clear' to start anew.", file=sys.stderr)
+                say(f"{error} Type 'clear' to start anew.", error=True)
 
 
 def answer(chat: Chat, question: str) -> None:
     """Print the answer as it comes."""
     for piece in chat.ask(question):
-        print(piece, end="", flush=True)
-    print(flush=True)
+        say(piece, end="")
+    say()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from glmtune.terminal import say
+
 # What words of these names are, for the shell.
 FILES = {"recipe", "target", "input", "output", "data", "html", "resume", "files"}
 SETTINGS = {"settings", "recipe", "files"}
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Print the script."""
-    print(run(options.parser, options.shell))
+    say(run(options.parser, options.shell))
 
 
 def run(parser: argparse.ArgumentParser, shell: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtune.commands._arguments import add_settings
+from glmtune.terminal import say, to_json
 
 if TYPE_CHECKING:
     from glmtune.examples import Split
@@ -79,10 +79,10 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
             more = {"tool_calls": list(example.tool_calls), "tools": list(example.tools)}
             record = {"prompt": example.prompt, "target": example.target, "facts": example.facts}
             record |= {name: value for name, value in more.items() if value}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(to_json(record) + "\n")
     return count
 
 
 def show(count: int, options: argparse.Namespace) -> None:
     """Print how many examples are where."""
-    print(f"{count} examples written to {options.output}")
+    say(f"{count} examples written to {options.output}")

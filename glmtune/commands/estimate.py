@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from glmtune.commands._arguments import add_recipe, recipe_and_settings
+from glmtune.terminal import say, to_json
 
 if TYPE_CHECKING:
     from glmtune.resolution import Target
@@ -74,13 +74,13 @@ def run(
 def show(placement: Placement, as_json: bool = False) -> None:
     """Print the parts, and whether they fit."""
     if as_json:
-        print(json.dumps(as_dict(placement), indent=2))
+        say(to_json(as_dict(placement), indent=2))
         return
     table = lines(placement)
     first, second = (max(len(line[column]) for line in table) for column in (0, 1))
     for part, amount, meaning in table:
-        print(f"{part:<{first}}  {amount:>{second}}  {meaning}".rstrip())
-    print(verdict(placement))
+        say(f"{part:<{first}}  {amount:>{second}}  {meaning}".rstrip())
+    say(verdict(placement))
 
 
 def as_dict(placement: Placement) -> dict[str, Any]:

@@ -83,9 +83,8 @@ def run(
 
 def show(report: dict[str, Any], options: argparse.Namespace) -> None:
     """Print the table, and where the report is written."""
-    from rich.console import Console
-
     from glmtune.evaluation.report import comparison_table
+    from glmtune.terminal.console import Console
 
     console = Console()
     console.print(comparison_table(None, report))

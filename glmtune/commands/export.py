@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtune.commands._arguments import add_settings, add_target
+from glmtune.terminal import say
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from glmtune.exports.provenance import Layout, Precision
     from glmtune.resolution import Target
+    from glmtune.terminal.console import Console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Export and say where it is."""
-    from rich.console import Console
-
     from glmtune.runtime import quiet_libraries
+    from glmtune.terminal.console import Console
 
     quiet_libraries()
     place = run(
@@ -86,11 +85,10 @@ def run(
         UserError: it cannot be had in this form, the disk is full, or the exported model answers otherwise; then
             nothing is written.
     """
-    from rich.console import Console
-
     from glmtune.exports.exporting import check_disk, choose_destination, export_checked, few_held_out, refuse
     from glmtune.exports.upload import upload
     from glmtune.resolution import resolve
+    from glmtune.terminal.console import Console
 
     console = console or Console(stderr=True)
     origin = resolve(target, overrides)
@@ -109,4 +107,4 @@ def run(
 
 def show(place: Path) -> None:
     """Print where the export is."""
-    print(f"Verified and written: {place}")
+    say(f"Verified and written: {place}")

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
     from glmtune.config import Recipe
+    from glmtune.terminal.console import Console
 
 LEARNED, CONTROL = "black on green", "dim"  # how tokens look
 
@@ -107,7 +107,7 @@ def reader_of(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, int | None]:
 
 def show(report: dict[str, Any], options: argparse.Namespace) -> None:
     """Print a report, and where it is written."""
-    from rich.console import Console
+    from glmtune.terminal.console import Console
 
     console = Console()
     print_report(report, console)
@@ -121,7 +121,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from glmtune.inspection.summary import count_rows, length_rows, remarks, visible, where
+    from glmtune.inspection.summary import count_rows, length_rows, mark_breaks, remarks, where
 
     counts = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
     for row in count_rows(report):
@@ -134,11 +134,11 @@ def print_report(report: dict[str, Any], console: Console) -> None:
             lengths.add_row(*cells)
         console.print(lengths)
     for line in remarks(report):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     for example in report["examples"]:
         title = Text.assemble("\n", (where(example), "bold"), ", learned is what is coloured:")
         console.print(title, soft_wrap=True)
         text = Text()
         for piece, learned, control in example["tokens"]:
-            text.append(visible(piece), LEARNED if learned else CONTROL if control else "")
+            text.append(mark_breaks(piece), LEARNED if learned else CONTROL if control else "")
         console.print(text, soft_wrap=True)

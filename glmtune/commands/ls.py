@@ -6,6 +6,8 @@ import argparse
 import importlib
 from pathlib import Path
 
+from glmtune.terminal import say
+
 Names = dict[str, dict[str, str]]  # of each kind: name -> a line about it
 
 
@@ -42,12 +44,12 @@ def run(runs: str = "runs", recipes: str = "recipes") -> Names:
 def show(names: Names) -> None:
     """Print the names."""
     for title, entries in names.items():
-        print(f"{title}:")
+        say(f"{title}:")
         width = max(map(len, entries), default=0)
         for name, text in entries.items():
-            print(f"  {name:<{width}}  {text}")
+            say(f"  {name:<{width}}  {text}")
         if not entries:
-            print("  none yet")
+            say("  none yet")
 
 
 def describe_modules(package: str) -> dict[str, str]:

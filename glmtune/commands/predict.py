@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from glmtune.commands._arguments import add_settings, add_target
+from glmtune.terminal import say
 
 if TYPE_CHECKING:
     from glmtune.prediction import OnError
@@ -75,4 +76,4 @@ def run(
 
 def show(count: int, options: argparse.Namespace) -> None:
     """Print how many records were answered."""
-    print(f"{count} records written to {options.output}")
+    say(f"{count} records written to {options.output}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
+
+from glmtune.terminal import say, to_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run(output: str | None = None) -> dict[str, Any]:
 def show(schema: dict[str, Any], options: argparse.Namespace) -> None:
     """Print the schema, or where it is and how an editor finds it."""
     if options.output is None:
-        print(json.dumps(schema, ensure_ascii=False, indent=2))
+        say(to_json(schema, indent=2))
         return
-    print(f"Written: {options.output}")
-    print(f"Begin a recipe with: # yaml-language-server: $schema={options.output}")
+    say(f"Written: {options.output}")
+    say(f"Begin a recipe with: # yaml-language-server: $schema={options.output}")

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.commands._arguments import add_recipe, recipe_and_settings
+from glmtune.terminal import say
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from glmtune.config import Recipe
     from glmtune.evaluation.evaluator import Evaluation
     from glmtune.execution import Run
     from glmtune.runtime import RunFolder
     from glmtune.tasks import Task
+    from glmtune.terminal.console import Console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Train, then show what was learned and what to do next."""
-    from rich.console import Console
-
     from glmtune.runtime import quiet_libraries
+    from glmtune.terminal.console import Console
 
     recipe, settings = recipe_and_settings(options)
     if options.help_settings:
@@ -63,14 +62,13 @@ def run(
     Raises:
         UserError: faults in the recipe, the model's files or the data, told before anything is trained.
     """
-    from rich.console import Console
-
     from glmtune.config import load_recipe
     from glmtune.distributed import is_main
     from glmtune.execution import execute
     from glmtune.plan import prepare
     from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
+    from glmtune.terminal.console import Console
 
     console = console or Console(stderr=True, quiet=not is_main())
     if resume is not None:
@@ -125,19 +123,21 @@ def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
 
 def show(done: Run, console: Console) -> None:
     """Print what was learned, some answers, and what to do next."""
+    from rich.text import Text
+
+    run_folder = Text.assemble("Run folder: ", (str(done.path), "bold"))
     quoted = shlex.quote(str(done.path))
     following = [f"chat {quoted}", "train task.name=instructions task.file=YOURS.jsonl"]
     if done.before is not None and done.after is not None:
         show_answers(done.report, done.task, done.before, done.after, console)
-        console.print(
-            f"Run folder: [bold]{done.path}[/]; report.html tells what was learned, as a page", soft_wrap=True
-        )
+        console.print(run_folder.append("; report.html tells what was learned, as a page"), soft_wrap=True)
         following = [f"evaluate {quoted}", *following]
     else:
         name = done.report["metric"]
         before, after = (done.report[time][name] for time in ("before", "after"))
-        console.print(f"Held-out {name.replace('_', ' ')}: {before:.4f} before, [bold]{after:.4f}[/] after")
-        console.print(f"Run folder: [bold]{done.path}[/]", soft_wrap=True)
+        figures = (f"{before:.4f} before, ", (f"{after:.4f}", "bold"), " after")
+        console.print(Text.assemble(f"Held-out {name.replace('_', ' ')}: ", *figures))
+        console.print(run_folder, soft_wrap=True)
     console.print("Next:")
     for command in following:
         console.print(f"  {name_program()} {command}", highlight=False, soft_wrap=True)
@@ -166,5 +166,5 @@ def show_settings(settings: list[str]) -> None:
 
     recipe, _, _ = open_sections(with_overrides({}, settings))
     for name, default, meaning in describe_settings(recipe):
-        print(f"{name} = {default}\n    {meaning}")
-    print("\nThose of other tasks, methods and objectives: add task.name=instructions, method.name=ptuning_v2, ...")
+        say(f"{name} = {default}\n    {meaning}")
+    say("\nThose of other tasks, methods and objectives: add task.name=instructions, method.name=ptuning_v2, ...")

@@ -30,6 +30,7 @@ from glmtune.records.leaks import plain_text
 from glmtune.reporting.numbers import percent
 from glmtune.scoring import Score, Verdict
 from glmtune.tasks import Axis
+from glmtune.terminal import visible
 
 SHOWN = 20  # samples and failures in a report
 Place = tuple[AxisRow, str]  # an axis and a group along it
@@ -219,8 +220,8 @@ def _cells(parts: Sequence[dict[str, Any] | None]) -> list[Text]:
 
 
 def _one_line(text: str) -> str:
-    """A text fit for a table cell; a model may write line breaks and terminal codes, too."""
-    return "".join(char if char.isprintable() else " " for char in text.strip()) or "(nothing)"
+    """A text fit for a table cell; a model may write line breaks and control characters, too."""
+    return visible(text.strip().replace("\n", " ").replace("\t", " ")) or "(nothing)"
 
 
 def _short(text: str, prompt: Prompt) -> str:

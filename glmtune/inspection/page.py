@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from glmtune.inspection.summary import count_rows, length_rows, remarks, visible, where
+from glmtune.inspection.summary import count_rows, length_rows, mark_breaks, remarks, where
 from glmtune.reporting.page import render_page
 
 TEMPLATE = Path(__file__).with_name("inspection.html")
@@ -14,7 +14,7 @@ TEMPLATE = Path(__file__).with_name("inspection.html")
 def render_report(report: dict[str, Any]) -> str:
     """Return a report as an HTML page that needs nothing else."""
     examples = [
-        (where(example), [(visible(text), learned, control) for text, learned, control in example["tokens"]])
+        (where(example), [(mark_breaks(text), learned, control) for text, learned, control in example["tokens"]])
         for example in report["examples"]
     ]
     return render_page(

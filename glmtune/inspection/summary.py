@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from glmtune.records import SHOWN
+from glmtune.terminal import visible
 
 PARTS = ("prompt", "target", "whole")
 LENGTHS = ("min", "median", "p95", "max", "mean")
@@ -54,7 +55,7 @@ def first_lines(title: str, lines: Sequence[str]) -> Iterator[str]:
     """Yield a title, the first lines, and how many more there are."""
     if lines:
         yield f"{title}:"
-        yield from (f"  {visible(line).rstrip()}" for line in lines[:SHOWN])
+        yield from (f"  {mark_breaks(line).rstrip()}" for line in lines[:SHOWN])
         if len(lines) > SHOWN:
             yield f"  ... and {len(lines) - SHOWN:,} more; all of them are in the report (--output)."
 
@@ -64,7 +65,6 @@ def where(place: dict[str, Any]) -> str:
     return place["file"] if place["line"] is None else f"{place['file']}, line {place['line']}"
 
 
-def visible(text: str) -> str:
-    """Return a text with line breaks that can be seen, and without codes that terminals obey."""
-    shown_breaks = text.replace("\n", "↵\n")
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in shown_breaks)
+def mark_breaks(text: str) -> str:
+    """Return a text with line breaks, and characters that are hidden, to be seen."""
+    return visible(text).replace("\n", "↵\n")

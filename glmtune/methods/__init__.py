@@ -6,7 +6,6 @@ them, so that the settings of a method can be read without.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from glmtune.config import ModelSettings, NamedSettings
+from glmtune.files import write_json
 from glmtune.models import loading
 from glmtune.models.architecture import Architecture, LinearLayer
 from glmtune.models.checkpoint import fingerprint
@@ -147,7 +147,7 @@ class Method(ABC):
             "quantize_embedding": base.quantize_embedding,
             "method": self.settings.name,
         }
-        (folder / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        write_json(folder / BASE_RECORD, record)
 
     def save_weights(self, model: Model, folder: Path) -> None:
         """Write the weights that were trained."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glmtune.files import replacing
+from glmtune.terminal import to_json
 
 SKIPPED = ".skipped.jsonl"
 SHOWN = 20  # faults that are told one by one
@@ -85,5 +85,5 @@ def write_skipped(source: str, faults: Iterable[Fault]) -> Path:
     with replacing(place) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for fault in faults:
             entry = {**fault.as_dict(), "record": fault.record}
-            file.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
+            file.write(to_json(entry, default=str) + "\n")
     return place

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,6 @@ from glmtune.records.formats import Row
 from glmtune.runtime import UserError
 
 TABLES = (".csv", ".parquet")
-_HALF = re.compile("[\ud800-\udfff]")  # of a character
-
-
-def as_line(row: Row) -> str:
-    """Return a record as a line of JSON; halves of characters, which are no text, are escaped."""
-    text = json.dumps(row, ensure_ascii=False)
-    return text if text.isascii() or _HALF.search(text) is None else json.dumps(row)
 
 
 def write_table(rows: Sequence[Row], file: Path, suffix: str) -> None:

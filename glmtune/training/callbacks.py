@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from glmtune.distributed import is_main
 from glmtune.files import replacing
 from glmtune.runtime import UserError
+from glmtune.terminal import say, to_json
 
 
 class LogCallback(TrainerCallback):
@@ -76,7 +76,7 @@ def start_log(path: Path, result: dict[str, Any]) -> None:
 
 def as_line(record: dict[str, Any]) -> str:
     """Return a record as a line of the log."""
-    return json.dumps(record) + "\n"
+    return to_json(record) + "\n"
 
 
 def records_of(lines: list[str]) -> Iterator[dict[str, Any]]:
@@ -147,7 +147,7 @@ class InterruptCallback(TrainerCallback):
 
         def note(signal_number: int, frame: Any) -> None:
             if is_main():
-                print("\nEnding after this step, with a checkpoint. Ctrl-C again ends at once.", file=sys.stderr)
+                say("\nEnding after this step, with a checkpoint. Ctrl-C again ends at once.", error=True)
             self.interrupted = True
             signal.signal(signal.SIGINT, previous)
 

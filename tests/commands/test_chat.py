@@ -14,6 +14,7 @@ from glmtune.inference.completion import Completion, Delta
 from glmtune.inference.conversation import Conversation, Exchange
 from glmtune.inference.engine import Engine
 from glmtune.runtime import UserError
+from glmtune.terminal import visible
 
 
 class Terminal(io.StringIO):
@@ -57,7 +58,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
 def test_one_question(run: str, expected: Any, capsys: pytest.CaptureFixture[str]) -> None:
     verb.run(run, "1+2=")
     out, err = capsys.readouterr()
-    assert out == expected("1+2=") + "\n"
+    assert out == visible(expected("1+2=")) + "\n"
     assert GREETING not in err
 
 
@@ -68,7 +69,7 @@ def test_piped_questions(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"1+2=\n\n  5*5  \n{'1' * 200}\n3\nstop\n7\n"))
     verb.run(run)
     out, err = capsys.readouterr()
-    assert out == "".join(expected(prompt) + "\n" for prompt in ("1+2=", "5*5", "3"))
+    assert out == "".join(visible(expected(prompt)) + "\n" for prompt in ("1+2=", "5*5", "3"))
     assert "203 tokens" in err and "Type 'clear' to start anew" in err
     assert ">" not in err and GREETING not in err
 

@@ -8,7 +8,6 @@ weights are read.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtune.commands._arguments import TARGET_HELP, add_recipe, recipe_and_settings
+from glmtune.terminal import say, to_json
 
 if TYPE_CHECKING:
     from glmtune.commands.doctor.checks import Diagnosis
@@ -112,12 +112,12 @@ def show(diagnoses: Sequence[Diagnosis], as_json: bool = False) -> None:
     """Print what was found, with a remedy where there is something to be done."""
     failures = sum(diagnosis.status == "failure" for diagnosis in diagnoses)
     if as_json:
-        print(json.dumps({"checks": [asdict(diagnosis) for diagnosis in diagnoses], "ok": not failures}, indent=2))
+        say(to_json({"checks": [asdict(diagnosis) for diagnosis in diagnoses], "ok": not failures}, indent=2))
         return
     for diagnosis in diagnoses:
-        print(f"{WORDS[diagnosis.status]:<8} {diagnosis.name}: {diagnosis.finding}")
+        say(f"{WORDS[diagnosis.status]:<8} {diagnosis.name}: {diagnosis.finding}")
         if diagnosis.remedy:
-            print(f"{'':<8} {diagnosis.remedy}")
+            say(f"{'':<8} {diagnosis.remedy}")
     awaits = any(diagnosis.status == "awaited" for diagnosis in diagnoses)
     fine = "Nothing that is there would fail." if awaits else "Nothing here would fail."
-    print(f"{failures} of {len(diagnoses)} checks fail." if failures else fine)
+    say(f"{failures} of {len(diagnoses)} checks fail." if failures else fine)
