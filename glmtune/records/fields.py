@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeAlias
 
@@ -12,6 +12,7 @@ Row: TypeAlias = dict[str, Any]
 
 MOST_CHARACTERS = 2_000_000  # of one record; the longest contexts of today hold about a million tokens
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_RAW = re.compile("[\udc80-\udcff]")  # a byte that is no text, as Python keeps it
 _KINDS = {
     str: "a text",
     bool: "true or false",
@@ -20,6 +21,16 @@ _KINDS = {
     list: "a list",
     dict: "an object",
 }
+
+
+class Unread:
+    """A value of a table that no format looks at: of such columns, rows have the names alone."""
+
+    def __repr__(self) -> str:
+        return "not read"
+
+
+UNREAD = Unread()
 
 
 class FieldError(ValueError):
@@ -34,6 +45,16 @@ class FieldError(ValueError):
         super().__init__(message)
 
 
+def clean_name(name: str) -> str:
+    """Return the name of a field without the blanks and byte order marks around it, which nobody sees."""
+    return name.strip("\ufeff \t\r\n")
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """Return the first name that stands twice among some."""
+    return next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+
+
 def kind_of(value: Any) -> str:
     """Return what JSON calls a value, with its article."""
     return _KINDS.get(type(value), f"a {type(value).__name__}")
@@ -43,12 +64,15 @@ def sound(name: str, text: str) -> str:
     """Return the text of a field, if it can be tokenized.
 
     Raises:
-        FieldError: NUL, half a character, or more than any model can take.
+        FieldError: NUL, half a character, bytes that are no text, or more than any model can take.
     """
     if len(text) > MOST_CHARACTERS:
         raise FieldError(name, f"'{name}' has {len(text):,} characters, more than any model takes. Split it.")
     if "\0" in text:
         raise FieldError(name, f"'{name}' holds a NUL character. Delete it, or write the file again.")
+    if raw := _RAW.search(text):
+        what = f"byte 0x{ord(raw[0]) - 0xDC00:02x} behind {text[: raw.start()][-20:]!r}"
+        raise FieldError(name, f"'{name}' is not UTF-8 text: {what}. Write the file again from its source.")
     if _SURROGATE.search(text):
         raise FieldError(name, f"'{name}' holds half of a character (a lone \\ud800 escape). Write the file again.")
     return text

@@ -1,4 +1,4 @@
-"""Rows of files, one at a time: JSON, JSONL, CSV, Parquet, plain text, folders of them, and data sets of the hub.
+"""Rows of files, one at a time: JSON, JSONL, CSV, Parquet, Arrow, plain text, folders of them, data sets of the hub.
 
 What is wrong with a row or a file is given as a `Fault` in its place, so that all of it can be told together.
 """
@@ -11,44 +11,54 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from glmtune.records import arrow
 from glmtune.records.faults import SKIPPED, Fault, Unreadable
-from glmtune.records.fields import Row, kind_of
+from glmtune.records.fields import Row, clean_name, kind_of
 from glmtune.records.streams import read_json, read_json_lines
-from glmtune.records.tables import read_csv, read_hub, read_parquet
-from glmtune.records.text import check_head, read_text
+from glmtune.records.tables import read_csv, read_hub
+from glmtune.records.text import check_head, head_of, read_text
 from glmtune.registry import suggest
 from glmtune.runtime import UserError
 
 Reader: TypeAlias = Callable[[Path, str], Iterator[tuple[int, Any]]]
 
-# The one table of suffixes: of a path and an encoding, (line, value or fault) of each record.
+# Of text files by their suffix: of a path and an encoding, (line, value or fault) of each record.
 READERS: dict[str, Reader] = {
     ".jsonl": read_json_lines,
     ".ndjson": read_json_lines,
     ".json": read_json,
     ".csv": read_csv,
     ".tsv": read_csv,
-    ".parquet": read_parquet,
     ".txt": read_text,
 }
+SUFFIXES = (*READERS, *arrow.SUFFIXES)  # of all files that are read
+_PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")  # gzip is unpacked, of the others it is told how
 _OBJECTS = re.compile(rb"\s*(?:\[\s*)?\{\s*[\"}]")  # how JSON objects begin, or a list of them
 _HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
 
 
 class Line(NamedTuple):
-    """A row and where it stands."""
+    """A row and where it stands.
+
+    Attributes:
+        file, line: rows of tables without lines are counted from 1.
+        row: what formats look at.
+        given: the row as it was given.
+    """
 
     file: str
     line: int
     row: Row
+    given: Row
 
 
-def rows(source: str, encoding: str = "utf-8") -> Iterator[Line | Fault]:
+def rows(source: str, encoding: str = "utf-8", is_read: Callable[[str], bool] | None = None) -> Iterator[Line | Fault]:
     """Yield every row of a file, a folder or a data set of the hub, or what is wrong with it.
 
     Args:
         source: a path, or `OWNER/NAME`, `OWNER/NAME@CONFIG:SPLIT`.
         encoding: of text files; `utf-8` takes files with a byte order mark, too.
+        is_read: tells by its name whether a column of a table is read; default: all are.
 
     Raises:
         UserError: there is nothing of that name, or a library is missing that reads it.
@@ -56,16 +66,16 @@ def rows(source: str, encoding: str = "utf-8") -> Iterator[Line | Fault]:
     path = Path(source)
     if path.is_dir():
         for file in list_files(path):
-            yield from rows_of(file, encoding)
+            yield from rows_of(file, encoding, is_read)
     elif path.is_file():
-        yield from rows_of(path, encoding)
-    elif (named := _HUB.fullmatch(source)) and Path(named["name"]).suffix not in READERS and not path.parent.is_dir():
+        yield from rows_of(path, encoding, is_read)
+    elif (named := _HUB.fullmatch(source)) and Path(named["name"]).suffix not in SUFFIXES and not path.parent.is_dir():
         name, config, split = named["name"], named["config"], named["split"] or "train"
         label = f"{name}{f'@{config}' if config else ''}:{split}"
-        yield from as_lines(label, read_hub(name, config, split, label))
+        yield from as_lines(label, read_hub(name, config, split, label), is_table=True)
     else:
         around = path.parent if path.parent.is_dir() else Path(".")
-        beside = sorted(entry.name for entry in around.iterdir() if entry.suffix in READERS)
+        beside = sorted(entry.name for entry in around.iterdir() if entry.suffix in SUFFIXES)
         raise UserError(f"{source}: no such file.{suggest(path.name, beside)}")
 
 
@@ -81,39 +91,67 @@ def list_files(folder: Path) -> list[Path]:
         file
         for file in sorted(folder.rglob("*"))
         if file.is_file()
-        and file.suffix.lower() in READERS
+        and suffix_of(file) in SUFFIXES
         and not file.name.endswith(SKIPPED)
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
-    found = [file for file in found if file.suffix.lower() != ".txt"] or found
+    found = [file for file in found if suffix_of(file) != ".txt"] or found
     if not found:
-        raise UserError(f"{folder}: a folder without files of records. Read are {', '.join(READERS)}.")
+        raise UserError(f"{folder}: a folder without files of records. Read are {', '.join(SUFFIXES)}.")
     return found
 
 
-def rows_of(path: Path, encoding: str) -> Iterator[Line | Fault]:
+def rows_of(path: Path, encoding: str, is_read: Callable[[str], bool] | None = None) -> Iterator[Line | Fault]:
     """Yield the rows of one file; what ends the reading is the last fault."""
     try:
-        yield from as_lines(str(path), reader_of(path)(path, encoding))
+        if suffix_of(path) in arrow.SUFFIXES:
+            yield from as_lines(str(path), arrow.read_table(path, is_read), is_table=True)
+        else:
+            yield from as_lines(str(path), reader_of(path)(path, encoding))
     except Unreadable as error:
         yield Fault(str(path), error.line, None, str(error), ends_file=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def as_lines(file: str, values: Iterable[tuple[int, Any]]) -> Iterator[Line | Fault]:
-    """Yield rows from what a reader gives; values that are no rows are faults, and so is a file without any."""
+def as_lines(file: str, values: Iterable[tuple[int, Any]], is_table: bool = False) -> Iterator[Line | Fault]:
+    """Yield rows from what a reader gives; values that are no rows are faults, and so is a file without any.
+
+    Args:
+        file: that they are of.
+        values: (line, value or fault) of each record.
+        is_table: rows have fields only because others have them; these are null.
+    """
     some = False
     for line, value in values:
         some = True
         if isinstance(value, Fault):
             yield value
         elif isinstance(value, dict):
-            yield Line(file, line, value)
+            yield Line(file, line, tidy(without_nulls(value) if is_table else value), value)
         else:
             yield Fault(file, line, None, f"{kind_of(value)}, not a JSON object {{...}}", value)
     if not some:
         yield Fault(file, None, None, "no records", ends_file=True)
+
+
+def tidy(row: Row) -> Row:
+    """Return a row by the names that its fields seem to have."""
+    if all(name == clean_name(name) for name in row):
+        return row
+    return {name if clean_name(name) in row else clean_name(name): value for name, value in row.items()}
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value of a table without the fields that it has only because other rows have them."""
+    if isinstance(value, dict):
+        return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [without_nulls(entry) for entry in value] if isinstance(value, list) else value
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix that tells how a file is read, whatever packs it."""
+    return Path(path.stem if path.suffix.lower() in _PACKED else path.name).suffix.lower()
 
 
 def reader_of(path: Path) -> Reader:
@@ -122,14 +160,13 @@ def reader_of(path: Path) -> Reader:
     Raises:
         Unreadable: neither tells.
     """
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     if suffix in READERS and suffix != ".txt":
         return READERS[suffix]
-    with path.open("rb") as file:
-        head = file.read(4096).removeprefix(codecs.BOM_UTF8)
+    head = head_of(path).removeprefix(codecs.BOM_UTF8)
     if suffix == ".txt" and not _OBJECTS.match(head):
         return read_text
     check_head(head)
     if not head.strip() or head.lstrip()[:1] in (b"{", b"["):
         return read_json if head.lstrip()[:1] == b"[" else read_json_lines
-    raise Unreadable(f"'{path.suffix}' files are not read.{suggest(path.suffix, list(READERS))}")
+    raise Unreadable(f"'{suffix}' files are not read.{suggest(suffix, list(SUFFIXES))}")

@@ -84,10 +84,21 @@ FORMATS = [
     Format("input_output", ("input", "output"), pair("input", "output")),
     Format("text", ("text",), plain_text),
 ]
+# Fields that readers look at where a row has them.
+OPTIONAL = ("system", "history", "tools", "tool_calls", "facts", "images", "image", "input", "class", "ans")
 _OWN = next(known for known in FORMATS if known.name == "prompt_target")
 
 
 # Which format a row is of
+
+
+def fields_read(columns: Mapping[str, str] | None = None) -> frozenset[str]:
+    """Return all fields that anything is read from; other columns of a table need not be.
+
+    Args:
+        columns: as `mapped_format` takes them.
+    """
+    return frozenset([*OPTIONAL, *(columns or {}).values(), *(name for known in FORMATS for name in known.needs)])
 
 
 def mapped_format(columns: Mapping[str, str]) -> Format:

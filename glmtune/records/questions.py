@@ -47,9 +47,9 @@ def read_questions(
             continue
         try:
             example = question_of(entry.row, columns)
-            yield Question(entry.row, example.prompt, Source(entry.file, entry.line), example.tools)
+            yield Question(entry.given, example.prompt, Source(entry.file, entry.line), example.tools)
         except FieldError as error:
-            yield Fault(entry.file, entry.line, error.field, str(error), entry.row)
+            yield Fault(entry.file, entry.line, error.field, str(error), entry.given)
 
 
 def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Example:

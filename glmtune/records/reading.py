@@ -14,7 +14,7 @@ from glmtune.records.conversations import each_answer, earlier_questions
 from glmtune.records.faults import Fault, explain, write_skipped
 from glmtune.records.fields import FieldError
 from glmtune.records.files import Line, rows
-from glmtune.records.formats import LOOKED_AT, Format, examples_of, mapped_format, recognise
+from glmtune.records.formats import LOOKED_AT, Format, examples_of, fields_read, mapped_format, recognise
 from glmtune.runtime import UserError
 
 OnError = Literal["stop", "skip"]
@@ -36,7 +36,8 @@ def read(
     Raises:
         UserError: there is nothing to read, or a library is missing.
     """
-    for _, entries in groupby(rows(source, encoding), key=lambda entry: entry.file):
+    is_read = fields_read(columns).__contains__
+    for _, entries in groupby(rows(source, encoding, is_read), key=lambda entry: entry.file):
         first = list(islice(entries, LOOKED_AT))
         own = mapped_format(columns) if columns else recognise(entry.row for entry in first if isinstance(entry, Line))
         for entry in chain(first, entries):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from glmtune.records.faults import Fault, Unreadable
-from glmtune.records.fields import MOST_CHARACTERS
+from glmtune.records.fields import MOST_CHARACTERS, repeated
 from glmtune.records.text import HUGE, check_text, open_text
 
 _CHUNK = 1 << 16  # characters
@@ -28,8 +28,7 @@ def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        name = next(name for name in names if names.count(name) > 1)
+        name = repeated([name for name, _ in pairs])
         raise RepeatedField(f"the field '{name}' stands in it twice. Delete or rename one.")
     return found
 

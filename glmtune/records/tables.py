@@ -1,4 +1,4 @@
-"""Rows of tables: CSV, TSV, Parquet, and data sets of the hub."""
+"""Rows of tables: CSV, TSV, and data sets of the hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.records.faults import Fault, Unreadable
-from glmtune.records.fields import MOST_CHARACTERS, Row
+from glmtune.records.fields import MOST_CHARACTERS, Row, clean_name, repeated
 from glmtune.records.text import check_text, open_text
 from glmtune.runtime import UserError
 
@@ -30,9 +30,9 @@ def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
             for cells in reader:
                 check_text(delimiter.join(cells), line, encoding)
                 if not names:
-                    names = [name.strip() for name in cells]
-                    if len(set(names)) < len(names):
-                        raise Unreadable("two columns have the same name. Rename one.", 1)
+                    names = [clean_name(name) for name in cells]
+                    if (twice := repeated(names)) is not None:
+                        raise Unreadable(f"two columns are called '{twice}'. Rename one.", 1)
                 elif cells:
                     yield line, cells_of(path, line, names, cells)
                 line = reader.line_num + 1
@@ -47,31 +47,6 @@ def cells_of(path: Path, line: int, names: list[str], cells: list[str]) -> Any:
         return dict(zip(names, cells, strict=True))
     message = f"{len(cells)} cells for {len(names)} columns ({', '.join(names)}). Put texts in quotation marks."
     return Fault(str(path), line, None, message, cells)
-
-
-def read_parquet(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
-    """Yield (number, row) of Parquet, read a batch at a time; rows are counted from 1."""
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise UserError(f"{path}: Parquet is read by pyarrow: pip install 'glmtune[data]'") from None
-    number = 0
-    try:
-        with ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, without_nulls(row)
-    except ArrowException as error:
-        raise Unreadable(f"not a readable Parquet file: {error}. Copy or download it again.") from None
-
-
-def without_nulls(value: Any) -> Any:
-    """Return a value of a table without the fields that it has only because other rows have them."""
-    if isinstance(value, dict):
-        return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
-    return [without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 def read_hub(name: str, config: str | None, split: str, label: str) -> Iterator[tuple[int, Row]]:
@@ -90,8 +65,7 @@ def read_hub(name: str, config: str | None, split: str, label: str) -> Iterator[
     except ImportError:
         raise UserError(f"{name}: data sets of the hub are read by datasets: pip install 'glmtune[data]'") from None
     try:
-        for number, row in enumerate(load_dataset(name, config, split=split, streaming=True), start=1):
-            yield number, without_nulls(row)
+        yield from enumerate(load_dataset(name, config, split=split, streaming=True), start=1)
     except Exception as error:  # the library documents no classes of errors
         reason = str(error).partition("\n")[0][:300] or type(error).__name__
         raise UserError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import gzip
+import io
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from glmtune.records.faults import Fault, Unreadable
 from glmtune.records.fields import MOST_CHARACTERS
@@ -17,27 +20,47 @@ HUGE = f"a record of more than {MOST_CHARACTERS:,} characters, more than any mod
 _ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that is no text, as Python keeps it
 _PACKED = {
     b"PK\x03\x04": "a zip or Excel file. Save it as CSV.",
-    b"\x1f\x8b": "packed with gzip. Unpack it with gunzip.",
     b"(\xb5/\xfd": "packed with zstd. Unpack it with unzstd.",
+    b"BZh": "packed with bzip2. Unpack it with bunzip2.",
+    b"\xfd7zXZ": "packed with xz. Unpack it with unxz.",
     b"PAR1": "a Parquet file. Name it .parquet.",
+    b"ARROW1": "an Arrow file. Name it .arrow.",
 }
+_GZIP = b"\x1f\x8b"  # of all that packs files, what Python itself unpacks
 
 
 @contextmanager
-def open_text(path: Path, encoding: str, newline: str = "\n") -> Iterator[TextIO]:
-    """Open a text file. Bytes that are no text are kept, for `check_text` to find.
+def open_text(path: Path, encoding: str, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file, also one packed with gzip. Bytes that are no text are kept, for `check_text` to find.
+
+    Args:
+        path, encoding: of the file.
+        newline: as `open` takes it; by default lines end with any of the three line ends.
 
     Raises:
-        Unreadable: packed, or in an encoding that its first bytes tell.
+        Unreadable: packed otherwise, cut off, or in an encoding that its first bytes tell.
     """
-    with path.open("rb") as binary:
-        check_head(binary.read(4096), encoding)
-    encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
-    with path.open(encoding=encoding, errors="surrogateescape", newline=newline) as file:
-        try:
+    try:
+        check_head(head_of(path), encoding)
+        encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+        with _open(path) as binary, io.TextIOWrapper(binary, encoding, "surrogateescape", newline) as file:
             yield file
-        except UnicodeDecodeError as error:
-            raise Unreadable(f"not {encoding} text: {error}. Set data.encoding to what it is.") from None
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not {encoding} text: {error}. Set data.encoding to what it is.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Unreadable(f"packed with gzip, and damaged: {error}. Copy or download it again.") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    with path.open("rb") as file:
+        is_packed = file.read(len(_GZIP)) == _GZIP
+    return cast(BinaryIO, gzip.open(path)) if is_packed else path.open("rb")
+
+
+def head_of(path: Path) -> bytes:
+    """Return the first bytes of a file, unpacked."""
+    with _open(path) as file:
+        return file.read(4096)
 
 
 def check_head(head: bytes, encoding: str = "utf-8") -> None:
@@ -102,6 +125,6 @@ def read_text(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
                 paragraph.append(text)
             elif paragraph:
                 start = number - len(paragraph)
-                whole = "".join(paragraph).replace("\r\n", "\n").rstrip()
+                whole = "".join(paragraph).rstrip()
                 yield start, Fault(str(path), start, None, HUGE) if len(whole) > MOST_CHARACTERS else {"text": whole}
                 paragraph = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -59,6 +60,13 @@ def as_csv(records: list[dict[str, Any]], delimiter: str = ",") -> str:
         ("a.jsonl", lines(*ROWS).rstrip()),
         ("a.jsonl", "\ufeff" + lines(*ROWS)),
         ("a.jsonl", lines(*ROWS).replace("\n", "\r\n")),
+        ("a.jsonl", lines(*ROWS).replace("\n", "\r")),
+        ("a.jsonl.gz", gzip.compress(lines(*ROWS).encode())),
+        ("a.csv.gz", gzip.compress(as_csv(ROWS).encode())),
+        ("A.JSON.GZ", gzip.compress(json.dumps(ROWS).encode())),
+        ("a.json", json.dumps(ROWS, indent=1).replace("\n", "\r")),
+        ("a.csv", as_csv(ROWS).replace("\r\n", "\r")),
+        ("a.csv", as_csv(ROWS) + "\r\n\r\n"),  # empty lines at the end
         ("records", lines(*ROWS)),
         ("a.txt", json.dumps(ROWS)),
         ("a.json", json.dumps(ROWS)),
@@ -71,7 +79,7 @@ def as_csv(records: list[dict[str, Any]], delimiter: str = ",") -> str:
         ("a.tsv", as_csv(ROWS, "\t")),
     ],
 )
-def test_whole_files(name: str, content: str, tmp_path: Path) -> None:
+def test_whole_files(name: str, content: str | bytes, tmp_path: Path) -> None:
     assert rows_in(write(tmp_path / name, content)) == ROWS
 
 
@@ -100,29 +108,32 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
             assert f" {number}" in following and f" {int(number) - 1}" not in following
 
 
-def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
-    from pyarrow import parquet
-
-    conversations = [
-        {"messages": [{"role": "user", "content": "q", "name": None}, {"role": "assistant", "content": "a"}]},
-        {"messages": [{"role": "user", "content": "q", "name": "x"}, {"role": "assistant", "content": "b"}]},
-    ]
-    parquet.write_table(pyarrow.Table.from_pylist(ROWS * 500), tmp_path / "a.parquet")
-    parquet.write_table(pyarrow.Table.from_pylist(conversations), tmp_path / "b.parquet")
-    assert rows_in(str(tmp_path / "a.parquet")) == ROWS * 500
-    assert [record.target for record in read_all(str(tmp_path / "b.parquet"))] == ["a", "b"]
-    ((_, message),) = faults_of(write(tmp_path / "c.parquet", "no"))
-    assert "not a readable Parquet file" in message
-
-
-@pytest.mark.parametrize(("missing", "source"), [("pyarrow", "a.parquet"), ("datasets", "someone/something")])
+@pytest.mark.parametrize(
+    ("missing", "source"), [("pyarrow", "a.parquet"), ("pyarrow", "a.arrow"), ("datasets", "someone/something")]
+)
 def test_missing_libraries(missing: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a.parquet", "x")
+    for name in ("a.parquet", "a.arrow"):
+        write(tmp_path / name, "x")
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"{missing}: pip install 'glmtune\[data\]'"):
         list(rows(source))
+
+
+def test_names_that_only_seem_to_differ(tmp_path: Path) -> None:
+    """Blanks and byte order marks around a name are not seen; what is written again has them all the same."""
+    file = write(tmp_path / "a.jsonl", lines({"\ufeffprompt": "q", "target ": "a"}, {" a": 1, "a": 2}))
+    first, second = rows(file)
+    assert isinstance(first, Line) and isinstance(second, Line)
+    assert first.row == {"prompt": "q", "target": "a"} and first.given == {"\ufeffprompt": "q", "target ": "a"}
+    assert second.row == second.given == {" a": 1, "a": 2}
+
+
+def test_packed_files_in_folders_are_read_or_told(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl.gz", gzip.compress(lines(*ROWS).encode()))
+    assert rows_in(str(tmp_path)) == ROWS
+    write(tmp_path / "b.jsonl.zst", b"(\xb5/\xfd rest")
+    assert [message for _, message in faults_of(str(tmp_path))] == ["packed with zstd. Unpack it with unzstd."]
 
 
 def test_folders(tmp_path: Path) -> None:
@@ -181,10 +192,15 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("a.json", '[{"a": 1}, 7]', 1, "a number, not a JSON object"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", 3, r"3 cells for 2 columns \(a, b\)"),
         ("a.csv", 'a,b\n1,"2\n', 2, "not CSV: .* quotation mark"),
-        ("a.csv", "a,a\n1,2\n", 1, "the same name"),
+        ("a.csv", "a,a\n1,2\n", 1, "two columns are called 'a'"),
+        ("a.csv", "a,\ufeffa \n1,2\n", 1, "two columns are called 'a'"),
         ("a.jsonl", lines(ROWS[0]).encode("utf-16"), None, r"UTF-16 text\. Set data\.encoding=utf-16"),
         ("a.jsonl", b"PK\x03\x04 rest", None, "Excel"),
-        ("a.jsonl", b"\x1f\x8b rest", None, "gunzip"),
+        ("a.jsonl", b"\x1f\x8b rest", None, "packed with gzip, and damaged"),
+        ("a.jsonl.gz", gzip.compress(lines(*ROWS).encode())[:-12], None, "packed with gzip, and damaged"),
+        ("a.jsonl.zst", b"(\xb5/\xfd rest", None, "unzstd"),
+        ("a.csv.bz2", b"BZh rest", None, "bunzip2"),
+        ("a.csv", b"ARROW1 rest", None, r"Name it \.arrow"),
         ("a.jsonl", lines(*ROWS).encode("gb18030"), 1, "GBK would read it: .*问 0.*data.encoding=gb18030.*iconv"),
         ("a.json", json.dumps(ROWS, ensure_ascii=False).encode("gb18030"), 1, "GBK would read it"),
         ("a.csv", as_csv(ROWS).encode("gb18030"), 2, "GBK would read it"),

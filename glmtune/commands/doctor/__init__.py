@@ -102,10 +102,10 @@ def plan_of(target: str | None, overrides: Sequence[str]) -> Plan:
 
 def is_data(target: str) -> bool:
     """Return whether a target is a file of records."""
-    from glmtune.records.files import READERS
+    from glmtune.records.files import SUFFIXES
 
     path = Path(target)
-    return path.suffix in READERS or (path.is_file() and path.suffix not in (".yaml", ".yml"))
+    return path.suffix in SUFFIXES or (path.is_file() and path.suffix not in (".yaml", ".yml"))
 
 
 def show(diagnoses: Sequence[Diagnosis], as_json: bool = False) -> None:
