@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune import registry
+from glmtune import network, registry
 from glmtune.config import read_yaml
 from glmtune.methods import ADAPTER_CONFIG, BASE_RECORD, Method, Model
 from glmtune.models import loading
@@ -90,12 +90,14 @@ def base_of(folder: Path) -> str:
     """
     config = folder / ADAPTER_CONFIG
     by_peft = read_json(config).get("base_model_name_or_path") if config.is_file() else None
-    base = record_of(folder).get("base") or by_peft
+    noted = record_of(folder).get("base")
+    base = noted or by_peft
     if not base:
         raise UserError(
             f"The adapter {folder} names no base model; name it with model.path=..., in Python with "
             "glmtune.load(BASE, adapter=...)."
         )
+    network.note_file(folder / BASE_RECORD if noted else config, str(base))
     return str(base)
 
 

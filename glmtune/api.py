@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from glmtune.network import takes_names
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 Settings: TypeAlias = "Mapping[str, Any]"
 
 
+@takes_names
 def train(
     recipe: str | Path | None = None,
     settings: Settings | None = None,
@@ -63,6 +66,7 @@ def train(
     return run(recipe, as_overrides(settings), resume, Console(stderr=True, quiet=quiet))
 
 
+@takes_names
 def evaluate(target: Target, data: str | Path | None = None, settings: Settings | None = None) -> Evaluation:
     """Score a model on held-out examples of its task, or on the records of a file.
 
@@ -83,6 +87,7 @@ def evaluate(target: Target, data: str | Path | None = None, settings: Settings 
     return evaluation
 
 
+@takes_names
 def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None = None) -> list[Exchange]:
     """Answer prompts, in their order; tools of the task are run when they are called.
 
@@ -119,6 +124,7 @@ def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None
     return [answers[number] for number in range(len(questions))]
 
 
+@takes_names
 def export(
     target: Target,
     to: Layout = "merged",
@@ -152,6 +158,7 @@ def export(
     return run(target, to, place, as_overrides(settings), dtype, overwrite, push_to_hub)
 
 
+@takes_names
 def load(
     target: Target,
     adapter: Target | None = None,

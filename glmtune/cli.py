@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from glmtune import __version__, registry
+from glmtune import __version__, network, registry
 from glmtune.terminal import complain, say, secure, visible
 
 DESCRIPTION = """\
@@ -43,7 +43,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         text = summary(module)
         parsers[name] = group.add_parser(name, help=text, description=text)
         parsers[name].add_argument("--debug", action="store_true", help="show the traceback of an error")
-        parsers[name].set_defaults(verb=name, main=module.main, parser=parser)
+        parsers[name].set_defaults(verb=name, main=module.main, parser=parser, fetch=False)
         module.add_arguments(parsers[name])
     return parser, parsers
 
@@ -72,10 +72,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line. Exit codes: 0 done, 2 the user can mend it, 130 Ctrl-C."""
     secure()
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    network.withhold_telemetry()
     code = 0
     try:
-        code = options.main(options) or 0
+        with network.asked_by(arguments, options.fetch):
+            code = options.main(options) or 0
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         say(f"\nInterrupted. {str(interrupt) or 'What is written stays.'}", error=True)

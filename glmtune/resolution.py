@@ -79,6 +79,18 @@ class ResolvedModel:
             return str(self.run.model)
         return self.recipe.model.path if self.is_recipe or self.adapter is not None else str(self.target)
 
+    @cached_property
+    def place(self) -> str:
+        """The base's folder, or its name on the hub.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        is_target = self.adapter is None and self.run is None and not self.is_recipe
+        if is_target and not Path(self.base).exists() and not loading.is_name(self.base):
+            raise UserError(f"no run, adapter, checkpoint or recipe at {self.base}.{loading.suggest(self.base)}")
+        return loading.locate(self.base)
+
     @property
     def is_remote(self) -> bool:
         """Whether the base comes from the hub."""
@@ -93,7 +105,7 @@ class ResolvedModel:
         """
         if Path(self.base).is_dir():
             return Path(self.base)
-        return Path(loading.fetch(loading.locate(self.base), weights=False))
+        return Path(loading.fetch(self.place, weights=False))
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -181,7 +193,7 @@ class ResolvedModel:
     @cached_property
     def fingerprint(self) -> str:
         """A short hash of the base's weights; of a hub name, these are fetched."""
-        return fingerprint(loading.fetch(loading.locate(self.base), weights=True))
+        return fingerprint(loading.fetch(self.place, weights=True))
 
     @cached_property
     def storage(self) -> ModelSettings:
@@ -206,7 +218,7 @@ class ResolvedModel:
             UserError: something is missing or damaged, or they do not fit each other.
         """
         if self.adapter is None:
-            loading.locate(self.base)
+            _ = self.place
             return
         adapters.adapter_folder(self.adapter if self.run is None else self.run.path)
         adapters.check_base(self.adapter, self.base)

@@ -41,7 +41,7 @@ class Hub(ThreadingHTTPServer):
     @contextmanager
     def serving(self) -> Iterator[Hub]:
         """Answer while the block runs."""
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
         yield self
         self.shutdown()
         self.server_close()

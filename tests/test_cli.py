@@ -87,8 +87,14 @@ def test_every_setting_is_listed(glmtune: Runs) -> None:
 BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "no such verb": (["trian"], ["no such verb: trian. Did you mean 'train'?"]),
     "no such flag": (["chat", "{run}", "--hsitory"], ["unrecognized arguments: --hsitory"]),
-    "no such model": (["evaluate", "/no/such/model"], ["no such model directory: /no/such/model", "Known: nano"]),
-    "nearly a model": (["chat", "./pointr", "-q", "1"], ["no such model directory: ./pointr", "'pointer'"]),
+    "no such model": (
+        ["evaluate", "/no/such/model"],
+        ["no run, adapter, checkpoint or recipe at /no/such/model.", "Known: nano"],
+    ),
+    "nearly a model": (
+        ["chat", "./pointr", "-q", "1"],
+        ["no run, adapter, checkpoint or recipe at ./pointr.", "'pointer'"],
+    ),
     "LFS pointer": (["evaluate", "{pointer}"], ["pointer/model.safetensors is a Git-LFS pointer", "git lfs pull"]),
     "truncated": (["train", "model.path={truncated}"], ["truncated/model.safetensors is truncated: ", "again"]),
     "unknown setting": (["train", "training.step=5"], ["training.step: unknown setting", "'steps'"]),
@@ -157,7 +163,7 @@ def test_bad_input(
 
 
 def test_debug_shows_the_traceback(places: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="no such model directory"):
+    with pytest.raises(ValueError, match="no run, adapter, checkpoint or recipe at"):
         cli.main(["evaluate", "/no/such/model", "--debug"])
 
 

@@ -101,7 +101,7 @@ def test_a_run_keeps_the_template_it_learned_with(tiny_run: Run) -> None:
 @pytest.mark.usefixtures("no_weights")
 def test_identify_looks_at_nothing(tmp_path: Path) -> None:
     resolved = identify("/no/such/model")
-    with pytest.raises(UserError, match="no such model directory"):
+    with pytest.raises(UserError, match=r"no run, adapter, checkpoint or recipe at /no/such/model\."):
         resolved.check()
     damaged = tmp_path / "adapter"
     damaged.mkdir()

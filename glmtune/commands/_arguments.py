@@ -21,6 +21,16 @@ def add_recipe(parser: argparse.ArgumentParser, text: str, example: str, metavar
 def add_settings(parser: argparse.ArgumentParser, example: str = "generation.batch_size=8") -> None:
     """Declare the settings, which may stand anywhere among the other arguments."""
     parser.add_argument("settings", nargs="*", metavar="SETTING", help=f"section.name=value, e.g. {example}")
+    add_fetch(parser)
+
+
+def add_fetch(parser: argparse.ArgumentParser) -> None:
+    """Declare what may be asked of the network."""
+    parser.add_argument(
+        "--fetch",
+        action="store_true",
+        help="fetch from the hub what only a file names, such as the base of an adapter, without asking first",
+    )
 
 
 def recipe_and_settings(options: argparse.Namespace) -> tuple[str | None, list[str]]:

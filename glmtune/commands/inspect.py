@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from glmtune.commands._arguments import add_fetch
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files, folders or OWNER/NAME of the hub, and settings such as data.columns.prompt=FIELD "
         "task.held_out_file=FILE data.deduplicate=near data.max_length=512",
     )
+    add_fetch(parser)
     parser.add_argument("--model", help="whose tokens and template count (default: nano)")
     parser.add_argument("--output", metavar="OUT.json", help="write the report here")
     parser.add_argument("--html", metavar="PAGE.html", help="write the report as a page, too")

@@ -10,7 +10,7 @@ from typing import Any, cast
 import yaml
 from pydantic import Field, ValidationError, create_model
 
-from glmtune import registry
+from glmtune import network, registry
 from glmtune.config.faults import RecipeError, explain
 from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe
 from glmtune.config.upgrading import upgrade, upgrade_figures
@@ -124,7 +124,10 @@ def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -
     Raises:
         RecipeError: with every fault found.
     """
-    return make_recipe(with_overrides(read_yaml(Path(path)) if path else {}, overrides))
+    values = read_yaml(Path(path)) if path else {}
+    if path:
+        network.note_file(path, values)
+    return make_recipe(with_overrides(values, overrides))
 
 
 def to_yaml(recipe: Recipe) -> str:

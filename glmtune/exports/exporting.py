@@ -135,7 +135,7 @@ def choose_destination(origin: ResolvedModel, to: Layout, output: str | None, ov
     place = Path(output) if output is not None else Path(target) / name
     if place.exists() and not overwrite:
         raise UserError(f"--output {place}: exists already. Choose another place, or add --overwrite.")
-    for source in (Path(target), origin.adapter, Path(loading.locate(origin.base))):
+    for source in (Path(target), origin.adapter, Path(origin.place)):
         if source is not None and place.resolve() in (source.resolve(), *source.resolve().parents):
             raise UserError(f"--output {place}: is what is exported, or holds it. Choose another place.")
     is_export = place.suffix == ".gguf" and place.is_file() if to == "gguf" else (place / RECORD).is_file()
@@ -161,7 +161,7 @@ def check_disk(place: Path, origin: ResolvedModel, precision: Precision, copies:
     Raises:
         UserError: it does not.
     """
-    folder = Path(loading.fetch(loading.locate(origin.base), weights=True))
+    folder = Path(loading.fetch(origin.place, weights=True))
     config, dtype = origin.config, dtype_of(origin.config, precision)
     stored = sum(file.stat().st_size for file in weight_files(folder))
     stored = stored * 16 // stored_bits(config)  # a packed release is unpacked

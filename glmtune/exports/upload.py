@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from glmtune import network
 from glmtune.exports.provenance import CARD, RECORD
 from glmtune.runtime import UserError
+from glmtune.terminal import say
 
 
 def upload(place: Path, repository: str) -> None:
@@ -16,6 +18,8 @@ def upload(place: Path, repository: str) -> None:
     """
     from huggingface_hub import HfApi
 
+    network.withhold_telemetry()
+    say(f"Sending {place} to {repository} at {network.host()}, named by you.", error=True)
     hub = HfApi()
     try:
         hub.create_repo(repository, private=True, exist_ok=True)

@@ -10,10 +10,11 @@ import shlex
 import textwrap
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from glmtune import network
 from glmtune.models.families import all_families
 from glmtune.runtime import UserError
 
@@ -27,11 +28,14 @@ SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
 def reading(what: str, path: str) -> Iterator[None]:
     """Explain in a line, with the place, what a library cannot do with the files of a checkpoint or an adapter.
 
+    Files of a folder are read without the network, whatever they name.
+
     Raises:
         UserError: in place of whatever the block raises; the libraries document no classes of errors.
     """
     try:
-        yield
+        with network.closed() if Path(path).is_dir() else nullcontext():
+            yield
     except UserError:
         raise
     except Exception as error:
@@ -202,25 +206,51 @@ def fingerprint(folder: Path | str) -> str:
 
 
 def local_folder(path: str, weights: bool = True, revision: str | None = None) -> Path:
-    """Return the directory of a checkpoint; that of a hub repository is fetched first, or taken from the cache.
+    """Return the directory of a checkpoint; that of a hub repository is taken from the cache, or fetched first.
 
-    Downloads go on where they were cut off. The hub's mirror, its token and offline mode are huggingface_hub's own
-    settings (https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables).
+    What is in the cache is used as it is, and nobody is asked. Downloads go on where they were cut off. The hub's
+    mirror, its token and offline mode are huggingface_hub's own settings (https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables).
 
     Args:
         path: a directory, or a hub name.
         weights: fetch these, too.
         revision: of the hub repository: a branch, a tag or a commit.
+
+    Raises:
+        UserError: only a file names the repository, and nobody says yes to it.
     """
     if Path(path).is_dir():
         return Path(path)
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    with suppress(LocalEntryNotFoundError):
+        folder = snapshot(path, weights, revision, local_files_only=True)
+        if not weights or weight_files(folder):
+            return folder
+    if not constants.HF_HUB_OFFLINE:
+        network.permit(path, "weights and small files" if weights else "small files")
+    return snapshot(path, weights, revision)
+
+
+def snapshot(name: str, weights: bool, revision: str | None, local_files_only: bool = False) -> Path:
+    """Return the folder of a hub repository in the cache, with the files that are wanted.
+
+    Args:
+        name, weights, revision: as `local_folder` takes them.
+        local_files_only: fetch nothing; huggingface_hub raises where something is missing.
+    """
     from huggingface_hub import snapshot_download
 
+    def fetch(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)
+        )
+
     small = [*SMALL_FILES, *(name for family in all_families() for name in family.small_files)]
-    wanted = [*small, *WEIGHT_PATTERNS[: int(weights)]]  # pickled weights only where there are no others
-    folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+    folder = fetch([*small, *WEIGHT_PATTERNS[: int(weights)]])  # pickled weights only where there are no others
     if weights and not weight_files(folder):
-        snapshot_download(path, revision=revision, allow_patterns=list(WEIGHT_PATTERNS))
+        fetch(list(WEIGHT_PATTERNS))
     return folder
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune import distributed, registry
+from glmtune import distributed, network, registry
 from glmtune.config import ModelSettings
 from glmtune.models.architecture import stored_bits
 from glmtune.models.checkpoint import (
@@ -33,6 +33,11 @@ EMBEDDED = {"nano": FOLDER / "nano"}
 LOADABLE = ("config.json", "recipe.yaml", "adapter_config.json")
 
 
+def is_name(path: str) -> bool:
+    """Return whether a text names a model that needs no folder here: an embedded one, or one of the hub."""
+    return path in EMBEDDED or network.is_hub_name(path)
+
+
 def locate(path: str) -> str:
     """Return the folder of an embedded model or checkpoint, or `path` itself if it can only be a hub name.
 
@@ -45,14 +50,17 @@ def locate(path: str) -> str:
     if folder.is_dir():
         check_checkpoint(folder)
         return path
-    parts = path.split("/")
-    if len(parts) == 2 and all(parts) and not path.startswith((".", "~")) and not folder.parent.is_dir():
+    if network.is_hub_name(path):
         return path
-    around = folder.parent if folder.parent.is_dir() else Path(".")
-    neighbours = sorted(entry.name for entry in around.iterdir() if any((entry / name).is_file() for name in LOADABLE))
-    raise UserError(
-        f"model.path: no such model directory: {path}.{registry.suggest(folder.name, [*EMBEDDED, *neighbours])}"
-    )
+    raise UserError(f"model.path: no such model directory: {path}.{suggest(path)}")
+
+
+def suggest(path: str) -> str:
+    """Return what an error message says of what is there instead of a path: models, runs and adapters beside it."""
+    around = Path(path).parent if Path(path).parent.is_dir() else Path(".")
+    beside = {str(entry) for entry in around.iterdir()} | set(network.near_paths(path))
+    known = sorted(place for place in beside if any((Path(place) / name).is_file() for name in LOADABLE))
+    return registry.suggest(path, [*EMBEDDED, *known])
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from glmtune.network import is_hub_name, near_paths
 from glmtune.records import arrow
 from glmtune.records.faults import SKIPPED, Fault, Unreadable
 from glmtune.records.fields import Row, clean_name, kind_of
@@ -34,7 +35,7 @@ READERS: dict[str, Reader] = {
 SUFFIXES = (*READERS, *arrow.SUFFIXES)  # of all files that are read
 _PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")  # gzip is unpacked, of the others it is told how
 _OBJECTS = re.compile(rb"\s*(?:\[\s*)?\{\s*[\"}]")  # how JSON objects begin, or a list of them
-_HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
+_HUB = re.compile(r"(?P<name>[^@:]+)(?:@(?P<config>[\w.-]+))?(?::(?P<split>[\w.-]+))?")
 
 
 class Line(NamedTuple):
@@ -69,14 +70,14 @@ def rows(source: str, encoding: str = "utf-8", is_read: Callable[[str], bool] | 
             yield from rows_of(file, encoding, is_read)
     elif path.is_file():
         yield from rows_of(path, encoding, is_read)
-    elif (named := _HUB.fullmatch(source)) and Path(named["name"]).suffix not in SUFFIXES and not path.parent.is_dir():
+    elif (named := _HUB.fullmatch(source)) and is_hub_name(named["name"]):
         name, config, split = named["name"], named["config"], named["split"] or "train"
         label = f"{name}{f'@{config}' if config else ''}:{split}"
         yield from as_lines(label, read_hub(name, config, split, label), is_table=True)
     else:
         around = path.parent if path.parent.is_dir() else Path(".")
-        beside = sorted(entry.name for entry in around.iterdir() if entry.suffix in SUFFIXES)
-        raise UserError(f"{source}: no such file.{suggest(path.name, beside)}")
+        beside = {str(entry) for entry in around.iterdir() if entry.suffix in SUFFIXES}
+        raise UserError(f"{source}: no such file.{suggest(source, sorted(beside | set(near_paths(source))))}")
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from glmtune import network
 from glmtune.records.faults import Fault, Unreadable
 from glmtune.records.fields import MOST_CHARACTERS, Row, clean_name, repeated
 from glmtune.records.text import check_text, open_text
@@ -58,12 +59,13 @@ def read_hub(name: str, config: str | None, split: str, label: str) -> Iterator[
         label: of all three, for messages.
 
     Raises:
-        UserError: the library is missing, or the hub does not give it.
+        UserError: the library is missing, the hub does not give it, or only a file names it and nobody says yes.
     """
     try:
         from datasets import load_dataset
     except ImportError:
         raise UserError(f"{name}: data sets of the hub are read by datasets: pip install 'glmtune[data]'") from None
+    network.permit(name, "records")
     try:
         yield from enumerate(load_dataset(name, config, split=split, streaming=True), start=1)
     except Exception as error:  # the library documents no classes of errors

@@ -377,7 +377,8 @@ def test_a_tokenizer_that_needs_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "finding"), [("/no/such/model", "no such model directory"), ("./nanoo", "no such model directory")]
+    ("target", "finding"),
+    [("/no/such/model", "no run, adapter, checkpoint or recipe at"), ("./nanoo", "no run, adapter, checkpoint or")],
 )
 def test_no_such_model(target: str, finding: str) -> None:
     check = the_failure(run(target))

@@ -390,7 +390,7 @@ def test_the_same_base_at_another_place(a_run: Path, tiny_checkpoint: Path, tmp_
 @pytest.mark.parametrize("target", ["nowhere/at/all", "./runs/none"])
 def test_no_such_thing(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_is_loaded: None) -> None:
     monkeypatch.chdir(tmp_path)
-    with refused("no such model directory", tmp_path):
+    with refused("no run, adapter, checkpoint or recipe at", tmp_path):
         run(target, "merged", str(tmp_path / "out"))
 
 

@@ -31,7 +31,7 @@ def test_model_template_and_columns(write_records: Any, tmp_path: Path, tiny_che
     assert (report["format"], report["model"], report["tokens"]["limit"]) == ("columns", str(tiny_checkpoint), 128)
     alpaca = run([file], overrides=[*overrides, "data.template=alpaca"])
     assert alpaca["tokens"]["prompt"]["max"] > report["tokens"]["prompt"]["max"] + 20
-    with pytest.raises(UserError, match="no such model directory"):
+    with pytest.raises(UserError, match="no run, adapter, checkpoint or recipe at nowhere"):
         run([file], model="nowhere/at/all")
     with pytest.raises(RecipeError, match=r"data\.columns: no such name: 'promt'\. Did you mean 'prompt'"):
         run([file], overrides=["data.columns.promt=问"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -190,7 +191,11 @@ class Hub:
         self.repository, self.cache = repository, cache
         self.asked: list[dict[str, Any]] = []
 
-    def __call__(self, name: str, revision: str | None = None, allow_patterns: Any = None) -> str:
+    def __call__(
+        self, name: str, revision: str | None = None, allow_patterns: Any = None, local_files_only: bool = False
+    ) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("the cache is empty")
         self.asked.append({"name": name, "revision": revision, "patterns": list(allow_patterns)})
         self.cache.mkdir(exist_ok=True)
         for file in self.repository.iterdir():

@@ -143,7 +143,7 @@ def test_runs_and_adapters_are_offered_too(tmp_path: Path) -> None:
     for name, mark in (("run-1", "recipe.yaml"), ("adapter", "adapter_config.json"), ("notes", "notes.txt")):
         (tmp_path / name).mkdir()
         (tmp_path / name / mark).touch()
-    with pytest.raises(UserError, match=r"Did you mean 'run-1'\? Known: nano, adapter, run-1\."):
+    with pytest.raises(UserError, match=rf"Did you mean '{tmp_path}/run-1'\? Known: nano, {tmp_path}/adapter, "):
         loading.locate(str(tmp_path / "run-2"))
 
 

@@ -246,7 +246,7 @@ def test_long_lists_are_read_in_pieces(tmp_path: Path) -> None:
 
 def test_no_such_file(tmp_path: Path) -> None:
     write(tmp_path / "poems.jsonl", lines(*ROWS))
-    with pytest.raises(UserError, match=r"poem\.jsonl: no such file\. Did you mean 'poems\.jsonl'"):
+    with pytest.raises(UserError, match=r"poem\.jsonl: no such file\. Did you mean '/.*/poems\.jsonl'"):
         list(rows(str(tmp_path / "poem.jsonl")))
 
 
