@@ -19,6 +19,7 @@ from glmtune.methods import Method
 from glmtune.models import loading
 from glmtune.models.architecture import Architecture
 from glmtune.models.checkpoint import fingerprint, read_json
+from glmtune.models.endings import named_ends
 from glmtune.objectives import Objective
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
@@ -186,9 +187,7 @@ class ResolvedModel:
         """Tokens that end an answer: those of the tokenizer and its template, and those that the checkpoint names."""
         from glmtune.data.encoding import stop_ids
 
-        file = self.folder / "generation_config.json"
-        named = read_json(file).get("eos_token_id") if file.is_file() else self.config.eos_token_id
-        return sorted({*stop_ids(self.tokenizer), *(named if isinstance(named, list) else [named])} - {None})
+        return sorted({*stop_ids(self.tokenizer), *named_ends(self.folder, self.config)})
 
     @cached_property
     def fingerprint(self) -> str:

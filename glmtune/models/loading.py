@@ -20,6 +20,7 @@ from glmtune.models.checkpoint import (
     reading,
     weight_files,
 )
+from glmtune.models.endings import ends_alone
 from glmtune.models.families import FOLDER, all_families, family_of
 from glmtune.models.releases import check_release
 from glmtune.runtime import UserError, release_memory
@@ -117,6 +118,7 @@ def load_model(
     if not settings.random_init and not weight_files(Path(folder)):
         raise UserError(f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}).")
     config, tokenizer = config or load_config(folder), tokenizer or load_tokenizer(folder)
+    ends = ends_alone(Path(folder), config, tokenizer.pad_token_id)
     check_release(settings.path, tokenizer, config)
     dtype = choose_dtype(settings.dtype, device)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -127,8 +129,9 @@ def load_model(
     check_bits(settings, config)
     if settings.random_init:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        model.generation_config = ends
     else:
-        model = load_weights(settings, folder, device, {**options, "config": config})
+        model = load_weights(settings, folder, device, {**options, "config": config, "generation_config": ends})
         model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter
     return model.to(device).eval(), tokenizer
 
@@ -140,7 +143,7 @@ def load_weights(settings: ModelSettings, folder: str, device: torch.device, opt
         settings: of the recipe.
         folder: of the checkpoint.
         device: where it is to be.
-        options: of `from_pretrained`: configuration, precision, attention.
+        options: of `from_pretrained`: configuration, precision, attention, end tokens.
 
     Raises:
         UserError: the files are damaged, or do not fit the configuration.
@@ -191,7 +194,7 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
     On a CPU the files are read piece by piece: mapped into memory, as the library does it, a whole checkpoint would
     end up there beside the quantized weights (16 instead of 6 GiB for ChatGLM-6B at 4 bits, benchmarks/results).
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     from glmtune.models.quantization import bits_config
 
@@ -199,10 +202,7 @@ def load_quantized(folder: str, bits: int, device: torch.device, options: dict[s
     if device.type != "cpu":
         return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(options["config"])]
-    model, info = kind.from_pretrained(None, state_dict=lazy_weights(Path(folder), mapped=False), **options)
-    if (Path(folder) / "generation_config.json").is_file():  # which the library looks for beside weights only
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model, info
+    return kind.from_pretrained(None, state_dict=lazy_weights(Path(folder), mapped=False), **options)
 
 
 def check_weights(path: str, info: dict[str, Any]) -> None:

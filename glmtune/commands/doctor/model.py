@@ -14,6 +14,7 @@ from glmtune.commands.doctor.awaited import check_awaited
 from glmtune.commands.doctor.checks import Check, Finding, split_message
 from glmtune.models import loading
 from glmtune.models.checkpoint import check_weight_file, is_pointer, read_json, reading, weight_files
+from glmtune.models.endings import named_ends
 from glmtune.models.families import family_of
 from glmtune.plan import Plan
 from glmtune.resolution import ResolvedModel
@@ -135,6 +136,7 @@ def config(plan: Plan) -> Finding:
     if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         remedy = "Take a causal language model: any that AutoModelForCausalLM loads."
         return "failure", f"model_type '{family}' is no causal language model", remedy
+    named_ends(plan.model.folder, found)
     code = ", without the code in its repository" if "auto_map" in plan.model.values else ""
     size = loading.max_length(found)
     return "ok", f"model_type '{family}'{code}, " + (f"{size} tokens" if size else "no longest sequence stated"), ""

@@ -100,7 +100,8 @@ class OriginalGlmForCausalLM(GlmForCausalLM):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if folder is not None:
             model.name_or_path = model.config.name_or_path = path
-        if folder is not None and (folder / "generation_config.json").is_file():
+        is_told = "generation_config" in kwargs
+        if folder is not None and not is_told and (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return loaded
 
