@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from glmtune.tasks import Task
 from glmtune.terminal.console import Console
 from glmtune.training.callbacks import start_log
 from glmtune.training.placement import readable
+from glmtune.training.resumption import Change, write_record
 from glmtune.training.run_trainer import DivergenceError, Judge
 
 
@@ -91,30 +92,35 @@ def execute(plan: Plan, console: Console) -> Run:
         KeyboardInterrupt: after Ctrl-C; says how to go on.
     """
     announce(plan, console)
+    announce_past(plan, console)
     seed_everything(plan.recipe.seed)
     base, _ = plan.model.load()
     assert isinstance(base, PreTrainedModel), "a recipe names no adapter"
     if plan.objective.asks:
         console.print(f"Before: {plan.recipe.model.path} answers {len(plan.held_out)} held-out problems ...")
     before = examine(plan, base)
-    distributed.on_main(lambda: begin_log(plan, before))
     seed_everything(plan.recipe.seed)  # what a method draws must not depend on how the questions were answered
     model = plan.method.apply(base)
-    distributed.on_main(lambda: write_recipe(plan))
+    distributed.on_main(lambda: begin(plan, before))
     announce_training(plan, model, console)
     return learn(plan, model, before, console)
 
 
-def begin_log(plan: Plan, before: Examination) -> None:
-    """Write the first record of `log.jsonl`, unless the run goes on."""
-    if not plan.folder.log.exists():
+def begin(plan: Plan, before: Examination) -> None:
+    """Write `recipe.yaml` with what was changed on the way, and the first record of `log.jsonl` unless it goes on.
+
+    The recipe comes first: by it the folder is known for a run, whenever it is interrupted.
+    """
+    notes = "".join(f"# {change}\n" for change in changes_of(plan))
+    with replacing(plan.folder.recipe) as temporary:
+        temporary.write_text(notes + to_yaml(plan.recipe), encoding="utf-8")
+    if plan.start == 0 or not plan.folder.log.exists():
         start_log(plan.folder.log, before.figures)
 
 
-def write_recipe(plan: Plan) -> None:
-    """Write `recipe.yaml`, whole or not at all."""
-    with replacing(plan.folder.recipe) as temporary:
-        temporary.write_text(to_yaml(plan.recipe), encoding="utf-8")
+def changes_of(plan: Plan) -> list[Change]:
+    """Return what was changed on the way, up to now."""
+    return [*(plan.past.changes if plan.past else ()), *plan.changes]
 
 
 def learn(plan: Plan, model: Model, before: Examination, console: Console) -> Run:
@@ -125,7 +131,9 @@ def learn(plan: Plan, model: Model, before: Examination, console: Console) -> Ru
         KeyboardInterrupt: after Ctrl-C; says how to go on.
     """
     try:
-        plan.objective.trainer(plan, model, plan.judge or judge_of(plan)).run()
+        trainer = plan.objective.trainer(plan, model, plan.judge or judge_of(plan))
+        distributed.on_main(lambda: write_record(plan.folder, replace(plan.present, changes=changes_of(plan))))
+        trainer.run()
         model = save(plan, model)
         if plan.objective.asks:
             console.print("After: the same problems again ...")
@@ -178,6 +186,25 @@ def announce(plan: Plan, console: Console) -> None:
         console.print(remark, highlight=False, soft_wrap=True)
 
 
+def announce_past(plan: Plan, console: Console) -> None:
+    """Say where a run goes on, and by which other settings; or that it has ended, and how it would go on."""
+    past = plan.past
+    if past is None:
+        return
+    if plan.start == 0:
+        told = f"{plan.folder.path} was interrupted before its first checkpoint: it begins anew."
+    elif past.has_ended and not plan.goes_on:
+        why = "all are made" if plan.start >= plan.steps else "stopped early, as evaluations were no better"
+        told = (
+            f"{plan.folder.path} is finished after step {plan.start:,} of {plan.steps:,}: {why}. It is judged once "
+            f"more. To train it longer: glmtune train --resume {plan.folder.path} {past.remedy}"
+        )
+    else:
+        told = f"{plan.folder.path} goes on after step {plan.start:,} of {plan.steps:,}."
+    for line in (told, *(f"Changed: {change}." for change in plan.changes)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def announce_training(plan: Plan, model: Model, console: Console) -> None:
     """Say what is about to be trained."""
     recipe, training = plan.recipe, plan.recipe.training
@@ -225,6 +252,7 @@ def report(plan: Plan, before: Examination, after: Examination) -> Run:
         "format": 2,
         **results_of(plan, before, after),
         **forgotten(before.general, after.general),
+        **({"changes": [asdict(change) for change in changes]} if (changes := changes_of(plan)) else {}),
         "training_seconds": max((record["seconds"] for record in log), default=0),
         "peak_memory": peak_memory(),
         "machine": machine(),

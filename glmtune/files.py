@@ -99,6 +99,35 @@ def write_json(path: Path | str, value: Any) -> None:
         temporary.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def held(folder: Path | str) -> Iterator[None]:
+    """Hold a folder while the block runs, so that no second process works in it; it is free again when this one ends.
+
+    Nothing is written for it. Where the system has no such locks (Windows, some network disks), nothing is held.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{folder}: another process works in it. Wait until that has ended, or choose another folder."
+                ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def check_folder(folder: Path | str) -> None:
     """Check that nothing in a folder leads out of it, and that it holds files and folders alone.
 

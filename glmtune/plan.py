@@ -5,25 +5,30 @@ Each piece is worked out once, when it is first asked for; `prepare` asks for al
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
-from glmtune import distributed
 from glmtune.config import Recipe
-from glmtune.examples import Example
+from glmtune.examples import Example, Split
 from glmtune.methods import Method
-from glmtune.models import loading
-from glmtune.models.architecture import stored_bits
 from glmtune.models.releases import check_release
 from glmtune.objectives import Objective
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
 from glmtune.training.placement import Placement, placement_of, readable
+from glmtune.training.requirements import check_model, check_packages
+from glmtune.training.resumption import (
+    Change,
+    Past,
+    check_going_on,
+    check_same,
+    fingerprint_records,
+    read_past,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,8 +37,6 @@ if TYPE_CHECKING:
     from glmtune.data.encoder import Encoder
     from glmtune.data.lengths import Lengths
     from glmtune.training.run_trainer import Judge
-
-FEW_HELD_OUT = 30
 
 
 class Preparation(NamedTuple):
@@ -180,6 +183,41 @@ class Plan:
         return self.asked.model_copy(update={"training": training})
 
     @cached_property
+    def past(self) -> Past | None:
+        """What the run has been so far; None where it is new.
+
+        Raises:
+            UserError: its record or its recipe is damaged.
+        """
+        return read_past(self.folder)
+
+    @property
+    def start(self) -> int:
+        """The last step that the run has made; 0 where it begins."""
+        return self.past.step if self.past else 0
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether steps are left to make after those of the past, if any."""
+        training = self.recipe.training
+        return self.past is None or not self.past.has_ended_by(training)
+
+    @cached_property
+    def present(self) -> Past:
+        """What the run is from here on; of a base on the hub, the weights are fetched."""
+        base = None if self.recipe.model.random_init else self.model.fingerprint
+        return Past(self.recipe, base, fingerprint_records([self.task.records(split) for split in get_args(Split)]))
+
+    @cached_property
+    def changes(self) -> Sequence[Change]:
+        """Settings that are other from here on than so far.
+
+        Raises:
+            UserError: one would make another run of it.
+        """
+        return check_going_on(self.past, self.present, self.folder) if self.past and self.start else ()
+
+    @cached_property
     def lengths(self) -> Lengths:
         """Tokens of the longest example and target; of a task that draws without end, among the first ones.
 
@@ -202,6 +240,9 @@ class Plan:
     @cached_property
     def remarks(self) -> Sequence[str]:
         """What the user should know, though nothing fails."""
+        from glmtune.data.encoder import no_bos
+        from glmtune.evaluation.held_out import too_few
+
         return [
             *self.dataset.remarks,
             *(too_few(len(self.held_out), self.asked.evaluation.num_examples) if self.objective.asks else ()),
@@ -222,43 +263,14 @@ class Plan:
                 f"{self.lengths.example} and --target-length {self.lengths.target} for settings with which it fits."
             )
 
-    def check_packages(self) -> None:
-        """See whether the optional packages are installed that the recipe needs.
 
-        Raises:
-            UserError: one is missing.
-        """
-        from glmtune.training import optimizers, trackers
-
-        bits, training = self.model.recipe.model.bits, self.model.recipe.training
-        optimizers.check_installed(training.optimizer)
-        trackers.check_installed(training.trackers)
-        if bits < stored_bits(self.model.config) and importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError(
-                f"model.bits={bits}: bitsandbytes is not installed. pip install 'glmtune[quantization]', or leave it "
-                "out."
-            )
-
-    def check_model(self) -> None:
-        """See whether the device computes, stores and trains the model as the recipe says.
-
-        Raises:
-            UserError: it does not.
-        """
-        from glmtune.training.arguments import check_precision
-
-        settings, config, device = self.model.recipe.model, self.model.config, distributed.local_device()
-        check_precision(loading.choose_dtype(settings.dtype, device), device)
-        self.method.check_storage(settings, stored_bits(config))
-        loading.check_bits(settings, config)
-
-
-def prepare(model: ResolvedModel, folder: RunFolder) -> Plan:
+def prepare(model: ResolvedModel, folder: RunFolder, may_change: bool = True) -> Plan:
     """Return a plan with every piece worked out, so that no fault of the recipe, the files or the data is left.
 
     Args:
         model: by a recipe.
         folder: where the run goes.
+        may_change: a run that goes on may do so by other settings, as far as that makes sense.
 
     Raises:
         UserError: faults in the model's files or the data.
@@ -266,36 +278,14 @@ def prepare(model: ResolvedModel, folder: RunFolder) -> Plan:
     plan = Plan(model, folder)
     model.check()
     check_release(model.base, plan.tokenizer, model.config)
-    plan.check_packages()
-    plan.check_model()
+    check_packages(model.recipe, model.config)
+    check_model(model.recipe, model.config, plan.method)
+    if plan.past is not None and not may_change:
+        check_same(plan.past, plan.recipe, folder)
+    _ = plan.changes
     _ = (plan.general, plan.encoder, plan.held_out, plan.held_out_during, plan.recipe, plan.lengths, plan.remarks)
     _ = plan.judge
     return plan
-
-
-def too_few(asked: int, wanted: int) -> Iterator[str]:
-    """Yield what is said where so few held-out examples are asked that a score of them says little.
-
-    Args:
-        asked: held-out examples that there are.
-        wanted: as many as the recipe says.
-    """
-    from glmtune.evaluation.intervals import wilson_interval
-
-    if asked < FEW_HELD_OUT:
-        low, high = wilson_interval(asked // 2, asked)
-        more = f"evaluation.num_examples={FEW_HELD_OUT} or more" if wanted <= asked else "task.held_out=0.2"
-        yield (
-            f"Only {asked} held-out example{' is' if asked == 1 else 's are'} asked: half of them right would mean "
-            f"anything from {low:.0%} to {high:.0%}. Ask more ({more}{'' if wanted <= asked else ', or more records'})."
-        )
-
-
-def no_bos(encoder: Encoder) -> Iterator[str]:
-    """Yield what is said where `data.train_on_bos` changes nothing."""
-    example = Example("1+1=", "2")
-    if encoder.train_on_bos and encoder(example) == replace(encoder, train_on_bos=False)(example):
-        yield "data.train_on_bos=true changes nothing: this template has no control token right before an answer."
 
 
 def run_name(recipe: Recipe) -> str:

@@ -81,7 +81,8 @@ class RunFolder:
         run = cls(path)
         if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
             what = "already holds a run" if cls.is_run(path) else "is not empty"
-            remedy = f", go on with `glmtune train --resume {path}`," if cls.is_run(path) else ""
+            longer = f"`glmtune train --resume {path} training.steps=N`"
+            remedy = f", train that run longer with {longer}," if cls.is_run(path) else ""
             raise UserError(
                 f"training.output_dir: {path} {what}. Choose another folder with training.output_dir=...{remedy} "
                 "or remove it yourself. Nothing in it was touched."

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from glmtune.commands._arguments import add_recipe, recipe_and_settings
 from glmtune.terminal import say
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the recipe, and what else a training is told."""
     add_recipe(parser, "settings that differ from the defaults", "training.steps=500 method.rank=8")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with a run folder, by its recipe or by settings that differ"
+    )
     parser.add_argument("--help-settings", action="store_true", help="list every setting and exit")
 
 
@@ -56,7 +58,8 @@ def run(
     Args:
         recipe_path: a YAML file.
         overrides: `section.setting=value` texts.
-        resume: a run folder to go on with instead; its own recipe counts.
+        resume: a run folder to go on with; its own recipe counts, with the overrides that make sense for what it has
+            learned so far.
         console: where to print.
 
     Raises:
@@ -65,6 +68,7 @@ def run(
     from glmtune.config import load_recipe
     from glmtune.distributed import is_main
     from glmtune.execution import execute
+    from glmtune.files import held
     from glmtune.plan import prepare
     from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
@@ -72,28 +76,63 @@ def run(
 
     console = console or Console(stderr=True, quiet=not is_main())
     if resume is not None:
-        resume = os.fspath(resume)
-        recipe = read_resumed(resume, has_settings=bool(recipe_path or list(overrides)))
-        return execute(prepare(ResolvedModel(recipe), RunFolder(resume)), console)
-    recipe = load_recipe(recipe_path, overrides)
-    with new_folder(recipe) as folder:
-        return execute(prepare(ResolvedModel(recipe), folder), console)
+        folder = RunFolder(os.fspath(resume))
+        model = ResolvedModel(read_resumed(folder, recipe_path, overrides))
+        with held(folder.path):
+            return execute(prepare(model, folder), console)
+    model = ResolvedModel(load_recipe(recipe_path, overrides))
+    if is_interrupted(given := model.recipe.training.output_dir):
+        with held(given):
+            return execute(prepare(model, RunFolder(given), may_change=False), console)
+    with new_folder(model.recipe) as folder, held(folder.path):
+        return execute(prepare(model, folder), console)
 
 
-def read_resumed(resume: str, has_settings: bool) -> Recipe:
-    """Return the recipe of a run that is to go on.
+def read_resumed(run: RunFolder, recipe_path: str | Path | None, overrides: Iterable[str]) -> Recipe:
+    """Return the recipe by which a run is to go on.
 
     Raises:
-        UserError: no run, or other settings given.
+        UserError: no run, no checkpoint of it, or another recipe given.
     """
     from glmtune.config import load_recipe
+    from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder, UserError
+    from glmtune.training.resumption import read_past
 
-    if not RunFolder.is_run(resume):
-        raise UserError(f"--resume {resume}: no run there (recipe.yaml is missing). `glmtune ls` lists the runs.")
-    if has_settings:
-        raise UserError("--resume goes on with the run's own recipe; leave the recipe and the settings out.")
-    return load_recipe(RunFolder(resume).recipe)
+    if not RunFolder.is_run(run.path):
+        raise UserError(f"--resume {run.path}: no run there (recipe.yaml is missing). `glmtune ls` lists the runs.")
+    if recipe_path is not None:
+        raise UserError(
+            f"--resume {run.path}: goes on with the run's own recipe, not with {recipe_path}. Leave the recipe out; "
+            "settings that differ are named one by one, such as training.steps=2000."
+        )
+    past, recipe = read_past(run), load_recipe(run.recipe, overrides)
+    assert past is not None, "it is a run"
+    if past.step == 0 and run.report.is_file():
+        raise UserError(
+            f"--resume {run.path}: is finished, and its checkpoints are gone, so that it cannot go on. Start a new run."
+        )
+    training, before = recipe.training, past.recipe.training
+    if training.epochs != before.epochs and training.steps == before.steps:  # the steps are to follow from them
+        if ResolvedModel(recipe).task.records("train") is None:
+            raise UserError(
+                f"training.epochs={training.epochs:g}: this task draws without end, which has no epochs. Set "
+                "training.steps=N."
+            )
+        training = training.model_copy(update={"steps": None})
+    return recipe.model_copy(update={"training": training})
+
+
+def is_interrupted(place: str | None) -> TypeGuard[str]:
+    """Return whether `training.output_dir` names a run that was begun and has not ended."""
+    from glmtune.runtime import RunFolder
+    from glmtune.training.resumption import read_past
+
+    if place is None or not RunFolder.is_run(place):
+        return False
+    run = RunFolder(place)
+    past = read_past(run)
+    return past is not None and not (run.report.is_file() and (past.has_ended or past.step == 0))
 
 
 @contextmanager

@@ -232,6 +232,11 @@ class TrainingSettings(Settings):
     )
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept beside the best one")
 
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of one update of the weights."""
+        return self.batch_size * self.gradient_accumulation_steps
+
 
 class EvaluationSettings(Settings):
     """How the held-out examples are judged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -83,3 +84,10 @@ class Encoder:
             else:
                 low = middle
         return shortest
+
+
+def no_bos(encoder: Encoder) -> Iterator[str]:
+    """Yield what is said where `data.train_on_bos` changes nothing."""
+    example = Example("1+1=", "2")
+    if encoder.train_on_bos and encoder(example) == replace(encoder, train_on_bos=False)(example):
+        yield "data.train_on_bos=true changes nothing: this template has no control token right before an answer."

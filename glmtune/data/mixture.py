@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from glmtune.config import ENDLESS_STEPS, DataSettings, Recipe, TrainingSettings
+from glmtune.config import ENDLESS_STEPS, DataSettings, Recipe
 from glmtune.data import DrawnExamples, EncodedDataset, EncodedDraws
 from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import Encoding
@@ -86,7 +86,7 @@ def training_set(
     records = task.records("train")
     if records is None:
         steps = training.steps or ENDLESS_STEPS
-        size = steps * examples_per_step(training)
+        size = steps * training.examples_per_step
         drawn = DrawnExamples(task, size - sum(int(size * share) for share in shares), recipe.seed)
         own = encoded(drawn, encoder, settings, "The examples")
     else:
@@ -104,18 +104,13 @@ def training_set(
         if not found:
             raise UserError(f"data.mixture: {source.file}: all that it has is asked, too; nothing is left to learn.")
         others.append(encoded(found, encoder, settings, source.file))
-    return Mixture([own, *others], shares, steps * examples_per_step(training), recipe.seed), steps
-
-
-def examples_per_step(training: TrainingSettings) -> int:
-    """Examples of one update of the weights."""
-    return training.batch_size * training.gradient_accumulation_steps
+    return Mixture([own, *others], shares, steps * training.examples_per_step, recipe.seed), steps
 
 
 def count_steps(recipe: Recipe, records: int) -> int:
     """Optimizer steps that the epochs over some records take, the examples of other sources between them included."""
     own_share = 1 - sum(source.share for source in recipe.data.mixture)
-    return max(1, math.ceil(recipe.training.epochs * records / own_share / examples_per_step(recipe.training)))
+    return max(1, math.ceil(recipe.training.epochs * records / own_share / recipe.training.examples_per_step))
 
 
 def encoded(examples: Sequence[Example], encoder: Encoder, settings: DataSettings, name: str) -> EncodedDataset:

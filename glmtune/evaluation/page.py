@@ -16,6 +16,7 @@ from glmtune.files import replacing
 from glmtune.reporting.charts import PAGE, to_svg
 from glmtune.reporting.numbers import duration, percent
 from glmtune.reporting.page import render_page
+from glmtune.training.resumption import Change
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -84,6 +85,7 @@ def describe_run(report: dict[str, Any], recipe: dict[str, Any]) -> Facts:
         ("Judged on", f"{report['after']['n']:,} examples that were never learned"),
         ("Method", ", ".join(filter(None, [method.get("name"), list_settings(method)])) or None),
         ("Learning rate", training.get("learning_rate")),
+        ("Changed on the way", "; ".join(str(Change(**change)) for change in report.get("changes", ())) or None),
     ]
 
 

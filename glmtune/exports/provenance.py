@@ -9,7 +9,6 @@ from typing import Any, Literal
 import yaml
 
 from glmtune.config import Recipe, differing, read_report
-from glmtune.data.mixture import examples_per_step
 from glmtune.exports.card import write_card
 from glmtune.files import write_json
 from glmtune.messages import Prompt
@@ -92,7 +91,7 @@ def describe_data(origin: ResolvedModel) -> str:
     if learned is not None and held_out is not None:
         told = [f"{len(learned):,} records were there to learn from, {len(held_out):,} were held out."]
     else:
-        seen = (training.steps or 0) * examples_per_step(training) * (1 - mixed)
+        seen = (training.steps or 0) * training.examples_per_step * (1 - mixed)
         told = [f"Examples are drawn without end; it saw about {seen:,.0f} of them."]
     if own.too_long != "stop":
         told.append(f"Records that are too long were {'left out' if own.too_long == 'drop' else 'truncated'}.")

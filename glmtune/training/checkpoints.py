@@ -62,7 +62,11 @@ def read_state(checkpoint: Path) -> TrainerState:
 
 def has_ended(state: TrainerState, steps: int, patience: int | None) -> bool:
     """Return whether all steps were made, or early stopping has had enough."""
+    return state.global_step >= steps or (patience is not None and count_without_better(state) >= patience)
+
+
+def count_without_better(state: TrainerState) -> int:
+    """Return how many evaluations early stopping has counted since the best one."""
     callbacks: Any = state.stateful_callbacks
     stopper = callbacks.get(EarlyStoppingCallback.__name__, {"attributes": {}})
-    worse = stopper["attributes"].get("early_stopping_patience_counter", 0)
-    return state.global_step >= steps or (patience is not None and worse >= patience)
+    return int(stopper["attributes"].get("early_stopping_patience_counter", 0))

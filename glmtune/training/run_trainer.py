@@ -98,7 +98,7 @@ class RunTrainer(Base):
         model.config.use_cache = False
         try:
             if state is not None and has_ended(state, self.args.max_steps, self.settings.early_stopping_patience):
-                self.take_best(state)
+                self.take_best(state, start)
             else:
                 self.learn(start)
         except DivergenceError as error:
@@ -121,6 +121,37 @@ class RunTrainer(Base):
     def unwrapped(self) -> Any:
         """The model itself, without what several processes put around it."""
         return self.accelerator.unwrap_model(self.model)
+
+    # What it goes on with
+
+    def _init_training_state(self, max_steps: int, *others: Any) -> Any:
+        """Go on from a checkpoint's state, with the intervals and the patience of the recipe as it is now."""
+        begun = super()._init_training_state(max_steps, *others)
+        self.locate_best()
+        self.state.compute_steps(self.args, max_steps)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback) and self.settings.early_stopping_patience is not None:
+                callback.early_stopping_patience = self.settings.early_stopping_patience
+        return begun
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Go on with what the optimizer has gathered, and at the rates of the recipe as it is now.
+
+        The learning rate of each step from here on is the one that the recipe would have had there from the beginning.
+        """
+        optimizer: Any = self.optimizer
+        fresh = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        schedule: Any = self.lr_scheduler
+        schedule.base_lrs = [settings["initial_lr"] for settings in fresh]
+        schedule._last_lr = [  # which is what the log shows
+            base * share(schedule.last_epoch)
+            for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        for group, settings, rate in zip(optimizer.param_groups, fresh, schedule.get_last_lr(), strict=True):
+            group.update({**settings, "lr": rate})
 
     # What is learned
 
@@ -200,11 +231,17 @@ class RunTrainer(Base):
             self.state.best_global_step = self.state.global_step
         return metrics
 
-    def take_best(self, state: TrainerState) -> None:
-        """Load the best weights of a run that has ended already."""
+    def take_best(self, state: TrainerState, last: Path | None = None) -> None:
+        """Load the best weights of a run that has ended already, or the last where none were judged."""
         self.state = state
-        state.best_model_checkpoint = str(self.folder.checkpoints / f"checkpoint-{state.best_global_step}")
+        self.locate_best()
+        state.best_model_checkpoint = state.best_model_checkpoint or str(last)
         self._load_best_model()
+
+    def locate_best(self) -> None:
+        """Find the checkpoint of the best weights where the run folder is now; a state names it as it was then."""
+        best = self.folder.checkpoints / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def rescue(self, error: DivergenceError) -> DivergenceError:
         """Take the best weights of a run that went astray, if there are any; return the error with what to do."""

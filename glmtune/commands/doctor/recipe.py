@@ -15,6 +15,7 @@ from glmtune.plan import Plan
 from glmtune.records import read_examples
 from glmtune.runtime import UserError
 from glmtune.training.placement import Placement, assume_lengths, placement_of, readable
+from glmtune.training.requirements import check_model, check_packages
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 SHOWN = 80  # characters of a text
@@ -107,10 +108,11 @@ def method(plan: Plan) -> Finding:
 
 def precision(plan: Plan) -> Finding:
     """See whether the device computes in the recipe's precision, and stores and trains what the recipe says."""
-    plan.check_packages()
+    recipe, config, device = plan.model.recipe, plan.model.config, distributed.local_device()
+    check_packages(recipe, config)
     if trains(plan):
-        plan.check_model()
-    settings, config, device = plan.model.recipe.model, plan.model.config, distributed.local_device()
+        check_model(recipe, config, plan.method)
+    settings = recipe.model
     loading.check_bits(settings, config)
     dtype = loading.choose_dtype(settings.dtype, device)
     names = [str(name).removeprefix("torch.") for name in (dtype, config.dtype or dtype)]

@@ -1,0 +1,50 @@
+"""What a recipe needs of this machine before anything is loaded: packages, and a device that can do it."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from glmtune import distributed
+from glmtune.config import Recipe
+from glmtune.methods import Method
+from glmtune.models import loading
+from glmtune.models.architecture import stored_bits
+from glmtune.runtime import UserError
+from glmtune.training import optimizers, trackers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def check_packages(recipe: Recipe, config: PreTrainedConfig) -> None:
+    """See whether the optional packages are installed that a recipe needs.
+
+    Args:
+        recipe: `model`, `training`.
+        config: of its model.
+
+    Raises:
+        UserError: one is missing.
+    """
+    bits, training = recipe.model.bits, recipe.training
+    optimizers.check_installed(training.optimizer)
+    trackers.check_installed(training.trackers)
+    if bits < stored_bits(config) and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.bits={bits}: bitsandbytes is not installed. pip install 'glmtune[quantization]', or leave it out."
+        )
+
+
+def check_model(recipe: Recipe, config: PreTrainedConfig, method: Method) -> None:
+    """See whether the device computes, stores and trains the model as a recipe says.
+
+    Raises:
+        UserError: it does not.
+    """
+    from glmtune.training.arguments import check_precision
+
+    settings, device = recipe.model, distributed.local_device()
+    check_precision(loading.choose_dtype(settings.dtype, device), device)
+    method.check_storage(settings, stored_bits(config))
+    loading.check_bits(settings, config)
