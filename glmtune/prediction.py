@@ -18,18 +18,18 @@ from glmtune.inference.conversation import Conversation, Exchange
 from glmtune.inference.engine import Engine
 from glmtune.inference.prompts import encode_within
 from glmtune.messages import Prompt
-from glmtune.records import Fault, Row, explain, read_questions
-from glmtune.records.writing import TABLES, load_arrow, write_table
+from glmtune.records import Fault, Row, arrow, explain, read_questions
+from glmtune.records.writing import LINES, WRITTEN, as_line, load_arrow, read_given, strict, write_beside, write_rows
+from glmtune.registry import suggest
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import UserError, read_json_lines
-from glmtune.terminal import to_json
 
 # What is added to a record, in place of what it had there.
 ADDED = ("completion", "finish_reason", "completion_tool_calls", "refusal", "error")
 OnError = Literal["stop", "record"]
 # Batches that are sorted by length together. Records are written in order, a window at a time.
 BATCHES_PER_WINDOW = 4
-PARTIAL = ".partial.jsonl"  # a table is written from it when all answers are there
+PARTIAL = ".partial.jsonl"  # what is no JSON lines is written from it when all answers are there
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,28 @@ class Entry:
         """The record without what an earlier prediction added."""
         return {name: value for name, value in self.row.items() if name not in ADDED}
 
-    def with_answer(self, exchange: Exchange, metrics: Mapping[str, float]) -> Row:
-        """Return the record as the output has it, with what its task measures of the answer."""
+    def with_answer(self, fields: Sequence[str], exchange: Exchange, metrics: Mapping[str, float]) -> Row:
+        """Return the record as the output has it: with its answer, and what its task measures of that.
+
+        Args:
+            fields: that every record gets, null where they hold nothing.
+            exchange: the answer.
+            metrics: by name.
+        """
         answer: Row = {"completion": exchange.text, "finish_reason": exchange.completion.finish_reason}
         if exchange.completion.finish_reason == "tool_calls":
             answer["completion_tool_calls"] = exchange.tool_calls
         if exchange.refusal is not None:
             answer["refusal"] = exchange.refusal
-        return {**self.given, **answer, **{name: value for name, value in metrics.items() if name not in self.given}}
+        return self.with_added({**dict.fromkeys(fields), **metrics, **answer})
 
-    def with_fault(self) -> Row:
+    def with_fault(self, fields: Sequence[str]) -> Row:
         """Return the record as the output has it if it cannot be asked."""
-        return {**self.given, "completion": None, "error": str(self.fault)}
+        return self.with_added({**dict.fromkeys(fields), "error": str(self.fault)})
+
+    def with_added(self, added: Row) -> Row:
+        """Return the record with what is added to it behind what was given, which stays as it is."""
+        return {**self.given, **{name: value for name, value in added.items() if name not in self.given}}
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Output:
 
     Attributes:
         destination: what the user named.
-        working: the JSON lines that grow while it is answered; the destination itself, unless that is a table.
+        working: the JSON lines that grow while it is answered; the destination itself, if it is such a file.
     """
 
     destination: Path
@@ -83,22 +93,31 @@ class Output:
     def at(cls, path: str | Path) -> Output:
         """Return the output of a path."""
         destination = Path(path)
-        is_table = destination.suffix.lower() in TABLES
-        return cls(destination, destination.with_name(destination.name + PARTIAL) if is_table else destination)
+        grows = destination.suffix.lower() in LINES
+        return cls(destination, destination if grows else destination.with_name(destination.name + PARTIAL))
 
     @property
-    def is_table(self) -> bool:
-        """Whether it is written as a table in the end."""
-        return self.working != self.destination
+    def suffix(self) -> str:
+        """What tells what it is written as."""
+        return self.destination.suffix.lower()
+
+    @property
+    def grows(self) -> bool:
+        """Whether it is written as the answers come, and not at the end."""
+        return self.working == self.destination
 
     def check(self, input: str, may_exist: bool) -> None:
         """See whether it can be written.
 
         Raises:
-            UserError: it cannot, or something is there.
+            UserError: it cannot, or something is there; or its name says that it is something else.
         """
+        if self.suffix not in (*LINES, *WRITTEN):
+            raise UserError(
+                f"--output {self.destination}: '{self.suffix}' files are not written.{suggest(self.suffix, list(WRITTEN))}"
+            )
         check_output(self.destination)
-        if self.destination.suffix.lower() == ".parquet":
+        if self.suffix in arrow.SUFFIXES:
             load_arrow()
         if self.destination.exists() and Path(input).exists() and self.destination.samefile(input):
             raise UserError(f"--output {self.destination}: is the input, too. Choose another name.")
@@ -119,7 +138,7 @@ class Output:
         Raises:
             UserError: it is whole already, or was made of another input.
         """
-        if self.is_table and self.destination.exists() and not self.working.exists():
+        if not self.grows and self.destination.exists() and not self.working.exists():
             raise UserError(f"--resume: {self.destination} is whole already. To answer again, add --overwrite instead.")
         if not self.working.is_file():
             return 0
@@ -130,7 +149,7 @@ class Output:
                 file.truncate(len(whole))
         count = 0
         for (number, written), entry in zip(read_json_lines(self.working), entries, strict=False):
-            if entry.given != {name: written[name] for name in entry.given if name in written}:
+            if strict(entry.given) != {name: written[name] for name in entry.given if name in written}:
                 raise UserError(
                     f"--resume: line {number} of {self.working} is not that of the input. Was it made of another file? "
                     "Choose another name."
@@ -140,13 +159,25 @@ class Output:
             raise UserError(f"--resume: {self.working} has more records than the input. Choose another name.")
         return count
 
-    def finish(self) -> None:
-        """Write the table, where it is one."""
-        if self.is_table:
-            with replacing(self.destination) as temporary:
-                rows = [row for _, row in read_json_lines(self.working)]
-                write_table(rows, temporary, self.destination.suffix.lower())
-            self.working.unlink()
+    def finish(self, entries: Sequence[Entry], table: Any) -> None:
+        """Write what is no JSON lines: the records as they were given, with what was added to each.
+
+        Args:
+            entries: of the input, in order.
+            table: that they were read from, whose columns keep their types; None: they are written as JSON has them.
+        """
+        if self.grows:
+            return
+        lines = zip(entries, read_json_lines(self.working), strict=True)
+        added = [{name: row[name] for name in row if name not in entry.given} for entry, (_, row) in lines]
+        with replacing(self.destination) as temporary:
+            if table is not None:
+                table = table.drop_columns([name for name in ADDED if name in table.schema.names])
+                write_beside(table, added, temporary, self.suffix)
+            else:
+                rows = ({**entry.given, **more} for entry, more in zip(entries, added, strict=True))
+                write_rows(rows, temporary, self.suffix)
+        self.working.unlink()
 
 
 def predict(
@@ -162,7 +193,9 @@ def predict(
     Args:
         resolved: who answers.
         input: records in any known format.
-        output: `.csv` or `.parquet`, written at the end from a JSONL file beside it; anything else is JSONL.
+        output: `.jsonl` grows as the answers come, and so does a file without a suffix; `.json`, `.csv`, `.tsv`,
+            `.parquet`, `.arrow` and `.feather` are written at the end from a JSONL file beside them. From tables to
+            tables, columns keep their types.
         overwrite: replace an output that is there already.
         resume: go on after the records that an output cut off earlier holds.
         on_error: `stop` at records that cannot be answered, before any is; or `record` them: they get an `error` in
@@ -180,12 +213,20 @@ def predict(
         faults = [fault for fault in faults if not fault.is_of_one_record]
     if faults:
         raise UserError(explain(faults, "answer the others with --on-error record"))
+    table = read_given(input, place.suffix)
+    if table is not None and len(table) != len(entries):
+        raise UserError(f"--input {input}: has changed while it was read. Try again.")
+    if place.suffix not in arrow.SUFFIXES and (odd := sum(strict(entry.given) != entry.given for entry in entries)):
+        warnings.warn(
+            f"{odd:,} records hold NaN or Infinity, which JSON does not have; these are written as texts.", stacklevel=2
+        )
+    fields = fields_added(resolved, entries, on_error)
     done = place.count_done(entries) if resume else 0
     model, tokenizer = resolved.load()
     try:
         with place.working.open("a" if resume else "w", encoding="utf-8") as file:
-            cut = answer(resolved, Engine(model, tokenizer, resolved.limit), entries, done, file)
-        place.finish()
+            cut = answer(resolved, Engine(model, tokenizer, resolved.limit), entries, fields, done, file)
+        place.finish(entries, table)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}. What is in it stays.") from error
     if said := explain_cut_off({"n": len(entries) - done, "finish_reasons": {"length": cut}}):
@@ -222,7 +263,18 @@ def as_json(row: Row) -> Row:
     return again
 
 
-def answer(resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], done: int, file: TextIO) -> int:
+def fields_added(resolved: ResolvedModel, entries: Sequence[Entry], on_error: OnError) -> list[str]:
+    """Return what every record of the output has beside what was given, so that all lines have the same fields."""
+    task = resolved.task
+    asked = next((entry for entry in entries if not entry.fault), None)
+    calls = ["completion_tool_calls", "refusal"] if task.tools or any(entry.tools for entry in entries) else []
+    errors = ["error"] if on_error == "record" else []
+    return ["completion", "finish_reason", *calls, *errors, *(task.measure(asked.prompt, "") if asked else ())]
+
+
+def answer(
+    resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], fields: Sequence[str], done: int, file: TextIO
+) -> int:
     """Append the records from number `done` on, as their answers come; return how many of these were cut off."""
     recipe, task = resolved.recipe, resolved.task
     conversation = Conversation.about(task, engine)
@@ -232,7 +284,7 @@ def answer(resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], do
         for first in range(done - done % window, len(entries), window):  # windows are the same after a --resume
             numbers = range(first, min(first + window, len(entries)))
             # What waits is answered, or never to be, but not all before it is.
-            waiting = {number: entries[number].with_fault() for number in numbers if entries[number].fault}
+            waiting = {number: entries[number].with_fault(fields) for number in numbers if entries[number].fault}
             asked = [number for number in numbers if not entries[number].fault]
             following = write_ready(file, waiting, first, done)
             questions = [
@@ -242,7 +294,7 @@ def answer(resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], do
             for index, exchange in conversation.answer(questions):
                 entry = entries[asked[index]]
                 metrics = task.measure(entry.prompt, exchange.text, exchange.tool_calls)
-                waiting[asked[index]] = entry.with_answer(exchange, metrics)
+                waiting[asked[index]] = entry.with_answer(fields, exchange, metrics)
                 tokens += len(exchange.completion.token_ids)
                 cut += asked[index] >= done and exchange.completion.finish_reason == "length"
                 following = write_ready(file, waiting, following, done)
@@ -257,7 +309,7 @@ def write_ready(file: TextIO, waiting: dict[int, Row], following: int, done: int
     while following in waiting:
         row = waiting.pop(following)
         if following >= done:
-            file.write(to_json(row) + "\n")
+            file.write(as_line(row) + "\n")
         following += 1
     file.flush()
     return following

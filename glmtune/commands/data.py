@@ -62,12 +62,12 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
     from glmtune.config import make_recipe, with_overrides
     from glmtune.data import examples_of
     from glmtune.files import replacing
-    from glmtune.records.files import SUFFIXES
+    from glmtune.records.writing import LINES
     from glmtune.runtime import UserError
 
     if n < 1:
         raise UserError(f"--n {n}: must be at least 1")
-    if Path(output).suffix.lower() in {*SUFFIXES} - {".jsonl", ".txt"}:
+    if Path(output).suffix.lower() not in LINES:
         raise UserError(f"--output {output}: examples are written as JSON lines. Name it {Path(output).stem}.jsonl.")
     recipe = make_recipe(with_overrides({"task": {"name": task_name}}, overrides))
     task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)

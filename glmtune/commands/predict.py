@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input", required=True, metavar="FILE", help="records of any known format: JSONL, CSV, Parquet, a folder"
     )
     parser.add_argument(
-        "--output", required=True, metavar="OUT", help="the records again, with completion: .jsonl, .csv or .parquet"
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="the records again, with completion: .jsonl, .json, .csv, .tsv, .parquet or .arrow",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     parser.add_argument("--resume", action="store_true", help="go on with an output that was cut off")
@@ -58,7 +61,8 @@ def run(
         target: run folder, adapter, checkpoint directory, hub name or `nano`.
         input: records in any known format, with or without answers: JSONL, JSON, CSV, Parquet, a folder of these, or a
             data set of the hub.
-        output: `.csv`, `.parquet`, or anything else for JSONL.
+        output: its suffix says what is written: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, `.feather`;
+            JSONL without one.
         overrides: `section.setting=value` texts; `data.columns` and `data.encoding` say how the input is read.
         overwrite, resume, on_error: see `glmtune.prediction.predict`.
 
@@ -66,7 +70,7 @@ def run(
         The number of records.
 
     Raises:
-        UserError: no such model, malformed records, or an output that cannot be written.
+        UserError: no such model, malformed records, an output that cannot be written, or of another suffix.
     """
     from glmtune.prediction import predict
     from glmtune.resolution import resolve

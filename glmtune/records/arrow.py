@@ -134,6 +134,19 @@ def read_table(path: Path, is_read: Callable[[str], bool] | None = None) -> Iter
             read += len(batch)
 
 
+def read_whole(path: Path) -> pyarrow.Table:
+    """Return all of a table, as it is.
+
+    Raises:
+        UserError: pyarrow is missing.
+        Unreadable: the file is damaged.
+    """
+    with open_table(path) as table:
+        import pyarrow
+
+        return pyarrow.Table.from_batches(table.batches(None), table.schema)
+
+
 def values_of(array: Any) -> list[Any]:
     """Return the values of an Arrow array in JSON; floats that are no numbers stay floats.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
         if not head.strip():
             return
         file.seek(0)
-        delimiter = max(",\t;", key=head.count)
+        delimiter = max(",\t;", key=re.sub(r'"[^"]*"', "", head).count)
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         names: list[str] = []
         line = 1

@@ -1,41 +1,70 @@
-"""Rows of predictions to files: JSON lines as they come, tables of CSV or Parquet at the end."""
+"""Rows of predictions to files: JSON lines as they come, all else at the end.
+
+The suffix of a file says what is written: another one would be a name for what is not in it, and is refused.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glmtune.records.formats import Row
+from glmtune.records import arrow
+from glmtune.records.fields import Row
+from glmtune.records.files import list_files, suffix_of
 from glmtune.runtime import UserError
+from glmtune.terminal import to_json
 
-TABLES = (".csv", ".parquet")
+LINES = (".jsonl", ".ndjson", "")  # that can grow; without a suffix it may be a device
+WRITTEN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *arrow.SUFFIXES)
+_SEPARATORS = ",\t;"
 
 
-def write_table(rows: Sequence[Row], file: Path, suffix: str) -> None:
-    """Write records as CSV or Parquet. Columns are all fields in the order in which they come; in CSV, lists are JSON.
+def strict(value: Any) -> Any:
+    """Return a value without the numbers that JSON does not have, which become the texts that protobuf has for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {name: strict(entry) for name, entry in value.items()}
+    return [strict(entry) for entry in value] if isinstance(value, list) else value
 
-    In Parquet, values are JSON where they are of several kinds, or of one that it has no form for.
+
+def as_line(row: Row) -> str:
+    """Return a record as a line of strict JSON."""
+    return to_json(strict(row))
+
+
+def write_rows(rows: Iterable[Row], file: Path, suffix: str) -> None:
+    """Write records as what a suffix says. Columns are all fields in the order in which they come.
+
+    In CSV and TSV, lists and objects are JSON. So they are in Parquet and Arrow where a column holds values of several
+    kinds, or of one that these have no form for.
 
     Raises:
         UserError: the library for Parquet is missing.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    if suffix == ".parquet":
-        pyarrow, parquet = load_arrow()
-        parquet.write_table(pyarrow.table({name: as_column(values) for name, values in columns.items()}), file)
+    rows = list(rows)
+    if suffix == ".json":
+        file.write_text("[\n" + ",\n".join(map(as_line, rows)) + "\n]\n", encoding="utf-8")
+        return
+    columns = {name: [row.get(name) for row in rows] for row in rows for name in row}
+    if suffix in arrow.SUFFIXES:
+        pyarrow, _ = load_arrow()
+        write_arrow(pyarrow.table({name: as_column(values) for name, values in columns.items()}), file, suffix)
         return
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(names)
-        writer.writerows(zip(*(map(as_cell, values) for values in columns.values()), strict=True))
+        writer = partial(csv.writer, stream, delimiter="\t" if suffix == ".tsv" else ",")
+        odd = any(sign in name for name in columns for sign in _SEPARATORS)  # by these names, they are told apart again
+        writer(quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL).writerow(columns)
+        writer().writerows(zip(*(map(as_cell, values) for values in columns.values()), strict=True))
 
 
 def as_column(values: Sequence[Any]) -> Any:
-    """Return one column of a Parquet file."""
+    """Return one column of a table."""
     pyarrow, parquet = load_arrow()
     try:
         found = pyarrow.array(values)
@@ -50,7 +79,58 @@ def as_cell(value: Any) -> str:
     """Return a value as a text."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(strict(value), ensure_ascii=False)
+
+
+# Tables keep their own columns
+
+
+def read_given(source: str, suffix: str) -> Any:
+    """Return the table that a file or a folder of tables holds, with the types and metadata that it has.
+
+    Args:
+        source: of the records.
+        suffix: of the file that is to be written.
+
+    Returns:
+        None where these are no tables, or none is to be written.
+
+    Raises:
+        UserError: they are of types that do not go together, or that the file has no form for.
+    """
+    path = Path(source)
+    files = list_files(path) if path.is_dir() else [path] if path.is_file() else []
+    if suffix not in arrow.SUFFIXES or not files or any(suffix_of(file) not in arrow.SUFFIXES for file in files):
+        return None
+    pyarrow, _ = load_arrow()
+    try:
+        table = pyarrow.concat_tables(map(arrow.read_whole, files), promote_options="permissive")
+        write_arrow(table, pyarrow.MockOutputStream(), suffix)
+    except (pyarrow.ArrowException, arrow.Unreadable) as error:
+        told = str(error).partition("\n")[0]
+        raise UserError(
+            f"--output: a '{suffix}' file cannot hold what {source} holds: {told}. Name it .jsonl."
+        ) from None
+    return table
+
+
+def write_beside(table: Any, added: Sequence[Row], file: Path, suffix: str) -> None:
+    """Write a table again, with columns behind its own."""
+    pyarrow, _ = load_arrow()
+    for name in dict.fromkeys(name for row in added for name in row):
+        column = as_column([row.get(name) for row in added])
+        table = table.append_column(name, column.cast(pyarrow.string()) if column.type == pyarrow.null() else column)
+    write_arrow(table, file, suffix)
+
+
+def write_arrow(table: Any, to: Any, suffix: str) -> None:
+    """Write a table as Parquet, or as an Arrow file."""
+    pyarrow, parquet = load_arrow()
+    if suffix == ".parquet":
+        parquet.write_table(table, to)
+        return
+    with pyarrow.ipc.new_file(to if isinstance(to, pyarrow.NativeFile) else str(to), table.schema) as writer:
+        writer.write_table(table)
 
 
 def load_arrow() -> tuple[Any, Any]:
@@ -63,5 +143,5 @@ def load_arrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UserError("--output: Parquet is written by pyarrow: pip install 'glmtune[data]'") from None
+        raise UserError("--output: Parquet and Arrow are written by pyarrow: pip install 'glmtune[data]'") from None
     return pyarrow, parquet

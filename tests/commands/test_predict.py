@@ -1,8 +1,10 @@
 """`predict`: every record again, in order, as it is answered."""
 
 import json
+import math
 import os
 import shutil
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from glmtune.messages import make_tool_call
 from glmtune.models import loading
 from glmtune.records import Fault, Question, read_examples, read_questions
 from glmtune.records.files import rows as file_rows
-from glmtune.records.writing import write_table
+from glmtune.records.writing import read_given, write_arrow, write_rows
 from glmtune.runtime import UserError
 
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "问:1+1", "100/7=", "5*5"]
@@ -180,19 +182,20 @@ def test_failures_are_recorded(run: str, write_records: Any, tmp_path: Path) -> 
     assert predict.run(run, str(file), str(output), on_error="record") == 5
     written = read(output)
     assert [one["completion"] is None for one in written] == [True, False, True, True, False]
-    assert ["error" in one for one in written] == [True, False, True, True, False]
+    assert [one["error"] is not None for one in written] == [True, False, True, True, False]
+    assert len({tuple(key for key in one if key not in ("prompt", "frage")) for one in written}) == 1
     assert "not a text" in written[0]["error"] and "tokens" in written[2]["error"]
     alone = tmp_path / "alone"
     predict.run(run, str(write_records(*good)), str(alone))
-    assert [one for one in written if "error" not in one] == read(alone)
+    assert [one for one in written if one.pop("error") is None] == read(alone)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "parquet", "feather"])
 def test_tables(run: str, tmp_path: Path, suffix: str) -> None:
     """Records of any format in, with or without answers; a table out, written when all answers are there."""
     rows = [{"question": "1+2=", "answer": "3", "id": "a"}, {"question": "5*5=", "answer": "", "id": "b, c"}]
     file, output = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
-    write_table(rows, file, file.suffix)
+    write_rows(rows, file, file.suffix)
     assert predict.run(run, str(file), str(output)) == 2
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": row["question"]}) + "\n" for row in rows))
     predict.run(run, str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
@@ -214,7 +217,7 @@ def test_a_table_that_was_cut_off_goes_on(
     predict.run(run, str(file), str(whole))
     with monkeypatch.context() as patch:
         patch.setattr(prediction, "BATCHES_PER_WINDOW", 1)
-        patch.setattr(prediction, "write_table", None)
+        patch.setattr(prediction, "write_rows", None)
         with pytest.raises(TypeError):
             predict.run(run, str(file), str(cut))
     partial = tmp_path / f"cut.{suffix}.partial.jsonl"
@@ -229,15 +232,71 @@ def test_a_table_that_was_cut_off_goes_on(
         predict.run(run, str(file), str(cut), resume=True)
 
 
-def test_values_of_several_kinds_become_texts(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [
-        {"prompt": "1", "more": [1], "empty": {}},
-        {"prompt": [{"role": "user", "content": "值"}], "empty": {}},
-    ]
-    for suffix in (".csv", ".parquet"):
-        write_table(rows, tmp_path / f"x{suffix}", suffix)
-        first, second = (entry.row for entry in file_rows(str(tmp_path / f"x{suffix}")))  # type: ignore[union-attr]
-        assert first["prompt"] == "1" and json.loads(second["prompt"]) == rows[1]["prompt"]
+@pytest.fixture
+def table() -> Any:
+    """A table with what a record may have, of every sort."""
+    pyarrow = pytest.importorskip("pyarrow", reason="tables need pyarrow")
+    moments = pyarrow.array([0, None], pyarrow.int64())
+    columns = {
+        "prompt": ["1+2=", "5*5="],
+        "when": moments.view(pyarrow.timestamp("us", "Asia/Shanghai")),
+        "price": pyarrow.array([Decimal("1.50"), None], pyarrow.decimal128(9, 2)),
+        "raw": [b"\xff", None],
+        "note": [None, "n"],
+        "score": [float("nan"), 0.5],
+        "deep": [{"a": [1, None]}, {"a": None}],
+        "finish_reason": ["old", "old"],
+    }
+    return pyarrow.table(columns)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_tables_keep_their_columns(run: str, table: Any, tmp_path: Path, suffix: str) -> None:
+    """With values and types; on the way they are JSON, which has neither timestamps nor decimals."""
+    write_arrow(table, tmp_path / "in.parquet", ".parquet")
+    assert predict.run(run, str(tmp_path / "in.parquet"), str(tmp_path / f"out.{suffix}")) == 2
+    again = read_given(str(tmp_path / f"out.{suffix}"), ".arrow")
+    own = table.drop_columns(["finish_reason"])
+    assert again.column_names == [*own.column_names, "completion", "finish_reason"]
+    assert again.select(own.column_names).schema.equals(own.schema)
+    assert again.select(own.column_names).drop_columns(["score"]).equals(own.drop_columns(["score"]))
+    assert math.isnan(again["score"][0].as_py()) and set(again["finish_reason"].to_pylist()) <= {"stop", "length"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "ndjson"])
+def test_tables_in_json(run: str, table: Any, tmp_path: Path, suffix: str) -> None:
+    write_arrow(table, tmp_path / "in.parquet", ".parquet")
+    with pytest.warns(UserWarning, match="1 records hold NaN or Infinity, which JSON does not have"):
+        predict.run(run, str(tmp_path / "in.parquet"), str(tmp_path / f"out.{suffix}"))
+    text = (tmp_path / f"out.{suffix}").read_text("utf-8")
+    text = text if suffix == "json" else f"[{','.join(text.splitlines())}]"
+    first, second = json.loads(text, parse_constant=pytest.fail)
+    assert list(first) == list(second)
+    del first["completion"], first["finish_reason"]
+    assert first == {
+        "prompt": "1+2=",
+        "when": "1970-01-01T00:00:00.000000Z",
+        "price": "1.50",
+        "raw": "/w==",
+        "note": None,
+        "score": "NaN",
+        "deep": {"a": [1, None]},
+    }
+    assert second["when"] is None and second["price"] is None and second["deep"] == {"a": None}
+    predict.run(run, str(tmp_path / "in.parquet"), str(tmp_path / "again.jsonl"))
+    (tmp_path / "again.jsonl").write_bytes((tmp_path / "again.jsonl").read_bytes()[:-30])
+    predict.run(run, str(tmp_path / "in.parquet"), str(tmp_path / "again.jsonl"), resume=True)
+    assert len(read(tmp_path / "again.jsonl")) == 2
+
+
+@pytest.mark.parametrize("name", ["out.xlsx", "out.json.gz", "out.txt", "out.db"])
+def test_other_suffixes_are_refused_before_any_answer(
+    run: str, write_records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(loading, "load_model", None)
+    with pytest.raises(UserError, match=r"files are not written\..*Known: \.jsonl, \.ndjson, \.json, \.csv"):
+        predict.run(run, str(write_records({"prompt": "1"})), str(tmp_path / name))
+    assert not (tmp_path / name).exists()
 
 
 def prompt_in(record: dict[str, Any], write_records: Any, columns: dict[str, str] | None = None) -> Any:
@@ -362,7 +421,7 @@ def test_how_answers_ended(run: str, write_records: Any, tmp_path: Path) -> None
     file = write_records({"prompt": "1", "faithful_calls": "mine", "refusal": "old"})
     predict.run(run, str(file), str(output), ["task.style=tool"], overwrite=True)
     [one] = read(output)
-    assert one["faithful_calls"] == "mine" and "refusal" not in one
+    assert one["faithful_calls"] == "mine" and one["refusal"] is None
 
 
 def test_tools_of_a_record_are_offered_and_calls_are_written(run: str, write_records: Any, tmp_path: Path) -> None:
@@ -374,7 +433,7 @@ def test_tools_of_a_record_are_offered_and_calls_are_written(run: str, write_rec
     call = make_tool_call("calculate", {"expression": "1+2"})
     said = Exchange([{"role": "assistant", "content": "", "tool_calls": [call]}], Completion("x", [1], 3, "tool_calls"))
     entry = prediction.Entry({"prompt": "1+2=", "tool_calls": "of the record"}, "1+2=")
-    row = entry.with_answer(said, {})
+    row = entry.with_answer((), said, {})
     assert (row["completion"], row["completion_tool_calls"], row["tool_calls"]) == ("", [call], "of the record")
 
 
