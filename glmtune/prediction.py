@@ -113,9 +113,8 @@ class Output:
             UserError: it cannot, or something is there; or its name says that it is something else.
         """
         if self.suffix not in (*LINES, *WRITTEN):
-            raise UserError(
-                f"--output {self.destination}: '{self.suffix}' files are not written.{suggest(self.suffix, list(WRITTEN))}"
-            )
+            known = suggest(self.suffix, list(WRITTEN))
+            raise UserError(f"--output {self.destination}: '{self.suffix}' files are not written.{known}")
         check_output(self.destination)
         if self.suffix in arrow.SUFFIXES:
             load_arrow()
