@@ -42,6 +42,7 @@ def train(
     *,
     resume: Target | None = None,
     quiet: bool = False,
+    trust_code: bool = False,
 ) -> Run:
     """Train by a recipe, or by the defaults: the embedded model learns arithmetic with LoRA.
 
@@ -50,6 +51,7 @@ def train(
         settings: in place of those of the recipe.
         resume: a run folder to go on with instead.
         quiet: print nothing but progress bars.
+        trust_code: run .py files that only the recipe names. What `settings` name is run.
 
     Returns:
         The run: its `path`, its `report`, its accuracy before and after. It can be evaluated, asked and exported.
@@ -62,18 +64,27 @@ def train(
     """
     from glmtune.commands.train import run
     from glmtune.terminal.console import Console
+    from glmtune.trust import Trust
 
-    return run(recipe, as_overrides(settings), resume, Console(stderr=True, quiet=quiet))
+    trust = Trust(everything=trust_code, remembers=True)
+    return run(recipe, as_overrides(settings), resume, Console(stderr=True, quiet=quiet), trust)
 
 
 @takes_names
-def evaluate(target: Target, data: str | Path | None = None, settings: Settings | None = None) -> Evaluation:
+def evaluate(
+    target: Target,
+    data: str | Path | None = None,
+    settings: Settings | None = None,
+    *,
+    trust_code: bool = False,
+) -> Evaluation:
     """Score a model on held-out examples of its task, or on the records of a file.
 
     Args:
         target: who is asked.
         data: records of any known format with answers; default: held-out examples.
         settings: in place of those of the run.
+        trust_code: run .py files that only the target's recipe names. What `settings` name is run.
 
     Raises:
         UserError: no such model or file, or a malformed record.
@@ -82,19 +93,24 @@ def evaluate(target: Target, data: str | Path | None = None, settings: Settings 
         >>> glmtune.evaluate("runs/arithmetic-lora-1", settings={"task.digits": 5}).accuracy
     """
     from glmtune.commands.evaluate import run
+    from glmtune.trust import Trust
 
-    evaluation, _ = run(target, None if data is None else str(data), None, as_overrides(settings))
+    trust = Trust(everything=trust_code)
+    evaluation, _ = run(target, None if data is None else str(data), None, as_overrides(settings), trust)
     return evaluation
 
 
 @takes_names
-def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None = None) -> list[Exchange]:
+def predict(
+    target: Target, prompts: Sequence[Prompt], settings: Settings | None = None, *, trust_code: bool = False
+) -> list[Exchange]:
     """Answer prompts, in their order; tools of the task are run when they are called.
 
     Args:
         target: who is asked.
         prompts: texts, or lists of messages `{"role": ..., "content": ...}`.
         settings: in place of those of the run, e.g. `{"generation.max_new_tokens": 200}`.
+        trust_code: run .py files that only the target's recipe names. What `settings` name is run.
 
     Returns:
         An exchange for each: its `text`, its `messages`, among them what tools said, and its last `completion`, with
@@ -110,10 +126,11 @@ def predict(target: Target, prompts: Sequence[Prompt], settings: Settings | None
     from glmtune.inference.engine import Engine
     from glmtune.resolution import resolve
     from glmtune.runtime import UserError
+    from glmtune.trust import Trust
 
     if isinstance(prompts, str):
         raise UserError(f"prompts: a list is needed, not one text: [{prompts[:40]!r}]")
-    resolved = resolve(target, as_overrides(settings))
+    resolved = resolve(target, as_overrides(settings), Trust(everything=trust_code))
     conversation = Conversation.about(resolved.task, Engine(*resolved.load(), resolved.limit))
     seed, generation = resolved.recipe.seed, resolved.recipe.generation
     questions = [
@@ -134,6 +151,7 @@ def export(
     dtype: Precision = "auto",
     overwrite: bool = False,
     push_to_hub: str | None = None,
+    trust_code: bool = False,
 ) -> Path:
     """Make a whole model of a run, checked against it, for others to use; return where it is.
 
@@ -145,6 +163,7 @@ def export(
         dtype: precision of the files; auto: that of the base.
         overwrite: replace an output that is there already.
         push_to_hub: repository to upload to; never without.
+        trust_code: run .py files that only the target's recipe names. What `settings` name is run.
 
     Raises:
         UserError: it cannot be had in this form, or answers otherwise; then nothing is written.
@@ -153,9 +172,10 @@ def export(
         >>> glmtune.export("runs/arithmetic-lora-1", to="gguf")
     """
     from glmtune.commands.export import run
+    from glmtune.trust import Trust
 
-    place = None if output is None else str(output)
-    return run(target, to, place, as_overrides(settings), dtype, overwrite, push_to_hub)
+    place, trust = None if output is None else str(output), Trust(everything=trust_code)
+    return run(target, to, place, as_overrides(settings), dtype, overwrite, push_to_hub, trust=trust)
 
 
 @takes_names
@@ -167,6 +187,8 @@ def load(
     attention: Literal["sdpa", "eager"] | None = None,
     bits: Literal[16, 8, 4] | None = None,
     quantize_embedding: bool | None = None,
+    *,
+    trust_code: bool = False,
 ) -> tuple[Model, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, ready for use.
 
@@ -180,6 +202,7 @@ def load(
         attention: attention implementation; default: as the run says, else sdpa.
         bits: storage of the base's linear layers; default: as it was trained, or as the checkpoint is stored.
         quantize_embedding: store the embedding and the head at 8 bits, too; default: as it was trained.
+        trust_code: run .py files that only the recipe of a run names.
 
     Returns:
         (model, tokenizer), the model in evaluation mode.
@@ -191,10 +214,14 @@ def load(
         >>> model, tokenizer = glmtune.load("runs/arithmetic-lora-1")
     """
     from glmtune.resolution import resolve, resolve_adapter
+    from glmtune.trust import Trust
 
     storage = {"dtype": dtype, "attention": attention, "bits": bits, "quantize_embedding": quantize_embedding}
     overrides = as_overrides({"model": {name: value for name, value in storage.items() if value is not None}})
-    return (resolve(target, overrides) if adapter is None else resolve_adapter(adapter, target, overrides)).load(device)
+    trust = Trust(everything=trust_code)
+    if adapter is None:
+        return resolve(target, overrides, trust).load(device)
+    return resolve_adapter(adapter, target, overrides, trust).load(device)
 
 
 def as_overrides(settings: Settings | None) -> list[str]:

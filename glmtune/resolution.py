@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glmtune import adapters, registry
-from glmtune.config import ModelSettings, Recipe, findable, load_recipe
+from glmtune.config import ModelSettings, Recipe, findable, load_recipe, make_recipe, read_yaml
 from glmtune.methods import Method
 from glmtune.models import loading
 from glmtune.models.architecture import Architecture
@@ -23,6 +23,7 @@ from glmtune.models.endings import named_ends
 from glmtune.objectives import Objective
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
+from glmtune.trust import LOOKING, REMEMBERED, Trust, UntrustedError
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +152,7 @@ class ResolvedModel:
         if self.run is None:
             if template is not None:
                 adopt(tokenizer, template)
-        elif template != load_recipe(self.run.recipe).data.template:
+        elif template != make_recipe({"data": read_yaml(self.run.recipe).get("data") or {}}).data.template:
             raise UserError(
                 f"data.template={template}: {self.target} answers with the template that it learned with. Leave the "
                 "setting out."
@@ -161,19 +162,20 @@ class ResolvedModel:
     @cached_property
     def task(self) -> Task:
         """The recipe's task."""
-        task: Task = registry.find("glmtune.tasks", self.recipe.task.name)(self.recipe.task, self.recipe.data)
+        task: Task = registry.admitted("glmtune.tasks", self.recipe.task.name)(self.recipe.task, self.recipe.data)
         return task
 
     @cached_property
     def method(self) -> Method:
         """The recipe's method."""
-        method: Method = registry.find("glmtune.methods", self.recipe.method.name)(self.recipe.method)
+        method: Method = registry.admitted("glmtune.methods", self.recipe.method.name)(self.recipe.method)
         return method
 
     @cached_property
     def objective(self) -> Objective:
         """What the recipe learns from an example."""
-        objective: Objective = registry.find("glmtune.objectives", self.recipe.objective.name)(self.recipe.objective)
+        settings = self.recipe.objective
+        objective: Objective = registry.admitted("glmtune.objectives", settings.name)(settings)
         return objective
 
     @cached_property
@@ -244,33 +246,36 @@ class ResolvedModel:
         return model, tokenizer
 
 
-def resolve(target: Target | None = None, overrides: Iterable[str] = ()) -> ResolvedModel:
+def resolve(target: Target | None = None, overrides: Iterable[str] = (), trust: Trust = REMEMBERED) -> ResolvedModel:
     """Return the model that a target names, once it is known to be there.
 
     Args:
         target: a run folder, an adapter, a checkpoint directory, a hub name, `nano`, or a recipe (`.yaml`); None is
             the default recipe.
         overrides: `section.setting=value` texts. `model.path=...` names the base that an adapter is put on.
+        trust: what becomes of code that the target's recipe names.
 
     Raises:
         UserError: faults in the recipe, no such model, or an adapter that does not fit its base.
+        UntrustedError: the recipe names code that may not run.
     """
-    resolved = identify(target, overrides)
+    resolved = identify(target, overrides, trust)
     resolved.check()
     return resolved
 
 
-def identify(target: Target | None = None, overrides: Iterable[str] = ()) -> ResolvedModel:
+def identify(target: Target | None = None, overrides: Iterable[str] = (), trust: Trust = REMEMBERED) -> ResolvedModel:
     """Return what `resolve` does, before anything but the recipe was looked at.
 
     Raises:
         UserError: faults in the recipe.
+        UntrustedError: it names code that may not run.
     """
     name = None if target is None else os.fspath(target)
     if name is None or name.endswith(RECIPE_SUFFIXES):
-        return ResolvedModel(load_recipe(name, overrides), name)
+        return ResolvedModel(load_recipe(name, overrides, trust), name)
     own = RunFolder(name)
-    recipe = load_recipe(own.recipe if own.recipe.is_file() else None, overrides)
+    recipe = load_recipe(own.recipe if own.recipe.is_file() else None, overrides, trust)
     if RunFolder.is_run(name):
         return ResolvedModel(recipe, name, own, None if own.model.is_dir() else own.adapter)
     with suppress(UserError):  # a file is damaged, of which `check` tells
@@ -279,7 +284,24 @@ def identify(target: Target | None = None, overrides: Iterable[str] = ()) -> Res
     return ResolvedModel(recipe, name)
 
 
-def resolve_adapter(adapter: Target, base: Target, overrides: Iterable[str] = ()) -> ResolvedModel:
+def look(target: Target | None = None, overrides: Iterable[str] = ()) -> tuple[ResolvedModel, UntrustedError | None]:
+    """Return what `identify` does, without a section of the recipe whose code only the file names: it is not run.
+
+    Returns:
+        The model, with the defaults in the place of such sections; and what they ask.
+
+    Raises:
+        UserError: faults in the recipe.
+    """
+    try:
+        return identify(target, overrides, LOOKING), None
+    except UntrustedError as refused:
+        return identify(target, [*overrides, *(f"{section}={{}}" for section in refused.sections)], LOOKING), refused
+
+
+def resolve_adapter(
+    adapter: Target, base: Target, overrides: Iterable[str] = (), trust: Trust = REMEMBERED
+) -> ResolvedModel:
     """Return an adapter, or that of a run, on a base of the caller's choice.
 
     Raises:
@@ -288,4 +310,4 @@ def resolve_adapter(adapter: Target, base: Target, overrides: Iterable[str] = ()
     if RunFolder.is_run(os.fspath(base)):
         raise UserError(f"{base} is a run folder, which has no adapter put on it: name the base model instead.")
     adapters.adapter_folder(Path(adapter))
-    return resolve(adapter, [f"model.path={os.fspath(base)}", *overrides])
+    return resolve(adapter, [f"model.path={os.fspath(base)}", *overrides], trust)

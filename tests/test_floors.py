@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "glmtune"
 FLOORS = [
     {"runtime", "registry", "messages", "terminal"},
     {"files", "network"},
+    {"trust"},
     {"config", "arithmetic", "examples", "reporting", "distributed"},
     {"scoring", "records", "tools"},
     {"tasks", "models"},

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glmtune.trust import Trust
 
 TARGET_HELP = "a run folder, an adapter, a checkpoint directory, a hub name, or nano (the embedded model)"
 
@@ -10,6 +14,25 @@ TARGET_HELP = "a run folder, an adapter, a checkpoint directory, a hub name, or 
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Declare the model that a verb works on."""
     parser.add_argument("target", metavar="RUN_OR_MODEL", help=TARGET_HELP)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Declare that code may run which only files name; `trust_of` reads it."""
+    parser.add_argument(
+        "--trust-code", action="store_true", help="run .py files that a run or recipe names, without a question"
+    )
+
+
+def trust_of(options: argparse.Namespace, remembers: bool = False) -> Trust:
+    """Return what becomes of code that files name: where nothing else was said, whoever sits at a terminal is asked.
+
+    Args:
+        options: of the command line.
+        remembers: what is typed in this command is run later without a question.
+    """
+    from glmtune.trust import Trust, at_terminal
+
+    return Trust(everything=options.trust_code, asks=at_terminal(), remembers=remembers)
 
 
 def add_recipe(parser: argparse.ArgumentParser, text: str, example: str, metavar: str = "RECIPE.yaml") -> None:

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from glmtune.commands._arguments import add_settings, add_target
+from glmtune.commands._arguments import add_settings, add_target, add_trust, trust_of
 from glmtune.terminal import say
+from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
     from glmtune.inference.conversation import Exchange
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="send earlier turns along (default: not for runs, which learned single questions)",
     )
+    add_trust(parser)
     add_settings(parser)
 
 
@@ -36,7 +38,7 @@ def main(options: argparse.Namespace) -> None:
     from glmtune.runtime import quiet_libraries
 
     quiet_libraries()
-    run(options.target, options.question, options.settings, options.history)
+    run(options.target, options.question, options.settings, options.history, trust_of(options))
 
 
 class Chat:
@@ -46,19 +48,26 @@ class Chat:
         messages: the turns so far.
     """
 
-    def __init__(self, target: Target, overrides: Iterable[str] = (), keep_history: bool | None = None):
+    def __init__(
+        self,
+        target: Target,
+        overrides: Iterable[str] = (),
+        keep_history: bool | None = None,
+        trust: Trust = REMEMBERED,
+    ):
         """Load the model.
 
         Args:
             target: run folder, adapter, checkpoint directory, hub name or `nano`.
             overrides: `section.setting=value` texts.
             keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
+            trust: what becomes of code that the target's recipe names.
         """
         from glmtune.inference.conversation import Conversation
         from glmtune.inference.engine import Engine
         from glmtune.resolution import resolve
 
-        resolved = resolve(target, overrides)
+        resolved = resolve(target, overrides, trust)
         limit, generation = resolved.limit, resolved.recipe.generation
         room = generation.max_new_tokens or (min(LONG_ANSWER, limit // 2) if limit else LONG_ANSWER)
         self.settings = generation.model_copy(update={"max_new_tokens": room})
@@ -93,7 +102,11 @@ class Chat:
 
 
 def run(
-    target: Target, question: str | None = None, overrides: Iterable[str] = (), keep_history: bool | None = None
+    target: Target,
+    question: str | None = None,
+    overrides: Iterable[str] = (),
+    keep_history: bool | None = None,
+    trust: Trust = REMEMBERED,
 ) -> None:
     """Answer one question, or all that are typed (or piped in, one a line).
 
@@ -104,7 +117,7 @@ def run(
 
     if question is not None and not question.strip():
         raise UserError("--question is empty. Write the question behind it, or leave it out to type questions.")
-    chat = Chat(target, overrides, keep_history)
+    chat = Chat(target, overrides, keep_history, trust)
     if question is not None:
         answer(chat, question)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,7 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
     from tqdm import tqdm
 
     from glmtune import registry
-    from glmtune.config import make_recipe, with_overrides
+    from glmtune.config import load_recipe
     from glmtune.data import examples_of
     from glmtune.files import replacing
     from glmtune.records.writing import LINES
@@ -69,8 +70,8 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
         raise UserError(f"--n {n}: must be at least 1")
     if Path(output).suffix.lower() not in LINES:
         raise UserError(f"--output {output}: examples are written as JSON lines. Name it {Path(output).stem}.jsonl.")
-    recipe = make_recipe(with_overrides({"task": {"name": task_name}}, overrides))
-    task: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
+    recipe = load_recipe(None, [f"task.name={json.dumps(task_name)}", *overrides])
+    task: Task = registry.admitted("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     examples = examples_of(task, split, n, recipe.seed)
     count = min(n, len(examples))
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -57,13 +57,17 @@ def run(
         device: where it would run. Default: a GPU where there is one, or where `memory` is given.
 
     Raises:
-        UserError: faults in the recipe, a model whose sizes are not known, a memory that is no size, or a GPU at hand
-            that is not there.
+        UserError: faults in the recipe, a method whose code only a file names, a model whose sizes are not known, a
+            memory that is no size, or a GPU at hand that is not there.
     """
-    from glmtune.resolution import identify
+    from glmtune.resolution import look
     from glmtune.training.placement import assume_lengths, place_of, placement_of
 
-    model = identify(target, overrides)
+    model, refused = look(target, overrides)
+    if refused is not None:
+        if "method" in refused.sections:
+            raise refused
+        say(f"{refused} It is not needed for the estimate.", error=True)
     place = place_of(device, memory)
     lengths = assume_lengths(model.recipe, model.architecture, length, target_length)
     placement = placement_of(model.recipe, model.architecture, *lengths, place)

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.commands._arguments import add_settings, add_target
+from glmtune.commands._arguments import add_settings, add_target, add_trust, trust_of
+from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
     from glmtune.config import Recipe
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("--data", metavar="FILE", help="records of any known format: JSONL, CSV, Parquet, a folder")
     parser.add_argument("--output", metavar="OUT.json", help="write the report here")
+    add_trust(parser)
     add_settings(parser)
 
 
@@ -33,7 +35,7 @@ def main(options: argparse.Namespace) -> None:
     from glmtune.runtime import quiet_libraries
 
     quiet_libraries()
-    _, report = run(options.target, options.data, options.output, options.settings)
+    _, report = run(options.target, options.data, options.output, options.settings, trust_of(options))
     show(report, options)
 
 
@@ -42,6 +44,7 @@ def run(
     data: str | None = None,
     output: str | None = None,
     overrides: Iterable[str] = (),
+    trust: Trust = REMEMBERED,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Score a run folder, an adapter, a checkpoint directory, a hub name or `nano`.
 
@@ -50,6 +53,7 @@ def run(
         data: records of any known format with answers; default: held-out examples of the task.
         output: JSON file to write.
         overrides: `section.setting=value` texts.
+        trust: what becomes of code that the target's recipe names.
 
     Returns:
         The evaluation and its report: `n`, `accuracy`, `accuracy_ci95`, `by`, ...
@@ -62,7 +66,7 @@ def run(
     from glmtune.resolution import resolve
     from glmtune.runtime import machine
 
-    resolved = resolve(target, overrides)
+    resolved = resolve(target, overrides, trust)
     if output:
         check_output(output)
     recipe, examples = select_examples(resolved, data)

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmtune.commands._arguments import add_settings, add_target
+from glmtune.commands._arguments import add_settings, add_target, add_trust, trust_of
 from glmtune.terminal import say
+from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
     from glmtune.exports.provenance import Layout, Precision
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     parser.add_argument("--push-to-hub", metavar="NAME/REPOSITORY", help="upload it; nothing is uploaded without this")
+    add_trust(parser)
     add_settings(parser)
 
 
@@ -52,6 +54,7 @@ def main(options: argparse.Namespace) -> None:
         options.overwrite,
         options.push_to_hub,
         Console(),
+        trust_of(options),
     )
     show(place)
 
@@ -65,6 +68,7 @@ def run(
     overwrite: bool = False,
     push: str | None = None,
     console: Console | None = None,
+    trust: Trust = REMEMBERED,
 ) -> Path:
     """Export a model, and publish it only if it is the one that was trained.
 
@@ -77,6 +81,7 @@ def run(
         overwrite: replace an output that is there already.
         push: hub repository to upload to; never without.
         console: where to print.
+        trust: what becomes of code that the target's recipe names.
 
     Returns:
         Where it is.
@@ -91,7 +96,7 @@ def run(
     from glmtune.terminal.console import Console
 
     console = console or Console(stderr=True)
-    origin = resolve(target, overrides)
+    origin = resolve(target, overrides, trust)
     refuse(origin, to, precision)
     place = choose_destination(origin, to, output, overwrite)
     check_disk(place, origin, precision, copies=2 if to == "gguf" else 1)

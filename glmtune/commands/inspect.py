@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from glmtune.config import Recipe
     from glmtune.terminal.console import Console
+    from glmtune.trust import UntrustedError
 
 LEARNED, CONTROL = "black on green", "dim"  # how tokens look
 
@@ -67,7 +69,7 @@ def run(
     Raises:
         UserError: there is no such file, model or setting.
     """
-    from glmtune.config import make_recipe, with_overrides
+    from glmtune.config import load_recipe
     from glmtune.files import check_output, replacing, write_json
     from glmtune.inspection.figures import examine, read_files
     from glmtune.inspection.page import render_report
@@ -77,16 +79,17 @@ def run(
     if not files:
         raise UserError("Name a file, a folder, or OWNER/NAME of the hub: glmtune inspect FILE")
     overrides = [*overrides, *([f"model.path={model}"] if model else [])]
-    recipe = make_recipe(with_overrides({"task": {"name": "instructions", "file": files[0]}}, overrides))
+    recipe = load_recipe(None, ["task.name=instructions", f"task.file={json.dumps(files[0])}", *overrides])
     task = recipe.task
     if not isinstance(task, InstructionsSettings):
         raise UserError(f"task.name={task.name}: files are inspected for task.name=instructions only.")
     if output:
         check_output(output)
-    tokenizer, limit = reader_of(recipe)
+    tokenizer, limit, refused = reader_of(recipe)
     records, faults = read_files(files, recipe.data)
     held_out, more = read_files([task.held_out_file] if task.held_out_file else [], recipe.data)
     report = examine(records, held_out, recipe, tokenizer, limit)
+    report["notes"] += [] if refused is None else [f"{refused} It is not needed here."]
     report["faults"] = [fault.as_dict() for fault in [*faults, *more]] + report["faults"]
     report = {"files": list(files), "model": recipe.model.path, **report}
     if output:
@@ -97,15 +100,20 @@ def run(
     return report
 
 
-def reader_of(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """Return the tokenizer of the recipe's model, with the template to be learned, and how many tokens it can take."""
-    from glmtune.models.templates import adopt
-    from glmtune.resolution import resolve
+def reader_of(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, int | None, UntrustedError | None]:
+    """Return what reads the records: the tokenizer of the recipe's model, and how many tokens that model can take.
 
-    resolved = resolve(recipe.model.path)
+    Returns:
+        The tokenizer, with the template to be learned; the tokens; and what code the model's files ask to run.
+    """
+    from glmtune.models.templates import adopt
+    from glmtune.resolution import look
+
+    resolved, refused = look(recipe.model.path)
+    resolved.check()
     if recipe.data.template is not None:
         adopt(resolved.tokenizer, recipe.data.template)
-    return resolved.tokenizer, recipe.data.max_length or resolved.limit
+    return resolved.tokenizer, recipe.data.max_length or resolved.limit, refused
 
 
 def show(report: dict[str, Any], options: argparse.Namespace) -> None:

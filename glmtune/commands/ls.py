@@ -36,8 +36,10 @@ def run(runs: str = "runs", recipes: str = "recipes") -> Names:
         **{kind: describe_modules(f"glmtune.{kind}") for kind in ("tasks", "methods", "objectives", "tools")},
         **{kind: describe_rows(f"glmtune.training.{kind}") for kind in ("optimizers", "trackers")},
         "models": dict.fromkeys(loading.EMBEDDED, "embedded"),
-        "recipes": {str(file): read_first_comment(file) for file in sorted(Path(recipes).glob("*.yaml"))},
-        "runs": {str(path): describe_run(path) for path in folders},
+        "recipes": {
+            str(file): f"{read_first_comment(file)}{asks(file)}" for file in sorted(Path(recipes).glob("*.yaml"))
+        },
+        "runs": {str(path): f"{describe_run(path)}{asks(RunFolder(path).recipe)}" for path in folders},
     }
 
 
@@ -73,6 +75,17 @@ def read_first_comment(file: Path) -> str:
     """Return the comment that opens a recipe."""
     line = file.read_text(encoding="utf-8").partition("\n")[0]
     return line.removeprefix("#").strip() if line.startswith("#") else ""
+
+
+def asks(recipe: Path) -> str:
+    """Return which code a recipe asks to run, if any. None is."""
+    from glmtune.config import RecipeError, code_named, read_yaml
+
+    try:
+        named = code_named(read_yaml(recipe)).values()
+    except RecipeError:
+        return ""
+    return "".join(f"; asks to run {name if name.isprintable() else repr(name)}" for name in named)
 
 
 def describe_run(folder: Path) -> str:

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from glmtune.commands._arguments import add_settings, add_target
+from glmtune.commands._arguments import add_settings, add_target, add_trust, trust_of
 from glmtune.terminal import say
+from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
     from glmtune.prediction import OnError
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="stop",
         help="at a record that cannot be answered: stop before any is (default), or give it an `error`",
     )
+    add_trust(parser)
     add_settings(parser)
 
 
@@ -42,8 +44,8 @@ def main(options: argparse.Namespace) -> None:
     from glmtune.runtime import quiet_libraries
 
     quiet_libraries()
-    places = (options.input, options.output)
-    show(run(options.target, *places, options.settings, options.overwrite, options.resume, options.on_error), options)
+    how = (options.overwrite, options.resume, options.on_error, trust_of(options))
+    show(run(options.target, options.input, options.output, options.settings, *how), options)
 
 
 def run(
@@ -54,6 +56,7 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     on_error: OnError = "stop",
+    trust: Trust = REMEMBERED,
 ) -> int:
     """Write every record again with its `completion`, in order.
 
@@ -65,6 +68,7 @@ def run(
             JSONL without one.
         overrides: `section.setting=value` texts; `data.columns` and `data.encoding` say how the input is read.
         overwrite, resume, on_error: see `glmtune.prediction.predict`.
+        trust: what becomes of code that the target's recipe names.
 
     Returns:
         The number of records.
@@ -75,7 +79,7 @@ def run(
     from glmtune.prediction import predict
     from glmtune.resolution import resolve
 
-    return predict(resolve(target, overrides), input, output, overwrite, resume, on_error)
+    return predict(resolve(target, overrides, trust), input, output, overwrite, resume, on_error)
 
 
 def show(count: int, options: argparse.Namespace) -> None:

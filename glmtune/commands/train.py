@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from glmtune.commands._arguments import add_recipe, recipe_and_settings
+from glmtune.commands._arguments import add_recipe, add_trust, recipe_and_settings, trust_of
 from glmtune.terminal import say
+from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
     from glmtune.config import Recipe
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="RUN", help="go on with a run folder, by its recipe or by settings that differ"
     )
+    add_trust(parser)
     parser.add_argument("--help-settings", action="store_true", help="list every setting and exit")
 
 
@@ -44,7 +46,7 @@ def main(options: argparse.Namespace) -> None:
         return
     quiet_libraries()
     console = Console()
-    show(run(recipe, settings, options.resume, console), console)
+    show(run(recipe, settings, options.resume, console, trust_of(options, remembers=True)), console)
 
 
 def run(
@@ -52,6 +54,7 @@ def run(
     overrides: Iterable[str] = (),
     resume: str | os.PathLike[str] | None = None,
     console: Console | None = None,
+    trust: Trust = REMEMBERED,
 ) -> Run:
     """Train by a recipe, or by the defaults: the embedded model, arithmetic, LoRA.
 
@@ -61,6 +64,7 @@ def run(
         resume: a run folder to go on with; its own recipe counts, with the overrides that make sense for what it has
             learned so far.
         console: where to print.
+        trust: what becomes of code that the recipe's file names.
 
     Raises:
         UserError: faults in the recipe, the model's files or the data, told before anything is trained.
@@ -77,10 +81,10 @@ def run(
     console = console or Console(stderr=True, quiet=not is_main())
     if resume is not None:
         folder = RunFolder(os.fspath(resume))
-        model = ResolvedModel(read_resumed(folder, recipe_path, overrides))
+        model = ResolvedModel(read_resumed(folder, recipe_path, overrides, trust))
         with held(folder.path):
             return execute(prepare(model, folder), console)
-    model = ResolvedModel(load_recipe(recipe_path, overrides))
+    model = ResolvedModel(load_recipe(recipe_path, overrides, trust))
     if is_interrupted(given := model.recipe.training.output_dir):
         with held(given):
             return execute(prepare(model, RunFolder(given), may_change=False), console)
@@ -88,7 +92,9 @@ def run(
         return execute(prepare(model, folder), console)
 
 
-def read_resumed(run: RunFolder, recipe_path: str | Path | None, overrides: Iterable[str]) -> Recipe:
+def read_resumed(
+    run: RunFolder, recipe_path: str | Path | None, overrides: Iterable[str], trust: Trust = REMEMBERED
+) -> Recipe:
     """Return the recipe by which a run is to go on.
 
     Raises:
@@ -106,7 +112,7 @@ def read_resumed(run: RunFolder, recipe_path: str | Path | None, overrides: Iter
             f"--resume {run.path}: goes on with the run's own recipe, not with {recipe_path}. Leave the recipe out; "
             "settings that differ are named one by one, such as training.steps=2000."
         )
-    past, recipe = read_past(run), load_recipe(run.recipe, overrides)
+    recipe, past = load_recipe(run.recipe, overrides, trust), read_past(run)
     assert past is not None, "it is a run"
     if past.step == 0 and run.report.is_file():
         raise UserError(
@@ -201,9 +207,9 @@ def name_program() -> str:
 
 def show_settings(settings: list[str]) -> None:
     """Print every setting with its default and meaning; of the task, method and objective that `settings` name."""
-    from glmtune.config import describe_settings, open_sections, with_overrides
+    from glmtune.config import describe_settings, open_sections, read_values
 
-    recipe, _, _ = open_sections(with_overrides({}, settings))
+    recipe, _, _ = open_sections(read_values(None, settings))
     for name, default, meaning in describe_settings(recipe):
         say(f"{name} = {default}\n    {meaning}")
     say("\nThose of other tasks, methods and objectives: add task.name=instructions, method.name=ptuning_v2, ...")

@@ -3,11 +3,13 @@
 from glmtune.config.describing import describe_settings, differing, recipe_schema
 from glmtune.config.faults import RecipeError
 from glmtune.config.reading import (
+    code_named,
     load_recipe,
     make_recipe,
     open_sections,
     read_log,
     read_report,
+    read_values,
     read_yaml,
     to_yaml,
     with_overrides,
@@ -46,6 +48,7 @@ __all__ = [
     "Settings",
     "Source",
     "TrainingSettings",
+    "code_named",
     "describe_settings",
     "differing",
     "findable",
@@ -54,6 +57,7 @@ __all__ = [
     "open_sections",
     "read_log",
     "read_report",
+    "read_values",
     "read_yaml",
     "recipe_schema",
     "to_yaml",

@@ -25,7 +25,7 @@ def differing(recipe: Recipe) -> dict[str, Any]:
 
 def without_defaults(values: dict[str, Any], section: str) -> dict[str, Any]:
     """Return the fields of an open section that have no default to differ from, and its name."""
-    settings = registry.find(OPEN_SECTIONS[section], values[section]["name"]).Settings
+    settings = registry.admitted(OPEN_SECTIONS[section], values[section]["name"]).Settings
     needed = [name for name, info in settings.model_fields.items() if info.is_required()]
     return {key: values[section][key] for key in ["name", *needed]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from glmtune.config.faults import RecipeError, explain
 from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe
 from glmtune.config.upgrading import upgrade, upgrade_figures
 from glmtune.runtime import RunFolder, read_json_lines
+from glmtune.trust import REMEMBERED, Request, Trust
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str
 
 
 def open_sections(values: dict[str, Any]) -> tuple[type[Recipe], dict[str, Any], list[str]]:
-    """Return `Recipe` with the settings of the task, method and objective that `values` name.
+    """Return `Recipe` with the settings of the task, method and objective that `values` name. No code is run for it.
 
     Returns:
         The class, the values with these names filled in, and faults in the names.
@@ -90,10 +92,10 @@ def open_sections(values: dict[str, Any]) -> tuple[type[Recipe], dict[str, Any],
             faults.append(f"{section}: must be a group of settings such as {{name: ...}}, not {given!r}")
             given = {}
         name = str(given.get("name") or Recipe.model_fields[section].default.name)
-        if name.endswith(".py") and Path(name).is_file():
+        if registry.is_code(name) and Path(name).is_file():
             name = str(Path(name).resolve())  # a run is to be usable from anywhere
         try:
-            settings = registry.find(package, name).Settings
+            settings = registry.admitted(package, name).Settings
             values = {**values, section: {**given, "name": name}}
         except ValueError as error:
             faults.append(f"{section}.name: {error}")
@@ -118,16 +120,60 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     return made
 
 
-def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = (), trust: Trust = REMEMBERED) -> Recipe:
     """Return the recipe of a file, or the default one, with `section.setting=value` overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: what the user typed.
+        trust: what becomes of code that the file names.
 
     Raises:
         RecipeError: with every fault found.
+        UntrustedError: the file names code that may not run; none has.
     """
+    return make_recipe(read_values(path, overrides, trust))
+
+
+def read_values(path: Path | str | None, overrides: Iterable[str], trust: Trust = REMEMBERED) -> dict[str, Any]:
+    """Return what a file and overrides say together, and run the code that they name.
+
+    This is the one place where it is told who named it: what stands in an override was typed by the user in this
+    command, what stands in the file was written by anybody.
+
+    Raises:
+        RecipeError: the file cannot be read, or an override is malformed.
+        UntrustedError: the file names code that may not run; none has.
+    """
+    overrides = list(overrides)
+    typed = code_named(with_overrides({}, overrides))
     values = read_yaml(Path(path)) if path else {}
     if path:
         network.note_file(path, values)
-    return make_recipe(with_overrides(values, overrides))
+    values = with_overrides(values, overrides)
+    sources = {}
+    for section, name in code_named(values).items():
+        with suppress(ValueError):  # there is no such file: told with all other faults
+            sources[section] = registry.Source.read(name)
+    trust.check(
+        [
+            Request(str(path), f"{section}.name", source.path, source.sha256)
+            for section, source in sources.items()
+            if section not in typed
+        ]
+    )
+    for section, source in sources.items():
+        source.run()
+        if section in typed:
+            trust.typed(source.path, source.sha256)
+    return values
+
+
+def code_named(values: dict[str, Any]) -> dict[str, str]:
+    """Return the paths to code in the values of a recipe, by the section that names them."""
+    sections = {section: values.get(section) for section in OPEN_SECTIONS}
+    names = {section: str(group.get("name")) for section, group in sections.items() if isinstance(group, dict)}
+    return {section: name for section, name in names.items() if registry.is_code(name)}
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from glmtune.config import Recipe, TrainingSettings, load_recipe, make_recipe
+from glmtune.config import Recipe, TrainingSettings, make_recipe, read_yaml
 from glmtune.examples import Example
 from glmtune.files import write_json
 from glmtune.runtime import RunFolder, UserError
@@ -111,7 +111,7 @@ def read_past(folder: RunFolder) -> Past | None:
     """
     if not folder.recipe.is_file():
         return None
-    past = read_record(folder.checkpoints / RECORD) or Past(load_recipe(folder.recipe))  # older runs have no record
+    past = read_record(folder.checkpoints / RECORD) or Past(make_recipe(read_yaml(folder.recipe)))  # of an older run
     if not any(folder.checkpoints.glob("checkpoint-*")):
         return past
     from glmtune.training.checkpoints import count_without_better, last_checkpoint, read_state

@@ -8,6 +8,7 @@ weights are read.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from glmtune.terminal import say, to_json
 if TYPE_CHECKING:
     from glmtune.commands.doctor.checks import Diagnosis
     from glmtune.plan import Plan
+    from glmtune.trust import UntrustedError
 
 RECIPE_REMEDY = "Mend it there; `glmtune train --help-settings` lists every setting."
 WORDS = {"ok": "ok", "warning": "warning", "awaited": "waits", "failure": "FAILS"}
@@ -60,7 +62,7 @@ def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Diagno
     from glmtune.commands.doctor.checks import Check, diagnose, failure
     from glmtune.commands.doctor.machine import machine_checks
     from glmtune.commands.doctor.model import model_checks
-    from glmtune.commands.doctor.recipe import records, run_checks
+    from glmtune.commands.doctor.recipe import code_checks, records, run_checks
     from glmtune.commands.doctor.tokenizer import TOKENIZER_CHECKS
     from glmtune.config import RecipeError
     from glmtune.runtime import UserError
@@ -73,31 +75,35 @@ def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Diagno
             diagnose([Check("data", partial(records, target), "See what `glmtune inspect` says of it.")])
         )
     try:
-        plan = plan_of(target, overrides)
+        plan, refused = plan_of(target, overrides)
     except RecipeError as error:
         return found + [failure("recipe", UserError(fault), RECIPE_REMEDY) for fault in error.faults]
     except Exception as error:  # a task or method of the user's own, for instance
         return [*found, failure("target", error, RECIPE_REMEDY)]
-    return found + list(diagnose([*model_checks(plan.model), *TOKENIZER_CHECKS, *run_checks(plan)], plan))
+    checks = [*model_checks(plan.model), *TOKENIZER_CHECKS, *run_checks(plan)]
+    return found + list(diagnose([*code_checks(refused), *checks], plan))
 
 
-def plan_of(target: str | None, overrides: Sequence[str]) -> Plan:
+def plan_of(target: str | None, overrides: Sequence[str]) -> tuple[Plan, UntrustedError | None]:
     """Return the plan by which a target would be trained; no piece of it is worked out yet.
+
+    Returns:
+        The plan, without the code that only files name; and what they ask to run.
 
     Raises:
         RecipeError: faults in a recipe.
     """
-    from glmtune.config import make_recipe, with_overrides
+    from glmtune.config import load_recipe
     from glmtune.plan import Plan, run_name
-    from glmtune.resolution import ResolvedModel, identify
+    from glmtune.resolution import ResolvedModel, look
     from glmtune.runtime import RunFolder
 
     if target is not None and is_data(target):
-        task = {"name": "instructions", "file": target}
-        model = ResolvedModel(make_recipe(with_overrides({"task": task}, overrides)))
+        records = ["task.name=instructions", f"task.file={json.dumps(target)}"]
+        model, refused = ResolvedModel(load_recipe(None, [*records, *overrides])), None
     else:
-        model = identify(target, overrides)
-    return Plan(model, RunFolder(model.recipe.training.output_dir or f"runs/{run_name(model.recipe)}"))
+        model, refused = look(target, overrides)
+    return Plan(model, RunFolder(model.recipe.training.output_dir or f"runs/{run_name(model.recipe)}")), refused
 
 
 def is_data(target: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from functools import partial
 
 from glmtune import distributed
 from glmtune.commands.doctor.awaited import check_awaited
@@ -16,6 +17,7 @@ from glmtune.records import read_examples
 from glmtune.runtime import UserError
 from glmtune.training.placement import Placement, assume_lengths, placement_of, readable
 from glmtune.training.requirements import check_model, check_packages
+from glmtune.trust import UntrustedError
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 SHOWN = 80  # characters of a text
@@ -26,6 +28,17 @@ def trains(plan: Plan) -> bool:
     """Return whether a training is what is to come: where it does not fit, something will fail."""
     run = plan.model.run
     return plan.model.has_recipe and (run is None or not (run.model.is_dir() or run.adapter.is_dir()))
+
+
+def code(refused: UntrustedError, plan: Plan) -> Finding:
+    """Say which code the files ask to run, which it is not."""
+    finding = "; ".join(map(str, refused.requests))
+    return "failure", finding, f"It was not run. Read it; if you want it to run, name it yourself: {refused.typed}"
+
+
+def code_checks(refused: UntrustedError | None) -> list[Check]:
+    """Return what is said of code that nobody typed, where there is any; what needs it is not looked at."""
+    return [] if refused is None else [Check("code", partial(code, refused), "")]
 
 
 def records(file: str) -> Finding:
@@ -171,14 +184,14 @@ def disk(plan: Plan) -> Finding:
 def run_checks(plan: Plan) -> list[Check]:
     """Return what is looked at in the recipe and its run, in order."""
     of_recipe = [
-        Check("data", data, "Mend the task, or the records."),
+        Check("data", data, "Mend the task, or the records.", ("code",)),
         Check("held-out examples", held_out, "Shorten the examples.", ("data", "template")),
         Check("lengths", lengths, "Shorten the examples.", ("held-out examples",)),
-        Check("method", method, "Choose another method.name or other settings of it.", ("config",)),
+        Check("method", method, "Choose another method.name or other settings of it.", ("config", "code")),
     ]
     return [
         *(of_recipe if plan.model.has_recipe else []),
-        Check("precision", precision, "Set model.dtype=auto and model.bits=16.", ("config",)),
+        Check("precision", precision, "Set model.dtype=auto and model.bits=16.", ("config", "code")),
         Check("run memory", memory, "Ask `glmtune estimate`.", ("config", "lengths")),
         Check("run disk", disk, "Ask `glmtune estimate`.", ("config", "lengths")),
         *([Check("remarks", remarks, "", ("lengths",))] if trains(plan) else []),
