@@ -80,7 +80,7 @@ class Source(importlib.abc.InspectLoader):
         except BaseException as error:
             del sys.modules[name]
             if isinstance(error, SyntaxError) and error.filename == name:
-                raise ValueError(f"{name}, line {error.lineno}: {error.msg}") from error
+                raise ValueError(f"{name}, line {error.lineno}: {type(error).__name__}: {error.msg}") from error
             raise
         return module
 
