@@ -8,9 +8,12 @@ have `tool_calls`; a `tool` message answers one of them. How calls are written a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeAlias
+
+_HALF = re.compile("[\ud800-\udfff]")  # of a character: a lone escape of JSON, or a byte that is no text
 
 Message: TypeAlias = dict[str, Any]
 ToolCall: TypeAlias = dict[str, Any]  # an entry of `tool_calls`
@@ -83,9 +86,21 @@ def check_message(message: Any) -> Message:
             raise MessageError(str(field), f"a message has no such field; leave it out{_suggest(field, FIELDS)}")
         if field not in ("content", "tool_calls") and not isinstance(given[field], str):
             raise MessageError(field, f"must be a text, not {_describe(given[field])}")
+    for field, value in given.items():
+        if has_half_character(value):
+            raise MessageError(field, "holds half of a character, which is no text. Write it again")
     calls = _check_calls(role, given.pop("tool_calls", []))
     content = _check_content(given.pop("content", None), needed=not calls)
     return {"role": role, "content": content, **given, **({"tool_calls": calls} if calls else {})}
+
+
+def has_half_character(value: Any) -> bool:
+    """Return whether a text, or one within a value of JSON, has half of a character, which no tokenizer takes."""
+    if isinstance(value, str):
+        return not value.isascii() and _HALF.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(has_half_character(key) or has_half_character(inner) for key, inner in value.items())
+    return isinstance(value, list | tuple) and any(map(has_half_character, value))
 
 
 def check_tool_call(call: Any) -> dict[str, Any]:
@@ -110,6 +125,8 @@ def check_tool_call(call: Any) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         given = _shorten(function["arguments"])
         raise MessageError("tool_calls", f"the arguments of {name!r} must be a mapping, or a JSON object: {given}")
+    if has_half_character(arguments):
+        raise MessageError("tool_calls", f"the arguments of {name!r} hold half of a character. Write them again")
     identity = {"id": str(call["id"])} if call.get("id") else {}
     return {**identity, **make_tool_call(name, arguments)}
 

@@ -7,16 +7,16 @@ text, as the original models do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, TypedDict, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from glmtune.data.arrival import sign_conversation
 from glmtune.data.control_tokens import plain_ids
 from glmtune.data.forms import fit_to_template
 from glmtune.data.pieces import Piece, find_endings, learn_starts, split_conversation, split_pieces
 from glmtune.data.rendering import render
-from glmtune.data.signs import check_arrival, fill_in, find_rendered_texts, sign_texts
+from glmtune.data.signs import fill_in
 from glmtune.messages import Message, as_messages, text_in
 from glmtune.models.templates import find_surrounding_tokens
 from glmtune.runtime import UserError
@@ -51,11 +51,9 @@ def encode_prompt(
     if tokenizer.chat_template is None:
         text = "\n".join(text_in(message["content"]) for message in fit_to_template(tokenizer, prompt, tools)[0])
         return cast(list[int], tokenizer(text, split_special_tokens=True)["input_ids"])
-    signed = sign_texts(tokenizer, prompt, tools)
+    signed, texts = sign_conversation(tokenizer, prompt, tools, for_answer=True)
     rendered = render(tokenizer, signed.messages, signed.tools, for_answer=True)
-    check_arrival(signed, rendered.text)
-    pieces = split_pieces(tokenizer, rendered.text, rendered.spans)
-    ids, _ = encode_pieces(tokenizer, pieces, find_rendered_texts(tokenizer, signed))
+    ids, _ = encode_pieces(tokenizer, split_pieces(tokenizer, rendered.text, rendered.spans), texts)
     return ids
 
 
@@ -89,11 +87,9 @@ def encode_example(
         target_ids = [*plain_ids(tokenizer, text_in(answer["content"])), end_id(tokenizer)]
         ids, labels = prompt_ids + target_ids, [IGNORED] * len(prompt_ids) + target_ids
     else:
-        signed = sign_texts(tokenizer, [*as_messages(prompt), answer], tools)
+        signed, texts = sign_conversation(tokenizer, [*as_messages(prompt), answer], tools)
         pieces = split_conversation(tokenizer, signed, train_on_all_turns)
-        check_arrival(signed, "".join(piece.text for piece in pieces))
         pieces = learn_starts(pieces) if train_on_bos else pieces
-        texts = find_rendered_texts(tokenizer, replace(signed, messages=signed.messages[:-1]))
         ids, learned = encode_pieces(tokenizer, pieces, texts)
         labels = [token if is_learned else IGNORED for token, is_learned in zip(ids, learned, strict=True)]
     return {"input_ids": ids, "labels": labels, "record": record}

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from glmtune import registry
 from glmtune.data.control_tokens import name_tokens
 from glmtune.data.rendering import render_template
-from glmtune.messages import Message, MessageError, check_messages, make_tool_call, text_in
+from glmtune.messages import Message, MessageError, check_messages, has_half_character, make_tool_call, text_in
 from glmtune.models import templates
 from glmtune.runtime import UserError
 
@@ -63,7 +63,7 @@ def find_forms(template: str, named: tuple[tuple[str, str], ...] = (("eos_token"
     def writes(messages: list[Message], expected: Sequence[str], tools: Sequence[Any] = ()) -> bool:
         try:
             text = render_template(template, messages, tools, True, dict(named)).text
-        except (TemplateError, TypeError):
+        except Exception:  # a template is a stranger's program, and may raise anything
             return False
         return all(part in text for part in expected)
 
@@ -86,8 +86,12 @@ def find_forms(template: str, named: tuple[tuple[str, str], ...] = (("eos_token"
     role = next(
         (role for role in roles if writes([_QUESTION, answer, {"role": role, **_RESULT}], [_RESULT["content"]])), None
     )
-    known = frozenset(" ".join(_KNOWN_TOOLS.findall(template)).split())
-    return Forms(role, calls, beside, writes([_QUESTION], ["tool_7927"], [_TOOL]), known)
+    return Forms(role, calls, beside, writes([_QUESTION], ["tool_7927"], [_TOOL]), find_known_tools(template))
+
+
+def find_known_tools(template: str) -> frozenset[str]:
+    """Return the tools that a template calls without a definition."""
+    return frozenset(" ".join(_KNOWN_TOOLS.findall(template)).split())
 
 
 def fit_to_template(
@@ -100,6 +104,8 @@ def fit_to_template(
     """
     try:
         messages = [_flatten(message) for message in check_messages(prompt)]
+        if has_half_character(tools):
+            raise MessageError("tools", "hold half of a character, which is no text. Write them again")
     except MessageError as error:
         raise UserError(f"A message cannot be used. {error}") from None
     if not tools and all(message["role"] != "tool" and "tool_calls" not in message for message in messages):
@@ -108,10 +114,22 @@ def fit_to_template(
     if tokenizer.chat_template is not None:
         template = tokenizer.get_chat_template(tools=list(tools) or None)
         forms = find_forms(template, tuple(name_tokens(tokenizer).items()))
-    unknown = [tool for tool in tools if tool.get("function", tool).get("name") not in forms.known_tools]
+    unknown = [tool for tool in tools if not _is_known(tool, forms.known_tools)]
     if unknown and not forms.tools:
         raise _refuse("definitions of tools (`tools`)", lambda other: other.tools)
     return [_fit(message, forms) for message in messages], unknown
+
+
+def _is_known(tool: Mapping[str, Any], known: Collection[str]) -> bool:
+    """Whether a template calls a tool without its definition, which says no more than our own tool's of this name."""
+    function = tool.get("function", tool)
+    own = (definition["function"].items() for definition in _own_definitions())
+    return function.get("name") in known and any(all(part in items for part in function.items()) for items in own)
+
+
+@cache
+def _own_definitions() -> list[dict[str, Any]]:
+    return [registry.find("glmtune.tools", name)().definition() for name in registry.names("glmtune.tools")]
 
 
 def _fit(message: Message, forms: Forms) -> Message:

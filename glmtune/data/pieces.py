@@ -9,11 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.data.control_tokens import collect_control_tokens, cut_at, once_per_tokenizer
 from glmtune.data.rendering import render
-from glmtune.data.signs import Signed, sign_texts
+from glmtune.data.signs import Signed, fill_in, sign_texts
 from glmtune.messages import Message, make_tool_call
 from glmtune.runtime import UserError
 
 Span = tuple[int, int]
+
+_SHOWN = 40  # characters of a template in a message
 
 # Turns to try a template with.
 _QUESTION: Message = {"role": "user", "content": "."}
@@ -65,7 +67,7 @@ def split_conversation(
     whole = render(tokenizer, signed.messages, signed.tools)
     text, spans = whole.text, whole.spans
     if not spans:
-        text, spans = _mark_answer(tokenizer, signed, text)
+        spans = [_find_answer(tokenizer, signed, text)]
     spans = [_include_end(tokenizer, text, span) for span in spans]
     learned = spans if train_on_all_turns else spans[-1:]
     pieces = split_pieces(tokenizer, text[: spans[-1][1]], spans, learned)
@@ -74,45 +76,68 @@ def split_conversation(
     return pieces
 
 
-def _mark_answer(tokenizer: PreTrainedTokenizerBase, signed: Signed, whole: str) -> tuple[str, list[Span]]:
+def _find_answer(tokenizer: PreTrainedTokenizerBase, signed: Signed, whole: str) -> Span:
     """Find the answer where the template does not mark it: what follows the prompt, up to the token that ends the turn.
 
-    Returns:
-        The text up to the answer's end, and the answer's span in it.
+    Raises:
+        UserError: the template begins an answer otherwise than it asks for one, so that what is learned would never be
+            asked.
     """
     asked = render(tokenizer, signed.messages[:-1], signed.tools, for_answer=True).text
-    content, calls = signed.messages[-1]["content"], signed.messages[-1].get("tool_calls")
-    if calls:
-        if not whole.startswith(asked):
-            raise UserError(
-                "The model's chat template has no call where its answers begin. Choose another data.template."
-            )
-        ending = split_conversation(tokenizer, sign_texts(tokenizer, [_QUESTION, _ANSWER]))[-1].text
-        last = whole.rfind(ending, len(asked))
-        last = last + len(ending) if last >= 0 else len(whole.rstrip())
-        return whole[:last], [(len(asked), last)]
-    if not whole.startswith(asked) or (content and content not in whole[len(asked) :]):
-        whole = asked + content
-    last = whole.rindex(content) + len(content) if content else len(asked)
-    following = next(iter(split_pieces(tokenizer, whole[last:])), None)
-    last += len(following.text) if following is not None and following.is_control else 0
-    return whole[:last], [(len(asked), last)]
+    if not whole.startswith(asked):
+        common = next((i for i, pair in enumerate(zip(asked, whole, strict=False)) if pair[0] != pair[1]), len(whole))
+        filled = ["..."] * len(signed.texts)
+        asks, begins = (fill_in(text[common:], filled)[:_SHOWN] for text in (asked, whole))
+        raise UserError(
+            f"The model's chat template asks for an answer with {asks!r}, but goes on with {begins!r} where there is "
+            "one, so that what is learned would never be asked. Choose another data.template."
+        )
+    return len(asked), _find_end(tokenizer, signed.messages[-1], whole, len(asked))
+
+
+def _find_end(tokenizer: PreTrainedTokenizerBase, answer: Message, whole: str, start: int) -> int:
+    """Return where an answer ends that a template does not mark: behind the control token that follows its content.
+
+    Without such a token, or behind calls, it is the last place of what usually ends an answer.
+    """
+    if answer.get("tool_calls"):
+        ending = _find_ending(tokenizer)
+        last = whole.rfind(ending, start)
+        return last + len(ending) if last >= 0 else len(whole.rstrip())
+    content = answer["content"]
+    last = whole.rindex(content, start) + len(content) if content and content in whole[start:] else start
+    found = collect_control_tokens(tokenizer).pattern.search(whole, last)
+    return last if found is None else found.end()
 
 
 def _include_end(tokenizer: PreTrainedTokenizerBase, rendered: str, span: Span) -> Span:
     """Return the span of an answer with the control token that ends it, where that stands outside of the marks."""
     first, last = span
-    inside, behind = (split_pieces(tokenizer, text) for text in (rendered[first:last], rendered[last:]))
+    inside = split_pieces(tokenizer, rendered[first:last])
+    following = collect_control_tokens(tokenizer).pattern.match(rendered, last)
     has_end = bool(inside) and inside[-1].is_control
-    if not has_end and behind and (following := behind[0]).is_control:
-        return first, last + len(following.text)
-    return span
+    return span if has_end or following is None else (first, following.end())
+
+
+def _find_ending(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the control token that ends an answer, also of a template that asks otherwise than it answers."""
+    signed = sign_texts(tokenizer, [_QUESTION, _ANSWER])
+    try:
+        return split_conversation(tokenizer, signed)[-1].text
+    except UserError:
+        pass
+    try:
+        whole = render(tokenizer, signed.messages).text
+    except UserError:  # it answers nothing
+        return str(tokenizer.eos_token)
+    *_, last = split_pieces(tokenizer, whole[: _find_end(tokenizer, signed.messages[-1], whole, 0)])
+    return last.text if last.is_control else str(tokenizer.eos_token)
 
 
 @once_per_tokenizer
 def find_endings(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     """Return the control tokens that the template puts behind an answer, last or between turns."""
-    endings = {split_conversation(tokenizer, sign_texts(tokenizer, [_QUESTION, _ANSWER]))[-1].text}
+    endings = {_find_ending(tokenizer)}
     for answer, following in ((_ANSWER, _QUESTION), (_CALL, _RESULT), (_ANSWER, _RESULT)):
         try:
             whole = render(tokenizer, sign_texts(tokenizer, [_QUESTION, answer, following]).messages)
@@ -152,7 +177,10 @@ def lead_in(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.chat_template is None:
         return ""
     signed = sign_texts(tokenizer, [_QUESTION, _ANSWER])
-    learned = "".join(piece.text for piece in split_conversation(tokenizer, signed) if piece.learned)
+    try:
+        learned = "".join(piece.text for piece in split_conversation(tokenizer, signed) if piece.learned)
+    except UserError:  # it asks otherwise than it answers
+        return ""
     return learned.partition(signed.messages[1]["content"])[0]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -44,11 +46,42 @@ def render(
     """
     template = tokenizer.get_chat_template(tools=list(tools) or None)
     conversation = json.dumps([messages, tools], ensure_ascii=False)
+    # A template that writes the time would be remembered with that of its first use.
+    minute = datetime.now().strftime("%Y-%m-%d %H:%M") if writes_time(template) else ""
+    with refusals():
+        return _render_known(template, conversation, for_answer, tuple(name_tokens(tokenizer).items()), minute)
+
+
+def render_text(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Sequence[Any] = (), for_answer: bool = False
+) -> str:
+    """Render messages as `render` does, with their contents as they are, and remember nothing.
+
+    Raises:
+        UserError: the template does not take them.
+    """
+    template = tokenizer.get_chat_template(tools=list(tools) or None)
+    with refusals():
+        return render_template(template, messages, tools, for_answer, name_tokens(tokenizer), marked=False).text
+
+
+def writes_time(template: str) -> bool:
+    """Return whether a template writes what time it is."""
+    return "strftime_now" in template
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Tell what a template does not take as a user's error: its own refusals, and whatever else goes wrong in it.
+
+    Raises:
+        UserError: the template does not take a conversation.
+    """
     try:
-        return _render_known(template, conversation, for_answer, tuple(name_tokens(tokenizer).items()))
-    except (TemplateError, TypeError) as error:
+        yield
+    except Exception as error:  # a template is a stranger's program, and may raise anything
         kind = "" if type(error) is TemplateError else f"{type(error).__name__}: "
-        reason = f"{kind}{error}".rstrip(".")
+        reason = " ".join(f"{kind}{error}".split()).rstrip(".")
         raise UserError(
             f"The model's chat template does not take this conversation: {reason}. Mend chat_template.jinja "
             "or the record, or choose another data.template."
@@ -56,9 +89,14 @@ def render(
 
 
 def render_template(
-    template: str, messages: list[Message], tools: Sequence[Any], for_answer: bool, named: Mapping[str, str]
+    template: str,
+    messages: list[Message],
+    tools: Sequence[Any],
+    for_answer: bool,
+    named: Mapping[str, str],
+    marked: bool = True,
 ) -> Rendered:
-    """Render messages by a template.
+    """Render messages by a template; where it marks answers is found out unless `marked` says not to.
 
     Raises:
         TemplateError: of Jinja; the template's own refusals, too.
@@ -68,7 +106,7 @@ def render_template(
         conversations=[messages],
         tools=list(tools) or None,
         chat_template=template,
-        return_assistant_tokens_mask=_MARK.search(template) is not None,
+        return_assistant_tokens_mask=marked and _MARK.search(template) is not None,
         add_generation_prompt=for_answer,
         **named,
     )
@@ -76,6 +114,8 @@ def render_template(
 
 
 @lru_cache(maxsize=256)
-def _render_known(template: str, conversation: str, for_answer: bool, named: tuple[tuple[str, str], ...]) -> Rendered:
+def _render_known(
+    template: str, conversation: str, for_answer: bool, named: tuple[tuple[str, str], ...], minute: str
+) -> Rendered:
     messages, tools = json.loads(conversation)
     return render_template(template, messages, tools, for_answer, dict(named))
