@@ -20,7 +20,7 @@ from recording import RESULTS, options, record
 from glmtune.arithmetic.problems import Problem
 from glmtune.commands import evaluate, train
 from glmtune.examples import split_of
-from glmtune.runtime import quiet_libraries
+from glmtune.libraries import quiet_libraries
 from glmtune.tasks.arithmetic import ArithmeticSettings
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/demo.yaml")

@@ -12,7 +12,7 @@ from pathlib import Path
 from recording import options, record
 from styles import LONG, grid, mean, trained
 
-from glmtune.runtime import quiet_libraries
+from glmtune.libraries import quiet_libraries
 
 
 def main() -> None:

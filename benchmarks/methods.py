@@ -14,9 +14,9 @@ from recording import options, record
 
 from glmtune.commands import train
 from glmtune.config import load_recipe
+from glmtune.libraries import quiet_libraries
 from glmtune.registry import find
 from glmtune.resolution import ResolvedModel
-from glmtune.runtime import quiet_libraries
 
 METHODS = {
     "lora, rank 16": ["method={name: lora}"],

@@ -24,8 +24,9 @@ from glmtune.commands import train
 from glmtune.config import GenerationSettings, load_recipe
 from glmtune.evaluation.evaluator import evaluate
 from glmtune.examples import Example
+from glmtune.libraries import quiet_libraries
 from glmtune.registry import find
-from glmtune.runtime import quiet_libraries, read_json_lines
+from glmtune.runtime import read_json_lines
 from glmtune.tasks.arithmetic import Arithmetic
 
 STYLES = ("direct", "steps", "tool")

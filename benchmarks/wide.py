@@ -23,7 +23,7 @@ from glmtune.commands import predict
 from glmtune.config import load_recipe
 from glmtune.data import DrawnExamples
 from glmtune.evaluation.intervals import wilson_interval
-from glmtune.runtime import quiet_libraries
+from glmtune.libraries import quiet_libraries
 from glmtune.tasks.arithmetic import Arithmetic
 
 CHECKPOINT = "checkpoints/arithmetic-wide"

@@ -2,7 +2,7 @@
 
 A name of the hub that stands in what the user typed is the user's wish. One that only a file names (a recipe, a run, an
 adapter that names its base) is somebody else's: it is fetched after a yes at the terminal, or with `--fetch`. What
-libraries read of a folder they read without the network.
+libraries read of a folder they read without the network. Importing this is cheap: `import glmtune` does.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
-from glmtune.runtime import UserError
+from glmtune.libraries import import_within
 from glmtune.terminal import say
 
 P = ParamSpec("P")
@@ -67,6 +66,7 @@ def asked_by(typed: Any, fetch: bool = False) -> Iterator[None]:
         typed: the words of the command line, or the arguments of a call.
         fetch: whether what files name may be fetched.
     """
+    import_within("bitsandbytes", closed)  # it fetches kernels and runs them, where the package `kernels` is installed
     token = _verb.set(Verb(typed, fetch))
     try:
         yield
@@ -139,8 +139,9 @@ def permit(name: str, what: str) -> None:
     Raises:
         UserError: a file names it, and nobody says yes.
     """
-    verb = _verb.get()
-    by = "you"
+    from glmtune.runtime import UserError
+
+    verb, by = _verb.get(), "you"
     if verb is not None and not mentions(verb.typed, name):
         by = next((file for file, values in verb.files.items() if mentions(values, name)), "a file")
         if not verb.fetch and name not in verb.agreed:
@@ -164,6 +165,8 @@ def agrees(question: str) -> bool:
 
 def host() -> str:
     """Return the host of the hub, or of the mirror that the user has set."""
+    from urllib.parse import urlsplit
+
     from huggingface_hub import constants
 
     return urlsplit(constants.ENDPOINT).netloc

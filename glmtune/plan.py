@@ -87,7 +87,7 @@ class Plan:
         Raises:
             UserError: the file of them cannot be read.
         """
-        from glmtune.evaluation.forgetting import read_general
+        from glmtune.evaluation.general import read_general
 
         settings = self.model.recipe.evaluation
         return read_general(settings.general_file) if settings.forgetting else []
@@ -277,13 +277,14 @@ def prepare(model: ResolvedModel, folder: RunFolder, may_change: bool = True) ->
     """
     plan = Plan(model, folder)
     model.check()
+    _ = (plan.task.records("train"), plan.task.records("held_out"), plan.general)  # before torch is imported
     check_release(model.base, plan.tokenizer, model.config)
     check_packages(model.recipe, model.config)
     check_model(model.recipe, model.config, plan.method)
     if plan.past is not None and not may_change:
         check_same(plan.past, plan.recipe, folder)
     _ = plan.changes
-    _ = (plan.general, plan.encoder, plan.held_out, plan.held_out_during, plan.recipe, plan.lengths, plan.remarks)
+    _ = (plan.encoder, plan.held_out, plan.held_out_during, plan.recipe, plan.lengths, plan.remarks)
     _ = plan.judge
     return plan
 

@@ -8,21 +8,22 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from tqdm import tqdm
 
-from glmtune.evaluation.report import explain_cut_off
 from glmtune.files import check_output, replacing
-from glmtune.inference.conversation import Conversation, Exchange
-from glmtune.inference.engine import Engine
-from glmtune.inference.prompts import encode_within
 from glmtune.messages import Prompt
 from glmtune.records import Fault, Row, arrow, explain, read_questions
+from glmtune.records.questions import Question
 from glmtune.records.writing import LINES, WRITTEN, as_line, load_arrow, read_given, strict, write_beside, write_rows
 from glmtune.registry import suggest
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import UserError, read_json_lines
+
+if TYPE_CHECKING:
+    from glmtune.inference.conversation import Exchange
+    from glmtune.inference.engine import Engine
 
 # What is added to a record, in place of what it had there.
 ADDED = ("completion", "finish_reason", "completion_tool_calls", "refusal", "error")
@@ -206,12 +207,15 @@ def predict(
     """
     place = Output.at(output)
     place.check(input, overwrite or resume)
-    entries = read_entries(resolved, input)
-    faults = [entry.fault for entry in entries if entry.fault]
-    if on_error == "record":
-        faults = [fault for fault in faults if not fault.is_of_one_record]
-    if faults:
-        raise UserError(explain(faults, "answer the others with --on-error record"))
+    recipe = resolved.recipe
+    found = list(read_questions(input, recipe.data.columns, recipe.data.encoding))
+    check_faults([one for one in found if isinstance(one, Fault)], on_error)
+
+    from glmtune.evaluation.report import explain_cut_off  # and torch, when paths and records are known to be right
+    from glmtune.inference.engine import Engine
+
+    entries = [entry_of(one, resolved) for one in found]
+    check_faults([entry.fault for entry in entries if entry.fault], on_error)
     table = read_given(input, place.suffix)
     if table is not None and len(table) != len(entries):
         raise UserError(f"--input {input}: has changed while it was read. Try again.")
@@ -233,27 +237,30 @@ def predict(
     return len(entries)
 
 
-def read_entries(resolved: ResolvedModel, input: str) -> list[Entry]:
-    """Return the records of the input, with what is wrong with them: no question, or one that the model cannot take.
+def check_faults(faults: Sequence[Fault], on_error: OnError) -> None:
+    """See whether records can be answered in spite of what is wrong with some.
 
     Raises:
-        UserError: no such file or model.
+        UserError: all that is wrong; with `record`, only what is wrong with whole files.
     """
-    recipe, tokenizer, limit = resolved.recipe, resolved.tokenizer, resolved.limit
-    tools = [tool.definition() for tool in resolved.task.tools]
-    entries = []
-    for found in read_questions(input, recipe.data.columns, recipe.data.encoding):
-        if isinstance(found, Fault):
-            row = found.record if isinstance(found.record, dict) else {"record": found.record}
-            entries.append(Entry(as_json(row), "", found))
-            continue
-        try:
-            encode_within(tokenizer, found.prompt, found.tools or tools, limit, recipe.generation.longest, "the prompt")
-            fault = None
-        except UserError as error:
-            fault = Fault(found.source.file, found.source.line, "prompt", str(error))
-        entries.append(Entry(as_json(found.row), found.prompt, fault, found.tools))
-    return entries
+    if fatal := [fault for fault in faults if on_error == "stop" or not fault.is_of_one_record]:
+        raise UserError(explain(fatal, "answer the others with --on-error record"))
+
+
+def entry_of(found: Question | Fault, resolved: ResolvedModel) -> Entry:
+    """Return a record of the input, with what is wrong with it: no question, or one that the model cannot take."""
+    from glmtune.inference.prompts import encode_within
+
+    if isinstance(found, Fault):
+        row = found.record if isinstance(found.record, dict) else {"record": found.record}
+        return Entry(as_json(row), "", found)
+    tools = found.tools or [tool.definition() for tool in resolved.task.tools]
+    longest, fault = resolved.recipe.generation.longest, None
+    try:
+        encode_within(resolved.tokenizer, found.prompt, tools, resolved.limit, longest, "the prompt")
+    except UserError as error:
+        fault = Fault(found.source.file, found.source.line, "prompt", str(error))
+    return Entry(as_json(found.row), found.prompt, fault, found.tools)
 
 
 def as_json(row: Row) -> Row:
@@ -275,6 +282,8 @@ def answer(
     resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], fields: Sequence[str], done: int, file: TextIO
 ) -> int:
     """Append the records from number `done` on, as their answers come; return how many of these were cut off."""
+    from glmtune.inference.conversation import Conversation
+
     recipe, task = resolved.recipe, resolved.task
     conversation = Conversation.about(task, engine)
     window = recipe.generation.batch_size * BATCHES_PER_WINDOW

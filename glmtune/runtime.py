@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import platform
-import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -17,6 +16,11 @@ from typing import Any
 
 class UserError(ValueError):
     """Something that the user can mend. The message says what, where and how; the command line shows no traceback."""
+
+
+def json_fault(error: Exception) -> str:
+    """Return what is wrong with a line that is no JSON, and at which character; which line it is says the caller."""
+    return f"{error.msg} (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -38,7 +42,8 @@ def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     record = json.loads(line)
                 except (ValueError, RecursionError) as error:  # not JSON, a number of 4300 digits, nested too deeply
-                    raise UserError(f"{path}, line {number}: not JSON: {error}. One JSON object a line.") from None
+                    message = f"{path}, line {number}: not JSON: {json_fault(error)}. One JSON object a line."
+                    raise UserError(message) from None
                 if not isinstance(record, dict):
                     raise UserError(f"{path}, line {number}: a {type(record).__name__}, not a JSON object {{...}}")
                 yield number, record
@@ -116,18 +121,6 @@ def machine() -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in names},
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
-
-
-def quiet_libraries() -> None:
-    """Keep progress bars, advice and announcements of the libraries below out of the way; other warnings stay."""
-    import logging
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it would rather have
-    warnings.simplefilter("ignore", FutureWarning)
 
 
 def memory_size() -> int:

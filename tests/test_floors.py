@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "glmtune"
 
 # From the bottom. A module imports what stands on lower floors; within a package its modules import each other.
 FLOORS = [
-    {"runtime", "registry", "messages", "terminal"},
+    {"runtime", "registry", "messages", "terminal", "libraries"},
     {"files", "network"},
     {"trust"},
     {"config", "arithmetic", "examples", "reporting", "distributed"},

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Talk."""
-    from glmtune.runtime import quiet_libraries
+    from glmtune.libraries import quiet_libraries
 
     quiet_libraries()
     run(options.target, options.question, options.settings, options.history, trust_of(options))
@@ -63,11 +63,13 @@ class Chat:
             keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
             trust: what becomes of code that the target's recipe names.
         """
-        from glmtune.inference.conversation import Conversation
-        from glmtune.inference.engine import Engine
         from glmtune.resolution import resolve
 
-        resolved = resolve(target, overrides, trust)
+        resolved = resolve(target, overrides, trust)  # before torch is imported
+
+        from glmtune.inference.conversation import Conversation
+        from glmtune.inference.engine import Engine
+
         limit, generation = resolved.limit, resolved.recipe.generation
         room = generation.max_new_tokens or (min(LONG_ANSWER, limit // 2) if limit else LONG_ANSWER)
         self.settings = generation.model_copy(update={"max_new_tokens": room})

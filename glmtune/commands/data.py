@@ -61,7 +61,6 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
 
     from glmtune import registry
     from glmtune.config import load_recipe
-    from glmtune.data import examples_of
     from glmtune.files import replacing
     from glmtune.records.writing import LINES
     from glmtune.runtime import UserError
@@ -72,6 +71,9 @@ def run(task_name: str, n: int, output: str, split: Split = "train", overrides: 
         raise UserError(f"--output {output}: examples are written as JSON lines. Name it {Path(output).stem}.jsonl.")
     recipe = load_recipe(None, [f"task.name={json.dumps(task_name)}", *overrides])
     task: Task = registry.admitted("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
+
+    from glmtune.data import examples_of  # torch, when the settings are known to be right
+
     examples = examples_of(task, split, n, recipe.seed)
     count = min(n, len(examples))
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Evaluate and print the table."""
-    from glmtune.runtime import quiet_libraries
+    from glmtune.libraries import quiet_libraries
 
     quiet_libraries()
     _, report = run(options.target, options.data, options.output, options.settings, trust_of(options))
@@ -61,7 +61,6 @@ def run(
     Raises:
         UserError: no such model or file, or a malformed record.
     """
-    from glmtune.evaluation.evaluator import evaluate
     from glmtune.files import check_output, write_json
     from glmtune.resolution import resolve
     from glmtune.runtime import machine
@@ -70,6 +69,9 @@ def run(
     if output:
         check_output(output)
     recipe, examples = select_examples(resolved, data)
+
+    from glmtune.evaluation.evaluator import evaluate  # torch, when paths and records are known to be right
+
     model, tokenizer = resolved.load()
     evaluation = evaluate(
         model, tokenizer, resolved.task, examples, recipe.generation, limit=resolved.limit, seed=recipe.seed
@@ -102,6 +104,11 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
     Raises:
         UserError: no such file, or an example that the model cannot take; with file and line.
     """
+    recipe, task = resolved.recipe, resolved.task
+    if data is None:
+        check_asks(resolved)
+    examples = task.records("held_out") or [] if data is None else read_records(task, data)
+
     from glmtune.data.control_tokens import plain_ids
     from glmtune.inference.selection import (
         HeldOut,
@@ -111,12 +118,10 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
         select_held_out,
     )
 
-    recipe, task, tokenizer, limit = resolved.recipe, resolved.task, resolved.tokenizer, resolved.limit
+    tokenizer, limit = resolved.tokenizer, resolved.limit
     if data is None:
-        check_asks(resolved)
         recipe = fit_max_new_tokens(recipe, task, tokenizer, limit)
         return recipe, select_held_out(recipe, task, tokenizer, limit)
-    examples = read_records(task, data)
     recipe = fit_max_new_tokens_to(recipe, examples, tokenizer, limit)
     longest = recipe.generation.longest
     if cut := sum(len(plain_ids(tokenizer, example.target)) >= longest for example in examples):

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Export and say where it is."""
-    from glmtune.runtime import quiet_libraries
+    from glmtune.libraries import quiet_libraries
     from glmtune.terminal.console import Console
 
     quiet_libraries()
@@ -90,15 +90,23 @@ def run(
         UserError: it cannot be had in this form, the disk is full, or the exported model answers otherwise; then
             nothing is written.
     """
-    from glmtune.exports.exporting import check_disk, choose_destination, export_checked, few_held_out, refuse
-    from glmtune.exports.upload import upload
+    from glmtune.exports.destination import choose_destination
     from glmtune.resolution import resolve
     from glmtune.terminal.console import Console
 
     console = console or Console(stderr=True)
     origin = resolve(target, overrides, trust)
-    refuse(origin, to, precision)
     place = choose_destination(origin, to, output, overwrite)
+
+    from glmtune.exports.exporting import (  # torch, now that it is known
+        check_disk,
+        export_checked,
+        few_held_out,
+        refuse,
+    )
+    from glmtune.exports.upload import upload
+
+    refuse(origin, to, precision)
     check_disk(place, origin, precision, copies=2 if to == "gguf" else 1)
     problems = few_held_out(origin)
     try:

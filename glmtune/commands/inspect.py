@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Inspect and print; the exit code is 2 if something is wrong with the records."""
-    from glmtune.runtime import quiet_libraries
+    from glmtune.libraries import quiet_libraries
 
     quiet_libraries()
     settings = [text for text in options.files if "=" in text and not os.path.exists(text)]
@@ -71,8 +71,7 @@ def run(
     """
     from glmtune.config import load_recipe
     from glmtune.files import check_output, replacing, write_json
-    from glmtune.inspection.figures import examine, read_files
-    from glmtune.inspection.page import render_report
+    from glmtune.inspection.reading import read_files
     from glmtune.runtime import UserError
     from glmtune.tasks.instructions import InstructionsSettings
 
@@ -85,9 +84,13 @@ def run(
         raise UserError(f"task.name={task.name}: files are inspected for task.name=instructions only.")
     if output:
         check_output(output)
-    tokenizer, limit, refused = reader_of(recipe)
     records, faults = read_files(files, recipe.data)
     held_out, more = read_files([task.held_out_file] if task.held_out_file else [], recipe.data)
+    tokenizer, limit, refused = reader_of(recipe)
+
+    from glmtune.inspection.figures import examine  # torch, when settings and paths are known to be right
+    from glmtune.inspection.page import render_report
+
     report = examine(records, held_out, recipe, tokenizer, limit)
     report["notes"] += [] if refused is None else [f"{refused} It is not needed here."]
     report["faults"] = [fault.as_dict() for fault in [*faults, *more]] + report["faults"]
@@ -106,11 +109,13 @@ def reader_of(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, int | None, Untr
     Returns:
         The tokenizer, with the template to be learned; the tokens; and what code the model's files ask to run.
     """
-    from glmtune.models.templates import adopt
     from glmtune.resolution import look
 
     resolved, refused = look(recipe.model.path)
     resolved.check()
+
+    from glmtune.models.templates import adopt
+
     if recipe.data.template is not None:
         adopt(resolved.tokenizer, recipe.data.template)
     return resolved.tokenizer, recipe.data.max_length or resolved.limit, refused

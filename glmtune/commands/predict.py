@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Predict and print how many."""
-    from glmtune.runtime import quiet_libraries
+    from glmtune.libraries import quiet_libraries
 
     quiet_libraries()
     how = (options.overwrite, options.resume, options.on_error, trust_of(options))

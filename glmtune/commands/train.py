@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from glmtune.config import Recipe
     from glmtune.evaluation.evaluator import Evaluation
     from glmtune.execution import Run
+    from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
     from glmtune.tasks import Task
     from glmtune.terminal.console import Console
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Train, then show what was learned and what to do next."""
-    from glmtune.runtime import quiet_libraries
+    from glmtune.libraries import quiet_libraries
     from glmtune.terminal.console import Console
 
     recipe, settings = recipe_and_settings(options)
@@ -71,9 +72,7 @@ def run(
     """
     from glmtune.config import load_recipe
     from glmtune.distributed import is_main
-    from glmtune.execution import execute
     from glmtune.files import held
-    from glmtune.plan import prepare
     from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
     from glmtune.terminal.console import Console
@@ -83,13 +82,24 @@ def run(
         folder = RunFolder(os.fspath(resume))
         model = ResolvedModel(read_resumed(folder, recipe_path, overrides, trust))
         with held(folder.path):
-            return execute(prepare(model, folder), console)
+            return carry_out(model, folder, console)
     model = ResolvedModel(load_recipe(recipe_path, overrides, trust))
     if is_interrupted(given := model.recipe.training.output_dir):
         with held(given):
-            return execute(prepare(model, RunFolder(given), may_change=False), console)
+            return carry_out(model, RunFolder(given), console, may_change=False)
     with new_folder(model.recipe) as folder, held(folder.path):
-        return execute(prepare(model, folder), console)
+        return carry_out(model, folder, console)
+
+
+def carry_out(model: ResolvedModel, folder: RunFolder, console: Console, may_change: bool = True) -> Run:
+    """Plan a training and execute it; torch is not imported before the plan needs it."""
+    from glmtune.plan import prepare
+
+    plan = prepare(model, folder, may_change)
+
+    from glmtune.execution import execute
+
+    return execute(plan, console)
 
 
 def read_resumed(

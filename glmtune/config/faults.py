@@ -15,6 +15,46 @@ from glmtune.config.tree import Recipe, Settings
 from glmtune.config.upgrading import RENAMED
 from glmtune.runtime import UserError
 
+# What transformers, LLaMA-Factory, the official ChatGLM scripts and habit call settings, and what they are called here.
+OTHER_NAMES = {
+    other: name
+    for name, others in {
+        "data.columns": "prompt_column response_column history_column",
+        "data.max_length": "cutoff_len max_len max_seq_len max_seq_length max_source_length block_size",
+        "data.packing": "neat_packing",
+        "generation.batch_size": "eval_batch_size per_device_eval_batch_size",
+        "method.alpha": "lora_alpha",
+        "method.dropout": "lora_dropout",
+        "method.name": "finetuning_type peft_type",
+        "method.num_virtual_tokens": "pre_seq_len prefix_length",
+        "method.rank": "r lora_r lora_rank",
+        "method.target_modules": "lora_target lora_target_modules",
+        "model.attention": "attn_implementation flash_attn",
+        "model.bits": "load_in_4bit load_in_8bit quantization_bit",
+        "model.dtype": "torch_dtype bf16 fp16",
+        "model.path": "base_model model_name model_name_or_path",
+        "objective.name": "stage",
+        "task.file": "data_files data_path dataset train_file",
+        "task.held_out": "val_ratio val_size",
+        "task.held_out_file": "eval_file test_file val_file validation_file",
+        "training.adam_beta2": "beta2",
+        "training.batch_size": "bs micro_batch_size per_device_train_batch_size train_batch_size",
+        "training.epochs": "n_epochs num_epochs num_train_epochs",
+        "training.gradient_accumulation_steps": "grad_accum gradient_accumulation",
+        "training.learning_rate": "lr",
+        "training.lr_scheduler_type": "lr_scheduler scheduler",
+        "training.max_grad_norm": "clip_grad gradient_clipping",
+        "training.optimizer": "optim",
+        "training.output_dir": "out output save_dir",
+        "training.steps": "max_steps num_steps",
+        "training.trackers": "report_to",
+        "training.warmup_ratio": "warmup warmup_steps",
+        "training.weight_decay": "wd",
+    }.items()
+    for other in others.split()
+}
+
+SHOWN = 200  # characters of a value
 _OTHER_TYPE = re.compile(r"_type$|^literal_error$")  # faults of a value that was meant for another type of a union
 
 
@@ -75,11 +115,17 @@ def explain_one(where: str, fault: Any, recipe: type[Recipe]) -> str:
             for section, other in groups.items()
             if other is not recipe and [section] != sections[:1] and setting in other.model_fields
         ]
-        hint = f" It is {elsewhere[0]}." if elsewhere else registry.suggest(setting, list(group.model_fields))
+        known = [OTHER_NAMES[setting]] if setting in OTHER_NAMES else elsewhere
+        hint = f" It is {known[0]}." if known else registry.suggest(setting, list(group.model_fields))
         return f"{where}: unknown setting.{hint}"
-    if fault["type"] == "missing" and setting in group.model_fields:
-        return f"{where}: is needed: {group.model_fields[setting].description}"
-    told = f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+    field = group.model_fields.get(setting)
+    if field is not None and (fault["type"] == "missing" or (fault["input"] is None and field.is_required())):
+        return f"{where}: is needed: {field.description}"
+    if field is not None and fault["input"] is None and fault["type"] != "value_error":
+        return f"{where}: has no value. Leave it out for the default, {field.get_default(call_default_factory=True)}"
+    given = repr(fault["input"])
+    given = given if len(given) <= SHOWN else f"{given[:SHOWN]}..."
+    told = f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {given})"
     if fault["type"] == "literal_error":
         close = get_close_matches(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]), n=1)
         told += f". Did you mean '{close[0]}'?" if close else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -15,36 +16,54 @@ from glmtune import network, registry
 from glmtune.config.faults import RecipeError, explain
 from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe
 from glmtune.config.upgrading import upgrade, upgrade_figures
+from glmtune.config.values import RepeatedKeyError, Written, as_group, by_type, is_null, native, parse
 from glmtune.runtime import RunFolder, read_json_lines
 from glmtune.trust import REMEMBERED, Request, Trust
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a recipe file as nested dictionaries, in the present format.
+    """Return a recipe file as nested dictionaries, in the present format; scalars are what they look like.
 
     Raises:
-        RecipeError: no such file, not YAML, or not a mapping.
+        RecipeError: no such file, not YAML, not a mapping, or a section or setting that stands twice.
+    """
+    values: dict[str, Any] = native(read_texts(path))
+    return values
+
+
+def read_texts(path: Path) -> dict[str, Any]:
+    """Return what `read_yaml` does, with the text of each scalar that stands without quotes (`Plain`).
+
+    Raises:
+        RecipeError: as `read_yaml`.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         beside = path.parent if path.parent.is_dir() else Path(".")
         hint = registry.suggest(path.name, [file.name for file in sorted(beside.glob("*.yaml"))])
         if path.suffix not in (".yaml", ".yml"):
             hint += " A setting is written section.setting=value."
         raise RecipeError([f"{path}: no such file.{hint}"]) from None
+    except RepeatedKeyError as error:
+        raise RecipeError([f"{path}: {error}"]) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError([f"{path}: not a readable YAML file: {error}"]) from error
+        raise RecipeError([f"{path}: not a readable YAML file: {' '.join(str(error).split())}"]) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise RecipeError([f"{path}: must hold `section: {{setting: value}}`, it holds a {type(values).__name__}"])
-    # A section whose lines are all commented out is None.
-    return upgrade({section: value for section, value in values.items() if value is not None})
+        raise RecipeError(
+            [f"{path}: must hold `section: {{setting: value}}`, it holds a {type(native(values)).__name__}"]
+        )
+    # A section whose lines are all commented out is null.
+    given = {section: value for section, value in values.items() if not is_null(value)}
+    return upgrade({**given, "format": native(given["format"])} if "format" in given else given)
 
 
 def with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Apply `section.setting=value` texts, values written as in YAML.
+    """Apply `section.setting=value` texts. What a value is depends on the type of its setting (`by_type`).
+
+    Of two that set the same, the last one counts.
 
     Raises:
         RecipeError: an override without '=', or one that reaches into something that is no section.
@@ -59,20 +78,20 @@ def with_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str
         if not equals or not all(sections) or not setting:
             faults.append(f"'{override}': write it as section.setting=value, e.g. training.steps=100")
             continue
+        with suppress(yaml.YAMLError):
+            try:
+                parse(text)
+            except RepeatedKeyError as error:
+                faults.append(f"{key}: {error}")
         node = values
         for section in sections:
-            if node.get(section) is None:  # the recipe of a run says null where nothing was set
-                node[section] = {}
+            node[section] = as_group(node.get(section))
             if not isinstance(node[section], dict):
                 faults.append(f"'{override}': {section} is no section")
                 break
             node = node[section]
         else:
-            try:
-                # YAML reads a lone '-' as a list of nothing; it is an operator.
-                node[setting] = text if text == "-" else yaml.safe_load(text)
-            except yaml.YAMLError:
-                node[setting] = text
+            node[setting] = Written(text)
     if faults:
         raise RecipeError(faults)
     return values
@@ -87,11 +106,11 @@ def open_sections(values: dict[str, Any]) -> tuple[type[Recipe], dict[str, Any],
     fields: dict[str, Any] = {}
     faults = []
     for section, package in OPEN_SECTIONS.items():
-        given = values.get(section) or {}
+        given = as_group(values.get(section))
         if not isinstance(given, dict):
             faults.append(f"{section}: must be a group of settings such as {{name: ...}}, not {given!r}")
             given = {}
-        name = str(given.get("name") or Recipe.model_fields[section].default.name)
+        name = name_in(values, section) or Recipe.model_fields[section].default.name
         if registry.is_code(name) and Path(name).is_file():
             name = str(Path(name).resolve())  # a run is to be usable from anywhere
         try:
@@ -112,7 +131,7 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     """
     recipe, values, faults = open_sections(values)
     try:
-        made = recipe.model_validate(values)
+        made = recipe.model_validate(by_type(values, recipe))
     except ValidationError as error:
         faults += explain(error, recipe)
     if faults:
@@ -147,7 +166,8 @@ def read_values(path: Path | str | None, overrides: Iterable[str], trust: Trust 
     """
     overrides = list(overrides)
     typed = code_named(with_overrides({}, overrides))
-    values = read_yaml(Path(path)) if path else {}
+    tell_repeated(overrides)
+    values = read_texts(Path(path)) if path else {}
     if path:
         network.note_file(path, values)
     values = with_overrides(values, overrides)
@@ -171,9 +191,25 @@ def read_values(path: Path | str | None, overrides: Iterable[str], trust: Trust 
 
 def code_named(values: dict[str, Any]) -> dict[str, str]:
     """Return the paths to code in the values of a recipe, by the section that names them."""
-    sections = {section: values.get(section) for section in OPEN_SECTIONS}
-    names = {section: str(group.get("name")) for section, group in sections.items() if isinstance(group, dict)}
-    return {section: name for section, name in names.items() if registry.is_code(name)}
+    names = {section: name_in(values, section) for section in OPEN_SECTIONS}
+    return {section: name for section, name in names.items() if name and registry.is_code(name)}
+
+
+def name_in(values: dict[str, Any], section: str) -> str | None:
+    """Return the name that the values of a recipe have in an open section; None where they have none."""
+    group = as_group(values.get(section))
+    name = by_type(group.get("name"), str) if isinstance(group, dict) else None
+    return str(name) if name else None
+
+
+def tell_repeated(overrides: Iterable[str]) -> None:
+    """Warn of overrides that a later one takes back."""
+    given: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0]
+        if earlier := next((other for other in given if f"{other}.".startswith(f"{key}.")), None):
+            warnings.warn(f"{key} is set twice: '{override}' counts, '{given[earlier]}' does not.", stacklevel=2)
+        given[key] = override
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from glmtune.config import DataSettings, GenerationSettings
+from glmtune.config import GenerationSettings
 from glmtune.data.collation import Collator
 from glmtune.data.control_tokens import plain_ids
 from glmtune.data.encoder import Encoder
@@ -20,11 +19,8 @@ from glmtune.examples import Example
 from glmtune.inference.engine import Engine
 from glmtune.methods import Model
 from glmtune.models.loading import max_length
-from glmtune.records import read_examples
-from glmtune.runtime import UserError, read_json_lines
+from glmtune.runtime import UserError
 from glmtune.scoring import numeric
-
-GENERAL = Path(__file__).with_name("general.jsonl")  # written for this project: half English, half Chinese
 
 FORGOT = 0.10  # share of the answers
 SLIGHTLY = 0.03
@@ -86,20 +82,6 @@ class Forgetting:
     level: Level
     statement: str
     difference: Difference
-
-
-def read_general(file: str | None = None) -> list[Example]:
-    """Return the general questions: the user's own file, or the built-in ones.
-
-    Raises:
-        UserError: no such file, or a faulty record, with file and line number.
-    """
-    if file is not None:
-        return read_examples(file, DataSettings(turns="last"))
-    return [
-        Example(record["prompt"], record["target"], {"group": record["group"], "language": record["language"]})
-        for _, record in read_json_lines(GENERAL)
-    ]
 
 
 def probe(

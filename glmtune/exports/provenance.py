@@ -85,6 +85,7 @@ def without_places(value: Any) -> Any:
 
 def describe_data(origin: ResolvedModel) -> str:
     """Return what a run was learned from, in a few sentences."""
+
     learned, held_out = (origin.task.records(split) for split in ("train", "held_out"))
     own, training = origin.recipe.data, origin.recipe.training
     mixed = sum(source.share for source in own.mixture)

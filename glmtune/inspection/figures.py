@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from tqdm import tqdm
@@ -16,7 +16,7 @@ from glmtune.data.encoding import IGNORED
 from glmtune.data.pieces import can_train_on_all_turns
 from glmtune.examples import Example, split_of
 from glmtune.inspection.tokens import encode_record, pick_places, place_of, render_record, source_of
-from glmtune.records import Fault, read
+from glmtune.records import Fault
 from glmtune.records.cleaning import cut_ends, repetitions, unclosed
 from glmtune.records.conversations import earlier_questions
 from glmtune.records.leaks import leaks, problem_of
@@ -24,19 +24,6 @@ from glmtune.runtime import UserError
 from glmtune.tasks.instructions import InstructionsSettings
 
 FEW = 2000  # records that need no progress bar
-
-
-def read_files(files: Iterable[str], settings: DataSettings) -> tuple[list[Example], list[Fault]]:
-    """Return what files hold: records, and faults."""
-    records: list[Example] = []
-    faults: list[Fault] = []
-    for file in files:
-        for entry in read(file, settings.columns, settings.encoding, settings.turns):
-            if isinstance(entry, Fault):
-                faults.append(entry)
-            else:
-                records.append(entry)
-    return records, faults
 
 
 def examine(

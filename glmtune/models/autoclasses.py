@@ -10,10 +10,9 @@ when one is made.
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from functools import partial
+
+from glmtune.libraries import after_import
 
 # An auto module of transformers -> the modules of a family that register with it.
 COUNTERPARTS = {
@@ -30,30 +29,7 @@ def import_counterparts(name: str) -> None:
         importlib.import_module(module)
 
 
-class AfterImport:
-    """Finds transformers' auto modules as usual, and imports their counterparts once they have run."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname not in COUNTERPARTS:
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is None or spec.loader is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def execute_and_register(module: ModuleType) -> None:
-            execute(module)
-            import_counterparts(fullname)
-
-        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
-
-
 def install() -> None:
     """Register now with what is imported already, and with the rest when it is."""
     for name in COUNTERPARTS:
-        if name in sys.modules:
-            import_counterparts(name)
-    sys.meta_path.insert(0, AfterImport())
+        after_import(name, partial(import_counterparts, name))

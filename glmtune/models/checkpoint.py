@@ -8,6 +8,7 @@ import pickle
 import re
 import shlex
 import textwrap
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -28,13 +29,14 @@ SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
 def reading(what: str, path: str) -> Iterator[None]:
     """Explain in a line, with the place, what a library cannot do with the files of a checkpoint or an adapter.
 
-    Files of a folder are read without the network, whatever they name.
+    Files of a folder are read without the network, whatever they name. What libraries will change one day is not said.
 
     Raises:
         UserError: in place of whatever the block raises; the libraries document no classes of errors.
     """
     try:
-        with network.closed() if Path(path).is_dir() else nullcontext():
+        with network.closed() if Path(path).is_dir() else nullcontext(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             yield
     except UserError:
         raise

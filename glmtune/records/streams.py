@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from glmtune.records.faults import Fault, Unreadable
 from glmtune.records.fields import MOST_CHARACTERS, repeated
 from glmtune.records.text import HUGE, check_text, open_text
+from glmtune.runtime import json_fault
 
 _CHUNK = 1 << 16  # characters
 _NUL = "holds NUL bytes: not a text file, or a damaged one. Write it again as UTF-8."
@@ -73,7 +74,7 @@ def parse_line(path: Path, number: int, text: str) -> Any:
         return Fault(str(path), number, None, str(error), text)
     except (ValueError, RecursionError) as error:  # not JSON, a number of 4300 digits, nested too deeply
         hint = " A list over several lines? Name the file .json." if number == 1 and text.startswith("[") else ""
-        return Fault(str(path), number, None, f"not JSON: {error}. One JSON object a line.{hint}", text)
+        return Fault(str(path), number, None, f"not JSON: {json_fault(error)}. One JSON object a line.{hint}", text)
 
 
 def read_json(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:

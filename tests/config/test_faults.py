@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from glmtune.config import RecipeError, load_recipe
+from glmtune import registry
+from glmtune.config import OPEN_SECTIONS, Recipe, RecipeError, describe_settings, load_recipe
+from glmtune.config.faults import OTHER_NAMES
 from glmtune.runtime import UserError
 
 
@@ -46,7 +48,15 @@ def test_all_faults_are_told_at_once(write: Any) -> None:
         ("task.operators=", "task.operators: name at least one operator"),
         ("task.operators=+x", "task.operators.x: Input should be '+', '-', '*' or '/' (got 'x')"),
         ("model.attention=flash", "model.attention: Input should be 'sdpa' or 'eager' (got 'flash')"),
-        ("model.path=", "model.path: Input should be a valid string (got None)"),
+        ("model.path=", "model.path: has no value. Leave it out for the default, nano"),
+        ("evaluation.num_examples=", "evaluation.num_examples: has no value. Leave it out for the default, 500"),
+        ("training.batch_size=null", "training.batch_size: has no value. Leave it out for the default, 32"),
+        ("training.steps=yes", "training.steps: Input should be a valid integer, unable to parse string as an integer"),
+        (
+            "training.steps=1:30",
+            "training.steps: Input should be a valid integer, unable to parse string as an integer",
+        ),
+        ("task.operators={+: 1, +: 2}", "task.operators: '+' stands in line 1 and again in line 1. Leave one."),
         ("model=nano", "model: Input should be a valid dictionary or instance of ModelSettings (got 'nano')"),
         ("task=arithmetic", "task: must be a group of settings such as {name: ...}, not 'arithmetic'"),
         ("method=[lora]", "method: must be a group of settings such as {name: ...}, not ['lora']"),
@@ -102,8 +112,25 @@ def test_a_recipe_error_is_one_for_users() -> None:
         ("task.columns.prompt=x", r"task\.columns: unknown setting\. It is data\.columns"),
         ("data.mixture=[{file: a, shar: 1}]", r"data\.mixture\.0\.shar: unknown setting\. Did you mean 'share'"),
         ("r.yaml", r"'r\.yaml': a recipe's file stands first"),
+        ("training.lr=1", r"training\.lr: unknown setting\. It is training\.learning_rate\."),
+        ("lr=1", r"lr: unknown setting\. It is training\.learning_rate\."),
+        ("training.num_train_epochs=1", r"training\.num_train_epochs: unknown setting\. It is training\.epochs\."),
+        ("training.bs=1", r"training\.bs: unknown setting\. It is training\.batch_size\."),
+        ("method.lora_r=8", r"method\.lora_r: unknown setting\. It is method\.rank\."),
+        ("cutoff_len=512", r"cutoff_len: unknown setting\. It is data\.max_length\."),
+        ("task.file=", r"task\.file: unknown setting"),
     ],
 )
 def test_a_setting_at_the_wrong_place(override: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         load_recipe(None, [override])
+
+
+def test_other_names_lead_to_settings_that_there_are() -> None:
+    names = {name for name, _, _ in describe_settings(Recipe)}
+    for section, package in OPEN_SECTIONS.items():
+        for entry in registry.names(package):
+            settings = registry.find(package, entry).Settings
+            names |= {name for name, _, _ in describe_settings(settings, f"{section}.")}
+    assert set(OTHER_NAMES.values()) <= names
+    assert not {other for other in OTHER_NAMES if f"training.{other}" in names or f"data.{other}" in names}

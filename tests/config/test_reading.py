@@ -167,7 +167,7 @@ def test_missing_file(write: Any) -> None:
 
 
 def test_pieces() -> None:
-    assert with_overrides({}, ["a.b.c=1", "a.d=x"]) == {"a": {"b": {"c": 1}, "d": "x"}}
+    assert with_overrides({}, ["a.b.c=1", "a.d=x"]) == {"a": {"b": {"c": "1"}, "d": "x"}}  # of no type yet
     assert make_recipe({"seed": 3}).seed == 3
     recipe, values, faults = open_sections({"task": {"name": "wording"}})
     assert not faults and values["task"] == {"name": "wording"} and values["method"] == {"name": "lora"}

@@ -16,9 +16,9 @@ from glmtune.evaluation.forgetting import (
     is_right,
     likelihood,
     probe,
-    read_general,
     verdict,
 )
+from glmtune.evaluation.general import read_general
 from glmtune.examples import Example
 from glmtune.runtime import UserError
 

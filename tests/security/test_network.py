@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,6 +306,27 @@ def test_adapters_of_an_adapter_are_not_looked_for(
     (folder / "adapter_config.json").write_text(json.dumps({**xlora, "base_model_name_or_path": str(tiny_checkpoint)}))
     code, _, err = called("chat", folder, "-q", "1")
     assert code == 2 and "Traceback" not in err and hub.requests == []
+
+
+def test_kernels_are_not_fetched(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes takes code for the CPU from the hub while it is imported, where it finds the package `kernels`."""
+    library = tmp_path / "site" / "bitsandbytes"
+    library.mkdir(parents=True)
+    (library / "__init__.py").write_text("from . import ops\n")
+    (library / "ops.py").write_text(
+        "from huggingface_hub import snapshot_download\n"
+        "try:\n    GOT = snapshot_download('kernels-community/quantization-bitsandbytes')\n"
+        "except Exception as error:\n    GOT = repr(error)\n"
+    )
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bitsandbytes"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(library.parent)
+    with network.asked_by([]):
+        module = importlib.import_module("bitsandbytes")
+    for name in ("bitsandbytes", "bitsandbytes.ops"):
+        monkeypatch.delitem(sys.modules, name)
+    assert "LocalEntryNotFoundError" in module.ops.GOT and hub.requests == []
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_a_day_without_the_network(hub: Hub, called: Any, tiny_settings: list[str]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -37,12 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Look and print; the exit code is 2 if something would fail."""
-    from glmtune.runtime import quiet_libraries
+    from glmtune.libraries import quiet_libraries
 
     target, settings = recipe_and_settings(options)
-    if target or settings:
-        with suppress(ImportError):  # of which the doctor will tell
-            quiet_libraries()
+    quiet_libraries()
     diagnoses = run(target, settings)
     show(diagnoses, options.json)
     return 2 if any(diagnosis.status == "failure" for diagnosis in diagnoses) else 0

@@ -1,0 +1,34 @@
+"""Where an export goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from glmtune.exports.provenance import RECORD, Layout
+from glmtune.resolution import ResolvedModel
+from glmtune.runtime import RunFolder, UserError
+
+
+def choose_destination(origin: ResolvedModel, to: Layout, output: str | None, overwrite: bool) -> Path:
+    """Return where the export goes.
+
+    Raises:
+        UserError: there is something already, above all what is exported, or no place was named.
+    """
+    target = str(origin.target)
+    if output is None and not RunFolder.is_run(target):
+        raise UserError(f"--output: name a {'file' if to == 'gguf' else 'folder'} to write; {target} is no run folder.")
+    name = f"{Path(target).resolve().name}.gguf" if to == "gguf" else to
+    place = Path(output) if output is not None else Path(target) / name
+    if place.exists() and not overwrite:
+        raise UserError(f"--output {place}: exists already. Choose another place, or add --overwrite.")
+    for source in (Path(target), origin.adapter, Path(origin.place)):
+        if source is not None and place.resolve() in (source.resolve(), *source.resolve().parents):
+            raise UserError(f"--output {place}: is what is exported, or holds it. Choose another place.")
+    is_export = place.suffix == ".gguf" and place.is_file() if to == "gguf" else (place / RECORD).is_file()
+    if place.exists() and not is_export and not (place.is_dir() and not any(place.iterdir())):
+        raise UserError(
+            f"--output {place}: is no earlier export (of which {RECORD} tells), so that it is not replaced. Choose "
+            "another place."
+        )
+    return place
