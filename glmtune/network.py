@@ -188,5 +188,8 @@ def withhold_telemetry() -> None:
     """Have the libraries below tell nobody how they are used, unless the user's environment says anything of it."""
     if not any(name in os.environ for name in TELEMETRY):
         os.environ |= TELEMETRY
-        if constants := sys.modules.get("huggingface_hub.constants"):  # which reads them when it is imported
+        # They are read when the libraries are imported, which may have been.
+        if constants := sys.modules.get("huggingface_hub.constants"):
             vars(constants)["HF_HUB_DISABLE_TELEMETRY"] = True
+        if config := sys.modules.get("datasets.config"):
+            vars(config)["HF_UPDATE_DOWNLOAD_COUNTS"] = False

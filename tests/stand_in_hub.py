@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.agents.append(str(self.headers.get("User-Agent")))
         name, folder = self.server.folder_of(self.path)
         if folder is None:
-            self.send_error(404)
+            self.reply(b"", body, {"X-Error-Code": "RepoNotFound"}, status=404)
         elif self.path.startswith("/api/"):
             self.reply(json.dumps(self.describe(name, folder)).encode(), body, {})
         else:
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         if body:
             self.server.fetched.append(file.name)
         if not file.is_file():
-            self.send_error(404)
+            self.reply(b"", body, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, status=404)
         elif self.server.broken and body and file.suffix == ".safetensors":
             self.send_error(501)
         else:
@@ -101,8 +101,8 @@ class Handler(BaseHTTPRequestHandler):
             tag = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
             self.reply(content, body, tag)
 
-    def reply(self, content: bytes, body: bool, headers: dict[str, str]) -> None:
-        self.send_response(200)
+    def reply(self, content: bytes, body: bool, headers: dict[str, str], status: int = 200) -> None:
+        self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(key, value)
         self.end_headers()

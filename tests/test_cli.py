@@ -103,8 +103,8 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "out of range": (["train", "training.learning_rate=-1"], ["training.learning_rate: ", "greater than 0", "-1"]),
     "no setting": (["train", "seed=1", "training.steps"], ["'training.steps': write it as section.setting=value"]),
     "several faults": (
-        ["train", "training.step=5", "method.rank=0", "task.operators=^", "model.path=3"],
-        ["training.step: ", "method.rank: ", "task.operators", "'^'", "model.path: "],
+        ["train", "training.step=5", "method.rank=0", "task.operators=^", "model.bits=3"],
+        ["training.step: ", "method.rank: ", "task.operators", "'^'", "model.bits: "],
     ),
     "unknown task": (["train", "task.name=arithmetics"], ["task.name: unknown name 'arithmetics'", "'arithmetic'"]),
     "unknown method": (["train", "method.name=lorra"], ["method.name: unknown name 'lorra'", "'lora'"]),

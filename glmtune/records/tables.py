@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from glmtune import network
 from glmtune.records.faults import Fault, Unreadable
 from glmtune.records.fields import MOST_CHARACTERS, Row, clean_name, repeated
 from glmtune.records.text import check_text, open_text
 from glmtune.runtime import UserError
+
+CARDS = ("README.md", ".huggingface.yaml")  # where a data set of the hub says which its files are
 
 
 def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
@@ -60,18 +66,46 @@ def read_hub(name: str, config: str | None, split: str, label: str) -> Iterator[
         label: of all three, for messages.
 
     Raises:
-        UserError: the library is missing, the hub does not give it, or only a file names it and nobody says yes.
+        UserError: the library is missing, the hub does not give it, only a file names it and nobody says yes, or it
+            sends its readers to other hosts.
     """
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise UserError(f"{name}: data sets of the hub are read by datasets: pip install 'glmtune[data]'") from None
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError(f"{name}: data sets of the hub are read by datasets: pip install 'glmtune[data]'")
     network.permit(name, "records")
+
+    from datasets import load_dataset
+
     try:
+        check_card(name)
         yield from enumerate(load_dataset(name, config, split=split, streaming=True), start=1)
+    except UserError:
+        raise
     except Exception as error:  # the library documents no classes of errors
         reason = str(error).partition("\n")[0][:300] or type(error).__name__
         raise UserError(
             f"{name}: there is no such file here, and the hub gives no data set {label}: {reason}. "
             "Write it as OWNER/NAME, or OWNER/NAME@CONFIG:SPLIT."
         ) from error
+
+
+def check_card(name: str) -> None:
+    """See whether the files of a data set are its own; datasets would ask any host that its card names.
+
+    Raises:
+        UserError: a file is somewhere else.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in CARDS:
+        try:
+            text = Path(hf_hub_download(name, file, repo_type="dataset")).read_text(encoding="utf-8")
+        except EntryNotFoundError:
+            continue
+        head = text.split("\n---", 1)[0] if file.endswith(".md") else text
+        values = yaml.safe_load(head.removeprefix("---"))
+        files = values.get("configs") if isinstance(values, dict) else None
+        if found := re.search(r"\w+://[^\s'\"]+", json.dumps(files, default=str)):
+            raise UserError(
+                f"{name}: {file} names a file of another place, {found[0]}. Download it yourself, and name it."
+            )

@@ -329,6 +329,26 @@ def test_kernels_are_not_fetched(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     assert not constants.HF_HUB_OFFLINE
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("README.md", "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\nSee https://huggingface.co.\n"),
+        ("README.md", "---\nconfigs: [{{config_name: a, data_files: [{{split: train, path: ['{}']}}]}}]\n---\n"),
+        (".huggingface.yaml", "configs: [{{config_name: default, data_files: {{train: '{}'}}}}]\n"),
+    ],
+)
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/x.jsonl", "s3://bucket/x.jsonl", "file:///etc/passwd"])
+def test_a_data_set_sends_nobody_elsewhere(
+    hub: Hub, called: Any, monkeypatch: pytest.MonkeyPatch, file: str, text: str, place: str
+) -> None:
+    pytest.importorskip("datasets", reason="data sets of the hub need datasets")
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.endpoint)
+    (hub.datasets["somebody/records"] / file).write_text(text.format(place))
+    code, _, err = called("inspect", "somebody/records")
+    assert code == 2 and f"somebody/records: {file} names a file of another place, {place}." in err
+    assert "named by you" in err
+
+
 def test_a_day_without_the_network(hub: Hub, called: Any, tiny_settings: list[str]) -> None:
     """Every verb that works on what is here asks nobody."""
     write("".join(json.dumps(record) + "\n" for record in RECORDS), "own.jsonl")
