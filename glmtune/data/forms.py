@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from glmtune import registry
 from glmtune.data.control_tokens import name_tokens
 from glmtune.data.rendering import render_template
+from glmtune.data.sandbox import TooMuchError
 from glmtune.messages import Message, MessageError, check_messages, has_half_character, make_tool_call, text_in
 from glmtune.models import templates
 from glmtune.runtime import UserError
@@ -63,6 +64,8 @@ def find_forms(template: str, named: tuple[tuple[str, str], ...] = (("eos_token"
     def writes(messages: list[Message], expected: Sequence[str], tools: Sequence[Any] = ()) -> bool:
         try:
             text = render_template(template, messages, tools, True, dict(named)).text
+        except TooMuchError:
+            raise
         except Exception:  # a template is a stranger's program, and may raise anything
             return False
         return all(part in text for part in expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from glmtune.data.control_tokens import name_tokens
+from glmtune.data.sandbox import TooMuchError, render_bounded
 from glmtune.messages import Message
 from glmtune.runtime import UserError
 
 _MARK = re.compile(r"{%-?\s*generation\s*-?%}")
+_SHOWN = 300  # characters of what a template says
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,11 @@ def refusals() -> Iterator[None]:
     """
     try:
         yield
+    except TooMuchError:
+        raise
     except Exception as error:  # a template is a stranger's program, and may raise anything
         kind = "" if type(error) is TemplateError else f"{type(error).__name__}: "
-        reason = " ".join(f"{kind}{error}".split()).rstrip(".")
+        reason = textwrap.shorten(f"{kind}{error}", _SHOWN, placeholder=" ...").rstrip(".")
         raise UserError(
             f"The model's chat template does not take this conversation: {reason}. Mend chat_template.jinja "
             "or the record, or choose another data.template."
@@ -100,17 +104,16 @@ def render_template(
 
     Raises:
         TemplateError: of Jinja; the template's own refusals, too.
+        TooMuchError: the template works for too long, or makes too much.
     """
-    library: Any = render_jinja_template  # its annotations do not say what it returns
-    texts, spans = library(
-        conversations=[messages],
-        tools=list(tools) or None,
-        chat_template=template,
-        return_assistant_tokens_mask=marked and _MARK.search(template) is not None,
-        add_generation_prompt=for_answer,
-        **named,
+    size = len(json.dumps([messages, tools], ensure_ascii=False))
+    chat = [
+        {"thinking": turn["reasoning_content"], **turn} if "reasoning_content" in turn else turn for turn in messages
+    ]
+    text, spans = render_bounded(
+        template, size, messages=chat, tools=list(tools) or None, add_generation_prompt=for_answer, **named
     )
-    return Rendered(texts[0], [(int(first), int(last)) for first, last in (spans[0] if spans else [])])
+    return Rendered(text, spans if marked and _MARK.search(template) else [])
 
 
 @lru_cache(maxsize=256)
