@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,13 +20,15 @@ from glmtune.config import DataSettings
 from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import Encoding
 from glmtune.examples import Example
-from glmtune.files import replacing
+from glmtune.files import is_own, private_folder, replacing
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
+    from pyarrow import Buffer, RecordBatch
 
 ROWS = 1000  # of a batch of the table; fewer records are not worth a file
+FORMAT = 2  # of the files: with a digest behind them
+DIGEST = 16  # bytes of it
 # What decides how texts are encoded, beside the tokenizer's own files.
 LIBRARIES = ("glmtune", "transformers", "tokenizers", "sentencepiece")
 
@@ -75,30 +77,56 @@ class Rows:
 
 
 def load_cached(file: Path, fresh: Callable[[], Iterator[Rows]]) -> list[Rows] | None:
-    """Return the rows of a file of the cache, written now if it is not there; None, with a warning, if it is unusable.
+    """Return the rows of a file of the cache; None, with a warning, if there is no way to keep them.
+
+    What is not there, damaged, or another user's is written now.
 
     Raises:
         UserError: records are too long.
     """
-    import pyarrow
-
+    if (found := intact(file)) is not None:
+        return found
     try:
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(file.with_suffix(".lock")):
-                if not file.exists():
-                    write(fresh(), file)
-        return list(read(file))
+        make_folder(file.parent)
+        with FileLock(file.with_suffix(".lock")):
+            if (found := intact(file)) is None:  # another process may have written it meanwhile
+                if os.path.lexists(file):
+                    file.unlink()
+                    damaged = "does not hold what was written to it. The records are encoded anew, and it is replaced."
+                    warnings.warn(f"{file}: {damaged}", stacklevel=3)
+                write(fresh(), file)
+                found = list(read(file))
+        return found
     except UserError as error:
         if not isinstance(error.__cause__, OSError):  # of the records
             raise
         reason: Exception = error
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError) as error:
         reason = error
-        with suppress(OSError):
-            file.unlink(missing_ok=True)  # damaged
     warnings.warn(f"{file}: tokens are not kept for the next run: {reason}", stacklevel=3)
     return None
+
+
+def make_folder(folder: Path) -> None:
+    """Make the cache's folder this user's own.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    try:
+        private_folder(folder)
+    except UserError as error:
+        raise OSError(str(error)) from None
+
+
+def intact(file: Path) -> list[Rows] | None:
+    """Return the rows of a file that is this user's and holds what was written; None of any other."""
+    if not is_own(file):
+        return None
+    try:
+        return list(read(file))
+    except (OSError, ValueError):
+        return None
 
 
 def key_of(examples: Sequence[Example], encoder: Encoder, settings: DataSettings) -> str:
@@ -109,7 +137,7 @@ def key_of(examples: Sequence[Example], encoder: Encoder, settings: DataSettings
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             digest.update(file.name.encode() + file.read_bytes())
     versions = [metadata.version(library) for library in LIBRARIES]
-    digest.update(json.dumps([versions, encoder.max_length, encoder.train_on_bos, settings.too_long]).encode())
+    digest.update(json.dumps([FORMAT, versions, encoder.max_length, encoder.train_on_bos, settings.too_long]).encode())
     for example in examples:
         record = [value for name, value in vars(example).items() if name not in ("facts", "source", "notes")]
         digest.update(json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
@@ -117,7 +145,7 @@ def key_of(examples: Sequence[Example], encoder: Encoder, settings: DataSettings
 
 
 def write(parts: Iterator[Rows], file: Path) -> None:
-    """Write rows to an Arrow file, which is there when all of it is."""
+    """Write rows to an Arrow file with its digest behind it, which is there when all of it is."""
     import pyarrow
 
     first = next(parts, Rows.of([], []))
@@ -127,11 +155,29 @@ def write(parts: Iterator[Rows], file: Path) -> None:
             writer.write_batch(batch)
             for part in parts:
                 writer.write_batch(part.as_batch())
+        with temporary.open("ab") as end:
+            end.write(digest_of(file, pyarrow.memory_map(str(temporary)).read_buffer()))
+
+
+def digest_of(file: Path, content: Buffer) -> bytes:
+    """Return a hash of what is in a file of the cache, and of the name by which that is asked for."""
+    digest = hashlib.blake2b(file.stem.encode(), digest_size=DIGEST)
+    digest.update(memoryview(content))
+    return digest.digest()
 
 
 def read(file: Path) -> Iterator[Rows]:
-    """Yield the rows of an Arrow file, mapped into memory."""
+    """Yield the rows of a file that `write` wrote, mapped into memory.
+
+    Raises:
+        ValueError: it does not hold what was written to a file of this name. Nothing of it was looked at, as what reads
+            Arrow files trusts their offsets.
+    """
     import pyarrow
 
-    reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(file)))
+    buffer = pyarrow.memory_map(str(file)).read_buffer()
+    content = buffer[: max(0, len(buffer) - DIGEST)]
+    if digest_of(file, content) != buffer[len(content) :].to_pybytes():
+        raise ValueError(f"{file}: does not hold what was written to it")
+    reader = pyarrow.ipc.open_file(pyarrow.BufferReader(content))
     return (Rows.read(reader.get_batch(number)) for number in range(reader.num_record_batches))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import stat
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,16 +127,58 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_alone(
         assert len(encode(examples(ROWS), chatglm)) == ROWS
 
 
-@pytest.mark.parametrize("damage", [b"", b"ARROW1 and then nothing"])
-def test_a_damaged_file_costs_the_cache_alone(damage: bytes, chatglm: Any, cache: Path) -> None:
-    whole = list(encode(examples(ROWS), chatglm))
-    [file] = cache.glob("*.arrow")
+def damage(file: Path, kind: str) -> None:
+    """Change a file in place, as a bad disk or a stranger would; or put another one there."""
+    content = bytearray(file.read_bytes())
+    rows = list(cached_rows.read(file))
     file.unlink()  # it may still be mapped
-    file.write_bytes(damage)
-    with pytest.warns(UserWarning, match=f"{file.name}: tokens are not kept"):
-        again = encode(examples(ROWS), chatglm)
-    assert list(again) == whole and not file.exists()
-    assert list(encode(examples(ROWS), chatglm)) == whole and file.exists()
+    if kind == "cut off":
+        content = content[: len(content) // 2]
+    elif kind in ("ids", "labels"):
+        values = getattr(rows[1], kind)
+        place = content.index(values.tobytes()[:400])
+        content[place : place + 400] = bytes(400)
+    elif kind == "one bit":
+        content[content.index(rows[0].ids.tobytes()[:400])] ^= 1
+    elif kind == "no digest":
+        content = content[:-16]
+    elif kind == "of another name":
+        cached_rows.write(iter(rows), other := file.with_name("other.arrow"))
+        content = bytearray(other.read_bytes())
+        other.unlink()
+    elif kind == "link":
+        file.with_suffix(".old").write_bytes(content)
+        file.symlink_to(file.with_suffix(".old"))
+        return
+    file.write_bytes({"empty": b"", "nothing": b"ARROW1 and then nothing"}.get(kind, bytes(content)))
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "nothing", "cut off", "ids", "labels", "one bit", "no digest", "of another name", "link"]
+)
+def test_a_damaged_file_is_named_and_written_anew(kind: str, chatglm: Any, cache: Path) -> None:
+    """Zeroed labels were trained on, and zeroed ids decoded: what was kept is what was written, or is not believed."""
+    whole = list(encode(examples(2 * ROWS), chatglm))
+    [file] = cache.glob("*.arrow")
+    damage(file, kind)
+    with pytest.warns(UserWarning, match=rf"{file.name}: does not hold what was written to it.*encoded anew"):
+        assert list(encode(examples(2 * ROWS), chatglm)) == whole
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(encode(examples(2 * ROWS), chatglm)) == whole
+    assert not file.is_symlink() and len(list(cached_rows.read(file))) == 2
+
+
+def test_the_cache_is_ones_own(chatglm: Any, cache: Path) -> None:
+    cache.mkdir(mode=0o755)
+    encode(examples(ROWS), chatglm)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    for file in cache.glob("*"):
+        file.unlink()
+    cache.rename(cache.with_name("elsewhere"))
+    cache.symlink_to(cache.with_name("elsewhere"))
+    with pytest.warns(UserWarning, match="tokens are not kept for the next run: .*is a link"):
+        assert len(encode(examples(ROWS), chatglm)) == ROWS
 
 
 @pytest.mark.parametrize("function", ["write", "read"])
