@@ -164,12 +164,12 @@ def agrees(question: str) -> bool:
 
 
 def host() -> str:
-    """Return the host of the hub, or of the mirror that the user has set."""
+    """Return the host of the hub, or of the mirror that the user has set, without the password that may stand there."""
     from urllib.parse import urlsplit
 
     from huggingface_hub import constants
 
-    return urlsplit(constants.ENDPOINT).netloc
+    return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2]
 
 
 @contextmanager

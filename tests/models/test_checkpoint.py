@@ -6,6 +6,7 @@ import base64
 import json
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +25,7 @@ from glmtune.models.checkpoint import (
     fingerprint,
     lazy_weights,
     local_folder,
+    reading,
     weight_files,
 )
 from glmtune.runtime import UserError
@@ -271,3 +273,10 @@ def test_a_model_of_the_hub(hub: Hub) -> None:
     assert len(tokenizer) == 266 and hub.fetched == {"config.json", "model.safetensors", "tokenizer.model"}
     expected = load_file(GLM2 / "model.safetensors")["transformer.output_layer.weight"]
     assert torch.equal(model.lm_head.weight, expected.float())
+
+
+def test_what_libraries_will_change_one_day_is_not_said(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with reading("weights", str(tmp_path)):
+        warnings.warn("`torch_dtype` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("some weights are not used", UserWarning, stacklevel=1)
+    assert [str(one.message) for one in recwarn] == ["some weights are not used"]

@@ -262,6 +262,11 @@ def test_nobody_is_told_how_we_are_used(hub: Hub, called: Any, monkeypatch: pyte
     assert hub.agents and not [agent for agent in hub.agents if "torch" in agent or "agent/" in agent]
 
 
+def test_the_password_of_a_mirror_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "https://me:secret@mirror.example:8443/hub")
+    assert network.host() == "mirror.example:8443"
+
+
 def test_what_the_user_says_of_telemetry_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in network.TELEMETRY:
         monkeypatch.delenv(name, raising=False)
@@ -301,11 +306,15 @@ def test_what_a_checkpoint_names_is_not_looked_for(
 def test_adapters_of_an_adapter_are_not_looked_for(
     hub: Hub, called: Any, tiny_run: Run, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    folder = adapter_on(str(tiny_checkpoint), tiny_run, tmp_path / "adapter")
+    """X-LoRA names other adapters, which peft fetches by their names; it wants a base without a cache."""
+    base = Path(shutil.copytree(tiny_checkpoint, tmp_path / "base"))
+    values = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**values, "use_cache": False}))
+    folder = adapter_on(str(base), tiny_run, tmp_path / "adapter", noted=False)
     xlora = {"peft_type": "XLORA", "task_type": "CAUSAL_LM", "hidden_size": 32, "adapters": {"0": NAME}}
-    (folder / "adapter_config.json").write_text(json.dumps({**xlora, "base_model_name_or_path": str(tiny_checkpoint)}))
+    (folder / "adapter_config.json").write_text(json.dumps({**xlora, "base_model_name_or_path": str(base)}))
     code, _, err = called("chat", folder, "-q", "1")
-    assert code == 2 and "Traceback" not in err and hub.requests == []
+    assert code == 2 and "Traceback" not in err and hub.requests == [], err
 
 
 def test_kernels_are_not_fetched(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
