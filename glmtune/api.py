@@ -87,16 +87,23 @@ def evaluate(
         trust_code: run .py files that only the target's recipe names. What `settings` name is run.
 
     Raises:
-        UserError: no such model or file, or a malformed record.
+        UserError: no such model or file, a malformed record, or a run that is judged by texts.
 
     Example:
         >>> glmtune.evaluate("runs/arithmetic-lora-1", settings={"task.digits": 5}).accuracy
     """
     from glmtune.commands.evaluate import run
+    from glmtune.runtime import UserError
     from glmtune.trust import Trust
 
     trust = Trust(everything=trust_code)
-    evaluation, _ = run(target, None if data is None else str(data), None, as_overrides(settings), trust)
+    evaluation, report = run(target, None if data is None else str(data), None, as_overrides(settings), trust)
+    if evaluation is None:
+        metric = report["metric"]
+        raise UserError(
+            f"{target} is judged by texts and not asked, so that there are no answers: {metric.replace('_', ' ')} "
+            f"{report[metric]:.4f}. Name questions with their answers: data=FILE."
+        )
     return evaluation
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from glmtune import __version__, network, registry
@@ -77,7 +80,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     network.withhold_telemetry()
     code = 0
     try:
-        with network.asked_by(arguments, options.fetch):
+        with network.asked_by(arguments, options.fetch), as_ctrl_c(signal.SIGTERM):
             code = options.main(options) or 0
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
@@ -92,6 +95,27 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         complain(f"glmtune {options.verb}", message)
         code = 2
     sys.exit(code)
+
+
+@contextmanager
+def as_ctrl_c(number: signal.Signals) -> Iterator[None]:
+    """Take a signal for Ctrl-C while the block runs: `kill` ends a training with a checkpoint, and leaves no halves."""
+
+    def act(_: int, frame: Any) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):  # a shell's background jobs ignore Ctrl-C
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
+
+    try:
+        before = signal.signal(number, act)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def explain(error: Exception) -> str | None:

@@ -84,5 +84,9 @@ def split_of(problem: str, held_out: float) -> Split:
         problem: the problem in its normal form, so that two spellings of it fall into one split.
         held_out: share of all problems that is held out, 0 to 1.
     """
-    digest = hashlib.sha256(problem.encode()).digest()
-    return "held_out" if int.from_bytes(digest[:8], "big") < held_out * 2**64 else "train"
+    return "held_out" if threshold_of(problem) < held_out * 2**64 else "train"
+
+
+def threshold_of(problem: str) -> int:
+    """Return above which share, times 2**64, a normalised problem is held out."""
+    return int.from_bytes(hashlib.sha256(problem.encode()).digest()[:8], "big")

@@ -17,7 +17,7 @@ from glmtune.config import read_log, to_yaml
 from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation, evaluate
 from glmtune.evaluation.forgetting import Probe, compare_probes, probe
-from glmtune.evaluation.page import write_page
+from glmtune.evaluation.page import write_judged_page, write_page
 from glmtune.evaluation.plots import loss_chart, write_plots
 from glmtune.files import replacing, write_json
 from glmtune.methods import Model
@@ -269,6 +269,7 @@ def write_report(plan: Plan, values: dict[str, Any], log: list[dict[str, Any]]) 
         write_page(values, log, to_yaml(plan.recipe), folder.path)
         write_plots(values, log, folder.path)
     else:
+        write_judged_page(values, log, to_yaml(plan.recipe), folder.path)
         write_png(loss_chart(log), folder.path / "loss.png")
 
 

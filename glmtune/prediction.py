@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -25,12 +27,36 @@ if TYPE_CHECKING:
     from glmtune.inference.conversation import Exchange
     from glmtune.inference.engine import Engine
 
-# What is added to a record, in place of what it had there.
+# What is added to a record, beside what it has.
 ADDED = ("completion", "finish_reason", "completion_tool_calls", "refusal", "error")
 OnError = Literal["stop", "record"]
 # Batches that are sorted by length together. Records are written in order, a window at a time.
 BATCHES_PER_WINDOW = 4
 PARTIAL = ".partial.jsonl"  # what is no JSON lines is written from it when all answers are there
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the fields are called that are added: as `ADDED` where no record has one of these, else `completion_2`, ...
+
+    Attributes:
+        taken: the fields that records have.
+    """
+
+    taken: frozenset[str] = frozenset()
+
+    @cached_property
+    def suffix(self) -> str:
+        """What stands behind all names of `ADDED`, so that they are told to belong together."""
+        suffixes = ("", *(f"_{number}" for number in range(2, len(self.taken) + 3)))
+        return next(suffix for suffix in suffixes if self.taken.isdisjoint(name + suffix for name in ADDED))
+
+    def of(self, name: str) -> str:
+        """Return the name of a field that no record has."""
+        if name in ADDED:
+            return name + self.suffix
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        return next(free for free in itertools.chain((name,), numbered) if free not in self.taken)
 
 
 @dataclass(frozen=True)
@@ -49,16 +75,12 @@ class Entry:
     fault: Fault | None = None
     tools: Sequence[dict[str, Any]] = ()
 
-    @property
-    def given(self) -> Row:
-        """The record without what an earlier prediction added."""
-        return {name: value for name, value in self.row.items() if name not in ADDED}
-
-    def with_answer(self, fields: Sequence[str], exchange: Exchange, metrics: Mapping[str, float]) -> Row:
+    def with_answer(self, fields: Sequence[str], names: Names, exchange: Exchange, metrics: Mapping[str, float]) -> Row:
         """Return the record as the output has it: with its answer, and what its task measures of that.
 
         Args:
             fields: that every record gets, null where they hold nothing.
+            names: what these are called.
             exchange: the answer.
             metrics: by name.
         """
@@ -67,15 +89,15 @@ class Entry:
             answer["completion_tool_calls"] = exchange.tool_calls
         if exchange.refusal is not None:
             answer["refusal"] = exchange.refusal
-        return self.with_added({**dict.fromkeys(fields), **metrics, **answer})
+        return self.with_added({**dict.fromkeys(fields), **metrics, **answer}, names)
 
-    def with_fault(self, fields: Sequence[str]) -> Row:
+    def with_fault(self, fields: Sequence[str], names: Names) -> Row:
         """Return the record as the output has it if it cannot be asked."""
-        return self.with_added({**dict.fromkeys(fields), "error": str(self.fault)})
+        return self.with_added({**dict.fromkeys(fields), "error": str(self.fault)}, names)
 
-    def with_added(self, added: Row) -> Row:
+    def with_added(self, added: Row, names: Names) -> Row:
         """Return the record with what is added to it behind what was given, which stays as it is."""
-        return {**self.given, **{name: value for name, value in added.items() if name not in self.given}}
+        return {**self.row, **{names.of(name): value for name, value in added.items()}}
 
 
 @dataclass(frozen=True)
@@ -149,7 +171,7 @@ class Output:
                 file.truncate(len(whole))
         count = 0
         for (number, written), entry in zip(read_json_lines(self.working), entries, strict=False):
-            if strict(entry.given) != {name: written[name] for name in entry.given if name in written}:
+            if strict(entry.row) != {name: written[name] for name in entry.row if name in written}:
                 raise UserError(
                     f"--resume: line {number} of {self.working} is not that of the input. Was it made of another file? "
                     "Choose another name."
@@ -169,13 +191,12 @@ class Output:
         if self.grows:
             return
         lines = zip(entries, read_json_lines(self.working), strict=True)
-        added = [{name: row[name] for name in row if name not in entry.given} for entry, (_, row) in lines]
+        added = [{name: row[name] for name in row if name not in entry.row} for entry, (_, row) in lines]
         with replacing(self.destination) as temporary:
             if table is not None:
-                table = table.drop_columns([name for name in ADDED if name in table.schema.names])
                 write_beside(table, added, temporary, self.suffix)
             else:
-                rows = ({**entry.given, **more} for entry, more in zip(entries, added, strict=True))
+                rows = ({**entry.row, **more} for entry, more in zip(entries, added, strict=True))
                 write_rows(rows, temporary, self.suffix)
         self.working.unlink()
 
@@ -219,21 +240,30 @@ def predict(
     table = read_given(input, place.suffix)
     if table is not None and len(table) != len(entries):
         raise UserError(f"--input {input}: has changed while it was read. Try again.")
-    if place.suffix not in arrow.SUFFIXES and (odd := sum(strict(entry.given) != entry.given for entry in entries)):
+    if place.suffix not in arrow.SUFFIXES and (odd := sum(strict(entry.row) != entry.row for entry in entries)):
         warnings.warn(
             f"{odd:,} records hold NaN or Infinity, which JSON does not have; these are written as texts.", stacklevel=2
         )
     fields = fields_added(resolved, entries, on_error)
     done = place.count_done(entries) if resume else 0
+    columns = [] if table is None else table.column_names
+    names = Names(frozenset((*columns, *(name for entry in entries for name in entry.row))))
+    if names.suffix:
+        already = " and ".join(f"'{name}'" for name in ADDED if name in names.taken)
+        warnings.warn(
+            f"{input}: records have {already} already, which stays; what is added is called {names.of('completion')}, "
+            f"{names.of('finish_reason')} and so on.",
+            stacklevel=2,
+        )
     model, tokenizer = resolved.load()
     try:
         with place.working.open("a" if resume else "w", encoding="utf-8") as file:
-            cut = answer(resolved, Engine(model, tokenizer, resolved.limit), entries, fields, done, file)
+            cut = answer(resolved, Engine(model, tokenizer, resolved.limit), entries, fields, names, done, file)
         place.finish(entries, table)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}. What is in it stays.") from error
     if said := explain_cut_off({"n": len(entries) - done, "finish_reasons": {"length": cut}}):
-        warnings.warn(f"{said}.", stacklevel=2)
+        warnings.warn(f"{said}; {names.of('finish_reason')} marks them with 'length'.", stacklevel=2)
     return len(entries)
 
 
@@ -255,9 +285,9 @@ def entry_of(found: Question | Fault, resolved: ResolvedModel) -> Entry:
         row = found.record if isinstance(found.record, dict) else {"record": found.record}
         return Entry(as_json(row), "", found)
     tools = found.tools or [tool.definition() for tool in resolved.task.tools]
-    longest, fault = resolved.recipe.generation.longest, None
+    least, fault = resolved.recipe.generation.max_new_tokens or 1, None
     try:
-        encode_within(resolved.tokenizer, found.prompt, tools, resolved.limit, longest, "the prompt")
+        encode_within(resolved.tokenizer, found.prompt, tools, resolved.limit, least, "the prompt")
     except UserError as error:
         fault = Fault(found.source.file, found.source.line, "prompt", str(error))
     return Entry(as_json(found.row), found.prompt, fault, found.tools)
@@ -279,7 +309,13 @@ def fields_added(resolved: ResolvedModel, entries: Sequence[Entry], on_error: On
 
 
 def answer(
-    resolved: ResolvedModel, engine: Engine, entries: Sequence[Entry], fields: Sequence[str], done: int, file: TextIO
+    resolved: ResolvedModel,
+    engine: Engine,
+    entries: Sequence[Entry],
+    fields: Sequence[str],
+    names: Names,
+    done: int,
+    file: TextIO,
 ) -> int:
     """Append the records from number `done` on, as their answers come; return how many of these were cut off."""
     from glmtune.inference.conversation import Conversation
@@ -292,7 +328,7 @@ def answer(
         for first in range(done - done % window, len(entries), window):  # windows are the same after a --resume
             numbers = range(first, min(first + window, len(entries)))
             # What waits is answered, or never to be, but not all before it is.
-            waiting = {number: entries[number].with_fault(fields) for number in numbers if entries[number].fault}
+            waiting = {number: entries[number].with_fault(fields, names) for number in numbers if entries[number].fault}
             asked = [number for number in numbers if not entries[number].fault]
             following = write_ready(file, waiting, first, done)
             questions = [
@@ -302,7 +338,7 @@ def answer(
             for index, exchange in conversation.answer(questions):
                 entry = entries[asked[index]]
                 metrics = task.measure(entry.prompt, exchange.text, exchange.tool_calls)
-                waiting[asked[index]] = entry.with_answer(fields, exchange, metrics)
+                waiting[asked[index]] = entry.with_answer(fields, names, exchange, metrics)
                 tokens += len(exchange.completion.token_ids)
                 cut += asked[index] >= done and exchange.completion.finish_reason == "length"
                 following = write_ready(file, waiting, following, done)

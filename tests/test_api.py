@@ -1,5 +1,6 @@
 """The verbs for Python: settings in, results out, each of them good for the next."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,9 +42,12 @@ def test_a_notebook(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert glmtune.export(run, output=place, overwrite=True) == place  # the package exports does not hide it
 
 
-def test_a_run_goes_on(tiny_run: Run) -> None:
-    with pytest.raises(UserError, match="leave the recipe and the settings out"):
-        glmtune.train(resume=tiny_run, settings={"training.steps": 99})
+def test_a_run_goes_on(tiny_run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_run.path, tmp_path / "run")
+    longer = glmtune.train(resume=folder, settings={"training.steps": 13}, quiet=True)
+    assert [change["after"] for change in longer.report["changes"]] == [13]
+    with pytest.raises(UserError, match="has made 13 steps already"):
+        glmtune.train(resume=longer, settings={"training.steps": 12})
 
 
 def test_evaluate_takes_a_file(tiny_run: Run, write_records: Any) -> None:

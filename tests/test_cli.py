@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,10 +139,8 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "folder holds a run": (["train", "training.output_dir={run}"], ["already holds a run", "--resume {run}"]),
     "folder is taken": (["train", "training.output_dir=taken"], ["taken is not empty", "Nothing in it was touched"]),
     "resume nothing": (["train", "--resume", "taken"], ["--resume taken: no run there", "glmtune ls"]),
-    "resume and change": (
-        ["train", "--resume", "{run}", "training.steps=9"],
-        ["leave the recipe and the settings out"],
-    ),
+    "resume and unlearn": (["train", "--resume", "{run}", "training.steps=9"], ["has made 12 steps already", "Set 12"]),
+    "resume and change": (["train", "--resume", "{run}", "seed=1"], ["seed=1 (42 so far)", "Start a new run"]),
 }
 
 
@@ -192,6 +191,19 @@ def test_ctrl_c(glmtune: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(evaluate, "run", interrupt)
     assert glmtune("evaluate", "nano") == (130, "", "\nInterrupted. What is written stays.\n")
+
+
+@pytest.mark.parametrize("ignores_ctrl_c", [True, False])
+def test_kill_is_ctrl_c(glmtune: Runs, monkeypatch: pytest.MonkeyPatch, ignores_ctrl_c: bool) -> None:
+    """Also in the background, where a shell lets Ctrl-C be ignored."""
+    before = signal.getsignal(signal.SIGTERM)
+    had = signal.signal(signal.SIGINT, signal.SIG_IGN if ignores_ctrl_c else signal.default_int_handler)
+    monkeypatch.setattr(evaluate, "run", lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        assert glmtune("evaluate", "nano") == (130, "", "\nInterrupted. What is written stays.\n")
+    finally:
+        signal.signal(signal.SIGINT, had)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_full_disk(glmtune: Runs, places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

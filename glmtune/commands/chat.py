@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from glmtune.messages import Message
     from glmtune.resolution import Target
 
-LONG_ANSWER = 1024  # tokens, where nobody says how long an answer may be
 GREETING = "Type a question. 'clear' forgets the conversation, 'stop' or Ctrl-D ends it."
 
 
@@ -63,6 +62,7 @@ class Chat:
             keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
             trust: what becomes of code that the target's recipe names.
         """
+        from glmtune.config import LONG_ANSWER
         from glmtune.resolution import resolve
 
         resolved = resolve(target, overrides, trust)  # before torch is imported

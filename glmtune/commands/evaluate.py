@@ -45,7 +45,7 @@ def run(
     output: str | None = None,
     overrides: Iterable[str] = (),
     trust: Trust = REMEMBERED,
-) -> tuple[Evaluation, dict[str, Any]]:
+) -> tuple[Evaluation | None, dict[str, Any]]:
     """Score a run folder, an adapter, a checkpoint directory, a hub name or `nano`.
 
     Args:
@@ -56,35 +56,55 @@ def run(
         trust: what becomes of code that the target's recipe names.
 
     Returns:
-        The evaluation and its report: `n`, `accuracy`, `accuracy_ci95`, `by`, ...
+        The evaluation and its report: `n`, `accuracy`, `accuracy_ci95`, `by`, ... Where texts are judged and nothing is
+        asked, no evaluation, and a report of the objective's `metric`.
 
     Raises:
         UserError: no such model or file, or a malformed record.
     """
     from glmtune.files import check_output, write_json
     from glmtune.resolution import resolve
-    from glmtune.runtime import machine
+    from glmtune.runtime import RunFolder, machine
 
     resolved = resolve(target, overrides, trust)
     if output:
         check_output(output)
-    recipe, examples = select_examples(resolved, data)
+    evaluation: Evaluation | None = None
+    texts = None if data is None or resolved.objective.asks else read_texts(resolved.task, data)
+    if not resolved.objective.asks and (data is None or texts):
+        from glmtune.plan import Plan
 
-    from glmtune.evaluation.evaluator import evaluate  # torch, when paths and records are known to be right
+        plan = Plan(resolved, RunFolder(os.fspath(target)))
+        judge = resolved.objective.judge(plan.preparation, texts)
+        figures = {"metric": resolved.objective.metric, **judge(resolved.load()[0])}
+    else:
+        recipe, examples = select_examples(resolved, data)
 
-    model, tokenizer = resolved.load()
-    evaluation = evaluate(
-        model, tokenizer, resolved.task, examples, recipe.generation, limit=resolved.limit, seed=recipe.seed
-    )
+        from glmtune.evaluation.evaluator import evaluate  # torch, when paths and records are known to be right
+
+        model, tokenizer = resolved.load()
+        asked = recipe.generation
+        evaluation = evaluate(model, tokenizer, resolved.task, examples, asked, limit=resolved.limit, seed=recipe.seed)
+        figures = evaluation.report(recipe.evaluation.text_metrics)
     report = {
-        **evaluation.report(recipe.evaluation.text_metrics),
+        **figures,
         "model": os.fspath(target),
-        "data": str(Path(data)) if data else f"held-out examples of task '{recipe.task.name}'",
+        "data": str(Path(data)) if data else f"held-out examples of task '{resolved.recipe.task.name}'",
         "machine": machine(),
     }
     if output:
         write_json(output, report)
     return evaluation, report
+
+
+def read_texts(task: Task, file: str) -> list[Example] | None:
+    """Return the records of a file, if they are plain texts, which ask nothing.
+
+    Raises:
+        UserError: with file and line number.
+    """
+    records = read_records(task, file)
+    return records if all(record.text is not None for record in records) else None
 
 
 def show(report: dict[str, Any], options: argparse.Namespace) -> None:
@@ -93,7 +113,11 @@ def show(report: dict[str, Any], options: argparse.Namespace) -> None:
     from glmtune.terminal.console import Console
 
     console = Console()
-    console.print(comparison_table(None, report))
+    if "metric" in report:
+        name = report["metric"]
+        console.print(f"Held-out {name.replace('_', ' ')}: {report[name]:.4f} (n = {report['n']:,})")
+    else:
+        console.print(comparison_table(None, report))
     if options.output:
         console.print(f"Written: {options.output}")
 
@@ -105,8 +129,6 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
         UserError: no such file, or an example that the model cannot take; with file and line.
     """
     recipe, task = resolved.recipe, resolved.task
-    if data is None:
-        check_asks(resolved)
     examples = task.records("held_out") or [] if data is None else read_records(task, data)
 
     from glmtune.data.control_tokens import plain_ids
@@ -133,23 +155,6 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
     tools = [tool.definition() for tool in task.tools]
     offering = [example if example.tools else replace(example, tools=tools) for example in examples]
     return recipe, HeldOut(examples, encode_examples(tokenizer, offering, limit, longest))
-
-
-def check_asks(resolved: ResolvedModel) -> None:
-    """See whether the objective of a run asks held-out examples.
-
-    Raises:
-        UserError: it does not; says what is known of the run, and what can be asked.
-    """
-    from glmtune.runtime import UserError
-
-    objective, run = resolved.objective, resolved.run
-    if not objective.asks:
-        place = f"; {run.report} has its {objective.metric.replace('_', ' ')}" if run is not None else ""
-        raise UserError(
-            f"objective.name={objective.settings.name} learns without held-out questions{place}. Name questions with "
-            "their answers: --data FILE."
-        )
 
 
 def read_records(task: Task, file: str) -> list[Example]:

@@ -108,9 +108,9 @@ def run(
 
     refuse(origin, to, precision)
     check_disk(place, origin, precision, copies=2 if to == "gguf" else 1)
-    problems = few_held_out(origin)
+    examples = few_held_out(origin)
     try:
-        export_checked(origin, to, place, precision, problems, console)
+        export_checked(origin, to, place, precision, examples, console)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Nothing was exported.") from None
     if push is not None:

@@ -182,17 +182,15 @@ def show(done: Run, console: Console) -> None:
 
     run_folder = Text.assemble("Run folder: ", (str(done.path), "bold"))
     quoted = shlex.quote(str(done.path))
-    following = [f"chat {quoted}", "train task.name=instructions task.file=YOURS.jsonl"]
+    following = [f"evaluate {quoted}", f"chat {quoted}", "train task.name=instructions task.file=YOURS.jsonl"]
     if done.before is not None and done.after is not None:
         show_answers(done.report, done.task, done.before, done.after, console)
-        console.print(run_folder.append("; report.html tells what was learned, as a page"), soft_wrap=True)
-        following = [f"evaluate {quoted}", *following]
     else:
         name = done.report["metric"]
         before, after = (done.report[time][name] for time in ("before", "after"))
         figures = (f"{before:.4f} before, ", (f"{after:.4f}", "bold"), " after")
         console.print(Text.assemble(f"Held-out {name.replace('_', ' ')}: ", *figures))
-        console.print(run_folder, soft_wrap=True)
+    console.print(run_folder.append("; report.html tells what was learned, as a page"), soft_wrap=True)
     console.print("Next:")
     for command in following:
         console.print(f"  {name_program()} {command}", highlight=False, soft_wrap=True)

@@ -17,6 +17,7 @@ from glmtune.config.reading import (
 from glmtune.config.tree import (
     ENDLESS_STEPS,
     FIELDS,
+    LONG_ANSWER,
     OPEN_SECTIONS,
     SHORT_ANSWER,
     DataSettings,
@@ -35,6 +36,7 @@ from glmtune.config.tree import (
 __all__ = [
     "ENDLESS_STEPS",
     "FIELDS",
+    "LONG_ANSWER",
     "OPEN_SECTIONS",
     "SHORT_ANSWER",
     "DataSettings",

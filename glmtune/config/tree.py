@@ -26,6 +26,7 @@ OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods", "objectiv
 # Steps where a task draws without end and the recipe names none: the demo.
 ENDLESS_STEPS = 2000
 SHORT_ANSWER = 64  # tokens
+LONG_ANSWER = 1024  # where nobody says how long an answer may be, and the model states no limit or a larger one
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -262,7 +263,7 @@ class GenerationSettings(Settings):
         None,
         ge=1,
         description=f"longest answer in tokens; default: the longest held-out answer and a quarter more, at least "
-        f"{SHORT_ANSWER}; {SHORT_ANSWER} where there are none",
+        f"{SHORT_ANSWER}; where there are none, what the prompt leaves of the model's limit, up to {LONG_ANSWER}",
     )
     batch_size: int = Field(64, ge=1, description="prompts decoded together")
     do_sample: bool = Field(False, description="sample instead of taking the likeliest token")

@@ -10,10 +10,10 @@ import yaml
 
 from glmtune.evaluation.breakdown import Report, across_of, axes_of, choose_axis, groups_of, label_of, part_of
 from glmtune.evaluation.decision import decide
-from glmtune.evaluation.plots import Log, accuracy_chart, held_out, loss_chart
+from glmtune.evaluation.plots import Log, accuracy_chart, held_out, loss_chart, series
 from glmtune.evaluation.report import explain_cut_off
 from glmtune.files import replacing
-from glmtune.reporting.charts import PAGE, to_svg
+from glmtune.reporting.charts import PAGE, Line, line_chart, to_svg
 from glmtune.reporting.numbers import duration, percent
 from glmtune.reporting.page import render_page
 from glmtune.training.resumption import Change
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 TEMPLATE = Path(__file__).with_name("report.html")
+JUDGED = Path(__file__).with_name("judged.html")
 TEXT_METRICS = {"rouge-1": "rouge-1", "rouge-2": "rouge-2", "rouge-l": "rouge-L", "bleu-4": "BLEU-4"}
 
 Facts = list[tuple[str, Any]]  # name and value, None for one that is not known
@@ -68,6 +69,27 @@ def page(report: dict[str, Any], log: Log, recipe_yaml: str, name: str) -> str:
         recipe_yaml=recipe_yaml,
         prompt_of=prompt_of,
     )
+
+
+def write_judged_page(report: dict[str, Any], log: Log, recipe_yaml: str, folder: Path | str) -> Path:
+    """Write `report.html` of a run whose objective asks nothing; arguments and errors are those of `write_page`."""
+    path, metric = Path(folder) / "report.html", report["metric"]
+    title = metric.replace("_", " ").capitalize()
+    figures = [f"{report[time][metric]:.4f}" for time in ("before", "after")]
+    text = render_page(
+        JUDGED,
+        f"{Path(folder).name}: {title} {figures[1]}",
+        name=Path(folder).name,
+        metric=title,
+        done=describe_run(report, yaml.safe_load(recipe_yaml) or {}),
+        rows=[["", "before", "after"], [title, *figures]],
+        curves=[*draw_curves(log), *draw_metric(log, metric, title)],
+        costs=describe_costs(report, log),
+        recipe_yaml=recipe_yaml,
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
 
 
 def describe_run(report: dict[str, Any], recipe: dict[str, Any]) -> Facts:
@@ -146,6 +168,15 @@ def draw_curves(log: Log) -> Iterable[tuple[str, Markup]]:
         told = f"From {first} at step {evaluations[0]['step']:,} to {last} at step {evaluations[-1]['step']:,}."
         chart = to_svg(accuracy_chart(log, PAGE), "Held-out accuracy over the steps", told)
         yield "Held-out examples answered rightly", chart
+
+
+def draw_metric(log: Log, metric: str, title: str) -> Iterable[tuple[str, Markup]]:
+    """Yield heading and chart of the course of another figure than accuracy, where it was logged."""
+    if course := series(log, metric):
+        (first, before), (last, after) = course[0], course[-1]
+        told = f"From {before:.4f} at step {first:,} to {after:.4f} at step {last:,}."
+        chart = line_chart([Line("held-out", course, marks="dots")], title, "optimizer step", title.lower(), PAGE)
+        yield f"{title}, held-out", to_svg(chart, f"{title} over the steps", told)
 
 
 def log_steps(log: Log) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from glmtune.exports.storage import describe_storage
 from glmtune.models.families import family_of
 from glmtune.reporting.numbers import percent
 
@@ -92,6 +93,8 @@ def write_card(
         verified += " These became the GGUF file, which was read back and compared with them, number by number."
         if record["precision"] == "q8_0":
             verified += " Its numbers are rounded to q8_0; with these, too, all answers were the same."
+    if checked.get("storage"):
+        verified += f" {describe_storage(checked['storage'])}"
     parts = [f"{metadata(record['base'], layout)}\n\n# {title}", origin(record), f"## Use\n\n{use}"]
     if report is not None:
         parts.append(f"## Scores\n\n{scores(report)}")

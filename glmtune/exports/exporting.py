@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,14 @@ import torch
 
 from glmtune import adapters
 from glmtune.config import Dtype
+from glmtune.examples import Example
 from glmtune.exports.gguf.file import GgufPrecision, write_gguf
 from glmtune.exports.gguf.source import check_config, load_library
 from glmtune.exports.gguf.tensors import round_numbers
 from glmtune.exports.merged import save_merged, unpack_and_merge
 from glmtune.exports.original import original_layout, save_original
 from glmtune.exports.provenance import CARD, RECORD, Layout, Precision, write_provenance
+from glmtune.exports.storage import compare_storage, describe_storage
 from glmtune.exports.verification import Answers, ask, compare, compare_answers
 from glmtune.files import replacing
 from glmtune.inference.selection import choose_held_out, select_held_out
@@ -49,7 +52,7 @@ def export_checked(
     to: Layout,
     place: Path,
     precision: Precision,
-    problems: Sequence[Prompt],
+    examples: Sequence[Example],
     console: Console,
 ) -> None:
     """Load, merge, write, read back and compare; the export takes its name at the end.
@@ -57,7 +60,7 @@ def export_checked(
     Raises:
         UserError: it answers otherwise, or the disk is full.
     """
-    dtype = dtype_of(origin.config, precision)
+    dtype, problems = dtype_of(origin.config, precision), [example.prompt for example in examples]
     console.print(f"Loading {origin.base}{f' with {origin.adapter}' if origin.adapter else ''} ...")
     # Neither the base nor what is written is rounded on the way, whatever the recipe computed in.
     working = NAMES[torch.promote_types(dtype_of(origin.config, "auto"), dtype)]
@@ -66,12 +69,16 @@ def export_checked(
     before = ask(model, tokenizer, problems, origin.recipe.generation)
     whole = unpack_and_merge(model, tokenizer, problems[0])
     del model
+    storage = compare_storage(origin, whole, tokenizer, examples)
+    if storage is not None:
+        console.print(describe_storage(storage), markup=False, highlight=False, soft_wrap=True)
     with staged(place, to) as folder:
         (save_original if to == "original" else save_merged)(whole, tokenizer, folder, dtype)
         family = whole.config.model_type
         del whole
         console.print("The same problems, from the exported files ...")
         verification = verify(folder, origin, working, before, problems, dtype, rounded=precision == "q8_0")
+        verification |= {"storage": storage} if storage is not None else {}
         write_provenance(folder, place.name, origin, to, family, precision, verification, problems[0])
         if to == "gguf":
             write_gguf(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
@@ -79,19 +86,18 @@ def export_checked(
             shutil.copy(folder / CARD, place.with_name(f"{place.name}.md"))
 
 
-def few_held_out(origin: ResolvedModel) -> list[Prompt]:
-    """Return held-out problems of the task that the model can be asked, as many as during a training.
+def few_held_out(origin: ResolvedModel) -> Sequence[Example]:
+    """Return held-out examples of the task that the model can be asked, as many as during a training.
 
-    Of texts, which ask nothing, these are the beginnings.
+    Of texts, which ask nothing, the beginnings are asked.
     """
     evaluation = origin.recipe.evaluation
     few = evaluation.model_copy(update={"num_examples": evaluation.num_examples_during})
     recipe = origin.recipe.model_copy(update={"evaluation": few})
     if not origin.objective.asks:
         texts = choose_held_out(recipe, origin.task, during=False)
-        return [example.prompt or str(example.text)[:BEGINNING] for example in texts]
-    examples = select_held_out(recipe, origin.task, origin.tokenizer, origin.limit, whole=False)
-    return [example.prompt for example in examples]
+        return [replace(example, prompt=example.prompt or str(example.text)[:BEGINNING]) for example in texts]
+    return select_held_out(recipe, origin.task, origin.tokenizer, origin.limit, whole=False)
 
 
 def refuse(origin: ResolvedModel, to: Layout, precision: Precision) -> None:

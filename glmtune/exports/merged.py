@@ -19,7 +19,7 @@ from glmtune.methods import Model
 from glmtune.models.architecture import stored_bits
 from glmtune.models.checkpoint import read_json
 from glmtune.models.families import family_of
-from glmtune.models.low_rank import updated_layers
+from glmtune.models.low_rank import tied_updates, updated_layers
 from glmtune.models.quantization import unpack_layers
 from glmtune.runtime import UserError
 
@@ -85,13 +85,19 @@ def check_mergeable(model: Any) -> None:
     """Check that an adapter can be merged.
 
     Raises:
-        UserError: there is none, it is a prefix, or its base is stored at 8 or 4 bits.
+        UserError: there is none, it is a prefix, its base is stored at 8 or 4 bits, or it updates a head that is the
+            embedding.
     """
     if not isinstance(model, PeftModel):
         raise UserError(f"This {type(model).__name__} has no adapter to merge: it can be used and saved as it is.")
     if model.active_peft_config.is_prompt_learning:
         raise UserError(
             "A prefix is no change of weights, so that it cannot be merged into them. Keep the adapter beside its base."
+        )
+    if tied := tied_updates(model):
+        raise UserError(
+            f"{tied[0]} has an update, and head and embedding are one matrix in this model (tie_word_embeddings), of "
+            "which the other would change, too. Keep the adapter beside its base, or train one without that layer."
         )
     for name, layer in updated_layers(model):
         if not layer.get_base_layer().weight.is_floating_point():

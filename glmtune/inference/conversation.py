@@ -11,7 +11,7 @@ from glmtune.data.encoding import encode_prompt
 from glmtune.data.parsing import parse_answer
 from glmtune.inference.completion import Completion, Delta, Request
 from glmtune.inference.engine import Engine
-from glmtune.inference.prompts import encode_within, has_room
+from glmtune.inference.prompts import encode_within, has_room, with_room
 from glmtune.messages import Message, Prompt, as_messages
 from glmtune.tasks import Task
 from glmtune.tools import Tool, answer_call
@@ -25,12 +25,14 @@ class Question:
 
     Attributes:
         prompt: a text, or messages.
-        request: holds the prompt's token ids; its settings count for all turns of the model.
+        request: holds the prompt's token ids, and the settings with room for the model's first turn.
+        settings: how to decode, as they were asked for; they count for all turns of the model.
         tools: definitions of the tools that the prompt offers.
     """
 
     prompt: Prompt
     request: Request
+    settings: GenerationSettings
     tools: Sequence[dict[str, Any]] = ()
 
 
@@ -100,7 +102,7 @@ class Conversation:
 
         Args:
             prompt: a text, or messages.
-            settings: how to decode.
+            settings: how to decode; without `max_new_tokens`, an answer may be as long as `with_room` says.
             tools: definitions of the tools that the prompt offers; default: those of this conversation.
             input_ids: of the prompt with its tools, where it is encoded already.
             label: what an error calls the prompt.
@@ -111,8 +113,10 @@ class Conversation:
         """
         tools = tools or [tool.definition() for tool in self.tools]
         if input_ids is None:
-            input_ids = encode_within(self.engine.tokenizer, prompt, tools, self.engine.limit, settings.longest, label)
-        return Question(prompt, Request(input_ids, settings, **request), tools)
+            least = settings.max_new_tokens or 1
+            input_ids = encode_within(self.engine.tokenizer, prompt, tools, self.engine.limit, least, label)
+        room = with_room(settings, len(input_ids), self.engine.limit)
+        return Question(prompt, Request(input_ids, room, **request), settings, tools)
 
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Exchange]]:
         """Answer questions in batches; each goes on by itself.
@@ -175,9 +179,10 @@ class Conversation:
                 return Exchange(added, completion, refusal)
             added += [answer_call(self.tools, call) for call in calls]
             input_ids = encode_prompt(self.engine.tokenizer, [*asked, *added], question.tools)
-            if not has_room(len(input_ids), self.engine.limit, request.settings.longest):
+            room = with_room(question.settings, len(input_ids), self.engine.limit)
+            if not has_room(len(input_ids), self.engine.limit, room.longest):
                 break
-            request = replace(request, input_ids=input_ids)
+            request = replace(request, input_ids=input_ids, settings=room)
         return Exchange(added, completion, None)
 
     def _read(self, question: Question, request: Request, completion: Completion) -> Message:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from glmtune.config import LONG_ANSWER, GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.messages import Prompt
 from glmtune.runtime import UserError
@@ -39,6 +40,14 @@ def encode_within(
         raise UserError(f"{label}: {error}") from error
     check_room(len(ids), limit, max_new_tokens, label)
     return ids
+
+
+def with_room(settings: GenerationSettings, prompt_tokens: int, limit: int | None) -> GenerationSettings:
+    """Return settings with `max_new_tokens`: as set, else what a prompt leaves of the limit, up to `LONG_ANSWER`."""
+    if settings.max_new_tokens is not None:
+        return settings
+    room = LONG_ANSWER if limit is None else max(1, min(LONG_ANSWER, limit - prompt_tokens))
+    return settings.model_copy(update={"max_new_tokens": room})
 
 
 def has_room(prompt_tokens: int, limit: int | None, max_new_tokens: int) -> bool:

@@ -20,6 +20,7 @@ from glmtune.records import Fault
 from glmtune.records.cleaning import cut_ends, repetitions, unclosed
 from glmtune.records.conversations import earlier_questions
 from glmtune.records.leaks import leaks, problem_of
+from glmtune.records.shares import explain_empty, explain_uneven
 from glmtune.runtime import UserError
 from glmtune.tasks.instructions import InstructionsSettings
 
@@ -65,7 +66,10 @@ def examine(
         "leaks": len(leaked),
         "splits": splits,
         "tokens": encodings.figures(records, limit, data.too_long),
-        "notes": list(find_notes(records, data, splits, can_train_on_all_turns(tokenizer))),
+        "notes": [
+            *find_notes(records, data, can_train_on_all_turns(tokenizer)),
+            *notes_on_splits(records, splits, task),
+        ],
         "examples": [render_record(encoder, record) for record in shown],
     }
 
@@ -177,9 +181,7 @@ def find_cut_answers(records: Sequence[Example], learned: Sequence[int]) -> Iter
         told.update(places)
 
 
-def find_notes(
-    records: Sequence[Example], settings: DataSettings, splits: dict[str, int], learns_all: bool
-) -> Iterator[str]:
+def find_notes(records: Sequence[Example], settings: DataSettings, learns_all: bool) -> Iterator[str]:
     """Yield what is no fault, but good to know."""
     found: dict[str, list[Example]] = {}
     for record in records:
@@ -195,9 +197,15 @@ def find_notes(
     if last_alone and any(earlier_questions(record.prompt) for record in records):
         other = "all" if learns_all else "each"
         yield f"Of conversations, the last answer is learned; data.turns={other} learns every one."
-    for split, count in splits.items():
-        if records and not count:
-            yield (
-                f"No record falls into the {split} split ({len(records):,} in all). To train on this file alone, add "
-                "records, try task.held_out=0.3, or name a task.held_out_file."
-            )
+
+
+def notes_on_splits(
+    records: Sequence[Example], splits: dict[str, int], settings: InstructionsSettings
+) -> Iterator[str]:
+    """Yield what is to be known of the shares that are learned and held out."""
+    if records and not settings.held_out_file:
+        problems = [problem_of(record.question) for record in records]
+        for explain in (explain_empty, explain_uneven):
+            if said := explain(problems, splits, settings.held_out):
+                yield said
+                return

@@ -20,6 +20,7 @@ from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -68,7 +69,8 @@ class Lora(Method):
         """Wrap the model with peft. The fresh update changes nothing, so the model first answers as its base.
 
         Raises:
-            UserError: no layer has one of the names in `target_modules`, or the base is stored at too few bits.
+            UserError: no layer has one of the names in `target_modules`, it is head and embedding in one, or the base
+                is stored at too few bits.
         """
         from peft import LoraConfig, get_peft_model
 
@@ -94,7 +96,23 @@ class Lora(Method):
             from glmtune.models.low_rank import take_out
 
             self.start = take_out(wrapped, self.settings.rank)
+        self.check_ties(wrapped)
         return wrapped
+
+    def check_ties(self, model: PeftModel) -> None:
+        """See whether what learns could become part of the weights: beside a head that is the embedding, it could not.
+
+        Raises:
+            UserError: it could not.
+        """
+        from glmtune.models.low_rank import tied_updates
+
+        if tied := [name.removeprefix("base_model.model.") for name in tied_updates(model)]:
+            raise UserError(
+                f"method.target_modules: {' and '.join(tied)} cannot learn by itself: head and embedding are one "
+                "matrix in this model (tie_word_embeddings), and an update beside one could not be merged for an "
+                f"export. Leave it out, as '{ALL_LINEAR}' does; method.name=full trains the matrix itself."
+            )
 
     def check_targets(self, model: PreTrainedModel) -> None:
         """See whether every name exists; peft is content with one, and a misspelt one would silently learn nothing.

@@ -90,6 +90,22 @@ def updated_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, layer
 
 
+def tied_updates(model: Any) -> list[str]:
+    """Return the names of updated layers that are the head or the embedding of a model where these are one matrix.
+
+    An update beside one of them is none of the other, so that it cannot become part of the matrix.
+    """
+    ends = [bare(end) for end in (model.get_output_embeddings(), model.get_input_embeddings()) if end is not None]
+    if len(ends) < 2 or ends[0].weight is not ends[1].weight:
+        return []
+    return [name for name, layer in updated_layers(model) if any(bare(layer) is end for end in ends)]
+
+
+def bare(layer: Any) -> Any:
+    """Return a layer without the update beside it."""
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+
+
 def base_weight(layer: Any) -> Tensor:
     """Return the (outputs, inputs) weight beside an update; a view where the layer keeps it the other way round."""
     weight: Tensor = layer.get_base_layer().weight

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from glmtune.config import NamedSettings
@@ -14,6 +15,7 @@ from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
     from glmtune.data import EncodedDataset
+    from glmtune.examples import Example
     from glmtune.methods import Model
     from glmtune.plan import Plan, Preparation
     from glmtune.training.run_trainer import Judge, RunTrainer
@@ -47,8 +49,13 @@ class Objective(ABC):
             UserError: a file that cannot be read, or examples that are too long.
         """
 
-    def judge(self, plan: Preparation) -> Judge:
-        """Return what scores a model before, during and after the training, where it is not asked."""
+    def judge(self, plan: Preparation, examples: Sequence[Example] | None = None) -> Judge:
+        """Return what scores a model before, during and after the training, where it is not asked.
+
+        Args:
+            plan: what is decided.
+            examples: by which it is judged; default: held-out ones.
+        """
         raise NotImplementedError(f"{type(self).__name__} neither asks nor judges")
 
     def check(self, plan: Preparation) -> None:

@@ -63,9 +63,10 @@ class Pretrain(Objective):
             greater_is_better=False,
         )
 
-    def judge(self, plan: Preparation) -> Judge:
-        """Return what measures a model by held-out texts: bits per character, whatever the tokenizer."""
-        examples = (plan.task.records("held_out") or [])[: plan.recipe.evaluation.num_examples]
+    def judge(self, plan: Preparation, examples: Sequence[Example] | None = None) -> Judge:
+        """Return what measures a model by texts: bits per character, whatever the tokenizer."""
+        if examples is None:
+            examples = (plan.task.records("held_out") or [])[: plan.recipe.evaluation.num_examples]
         dataset, batch_size = self.encode(plan, examples), plan.recipe.training.batch_size
         characters = sum(len(str(example.text)) for example in examples)
 

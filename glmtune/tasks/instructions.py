@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -14,9 +15,12 @@ from glmtune.examples import Example, Split, split_of
 from glmtune.messages import Prompt, ToolCall
 from glmtune.records import read_examples
 from glmtune.records.leaks import judge_of, problem_of, without_leaks
+from glmtune.records.shares import explain_empty, explain_uneven
 from glmtune.runtime import UserError
 from glmtune.scoring import METRICS, MetricName, Score, describe_metrics
 from glmtune.tasks import Task
+
+LEAVE_OUT = "Leave it out, and a share of the file is held out."
 
 
 class InstructionsSettings(NamedSettings):
@@ -56,9 +60,10 @@ class Instructions(Task):
             splits = {"train": [], "held_out": read_examples(self.settings.held_out_file, self.data)}
             splits["train"] = without_leaks(examples, judge_of(splits["held_out"]))
             if examples and not splits["train"]:
+                parts = len({problem_of(example.question) for example in examples}) > 1
                 raise UserError(
                     f"task.held_out_file: {self.settings.held_out_file} asks all that {self.settings.file} has; "
-                    "nothing is left to learn. Leave it out, and a share of the file is held out."
+                    f"nothing is left to learn. {LEAVE_OUT if parts else 'Name records that ask something else.'}"
                 )
         else:
             splits = {"train": [], "held_out": []}
@@ -66,12 +71,13 @@ class Instructions(Task):
                 splits[self.split(example.question)].append(example)
             if not all(isinstance(example.question, str) for example in examples):  # bare ones have one form, one split
                 splits["train"] = without_leaks(splits["train"], judge_of(splits["held_out"]))
-        for split, found in splits.items():
-            if not found:
-                raise UserError(
-                    f"task.file: {self.settings.file} leaves no record for the {split} split ({len(examples)} in all). "
-                    "Add records, try task.held_out=0.3, or name a task.held_out_file."
-                )
+        problems = [problem_of(example.question) for example in examples]
+        counts = {name: len(found) for name, found in splits.items()}
+        if (said := explain_empty(problems, counts, self.settings.held_out)) is not None:
+            raise UserError(f"task.file: {self.settings.file}: {said}")
+        uneven = explain_uneven(problems, counts, self.settings.held_out)
+        if uneven is not None and not self.settings.held_out_file:
+            warnings.warn(uneven, stacklevel=2)
         return splits
 
     def split(self, prompt: Prompt) -> Split:

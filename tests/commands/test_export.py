@@ -35,6 +35,15 @@ from glmtune.runtime import UserError
 
 PROMPTS = ["1+2=", "4+4=", "0+5="]
 FEW = ["evaluation.num_examples_during=2", "generation.max_new_tokens=4"]  # problems, where no recipe says so
+SUMS = {
+    "task.operators": "+",
+    "task.kinds": ["integer"],
+    "task.maximum": 5,
+    "task.style": "direct",
+    "task.echo": False,
+    "task.held_out": 0.3,
+    "generation.max_new_tokens": 6,
+}  # the task of a tiny run
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -441,3 +450,51 @@ def test_a_hub_that_refuses_is_told(a_run: Path, hub: type[Hub], monkeypatch: py
     ):
         run(a_run, push="me/model")
     assert glmtune.load(a_run / "merged")[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored"),
+    [
+        (["model.bits=4"], "at 4 bits"),
+        (["model.quantize_embedding=true"], "with the embedding at 8 bits"),
+        (["model.bits=4", "model.quantize_embedding=true"], "at 4 bits and with the embedding at 8 bits"),
+    ],
+)
+def test_an_adapter_of_few_bits_is_another_model_when_merged(
+    train_tiny: Any, tmp_path: Path, settings: list[str], stored: str
+) -> None:
+    """Which is said with the score of the run, as trained and merged; of an adapter alone, without one."""
+    done = train_tiny(tmp_path / "run", *settings)
+    told = io.StringIO()
+    place = export.run(done.path, console=Console(file=told, width=1000))
+    noted = read_json(place / "glmtune.json")["verification"]["storage"]
+    assert noted["as_trained"] == {"n": 6, "accuracy": done.accuracy}
+    again = glmtune.evaluate(place, settings={**SUMS, "evaluation.num_examples": 2})
+    assert noted["merged"] == {"n": 2, "accuracy": again.accuracy}
+    assert f"trained on its base {stored}, and merged" in told.getvalue()
+    assert f"trained on its base {stored}, and merged" in (place / "README.md").read_text(encoding="utf-8")
+    run(done.folder.adapter, output=str(tmp_path / "alone"), overrides=FEW)
+    assert "merged" not in read_json(tmp_path / "alone/glmtune.json")["verification"]["storage"]
+    assert "evaluate it" in (tmp_path / "alone/README.md").read_text(encoding="utf-8")
+
+
+def test_of_a_base_as_it_was_nothing_is_said(a_run: Path) -> None:
+    place = run(a_run)
+    assert "storage" not in read_json(place / "glmtune.json")["verification"]
+
+
+@pytest.mark.parametrize("stage", ["ask", "verify", "write_provenance"])
+def test_ctrl_c_at_any_time_leaves_nothing_and_takes_nothing(
+    a_run: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """An earlier export is still there."""
+    run(a_run)
+    before = listing(a_run)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, stage, interrupt)
+    with pytest.raises(KeyboardInterrupt, match="Nothing was exported"):
+        run(a_run, overwrite=True)
+    assert listing(a_run) == before

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import glmtune
 from glmtune import prediction
 from glmtune.commands import predict
 from glmtune.config import load_recipe
@@ -40,7 +41,7 @@ def test_every_record_again_with_its_completion(
     run: str, tiny: tuple[Any, Any], write_records: Any, tmp_path: Path
 ) -> None:
     records = [{"prompt": text, "id": i, "more": {"deep": ["值"]}} for i, text in enumerate(PROMPTS)]
-    records.append({"prompt": [{"role": "user", "content": "1+2="}], "completion": "an old one"})  # type: ignore[dict-item]
+    records.append({"prompt": [{"role": "user", "content": "1+2="}]})  # type: ignore[dict-item]
     file, output = write_records(*records), tmp_path / "deep/er/out.jsonl"
     assert predict.run(run, str(file), str(output), ["generation.batch_size=2"]) == len(records)
     answered = read(output)
@@ -50,6 +51,45 @@ def test_every_record_again_with_its_completion(
     expected = [one.text for one in Engine(*tiny).answer([record["prompt"] for record in records], generation)]
     assert [one["completion"] for one in answered] == [expected[index] for index in range(len(records))]
     assert "值" in output.read_text(encoding="utf-8")
+
+
+def test_fields_of_records_stay_under_their_names(run: str, write_records: Any, tmp_path: Path) -> None:
+    """What is added has names that are free, and the same ones in every line."""
+    records: list[dict[str, Any]] = [
+        {"prompt": "1+2=", "completion": "3", "finish_reason_2": "mine"},
+        {"prompt": "1+" * 200, "error": {"old": 1}},
+        {"prompt": "3"},
+    ]
+    file, output, plain = write_records(*records), tmp_path / "out", tmp_path / "plain"
+    told = "records have 'completion' and 'error' already, which stays; what is added is called completion_3"
+    with pytest.warns(UserWarning, match=told):
+        predict.run(run, str(file), str(output), on_error="record")
+    written = read(output)
+    assert [{name: one[name] for name in record} for one, record in zip(written, records, strict=True)] == records
+    assert written[1]["completion_3"] is None and "tokens" in written[1]["error_3"]
+    predict.run(run, str(write_records({"prompt": "1+2="}, {"prompt": "3"}, name="plain.jsonl")), str(plain))
+    assert [one["completion_3"] for one in (written[0], written[2])] == [one["completion"] for one in read(plain)]
+    whole = output.read_bytes()
+    output.write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(UserWarning, match=told):
+        predict.run(run, str(file), str(output), on_error="record", resume=True)
+    assert output.read_bytes() == whole
+    with pytest.warns(UserWarning, match="is called completion_2, finish_reason_2"):  # of its own output
+        predict.run(run, str(plain), str(tmp_path / "again"))
+    assert {"completion", "completion_2"} <= read(tmp_path / "again")[0].keys()
+
+
+def test_an_answer_may_be_as_long_as_the_model_takes(tiny_checkpoint: Path, write_records: Any, tmp_path: Path) -> None:
+    """Where nothing else is known; what is cut off there is marked and counted."""
+    file, output = write_records(*({"prompt": text} for text in PROMPTS)), tmp_path / "out"
+    with pytest.warns(UserWarning, match=r"\d of 7 answers were cut off.*finish_reason marks them with 'length'"):
+        predict.run(str(tiny_checkpoint), str(file), str(output))
+    answers, written = [one.completion for one in glmtune.predict(tiny_checkpoint, PROMPTS)], read(output)
+    assert [(one.text, one.finish_reason) for one in answers] == [
+        (one["completion"], one["finish_reason"]) for one in written
+    ]
+    cut = [one for one in answers if one.finish_reason == "length"]
+    assert cut and all(one.prompt_tokens + len(one.token_ids) == 128 for one in cut)
 
 
 def test_the_file_grows_while_it_is_answered(
@@ -256,11 +296,10 @@ def test_tables_keep_their_columns(run: str, table: Any, tmp_path: Path, suffix:
     write_arrow(table, tmp_path / "in.parquet", ".parquet")
     assert predict.run(run, str(tmp_path / "in.parquet"), str(tmp_path / f"out.{suffix}")) == 2
     again = read_given(str(tmp_path / f"out.{suffix}"), ".arrow")
-    own = table.drop_columns(["finish_reason"])
-    assert again.column_names == [*own.column_names, "completion", "finish_reason"]
-    assert again.select(own.column_names).schema.equals(own.schema)
-    assert again.select(own.column_names).drop_columns(["score"]).equals(own.drop_columns(["score"]))
-    assert math.isnan(again["score"][0].as_py()) and set(again["finish_reason"].to_pylist()) <= {"stop", "length"}
+    assert again.column_names == [*table.column_names, "completion_2", "finish_reason_2"]
+    assert again.select(table.column_names).schema.equals(table.schema)
+    assert again.select(table.column_names).drop_columns(["score"]).equals(table.drop_columns(["score"]))
+    assert math.isnan(again["score"][0].as_py()) and set(again["finish_reason_2"].to_pylist()) <= {"stop", "length"}
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "ndjson"])
@@ -272,7 +311,7 @@ def test_tables_in_json(run: str, table: Any, tmp_path: Path, suffix: str) -> No
     text = text if suffix == "json" else f"[{','.join(text.splitlines())}]"
     first, second = json.loads(text, parse_constant=pytest.fail)
     assert list(first) == list(second)
-    del first["completion"], first["finish_reason"]
+    del first["completion_2"], first["finish_reason_2"]
     assert first == {
         "prompt": "1+2=",
         "when": "1970-01-01T00:00:00.000000Z",
@@ -281,6 +320,7 @@ def test_tables_in_json(run: str, table: Any, tmp_path: Path, suffix: str) -> No
         "note": None,
         "score": "NaN",
         "deep": {"a": [1, None]},
+        "finish_reason": "old",
     }
     assert second["when"] is None and second["price"] is None and second["deep"] == {"a": None}
     predict.run(run, str(tmp_path / "in.parquet"), str(tmp_path / "again.jsonl"))
@@ -419,9 +459,11 @@ def test_how_answers_ended(run: str, write_records: Any, tmp_path: Path) -> None
         assert one["refusal"] == "there is no call of the calculator that can be read"
     predict.run(run, str(file), str(output), tools, resume=True)
     file = write_records({"prompt": "1", "faithful_calls": "mine", "refusal": "old"})
-    predict.run(run, str(file), str(output), ["task.style=tool"], overwrite=True)
+    with pytest.warns(UserWarning, match="records have 'refusal' already"):
+        predict.run(run, str(file), str(output), ["task.style=tool"], overwrite=True)
     [one] = read(output)
-    assert one["faithful_calls"] == "mine" and one["refusal"] is None
+    assert (one["faithful_calls"], one["refusal"], one["faithful_calls_2"]) == ("mine", "old", False)
+    assert "completion_2" in one and one["refusal_2"] is None
 
 
 def test_tools_of_a_record_are_offered_and_calls_are_written(run: str, write_records: Any, tmp_path: Path) -> None:
@@ -433,7 +475,7 @@ def test_tools_of_a_record_are_offered_and_calls_are_written(run: str, write_rec
     call = make_tool_call("calculate", {"expression": "1+2"})
     said = Exchange([{"role": "assistant", "content": "", "tool_calls": [call]}], Completion("x", [1], 3, "tool_calls"))
     entry = prediction.Entry({"prompt": "1+2=", "tool_calls": "of the record"}, "1+2=")
-    row = entry.with_answer((), said, {})
+    row = entry.with_answer((), prediction.Names(), said, {})
     assert (row["completion"], row["completion_tool_calls"], row["tool_calls"]) == ("", [call], "of the record")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lora_variants import base_of, inputs, logits, lora, of_each_kind, trained, weights_of
-from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -75,3 +75,11 @@ def test_what_is_no_change_of_weights_is_not_merged(tiny_checkpoint: Path) -> No
         merge_adapter(get_peft_model(base, prefix), inputs(tokenizer))
     with pytest.raises(UserError, match="ChatGLMForCausalLM has no adapter to merge"):
         merge_adapter(base_of(tiny_checkpoint)[0], inputs(tokenizer))
+
+
+def test_an_update_of_a_head_that_is_the_embedding_is_not_merged(tiny_checkpoint: Path) -> None:
+    """As others make them: merged, it would change what the tokens mean."""
+    base, tokenizer = base_of(tiny_checkpoint)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["dense", "lm_head"]))
+    with pytest.raises(UserError, match=r"lm_head has an update, and head and embedding are one matrix.*Keep the"):
+        merge_adapter(model, inputs(tokenizer))

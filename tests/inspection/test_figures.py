@@ -97,7 +97,7 @@ def test_notes(write_records: Any, tmp_path: Path) -> None:
     report = run([str(write_records(*[odd, {"prompt": "q", "target": "```python\nprint("}], name="a.jsonl"))])
     assert report["faults"] == [] and report["formats"] == {"sharegpt": 1, "prompt_target": 1}
     notes = "\n".join(report["notes"])
-    for part in ("began with a turn of the assistant", "code in the target", "data.turns=each", "No record falls into"):
+    for part in ("began with a turn of the assistant", "code in the target", "data.turns=each", "No record for the"):
         assert part in notes
 
 

@@ -9,6 +9,7 @@ import torch
 from lora_variants import base_of, inputs, logits, lora, of_each_kind, trained, weights_of
 from peft import AutoPeftModelForCausalLM, PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from torch import nn
 from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import glmtune
@@ -16,7 +17,7 @@ from glmtune.config import ModelSettings, load_recipe
 from glmtune.execution import Run
 from glmtune.exports.merged import merge_adapter
 from glmtune.inference.engine import Engine
-from glmtune.models import low_rank
+from glmtune.models import loading, low_rank
 from glmtune.models.architecture import Architecture, LinearLayer
 from glmtune.models.low_rank import updated_layers
 from glmtune.models.quantization import PackedLinear, pack
@@ -159,6 +160,41 @@ def test_pissa_takes_linear_layers_that_are_large_enough(tiny_checkpoint: Path) 
         lora(init="pissa", rank=33).apply(base_of(tiny_checkpoint)[0])
     with pytest.raises(UserError, match=r"method\.init=pissa: .*word_embeddings is a Embedding, no linear layer"):
         lora(init="pissa", target_modules=["dense", "word_embeddings"]).apply(base_of(tiny_checkpoint)[0])
+
+
+@pytest.mark.parametrize(
+    "targets", [["lm_head"], ["dense", "word_embeddings"], ["transformer.word_embeddings"], ".*head"]
+)
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True}], ids=str)
+def test_a_head_that_is_the_embedding_does_not_learn_alone(
+    tiny_checkpoint: Path, settings: dict[str, Any], targets: str | list[str]
+) -> None:
+    """It could not be exported; also where the embedding is stored at 8 bits."""
+    for bits in (16, 8):
+        base, _ = loading.load_model(ModelSettings(path=str(tiny_checkpoint), quantize_embedding=bits == 8))
+        if bits == 8 and settings.get("use_dora"):
+            continue
+        with pytest.raises(UserError, match=r"method\.target_modules: .*(lm_head|word_embeddings)|Name linear layers"):
+            lora(target_modules=targets, **settings).apply(base)
+
+
+def test_pissa_of_a_head_that_is_the_embedding(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"lm_head cannot learn by itself.*tie_word_embeddings.*method\.name=full"):
+        lora(init="pissa", target_modules=["dense", "lm_head"]).apply(base_of(tiny_checkpoint)[0])
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens", "q_proj"]])
+def test_a_head_of_its_own_learns_and_is_merged(targets: list[str]) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=False)).eval()
+    model = lora(target_modules=targets).apply(base)
+    ids = torch.tensor([[1, 5, 7]])
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(weight, std=0.1)
+    expected = model(ids).logits
+    torch.testing.assert_close(merge_adapter(model, ids)(ids).logits, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"target_modules": ["dense"]}], ids=str)

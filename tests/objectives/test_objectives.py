@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import glmtune
 from glmtune import cli
 from glmtune.commands import doctor, ls
 from glmtune.config import load_recipe
@@ -124,7 +125,7 @@ def command(*arguments: str) -> Any:
     return end.value.code
 
 
-def test_the_whole_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], read_page: Any) -> None:
     """`glmtune train` on texts: learned, measured, reported, listed, resumed, and ready to chat."""
     run = tmp_path / "runs" / "texts"
     settings = [
@@ -133,19 +134,30 @@ def test_the_whole_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
     assert command("train", *settings) == 0
     told = capsys.readouterr().out
-    assert "Held-out bits per character: " in told and f"chat {run}" in told and "evaluate" not in told
+    assert "Held-out bits per character: " in told and f"chat {run}" in told and f"evaluate {run}" in told
     report = json.loads((run / "report.json").read_text())
     assert report["metric"] == "bits_per_character"
     assert report["after"]["bits_per_character"] < report["before"]["bits_per_character"]
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert log[0]["bits_per_character"] == report["before"]["bits_per_character"]
     assert {path.name for path in run.iterdir()} == {
-        *("recipe.yaml", "log.jsonl", "adapter", "checkpoints", "report.json", "loss.png")
+        *("recipe.yaml", "log.jsonl", "adapter", "checkpoints", "report.json", "report.html", "loss.png")
     }
     assert ls.run(str(tmp_path / "runs"))["runs"][str(run)].startswith("held-out bits per character ")
     before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
-    assert command("evaluate", str(run)) == 2
-    assert "report.json has its bits per character. Name questions" in capsys.readouterr().err
+    page = read_page((run / "report.html").read_text(encoding="utf-8"))
+    assert f"{report['after']['bits_per_character']:.4f} after." in page.text
+    assert {"run", "results", "curves", "costs", "recipe"} == set(page.ids) and not page.links
+    capsys.readouterr()
+    for data in ([], ["--data", str(corpus)]):
+        assert command("evaluate", str(run), "--output", str(tmp_path / "judged.json"), *data) == 0
+        judged = json.loads((tmp_path / "judged.json").read_text())
+        assert f"{judged['bits_per_character']:.4f} (n = {judged['n']})" in capsys.readouterr().out
+        if not data:
+            assert judged["bits_per_character"] == pytest.approx(report["after"]["bits_per_character"], rel=1e-4)
+        assert judged["n"] == (60 if data else report["after"]["n"])
+    with pytest.raises(UserError, match=r"judged by texts and not asked.*bits per character \d"):
+        glmtune.evaluate(run)
     assert command("export", str(run), "--output", str(tmp_path / "whole")) == 0
     assert "| after training | " in (tmp_path / "whole" / "README.md").read_text()
     assert command("train", "--resume", str(run)) == 0

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glmtune.config import DataSettings, RecipeError, load_recipe
-from glmtune.examples import Example, split_of
+from glmtune.examples import Example, split_of, threshold_of
 from glmtune.records.leaks import problem_of
+from glmtune.records.shares import helpful_share
 from glmtune.runtime import UserError
 from glmtune.tasks.instructions import Instructions, InstructionsSettings
 
@@ -88,7 +91,7 @@ def test_the_metric_is_told_by_the_target(target: str, completion: str, verdict:
 
 def test_a_split_without_records_is_told(tmp_path: Path) -> None:
     lonely = write(tmp_path / "lonely.jsonl", {"prompt": "q", "target": "a"})
-    with pytest.raises(UserError, match=r"no record for the .* split \(1 in all\).*task\.held_out_file"):
+    with pytest.raises(UserError, match=r"No record for the .* split: 1 different question.*task\.held_out_file"):
         task(lonely).records("train")
 
 
@@ -155,3 +158,48 @@ def test_judged_problems_are_not_learned_as_earlier_turns(tmp_path: Path) -> Non
         judged = write(tmp_path / "judged.jsonl", {"prompt": question, "target": "a"})
         learned = task(own, held_out_file=judged).records("train")
         assert [example.train_on_all_turns for example in learned] == [train_on_all_turns] * 2
+
+
+# How much is held out
+
+
+@pytest.mark.parametrize("count", [1, 2, 60])
+def test_one_question_cannot_be_parted(tmp_path: Path, count: int) -> None:
+    """No share helps, and none is proposed."""
+    file = write(tmp_path / "one.jsonl", *({"prompt": "诗", "target": f"{i}"} for i in range(count)))
+    with pytest.raises(UserError, match=r"1 different question in .*Name records that ask .*held_out_file") as error:
+        task(file).records("train")
+    assert "task.held_out=" not in str(error.value)
+    with pytest.raises(UserError, match=r"nothing is left to learn\. Name records that ask something else"):
+        task(file, held_out_file=file).records("train")
+
+
+@given(st.sets(st.text("abc", min_size=1), min_size=2, max_size=6), st.sampled_from([0.001, 0.05, 0.5, 0.999]))
+def test_a_share_that_is_proposed_helps(problems: set[str], wanted: float) -> None:
+    share = helpful_share(problems, wanted)
+    if share is not None:
+        assert 0 < share < 1 and {split_of(problem, share) for problem in problems} == {"train", "held_out"}
+
+
+def test_few_questions_are_told_with_what_helps(tmp_path: Path) -> None:
+    file = write(tmp_path / "few.jsonl", *({"prompt": f"诗 {i}", "target": "x"} for i in range(3)))
+    with pytest.raises(UserError, match=r"3 different questions in 3 records.* Set task\.held_out=0\.\d+") as error:
+        task(file, held_out=0.001).records("train")
+    share = float(str(error.value).partition("task.held_out=")[2].partition(",")[0])
+    assert task(file, held_out=share).records("held_out")
+
+
+def test_more_is_held_out_than_was_asked_for(tmp_path: Path) -> None:
+    """Two questions: one of them is half of all."""
+    low, *_, high = sorted((f"诗 {i}" for i in range(20)), key=lambda text: threshold_of(problem_of(text)))
+    file = write(tmp_path / "two.jsonl", *({"prompt": (low, high)[i % 2], "target": f"{i}"} for i in range(60)))
+    share = threshold_of(problem_of(low)) / 2**64 + 1e-6
+    assert share < 0.4
+    with pytest.warns(UserWarning, match=r"30 of 60 records are held out \(50%\): there are 2 different questions"):
+        assert len(task(file, held_out=share).records("held_out")) == 30
+
+
+def test_a_share_that_chance_explains_is_not_told(poems: str, recwarn: pytest.WarningsRecorder) -> None:
+    for share in (0.01, 0.05, 0.2, 0.5):
+        task(poems, held_out=share).records("held_out")
+    assert not recwarn.list
