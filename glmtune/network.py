@@ -129,12 +129,13 @@ def near_paths(text: str) -> list[str]:
     return found
 
 
-def permit(name: str, what: str) -> None:
+def permit(name: str, what: str, setting: str) -> None:
     """Say that something is about to be fetched, and ask first where only a file names it.
 
     Args:
         name: OWNER/NAME.
         what: of it: `weights`.
+        setting: by which a user would name it.
 
     Raises:
         UserError: a file names it, and nobody says yes.
@@ -148,7 +149,7 @@ def permit(name: str, what: str) -> None:
             if not agrees(f"Fetch {name} from {host()}, named by {by}? [y/N] "):
                 raise UserError(
                     f"{name} is named by {by} and is not here. What only a file names is fetched from {host()} after "
-                    f"a yes: add --fetch, or name it yourself as a setting, e.g. model.path={name}."
+                    f"a yes: add --fetch, or name it yourself as a setting, e.g. {setting}={name}."
                 )
             verb.agreed.add(name)
     withhold_telemetry()

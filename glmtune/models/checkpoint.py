@@ -231,7 +231,7 @@ def local_folder(path: str, weights: bool = True, revision: str | None = None) -
         if not weights or weight_files(folder):
             return folder
     if not constants.HF_HUB_OFFLINE:
-        network.permit(path, "weights and small files" if weights else "small files")
+        network.permit(path, "weights and small files" if weights else "small files", "model.path")
     return snapshot(path, weights, revision)
 
 

@@ -71,7 +71,7 @@ def read_hub(name: str, config: str | None, split: str, label: str) -> Iterator[
     """
     if importlib.util.find_spec("datasets") is None:
         raise UserError(f"{name}: data sets of the hub are read by datasets: pip install 'glmtune[data]'")
-    network.permit(name, "records")
+    network.permit(name, "records", "task.file")
 
     from datasets import load_dataset
 

@@ -146,6 +146,7 @@ def test_what_a_recipe_names_is_not_fetched(hub: Hub, called: Any, recipe: str, 
     if verb == "train" or recipe != GENERAL:  # of which the doctor reads nothing
         name = "somebody/records" if "records" in recipe else NAME
         assert code == 2 and f"{name} is named by recipe.yaml and is not here" in out + err, out + err
+        assert f"e.g. {'task.file' if 'records' in recipe else 'model.path'}={name}." in out + err
         assert "Traceback" not in err and "Fetching" not in err
     assert hub.requests == []
 
