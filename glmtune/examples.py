@@ -42,6 +42,7 @@ class Example:
         prompt: what the model is asked: a text, or messages.
         target: what it should answer; beside calls of tools, what is said with them, which may be nothing.
         tool_calls: the calls that the answer makes, as messages have them.
+        reasoning_content: what is thought before the answer, where that has a field of its own.
         facts: what is known of the example (operator, digits, ...); evaluation breaks its scores down by them.
         train_on_all_turns: the assistant's turns in the prompt are to be learned, too.
         tools: definitions of the tools that may be called, as chat templates take them.
@@ -57,6 +58,7 @@ class Example:
     facts: dict[str, Any] = field(default_factory=dict)
     train_on_all_turns: bool = False
     tool_calls: Sequence[dict[str, Any]] = ()
+    reasoning_content: str = ""
     tools: Sequence[dict[str, Any]] = ()
     rejected: str | None = None
     text: str | None = None
@@ -73,8 +75,9 @@ class Example:
     @property
     def answer(self) -> Message:
         """The target as the assistant's message."""
+        thoughts = {"reasoning_content": self.reasoning_content} if self.reasoning_content else {}
         calls = {"tool_calls": list(self.tool_calls)} if self.tool_calls else {}
-        return {"role": "assistant", "content": self.target, **calls}
+        return {"role": "assistant", "content": self.target, **thoughts, **calls}
 
 
 def split_of(problem: str, held_out: float) -> Split:

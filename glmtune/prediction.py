@@ -229,7 +229,8 @@ def predict(
     place = Output.at(output)
     place.check(input, overwrite or resume)
     recipe = resolved.recipe
-    found = list(read_questions(input, recipe.data.columns, recipe.data.encoding))
+    data = recipe.data
+    found = list(read_questions(input, data.columns, data.encoding, data.join_turns))
     check_faults([one for one in found if isinstance(one, Fault)], on_error)
 
     from glmtune.evaluation.report import explain_cut_off  # and torch, when paths and records are known to be right

@@ -6,12 +6,16 @@ import ctypes
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+# What is left where JSON breaks off: nothing, or the beginning of a word, of a number or of an escaped character.
+_BEGUN = re.compile(r"|t(r(ue?)?)?|f(a(l(se?)?)?)?|n(u(ll?)?)?|-|[.eE][-+\d]*|u[0-9a-fA-F]{0,4}")
 
 
 class UserError(ValueError):
@@ -20,7 +24,11 @@ class UserError(ValueError):
 
 def json_fault(error: Exception) -> str:
     """Return what is wrong with a line that is no JSON, and at which character; which line it is says the caller."""
-    return f"{error.msg} (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else str(error)
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    if error.msg.startswith("Unterminated") or _BEGUN.fullmatch(error.doc[error.pos :].strip()):
+        return "the line ends in mid-record, as where a file is cut off or a record stands on several lines"
+    return f"{error.msg} (character {error.pos + 1})"
 
 
 def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -40,7 +48,7 @@ def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
                         f"{path}, line {number}: empty; every line must be one JSON object. Delete the line."
                     )
                 try:
-                    record = json.loads(line)
+                    record = json.loads(line.rstrip("\r\n"))
                 except (ValueError, RecursionError) as error:  # not JSON, a number of 4300 digits, nested too deeply
                     message = f"{path}, line {number}: not JSON: {json_fault(error)}. One JSON object a line."
                     raise UserError(message) from None

@@ -25,7 +25,7 @@ def test_read_json_lines(tmp_path: Path) -> None:
     [
         ("", "empty; every line must be one JSON object. Delete the line"),
         ("   ", "empty"),
-        ("{", "not JSON: Expecting"),
+        ("{", "not JSON: the line ends in mid-record"),
         ("{'a': 1}", "not JSON: Expecting"),
         ('{"a": 1} {"b": 2}', "not JSON: Extra data"),
         ("[1]", r"a list, not a JSON object"),

@@ -139,6 +139,10 @@ class DataSettings(Settings):
         description="of a conversation, learn all answers in one pass, as far as the template can (those of ChatGLM-6B "
         "and ChatGLM2-6B: the last alone); the last; or each, as an example of its own",
     )
+    join_turns: bool = Field(
+        False,
+        description="join turns of one role in a row, with a line break between them; else such records are faulty",
+    )
     mixture: list[Source] = Field(
         [],
         description="more to learn, e.g. [{file: general.jsonl, share: 0.2}]: general data is the remedy for "

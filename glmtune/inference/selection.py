@@ -174,7 +174,7 @@ def encode_examples(
 
 def answer_length(tokenizer: PreTrainedTokenizerBase, example: Example) -> int:
     """Return how many tokens a right answer has, with the one that ends it."""
-    if not example.tool_calls:
+    if not example.tool_calls and not example.reasoning_content:
         return len(plain_ids(tokenizer, example.target)) + 1
     labels = encode_example(tokenizer, example.prompt, example.answer, tools=example.tools)["labels"]
     return len(labels) - labels.count(IGNORED)

@@ -14,7 +14,7 @@ def read_files(files: Iterable[str], settings: DataSettings) -> tuple[list[Examp
     records: list[Example] = []
     faults: list[Fault] = []
     for file in files:
-        for entry in read(file, settings.columns, settings.encoding, settings.turns):
+        for entry in read(file, settings.columns, settings.encoding, settings.turns, settings.join_turns):
             if isinstance(entry, Fault):
                 faults.append(entry)
             else:

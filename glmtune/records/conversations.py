@@ -8,7 +8,7 @@ from typing import Any
 
 from glmtune.examples import Example
 from glmtune.messages import Message, Prompt, text_in
-from glmtune.records.fields import FieldError, Row, facts_of, list_of, optional_text, sound
+from glmtune.records.fields import FieldError, Row, facts_of, kind_of, list_of, optional_text, sound
 from glmtune.records.turns import images_in, messages_of
 
 # Which turn may follow which; None is the start.
@@ -44,7 +44,9 @@ def check_order(turns: Sequence[Message], name: str) -> None:
         if kind not in _FOLLOWS[before]:
             place = f"follows {before}" if before else "comes first"
             expected = " or ".join(_FOLLOWS[before])
-            raise FieldError(name, f"'{name}', turn {number}: wrong order of roles: {kind} {place}, not {expected}")
+            remedy = ". data.join_turns=true joins the two" if kind == before else ""
+            fault = f"wrong order of roles: {kind} {place}, not {expected}{remedy}"
+            raise FieldError(name, f"'{name}', turn {number}: {fault}")
         before = kind
 
 
@@ -53,6 +55,16 @@ def prompt_of(turns: list[Message]) -> Prompt:
     is_plain = len(turns) == 1 and turns[0].keys() == {"role", "content"} and turns[0]["role"] == "user"
     content = turns[0]["content"] if is_plain else None
     return content if isinstance(content, str) else turns
+
+
+def with_system(row: Row, turns: list[Message]) -> list[Message]:
+    """Return turns behind the system message that a row has in a field of its own, unless they begin with one."""
+    said = optional_text(row, "system")
+    return (
+        [{"role": "system", "content": said}, *turns]
+        if said and [t["role"] for t in turns[:1]] != ["system"]
+        else turns
+    )
 
 
 def example_of(row: Row, turns: list[Message], name: str, odd: bool = False) -> Example:
@@ -78,33 +90,43 @@ def example_of(row: Row, turns: list[Message], name: str, odd: bool = False) -> 
         if 0 <= last < len(turns) - 1:
             notes.append(f"ended with {_some(len(turns) - 1 - last, turns[-1]['role'])}, which is left out")
         turns = turns[first : last + 1] if last >= first else turns[first:]
-    if has_reasoning(row, name):
-        notes.append("has reasoning_content, which is left out; to learn it, write it into the content")
     check_order(turns, name)
     *before, answer = turns
     if answer["role"] != "assistant":
         raise FieldError(name, f"'{name}' ends with {answer['role']}: it has no answer to learn")
+    if "name" in answer:
+        raise FieldError(name, f"'{name}': the answer to learn has a 'name', which no model writes. Leave it out")
     return Example(
         prompt_of([*system, *before]),
         text_in(answer["content"]),
         facts_of(row),
         tool_calls=tuple(answer.get("tool_calls", ())),
+        reasoning_content=str(answer.get("reasoning_content", "")),
         images=images_in(turns),
         notes=tuple(notes),
     )
 
 
-def tools_of(row: Row, name: str) -> tuple[Any, ...]:
-    """Return the definitions of tools that a row has: in a field of their own, or as GLM-4 in its system message."""
-    turns = row.get(name)
-    first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
-    return tuple(list_of(row, "tools") or list_of(first, "tools"))
+def tools_of(row: Row) -> tuple[Row, ...]:
+    """Return the definitions of tools that a row has: in a field of their own, or as GLM-4 in its system message.
+
+    Raises:
+        FieldError: they are no list of definitions, or stand in several places.
+    """
+    turns = [turn for value in row.values() if isinstance(value, list) for turn in value if isinstance(turn, dict)]
+    given = [found for place in (row, *turns) for name in ("tools", "functions") if (found := list_of(place, name))]
+    if any(other != given[0] for other in given[1:]):
+        raise FieldError("tools", "'tools' stand in several places and differ. Write all of them in one")
+    return tuple(_definition(tool, number) for found in given[:1] for number, tool in enumerate(found, start=1))
 
 
-def has_reasoning(row: Row, name: str) -> bool:
-    """Whether an assistant's turn has thoughts in a field of their own."""
-    turns = row.get(name)
-    return isinstance(turns, list) and any(isinstance(turn, dict) and turn.get("reasoning_content") for turn in turns)
+def _definition(tool: Any, number: int) -> Row:
+    """A definition as OpenAI writes it; a bare one is its function."""
+    if isinstance(tool, dict) and isinstance(tool.get("name"), str) and "function" not in tool:
+        return {"type": "function", "function": tool}
+    if not isinstance(tool, dict) or not isinstance(tool.get("function", tool), dict):
+        raise FieldError("tools", f"'tools', entry {number}: {kind_of(tool)}, not the definition of a tool")
+    return tool
 
 
 def with_history(
@@ -154,6 +176,7 @@ def each_answer(example: Example) -> list[Example]:
             prompt=prompt_of(turns[:place]),
             target=text_in(turn["content"]),
             tool_calls=tuple(turn.get("tool_calls", ())),
+            reasoning_content=str(turn.get("reasoning_content", "")),
             rejected=None,
         )
         for place, turn in enumerate(turns)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeAlias
 
@@ -55,9 +57,38 @@ def repeated(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
 
 
+class WrittenFloat(float):
+    """A number of a file, with its digits as they stand there.
+
+    Attributes:
+        written: the digits.
+    """
+
+    def __new__(cls, written: str) -> WrittenFloat:
+        number = super().__new__(cls, written)
+        number.written = written
+        return number
+
+    written: str
+
+
 def kind_of(value: Any) -> str:
     """Return what JSON calls a value, with its article."""
-    return _KINDS.get(type(value), f"a {type(value).__name__}")
+    kind = float if isinstance(value, WrittenFloat) else type(value)
+    return _KINDS.get(kind, f"a {kind.__name__}")
+
+
+def as_text(value: Any) -> Any:
+    """Return a number or truth value as it was written, exactly; everything else, and what is no number, as it is."""
+    if isinstance(value, WrittenFloat):
+        return value.written
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float | Decimal):
+        return str(value) if math.isfinite(value) else value
+    return value
 
 
 def sound(name: str, text: str) -> str:
@@ -79,12 +110,12 @@ def sound(name: str, text: str) -> str:
 
 
 def text_of(row: Row, name: str) -> str:
-    """Return a field that must be a text with something in it.
+    """Return a field that must be a text with something in it; a number is the text that it was written as.
 
     Raises:
         FieldError: it is not; a field of nearly the same name is offered.
     """
-    value = row.get(name)
+    value = as_text(row.get(name))
     if isinstance(value, str) and value.strip():
         return sound(name, value)
     message = f"'{name}' is missing, empty or not a text"
@@ -113,7 +144,7 @@ def optional_text(row: Row, name: str) -> str:
     Raises:
         FieldError: it is something else than a text.
     """
-    value = row.get(name)
+    value = as_text(row.get(name))
     if value is None or value == "":
         return ""
     if not isinstance(value, str):

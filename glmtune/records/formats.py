@@ -9,8 +9,8 @@ from difflib import get_close_matches
 
 from glmtune.config import FIELDS
 from glmtune.examples import Example, Source
-from glmtune.records.conversations import with_history
-from glmtune.records.fields import FieldError, Row, names_of, text_of
+from glmtune.records.conversations import tools_of, with_history
+from glmtune.records.fields import FieldError, Row, kind_of, list_of, names_of, text_of
 from glmtune.records.readers import (
     Reader,
     alpaca,
@@ -58,6 +58,22 @@ def _says(name: str, pattern: str) -> Callable[[Row], bool]:
     return lambda row: isinstance(row[name], str) and re.search(pattern, row[name], re.IGNORECASE) is not None
 
 
+def lmflow(row: Row) -> list[Example]:
+    """Read a whole data set of LMFlow: its instances are records of the format that their fields tell."""
+    instances = list_of(row, "instances")
+    if not instances:
+        raise FieldError("instances", "'instances' is missing or has no entries")
+    own, examples = recognise(instance for instance in instances[:LOOKED_AT] if isinstance(instance, dict)), []
+    for number, instance in enumerate(instances, start=1):
+        if not isinstance(instance, dict):
+            raise FieldError("instances", f"'instances', entry {number}: {kind_of(instance)}, not an object")
+        try:
+            examples += examples_of(instance, own)
+        except FieldError as error:
+            raise FieldError(error.field, f"'instances', entry {number}: {error}") from None
+    return examples
+
+
 # What is told by more fields stands before what is told by fewer.
 FORMATS = [
     Format("preference", ("prompt", "chosen", "rejected"), preference(prompt_target, "target")),
@@ -67,6 +83,7 @@ FORMATS = [
     Format("implicit_preference", ("chosen", "rejected"), preference(prompt_target, "target"), sign="rejected"),
     Format("messages", ("messages",), conversation("messages"), sign="messages"),
     Format("sharegpt", ("conversations",), conversation("conversations", odd=True), sign="conversations"),
+    Format("lmflow", ("type", "instances"), lmflow),
     Format("belle_seed", ("instruction", "instances"), belle_seed, sign="instances"),
     Format("alpaca", ("instruction", "output"), alpaca, sign="instruction"),
     Format("math23k", ("original_text", "equation"), math23k, sign="original_text"),
@@ -85,7 +102,19 @@ FORMATS = [
     Format("text", ("text",), plain_text),
 ]
 # Fields that readers look at where a row has them.
-OPTIONAL = ("system", "history", "tools", "tool_calls", "facts", "images", "image", "input", "class", "ans")
+OPTIONAL = (
+    "system",
+    "history",
+    "tools",
+    "functions",
+    "tool_calls",
+    "facts",
+    "images",
+    "image",
+    "input",
+    "class",
+    "ans",
+)
 _OWN = next(known for known in FORMATS if known.name == "prompt_target")
 
 
@@ -165,5 +194,8 @@ def examples_of(row: Row, own: Format | None = None, file: str = "", line: int =
             remedy = "No known format has these fields. Map yours: data.columns.prompt=FIELD data.columns.target=FIELD"
             raise FieldError(error.field, f"{error}. {remedy}") from None
         raise
-    source, images = Source(file, line, known.name), images_of(row)
-    return [replace(example, source=source, images=(*images, *example.images)) for example in found]
+    source, images, tools = Source(file, line, known.name), images_of(row), tools_of(row)
+    return [
+        replace(example, source=source, images=(*images, *example.images), tools=tools or example.tools)
+        for example in found
+    ]

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from glmtune.examples import Example, Source
 from glmtune.messages import Prompt
-from glmtune.records.conversations import tools_of
+from glmtune.records.conversations import tools_of, with_system
 from glmtune.records.faults import Fault
-from glmtune.records.fields import FieldError, Row, list_of, names_of
+from glmtune.records.fields import FieldError, Row, as_text, list_of, names_of
 from glmtune.records.files import rows
 from glmtune.records.formats import examples_of, mapped_format, matching_format
-from glmtune.records.turns import role_of, turns_of
+from glmtune.records.turns import join_turns, role_of, turns_of
 
 # What answers are called in the known formats, and the shortest text that each of these takes for one.
 _ANSWERS = {
@@ -31,12 +31,12 @@ class Question(NamedTuple):
 
 
 def read_questions(
-    source: str, columns: Mapping[str, str] | None = None, encoding: str = "utf-8"
+    source: str, columns: Mapping[str, str] | None = None, encoding: str = "utf-8", joins_turns: bool = False
 ) -> Iterator[Question | Fault]:
     """Yield the rows of a file, a folder or a data set of the hub, with what each asks; answers are not needed.
 
     Args:
-        source, columns, encoding: as `read` takes them.
+        source, columns, encoding, joins_turns: as `read` takes them.
 
     Raises:
         UserError: there is nothing to read, or a library is missing.
@@ -46,7 +46,7 @@ def read_questions(
             yield entry
             continue
         try:
-            example = question_of(entry.row, columns)
+            example = question_of(join_turns(entry.row) if joins_turns else entry.row, columns)
             yield Question(entry.given, example.prompt, Source(entry.file, entry.line), example.tools)
         except FieldError as error:
             yield Fault(entry.file, entry.line, error.field, str(error), entry.given)
@@ -72,7 +72,7 @@ def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Example:
         )
     prompt = row.get("prompt")
     if isinstance(prompt, list) and prompt:
-        return Example(turns_of(row, "prompt"), "", tools=tools_of(row, "prompt"))
+        return Example(with_system(row, turns_of(row, "prompt")), "", tools=tools_of(row))
     # An answer that is empty or null counts as missing: files of questions often keep the column.
     asked = with_answer({name: value for name, value in row.items() if name not in _ANSWERS or _is_answer(value)})
     # Where no format is recognised, each name of an answer is tried. That several of them fit is no fault as long as
@@ -99,7 +99,8 @@ def question_of(row: Row, columns: Mapping[str, str] | None = None) -> Example:
 
 
 def _is_answer(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    said = as_text(value)
+    return isinstance(said, str) and bool(said.strip())
 
 
 def only_question(examples: Sequence[Example]) -> Example:
@@ -112,6 +113,8 @@ def only_question(examples: Sequence[Example]) -> Example:
         raise FieldError("instances", f"{len(examples)} questions in one record; write one in each")
     if examples[0].text is not None:
         raise FieldError("text", "'text' is plain text, which asks nothing. Ask it with data.columns.prompt=text")
+    if examples[0].images:
+        raise FieldError("images", "'images' are files that models of text cannot read. Leave such records out")
     return Example(examples[0].prompt, "", tools=examples[0].tools)
 
 

@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 
 from glmtune.examples import Example
 from glmtune.messages import Message, as_messages, text_in
-from glmtune.records.conversations import example_of, tools_of, with_history
-from glmtune.records.fields import FieldError, Row, facts_of, kind_of, list_of, optional_text, sound, text_of
+from glmtune.records.conversations import example_of, with_history, with_system
+from glmtune.records.fields import FieldError, Row, as_text, facts_of, kind_of, list_of, optional_text, sound, text_of
 from glmtune.records.turns import answer_of, turns_of
 
 Reader: TypeAlias = Callable[[Row], list[Example]]
 
+_SHARED = ("instruction", "facts", "system", "history")  # fields that stand for all instances of a record
 _EQUATION = re.compile(r"\s*x\s*=\s*\S", re.IGNORECASE)
 _OPERATION = re.compile(r"(?<=[\w.)\]%])\s*(?:\*\*|[-+*/^])")
 
@@ -28,10 +29,7 @@ def conversation(name: str, odd: bool = False) -> Reader:
     """
 
     def read(row: Row) -> list[Example]:
-        turns, system = turns_of(row, name), optional_text(row, "system")
-        if system and not (turns and turns[0]["role"] == "system"):
-            turns = [{"role": "system", "content": system}, *turns]
-        return [replace(example_of(row, turns, name, odd), tools=tools_of(row, name))]
+        return [example_of(row, with_system(row, turns_of(row, name)), name, odd)]
 
     return read
 
@@ -49,7 +47,9 @@ def preference(read: Reader, answer: str = "") -> Reader:
         if before != other:
             raise FieldError("rejected", "'chosen' and 'rejected' answer different conversations")
         if before:  # the prompt is in the answers, as trl's implicit prompts are
-            examples = [example_of(row, [*before, {"role": "assistant", "content": chosen}], "chosen")]
+            examples = [
+                example_of(row, with_system(row, [*before, {"role": "assistant", "content": chosen}]), "chosen")
+            ]
         elif answer:
             examples = read({**row, answer: chosen})
         else:
@@ -102,12 +102,10 @@ def prompt_target(row: Row) -> list[Example]:
     prompt, calls = row.get("prompt"), list_of(row, "tool_calls")
     is_list = isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)
     if not is_list and not calls:
-        example = with_history(row, text_of(row, "prompt"), text_of(row, "target"))
-        return [replace(example, tools=tools_of(row, "prompt"))]
+        return [with_history(row, text_of(row, "prompt"), text_of(row, "target"))]
     target = optional_text(row, "target") if calls else text_of(row, "target")
     turns = turns_of(row, "prompt") if is_list else as_messages(text_of(row, "prompt"))
-    example = example_of(row, [*turns, answer_of(target, calls, "tool_calls")], "prompt")
-    return [replace(example, tools=tools_of(row, "prompt"))]
+    return [example_of(row, with_system(row, [*turns, answer_of(target, calls, "tool_calls")]), "prompt")]
 
 
 def alpaca(row: Row) -> list[Example]:
@@ -130,7 +128,7 @@ def belle_seed(row: Row) -> list[Example]:
     for number, instance in enumerate(instances, start=1):
         if not isinstance(instance, dict):
             raise FieldError("instances", f"'instances', entry {number}: {kind_of(instance)}, not an object")
-        examples += alpaca({"instruction": row.get("instruction"), "facts": row.get("facts"), **instance})
+        examples += alpaca({**{name: row[name] for name in _SHARED if name in row}, **instance})
     return examples
 
 
@@ -138,7 +136,7 @@ def belle_eval(row: Row) -> list[Example]:
     """Read BELLE's evaluation set: open questions have no answer in it."""
     kind = optional_text(row, "class")
     facts = facts_of(row, {"class": kind} if kind else {})
-    return [Example(text_of(row, "question"), text_of(row, "std_answer"), facts)]
+    return [with_facts(row, text_of(row, "question"), text_of(row, "std_answer"), facts)]
 
 
 def gsm8k(row: Row) -> list[Example]:
@@ -146,23 +144,26 @@ def gsm8k(row: Row) -> list[Example]:
     question, answer = text_of(row, "question"), text_of(row, "answer")
     if not answer.rpartition("####")[1] or not answer.rpartition("####")[2].strip():
         raise FieldError("answer", "'answer' has no '#### RESULT' at its end, as the others of this file have")
-    return [Example(question, answer, facts_of(row, {"steps": answer.count("<<")}))]
+    return [with_facts(row, question, answer, facts_of(row, {"steps": answer.count("<<")}))]
 
 
 def ape210k(row: Row) -> list[Example]:
     """Read Ape210K as `question` and an `answer` that is an equation: `x=5/5=1`."""
-    return [Example(text_of(row, "question"), *_equation(row, "answer"))]
+    return [with_facts(row, text_of(row, "question"), *_equation(row, "answer"))]
 
 
 def math23k(row: Row) -> list[Example]:
     """Read Math23K and Ape210K as released: the target is the equation with its answer, `x=5/5=1`."""
     target, facts = _equation(row, "equation")
-    answer = row.get("ans")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
+    answer = as_text(row.get("ans"))
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):
         raise FieldError("ans", "'ans' is empty or not a text")
-    return [Example(text_of(row, "original_text"), target + (f"={answer}" if answer else ""), facts)]
+    return [with_facts(row, text_of(row, "original_text"), target + (f"={answer}" if answer else ""), facts)]
+
+
+def with_facts(row: Row, question: str, answer: str, facts: Row) -> Example:
+    """Return a question with what its format tells of it, and with the system message and the rounds before it."""
+    return replace(with_history(row, question, answer), facts=facts)
 
 
 def _equation(row: Row, name: str) -> tuple[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from glmtune.records.faults import Fault, explain, write_skipped
 from glmtune.records.fields import FieldError
 from glmtune.records.files import Line, rows
 from glmtune.records.formats import LOOKED_AT, Format, examples_of, fields_read, mapped_format, recognise
+from glmtune.records.turns import join_turns
 from glmtune.runtime import UserError
 
 OnError = Literal["stop", "skip"]
@@ -22,7 +23,11 @@ Turns = Literal["last", "each", "all"]
 
 
 def read(
-    source: str, columns: Mapping[str, str] | None = None, encoding: str = "utf-8", turns: Turns = "last"
+    source: str,
+    columns: Mapping[str, str] | None = None,
+    encoding: str = "utf-8",
+    turns: Turns = "last",
+    joins_turns: bool = False,
 ) -> Iterator[Example | Fault]:
     """Yield the examples of a file, a folder or a data set of the hub, as they come; or what is wrong with them.
 
@@ -32,6 +37,7 @@ def read(
         encoding: of text files.
         turns: learn the `last` answer of a conversation; `all` of them in one pass; or `each`, as examples of their
             own.
+        joins_turns: turns of one role in a row are one; else they are faults.
 
     Raises:
         UserError: there is nothing to read, or a library is missing.
@@ -41,13 +47,14 @@ def read(
         first = list(islice(entries, LOOKED_AT))
         own = mapped_format(columns) if columns else recognise(entry.row for entry in first if isinstance(entry, Line))
         for entry in chain(first, entries):
-            yield from [entry] if isinstance(entry, Fault) else read_row(entry, own, turns)
+            yield from [entry] if isinstance(entry, Fault) else read_row(entry, own, turns, joins_turns)
 
 
-def read_row(line: Line, own: Format | None, turns: Turns) -> list[Example | Fault]:
+def read_row(line: Line, own: Format | None, turns: Turns, joins_turns: bool = False) -> list[Example | Fault]:
     """Return the examples of a row, or its fault."""
     try:
-        examples = examples_of(line.row, own, line.file, line.line)
+        row = join_turns(line.row) if joins_turns else line.row
+        examples = examples_of(row, own, line.file, line.line)
     except FieldError as error:
         return [Fault(line.file, line.line, error.field, str(error), line.row)]
     if turns == "each":
@@ -63,11 +70,12 @@ def read_all(
     encoding: str = "utf-8",
     turns: Turns = "last",
     on_error: OnError = "stop",
+    joins_turns: bool = False,
 ) -> list[Example]:
     """Return all that `read` yields.
 
     Args:
-        source, columns, encoding, turns: as `read` takes them.
+        source, columns, encoding, turns, joins_turns: as `read` takes them.
         on_error: `stop` at faults; `skip` writes the faulty ones to `SOURCE.skipped.jsonl`.
 
     Raises:
@@ -75,7 +83,7 @@ def read_all(
     """
     examples: list[Example] = []
     faults: list[Fault] = []
-    for entry in read(source, columns, encoding, turns):
+    for entry in read(source, columns, encoding, turns, joins_turns):
         (faults if isinstance(entry, Fault) else examples).append(entry)  # type: ignore[arg-type]
     fatal = [fault for fault in faults if on_error == "stop" or not fault.is_of_one_record]
     if fatal:
@@ -92,12 +100,12 @@ def read_examples(file: str, data: DataSettings | None = None) -> list[Example]:
 
     Args:
         file: path, or name of the hub.
-        data: how it is read: `columns`, `encoding`, `turns`, `on_error`, `deduplicate`.
+        data: how it is read: `columns`, `encoding`, `turns`, `join_turns`, `on_error`, `deduplicate`.
 
     Raises:
         UserError: with file and line number.
     """
     own = data or DataSettings()
-    examples = read_all(file, own.columns, own.encoding, own.turns, own.on_error)
+    examples = read_all(file, own.columns, own.encoding, own.turns, own.on_error, own.join_turns)
     again = {place for place, _ in repetitions(examples, own.deduplicate)}
     return [example for place, example in enumerate(examples) if place not in again]

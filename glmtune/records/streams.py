@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from glmtune.records.faults import Fault, Unreadable
-from glmtune.records.fields import MOST_CHARACTERS, repeated
+from glmtune.records.fields import MOST_CHARACTERS, WrittenFloat, repeated
 from glmtune.records.text import HUGE, check_text, open_text
 from glmtune.runtime import json_fault
 
@@ -34,7 +34,7 @@ def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=as_object)
+_DECODER = json.JSONDecoder(object_pairs_hook=as_object, parse_float=WrittenFloat)
 
 
 def read_json_lines(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
@@ -69,7 +69,7 @@ def parse_line(path: Path, number: int, text: str) -> Any:
     if "\0" in text:
         return Fault(str(path), number, None, _NUL, text)
     try:
-        return _DECODER.decode(text)
+        return _DECODER.decode(text.rstrip("\r\n"))
     except RepeatedField as error:
         return Fault(str(path), number, None, str(error), text)
     except (ValueError, RecursionError) as error:  # not JSON, a number of 4300 digits, nested too deeply
@@ -165,6 +165,6 @@ class JsonStream:
         try:
             value, end = _DECODER.raw_decode(self.buffer, self.place)
         except RepeatedField as error:
-            value, end = json.JSONDecoder().raw_decode(self.buffer, self.place)
+            value, end = json.JSONDecoder(parse_float=WrittenFloat).raw_decode(self.buffer, self.place)
             value = Fault(str(self.path), self.line, None, str(error), value)
         return value, end

@@ -57,6 +57,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Any, str]] = {
         "q",
         "a",
     ),
+    "lmflow": ({"type": "text2text", "instances": [{"input": "q", "output": "a"}]}, "q", "a"),
     "belle_seed": ({"instruction": "do", "instances": [{"input": "x", "output": "y"}]}, with_input("do", "x"), "y"),
     "alpaca": ({"instruction": "do", "input": "", "output": "y"}, "do", "y"),
     "math23k": ({"original_text": "5/5=?", "equation": "x=5/5", "ans": "1"}, "5/5=?", "x=5/5=1"),
@@ -167,7 +168,7 @@ def test_most_of_the_first_rows_decide() -> None:
     [
         ({"instruction": "a", "ouput": "b"}, "output", "Did you mean 'ouput'.*Rename it"),
         ({"foo": 1, "bar": 2}, "prompt", r"has foo, bar\. No known format.*data\.columns\.prompt=FIELD"),
-        ({"instruction": "a", "input": 5, "output": "b"}, "input", "'input' is a number, not a text"),
+        ({"instruction": "a", "input": [5], "output": "b"}, "input", "'input' is a list, not a text"),
         ({"prompt": "a", "response": None}, "response", "'response' is missing"),
         ({"prompt": "a", "response": ["b"]}, "response", "not a text but a list"),
         ({"prompt": "a\0", "target": "b"}, "prompt", "NUL"),
@@ -250,11 +251,6 @@ def test_calls_as_a_table_has_them() -> None:
     assert example.tool_calls == (call,)
 
 
-def test_thoughts_that_are_left_out_are_told() -> None:
-    (example,) = examples_of({"messages": [USER, {**ANSWER, "reasoning_content": "because"}]})
-    assert example.target == "a" and "reasoning_content" in example.notes[0]
-
-
 def test_tools_in_a_system_message() -> None:
     """As GLM-4 has them."""
     tools = [{"type": "function", "function": {"name": "add"}}]
@@ -283,7 +279,7 @@ def test_images_within_messages() -> None:
 
 def test_prompts_may_call_roles_as_they_like() -> None:
     (example,) = examples_of({"prompt": [{"from": "human", "value": "q"}], "target": "a", "tools": [{"name": "add"}]})
-    assert (example.prompt, list(example.tools)) == ("q", [{"name": "add"}])
+    assert (example.prompt, list(example.tools)) == ("q", [{"type": "function", "function": {"name": "add"}}])
 
 
 def test_odd_starts_and_ends_are_left_out_and_told() -> None:

@@ -57,7 +57,7 @@ def test_records(record: dict[str, Any], example: Example, tmp_path: Path) -> No
         ({"prompt": "a"}, "'target' is missing.*has prompt"),
         ({"ask": "a", "reply": "b"}, "'prompt' is missing.*has ask, reply"),
         ({"prompt": "a", "target": "  "}, "'target' is missing, empty"),
-        ({"prompt": "a", "target": 5}, "'target'.*not a text"),
+        ({"prompt": "a", "target": [5]}, "'target'.*not a text"),
         ({"prompt": ["a"], "target": "b"}, "'prompt'.*not a text"),
         ({"instruction": "a", "input": "b"}, "'output' is missing.*has instruction, input"),
         ({"instruction": "", "input": "b", "output": "c"}, "'instruction' is missing, empty"),
