@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune import network, registry
 from glmtune.config import read_yaml
+from glmtune.files import check_folder
 from glmtune.methods import ADAPTER_CONFIG, BASE_RECORD, Method, Model
 from glmtune.models import loading
 from glmtune.models.checkpoint import check_files, fingerprint, read_json, reading
@@ -65,8 +66,9 @@ def adapter_folder(path: Path) -> Path:
     """Return the adapter in a run folder, or the adapter itself.
 
     Raises:
-        UserError: there is none, or it lacks files.
+        UserError: there is none, it lacks files, or it holds a link out of its folder.
     """
+    check_folder(path)
     is_run = RunFolder.is_run(path)
     folder = RunFolder(path).adapter if is_run else path
     if not is_adapter_folder(folder):

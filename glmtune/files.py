@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from glmtune.runtime import UserError
 from glmtune.terminal import to_json
@@ -196,6 +196,43 @@ def private_folder(path: Path | str) -> Path:
         if stat.S_IMODE(found.st_mode) != 0o700:
             path.chmod(0o700)
     return path
+
+
+def unfinished(path: Path) -> Path:
+    """Return where lines are kept of which a file is written in the end: in a private folder beside it."""
+    return path.with_name(f".{path.name}.unfinished") / "lines.jsonl"
+
+
+def check_unfinished(file: Path) -> None:
+    """See whether lines can be kept in a file: its folder, if it is there, and itself are this user's, and no links.
+
+    Raises:
+        UserError: they are not.
+    """
+    if os.path.lexists(file.parent):
+        private_folder(file.parent)
+    if os.path.lexists(file) and not is_own(file):
+        raise UserError(f"{file}: is a link, or another user's. Remove it, or choose another place.")
+
+
+def open_unfinished(file: Path, resume: bool) -> TextIO:
+    """Open a file of lines to write on, or anew, in its private folder.
+
+    Raises:
+        UserError: the folder is a link, or another user's.
+        OSError: it cannot be written.
+    """
+    private_folder(file.parent)
+    if not resume:
+        file.unlink(missing_ok=True)
+    return open(file, "a" if resume else "x", encoding="utf-8", opener=unfollowed)
+
+
+def remove_unfinished(file: Path) -> None:
+    """Take a file of lines away, and its folder, if nothing else is in it."""
+    file.unlink()
+    with suppress(OSError):
+        file.parent.rmdir()
 
 
 def is_own(path: Path) -> bool:

@@ -273,9 +273,12 @@ def prepare(model: ResolvedModel, folder: RunFolder, may_change: bool = True) ->
         may_change: a run that goes on may do so by other settings, as far as that makes sense.
 
     Raises:
-        UserError: faults in the model's files or the data.
+        UserError: faults in the model's files, the data, or the checkpoint that the run goes on from.
     """
+    from glmtune.training.checkpoints import check_resumable
+
     plan = Plan(model, folder)
+    check_resumable(folder.checkpoints)
     model.check()
     _ = (plan.task.records("train"), plan.task.records("held_out"), plan.general)  # before torch is imported
     check_release(model.base, plan.tokenizer, model.config)

@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from tqdm import tqdm
 
-from glmtune.files import check_output, replacing
+from glmtune.files import (
+    check_output,
+    check_unfinished,
+    open_unfinished,
+    remove_unfinished,
+    replacing,
+    unfinished,
+    unfollowed,
+)
 from glmtune.messages import Prompt
 from glmtune.records import Fault, Row, arrow, explain, read_questions
+from glmtune.records.formulas import Formulas
 from glmtune.records.questions import Question
 from glmtune.records.writing import LINES, WRITTEN, as_line, load_arrow, read_given, strict, write_beside, write_rows
 from glmtune.registry import suggest
@@ -32,7 +41,6 @@ ADDED = ("completion", "finish_reason", "completion_tool_calls", "refusal", "err
 OnError = Literal["stop", "record"]
 # Batches that are sorted by length together. Records are written in order, a window at a time.
 BATCHES_PER_WINDOW = 4
-PARTIAL = ".partial.jsonl"  # what is no JSON lines is written from it when all answers are there
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,8 @@ class Output:
 
     Attributes:
         destination: what the user named.
-        working: the JSON lines that grow while it is answered; the destination itself, if it is such a file.
+        working: the JSON lines that grow while it is answered; the destination itself, if it is such a file. Else they
+            are in a folder beside it in which nobody else can put a file or a link.
     """
 
     destination: Path
@@ -117,7 +126,7 @@ class Output:
         """Return the output of a path."""
         destination = Path(path)
         grows = destination.suffix.lower() in LINES
-        return cls(destination, destination if grows else destination.with_name(destination.name + PARTIAL))
+        return cls(destination, destination if grows else unfinished(destination))
 
     @property
     def suffix(self) -> str:
@@ -139,6 +148,8 @@ class Output:
             known = suggest(self.suffix, list(WRITTEN))
             raise UserError(f"--output {self.destination}: '{self.suffix}' files are not written.{known}")
         check_output(self.destination)
+        if not self.grows:
+            check_unfinished(self.working)
         if self.suffix in arrow.SUFFIXES:
             load_arrow()
         if self.destination.exists() and Path(input).exists() and self.destination.samefile(input):
@@ -167,7 +178,7 @@ class Output:
         content = self.working.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
-            with self.working.open("r+b") as file:
+            with open(self.working, "r+b", opener=unfollowed) as file:
                 file.truncate(len(whole))
         count = 0
         for (number, written), entry in zip(read_json_lines(self.working), entries, strict=False):
@@ -181,15 +192,30 @@ class Output:
             raise UserError(f"--resume: {self.working} has more records than the input. Choose another name.")
         return count
 
-    def finish(self, entries: Sequence[Entry], table: Any) -> None:
+    def open(self, resume: bool) -> TextIO:
+        """Open the lines to write on, or anew: never through a link that has come since.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        if not self.grows:
+            return open_unfinished(self.working, resume)
+        return open(self.working, "a" if resume else "w", encoding="utf-8", opener=unfollowed)
+
+    def finish(self, entries: Sequence[Entry], table: Any, safe_cells: bool) -> Formulas:
         """Write what is no JSON lines: the records as they were given, with what was added to each.
 
         Args:
             entries: of the input, in order.
             table: that they were read from, whose columns keep their types; None: they are written as JSON has them.
+            safe_cells: write as texts what a spreadsheet would run.
+
+        Returns:
+            The cells that a spreadsheet would run, or would have.
         """
         if self.grows:
-            return
+            return Formulas()
+        formulas = Formulas()
         lines = zip(entries, read_json_lines(self.working), strict=True)
         added = [{name: row[name] for name in row if name not in entry.row} for entry, (_, row) in lines]
         with replacing(self.destination) as temporary:
@@ -197,8 +223,9 @@ class Output:
                 write_beside(table, added, temporary, self.suffix)
             else:
                 rows = ({**entry.row, **more} for entry, more in zip(entries, added, strict=True))
-                write_rows(rows, temporary, self.suffix)
-        self.working.unlink()
+                formulas = write_rows(rows, temporary, self.suffix, safe_cells)
+        remove_unfinished(self.working)
+        return formulas
 
 
 def predict(
@@ -208,6 +235,7 @@ def predict(
     overwrite: bool = False,
     resume: bool = False,
     on_error: OnError = "stop",
+    safe_cells: bool = False,
 ) -> int:
     """Write every record of a file again with its `completion`, in order; return their number.
 
@@ -221,6 +249,7 @@ def predict(
         resume: go on after the records that an output cut off earlier holds.
         on_error: `stop` at records that cannot be answered, before any is; or `record` them: they get an `error` in
             place of a completion.
+        safe_cells: in CSV, put a quotation mark (') before what a spreadsheet would run as a formula; else it is told.
 
     Raises:
         UserError: malformed records, a prompt too long (told before any is answered), or an output that exists or is
@@ -258,13 +287,18 @@ def predict(
         )
     model, tokenizer = resolved.load()
     try:
-        with place.working.open("a" if resume else "w", encoding="utf-8") as file:
+        with place.open(resume) as file:
             cut = answer(resolved, Engine(model, tokenizer, resolved.limit), entries, fields, names, done, file)
-        place.finish(entries, table)
+        formulas = place.finish(entries, table, safe_cells)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}. What is in it stays.") from error
     if said := explain_cut_off({"n": len(entries) - done, "finish_reasons": {"length": cut}}):
         warnings.warn(f"{said}; {names.of('finish_reason')} marks them with 'length'.", stacklevel=2)
+    if formulas.count and not safe_cells:
+        warnings.warn(
+            f"{output}: {formulas}, which a spreadsheet would run. To have texts, add --overwrite --safe-cells.",
+            stacklevel=2,
+        )
     return len(entries)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glmtune import adapters, registry
 from glmtune.config import ModelSettings, Recipe, findable, load_recipe, make_recipe, read_yaml
+from glmtune.files import check_folder
 from glmtune.methods import Method
 from glmtune.models import loading
 from glmtune.models.architecture import Architecture
@@ -103,9 +104,10 @@ class ResolvedModel:
         """The base's folder; of a hub name, the small files are fetched.
 
         Raises:
-            UserError: there is no such model.
+            UserError: there is no such model, or its folder holds a link out of it.
         """
         if Path(self.base).is_dir():
+            check_folder(self.base)
             return Path(self.base)
         return Path(loading.fetch(self.place, weights=False))
 
@@ -268,10 +270,12 @@ def identify(target: Target | None = None, overrides: Iterable[str] = (), trust:
     """Return what `resolve` does, before anything but the recipe was looked at.
 
     Raises:
-        UserError: faults in the recipe.
+        UserError: faults in the recipe, or a folder that holds a link out of it.
         UntrustedError: it names code that may not run.
     """
     name = None if target is None else os.fspath(target)
+    if name is not None and Path(name).is_dir():
+        check_folder(name)
     if name is None or name.endswith(RECIPE_SUFFIXES):
         return ResolvedModel(load_recipe(name, overrides, trust), name)
     own = RunFolder(name)

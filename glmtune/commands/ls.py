@@ -32,14 +32,13 @@ def run(runs: str = "runs", recipes: str = "recipes") -> Names:
     from glmtune.runtime import RunFolder
 
     folders = [path for path in sorted(Path(runs).glob("*")) if RunFolder.is_run(path)]
+    files = sorted(Path(recipes).glob("*.yaml"))
     return {
         **{kind: describe_modules(f"glmtune.{kind}") for kind in ("tasks", "methods", "objectives", "tools")},
         **{kind: describe_rows(f"glmtune.training.{kind}") for kind in ("optimizers", "trackers")},
         "models": dict.fromkeys(loading.EMBEDDED, "embedded"),
-        "recipes": {
-            str(file): f"{read_first_comment(file)}{asks(file)}" for file in sorted(Path(recipes).glob("*.yaml"))
-        },
-        "runs": {str(path): f"{describe_run(path)}{asks(RunFolder(path).recipe)}" for path in folders},
+        "recipes": {str(file): f"{read_first_comment(file)}{asks(file)}" for file in files if file.is_file()},
+        "runs": {str(path): describe_folder(path) for path in folders},
     }
 
 
@@ -73,7 +72,7 @@ def describe_rows(module: str) -> dict[str, str]:
 
 def read_first_comment(file: Path) -> str:
     """Return the comment that opens a recipe."""
-    line = file.read_text(encoding="utf-8").partition("\n")[0]
+    line = file.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     return line.removeprefix("#").strip() if line.startswith("#") else ""
 
 
@@ -86,6 +85,18 @@ def asks(recipe: Path) -> str:
     except RecipeError:
         return ""
     return "".join(f"; asks to run {name if name.isprintable() else repr(name)}" for name in named)
+
+
+def describe_folder(folder: Path) -> str:
+    """Return what a run reached, and which code it asks to run; of one that nobody should touch, why."""
+    from glmtune.files import check_folder
+    from glmtune.runtime import RunFolder, UserError
+
+    try:
+        check_folder(folder)
+    except UserError as error:
+        return f"refused: {error}"
+    return f"{describe_run(folder)}{asks(RunFolder(folder).recipe)}"
 
 
 def describe_run(folder: Path) -> str:

@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="stop",
         help="at a record that cannot be answered: stop before any is (default), or give it an `error`",
     )
+    parser.add_argument(
+        "--safe-cells", action="store_true", help="in CSV, write as texts what a spreadsheet would run as formulas"
+    )
     add_trust(parser)
     add_settings(parser)
 
@@ -44,7 +47,7 @@ def main(options: argparse.Namespace) -> None:
     from glmtune.libraries import quiet_libraries
 
     quiet_libraries()
-    how = (options.overwrite, options.resume, options.on_error, trust_of(options))
+    how = (options.overwrite, options.resume, options.on_error, trust_of(options), options.safe_cells)
     show(run(options.target, options.input, options.output, options.settings, *how), options)
 
 
@@ -57,6 +60,7 @@ def run(
     resume: bool = False,
     on_error: OnError = "stop",
     trust: Trust = REMEMBERED,
+    safe_cells: bool = False,
 ) -> int:
     """Write every record again with its `completion`, in order.
 
@@ -67,7 +71,7 @@ def run(
         output: its suffix says what is written: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, `.feather`;
             JSONL without one.
         overrides: `section.setting=value` texts; `data.columns` and `data.encoding` say how the input is read.
-        overwrite, resume, on_error: see `glmtune.prediction.predict`.
+        overwrite, resume, on_error, safe_cells: see `glmtune.prediction.predict`.
         trust: what becomes of code that the target's recipe names.
 
     Returns:
@@ -79,7 +83,7 @@ def run(
     from glmtune.prediction import predict
     from glmtune.resolution import resolve
 
-    return predict(resolve(target, overrides, trust), input, output, overwrite, resume, on_error)
+    return predict(resolve(target, overrides, trust), input, output, overwrite, resume, on_error, safe_cells)
 
 
 def show(count: int, options: argparse.Namespace) -> None:

@@ -108,13 +108,15 @@ def read_resumed(
     """Return the recipe by which a run is to go on.
 
     Raises:
-        UserError: no run, no checkpoint of it, or another recipe given.
+        UserError: no run, one with a link out of its folder, no checkpoint of it, or another recipe given.
     """
     from glmtune.config import load_recipe
+    from glmtune.files import check_folder
     from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder, UserError
     from glmtune.training.resumption import read_past
 
+    check_folder(run.path)
     if not RunFolder.is_run(run.path):
         raise UserError(f"--resume {run.path}: no run there (recipe.yaml is missing). `glmtune ls` lists the runs.")
     if recipe_path is not None:
@@ -140,12 +142,18 @@ def read_resumed(
 
 
 def is_interrupted(place: str | None) -> TypeGuard[str]:
-    """Return whether `training.output_dir` names a run that was begun and has not ended."""
+    """Return whether `training.output_dir` names a run that was begun and has not ended.
+
+    Raises:
+        UserError: it has a link out of its folder, or is damaged.
+    """
+    from glmtune.files import check_folder
     from glmtune.runtime import RunFolder
     from glmtune.training.resumption import read_past
 
     if place is None or not RunFolder.is_run(place):
         return False
+    check_folder(place)
     run = RunFolder(place)
     past = read_past(run)
     return past is not None and not (run.report.is_file() and (past.has_ended or past.step == 0))

@@ -17,7 +17,8 @@ from glmtune.config.faults import RecipeError, explain
 from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe
 from glmtune.config.upgrading import upgrade, upgrade_figures
 from glmtune.config.values import RepeatedKeyError, Written, as_group, by_type, is_null, native, parse
-from glmtune.runtime import RunFolder, read_json_lines
+from glmtune.files import kind_of
+from glmtune.runtime import RunFolder, UserError, read_json_lines
 from glmtune.trust import REMEMBERED, Request, Trust
 
 
@@ -37,6 +38,8 @@ def read_texts(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: as `read_yaml`.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is {kind_of(path.stat().st_mode)}, not a file. Name a recipe's file.")
     try:
         values = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

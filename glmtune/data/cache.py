@@ -84,11 +84,11 @@ def load_cached(file: Path, fresh: Callable[[], Iterator[Rows]]) -> list[Rows] |
     Raises:
         UserError: records are too long.
     """
-    if (found := intact(file)) is not None:
-        return found
     try:
         make_folder(file.parent)
-        with FileLock(file.with_suffix(".lock")):
+        if (found := intact(file)) is not None:
+            return found
+        with FileLock(file.with_suffix(".lock"), mode=0o600):
             if (found := intact(file)) is None:  # another process may have written it meanwhile
                 if os.path.lexists(file):
                     file.unlink()
@@ -157,6 +157,7 @@ def write(parts: Iterator[Rows], file: Path) -> None:
                 writer.write_batch(part.as_batch())
         with temporary.open("ab") as end:
             end.write(digest_of(file, pyarrow.memory_map(str(temporary)).read_buffer()))
+        temporary.chmod(0o600)
 
 
 def digest_of(file: Path, content: Buffer) -> bytes:

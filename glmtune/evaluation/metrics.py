@@ -8,6 +8,7 @@ right: `1+2=4` scores high against `1+2=3`.
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Sequence
 from statistics import fmean
@@ -67,6 +68,9 @@ def _words(texts: Sequence[str]) -> list[str]:
         warnings.simplefilter("ignore")  # jieba's old string escapes and its use of pkg_resources
         import jieba
 
-        # It reports its dictionary's loading and, where another user owns its cache file, a harmless traceback.
-        jieba.setLogLevel(logging.CRITICAL)
+        jieba.setLogLevel(logging.CRITICAL)  # it reports its dictionary's loading
+        # It would read whatever lies in /tmp under the name of its cache, by marshal. Without one it starts as fast.
+        with tempfile.TemporaryDirectory() as folder:
+            jieba.dt.tmp_dir = folder
+            jieba.initialize()
     return [" ".join(jieba.cut(text)) for text in texts]

@@ -1,9 +1,16 @@
-"""The model card of an export: what it is, how it was made, how good it is, what it cannot do."""
+"""The model card of an export: what it is, how it was made, how good it is, what it cannot do.
+
+Names and texts of others stand in it as they are: none of them is markup, a link, an image or a line of the metadata.
+"""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from glmtune.exports.storage import describe_storage
 from glmtune.models.families import family_of
@@ -19,38 +26,33 @@ OTHERWISE = (
     "matters to you before you rely on it."
 )
 USE_MERGED = """\
-```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({place!r})
 tokenizer = AutoTokenizer.from_pretrained({place!r})
 messages = [{{"role": "user", "content": {prompt!r}}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
-```"""
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))"""
 USE_GLMTUNE = """\
-```python
 import glmtune
 
 model, tokenizer = glmtune.load({place!r})
 inputs = tokenizer({prompt!r}, return_tensors="pt")  # which adds the control tokens itself
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
-```"""
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))"""
 USE_ORIGINAL = """\
 The weights and the configuration have the names that the release of {release} has, for tools that read these. Or:
 
-```python
+{code}"""
+LOAD = """\
 import glmtune
 
-model, tokenizer = glmtune.load({place!r})
-```"""
-
+model, tokenizer = glmtune.load({place!r})"""
 USE_GGUF = """\
 For llama.cpp and what is built on it; the chat template is in the file:
 
-```sh
-llama-cli -m {place} --jinja
-```"""
+{code}"""
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_MARKUP = re.compile(r"[\\`*_{}\[\]()#!|<>&~$@]|(?<=www)\.|:(?=/)", re.IGNORECASE)
 
 
 def write_card(
@@ -80,10 +82,14 @@ def write_card(
         report: `report.json` of the run.
     """
     checked = record["verification"]
-    by_layout = {"original": USE_ORIGINAL, "gguf": USE_GGUF}
     known = family_of({"model_type": family})
-    how = by_layout.get(layout, USE_GLMTUNE if known.own_classes else USE_MERGED)
-    use = how.format(place=place, prompt=prompt, release=", ".join(known.releases))
+    if layout == "gguf":
+        use = USE_GGUF.format(code=block(f"llama-cli -m {shlex.quote(place)} --jinja", "sh"))
+    elif layout == "original":
+        use = USE_ORIGINAL.format(release=", ".join(known.releases), code=block(LOAD.format(place=place), "python"))
+    else:
+        way = USE_GLMTUNE if known.own_classes else USE_MERGED
+        use = block(way.format(place=place, prompt=prompt), "python")
     verified = (
         "Read back from its files, the model gave the same greedy answers as the one that was trained to "
         f"{checked['equal_answers']} of {checked['problems']} held-out problems; the logits differ by "
@@ -95,47 +101,79 @@ def write_card(
             verified += " Its numbers are rounded to q8_0; with these, too, all answers were the same."
     if checked.get("storage"):
         verified += f" {describe_storage(checked['storage'])}"
-    parts = [f"{metadata(record['base'], layout)}\n\n# {title}", origin(record), f"## Use\n\n{use}"]
+    parts = [f"{metadata(record['base'], layout)}\n\n# {plain(title)}", origin(record), f"## Use\n\n{use}"]
     if report is not None:
         parts.append(f"## Scores\n\n{scores(report)}")
     parts.append(f"## Verified\n\n{verified}")
     if recipe:
-        parts.append(f"## Data\n\nTask `{task}`. {data} {DATA}")
+        parts.append(f"## Data\n\nTask {span(task)}. {data} {DATA}")
     limits = LIMITS.get(task, OTHERWISE) if recipe else OTHERWISE
     parts.append(f"## Limits\n\n{limits} The licence of the base model applies.")
     if recipe:
-        parts.append(f"## Recipe\n\nWhat differs from the defaults:\n\n```yaml\n{recipe.strip()}\n```")
+        parts.append(f"## Recipe\n\nWhat differs from the defaults:\n\n{block(recipe.strip(), 'yaml')}")
     return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """Return a text as one line of Markdown that shows it."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def span(text: str) -> str:
+    """Return a text as code within a line of Markdown."""
+    text, fence = " ".join(text.split()), fence_of(text, 1)
+    blank = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{blank}{text}{blank}{fence}"
+
+
+def block(text: str, language: str) -> str:
+    """Return a text as a block of code of Markdown, which ends where the text does."""
+    lines = re.findall(r"^ {0,3}(`+)", text, re.MULTILINE)  # a block ends at nothing else
+    fence = fence_of(" ".join(lines), 3)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def fence_of(text: str, least: int) -> str:
+    """Return more backticks than stand side by side in a text."""
+    return "`" * max(least, *(len(found) + 1 for found in re.findall("`+", text)), 0)
 
 
 def metadata(base: str, layout: str) -> str:
     """Return what the hub reads; a base on somebody's disk, which has no owner in its name, is nothing to it."""
-    named = f"base_model: {base}\n" if "/" in base else ""
-    library = "gguf" if layout == "gguf" else "transformers"
-    return f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{named}tags:\n- glmtune\n---"
+    values = {
+        "library_name": "gguf" if layout == "gguf" else "transformers",
+        "pipeline_tag": "text-generation",
+        **({"base_model": base} if _HUB_NAME.fullmatch(base) else {}),
+        "tags": ["glmtune"],
+    }
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
 
 
 def origin(record: Mapping[str, Any]) -> str:
     """Return what it was made of."""
-    made = f"Made by glmtune {record['versions']['glmtune']} from the base `{record['base']}`"
+    made = f"Made by glmtune {record['versions']['glmtune']} from the base {span(record['base'])}"
     made += f" (fingerprint `{record['base_fingerprint']}`)"
     if record["adapter_fingerprint"]:
-        made += f" and an adapter trained with {record['method'] or 'peft'}"
+        made += f" and an adapter trained with {plain(record['method'] or 'peft')}"
         made += f" (fingerprint `{record['adapter_fingerprint']}`)"
     return f"{made}."
 
 
 def scores(report: Mapping[str, Any]) -> str:
-    """Return a table of the held-out figure before and after, of accuracy with its interval."""
+    """Return a table of the held-out figure before and after, of accuracy with its interval.
+
+    Raises:
+        KeyError, TypeError, ValueError: the report is damaged.
+    """
     metric = report.get("metric", "accuracy")
     if metric != "accuracy":
-        rows = [f"| held-out | examples | {metric.replace('_', ' ')} |", "| --- | --- | --- |"]
+        rows = [f"| held-out | examples | {plain(metric.replace('_', ' '))} |", "| --- | --- | --- |"]
         for name in ("before", "after"):
-            rows.append(f"| {name} training | {report[name].get('n', '')} | {report[name][metric]:.4f} |")
+            rows.append(f"| {name} training | {plain(str(report[name].get('n', '')))} | {report[name][metric]:.4f} |")
         return "\n".join(rows)
     rows = ["| held-out | problems | accuracy | 95 % interval |", "| --- | --- | --- | --- |"]
     for name in ("before", "after"):
         part = report[name]
         low, high = part["accuracy_ci95"]
-        rows.append(f"| {name} training | {part['n']} | {percent(part['accuracy'], 1)} | {low:.1%} to {high:.1%} |")
+        rows.append(f"| {name} training | {part['n']:d} | {percent(part['accuracy'], 1)} | {low:.1%} to {high:.1%} |")
     return "\n".join(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glmtune.exports.provenance import RECORD, Layout
+from glmtune.files import check_replaceable
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
 
@@ -20,6 +21,11 @@ def choose_destination(origin: ResolvedModel, to: Layout, output: str | None, ov
         raise UserError(f"--output: name a {'file' if to == 'gguf' else 'folder'} to write; {target} is no run folder.")
     name = f"{Path(target).resolve().name}.gguf" if to == "gguf" else to
     place = Path(output) if output is not None else Path(target) / name
+    for written in (place, *(besides(place) if to == "gguf" else ())):
+        try:
+            check_replaceable(written)
+        except UserError as error:
+            raise UserError(f"--output {error}") from None
     if place.exists() and not overwrite:
         raise UserError(f"--output {place}: exists already. Choose another place, or add --overwrite.")
     for source in (Path(target), origin.adapter, Path(origin.place)):
@@ -32,3 +38,8 @@ def choose_destination(origin: ResolvedModel, to: Layout, output: str | None, ov
             "another place."
         )
     return place
+
+
+def besides(place: Path) -> tuple[Path, Path]:
+    """Return where the record and the card of a GGUF file go, beside it."""
+    return place.with_name(f"{place.name}.json"), place.with_name(f"{place.name}.md")

@@ -15,12 +15,13 @@ import torch
 from glmtune import adapters
 from glmtune.config import Dtype
 from glmtune.examples import Example
+from glmtune.exports.destination import besides
 from glmtune.exports.gguf.file import GgufPrecision, write_gguf
 from glmtune.exports.gguf.source import check_config, load_library
 from glmtune.exports.gguf.tensors import round_numbers
 from glmtune.exports.merged import save_merged, unpack_and_merge
 from glmtune.exports.original import original_layout, save_original
-from glmtune.exports.provenance import CARD, RECORD, Layout, Precision, write_provenance
+from glmtune.exports.provenance import CARD, RECORD, Layout, Precision, check_report, write_provenance
 from glmtune.exports.storage import compare_storage, describe_storage
 from glmtune.exports.verification import Answers, ask, compare, compare_answers
 from glmtune.files import replacing
@@ -82,8 +83,9 @@ def export_checked(
         write_provenance(folder, place.name, origin, to, family, precision, verification, problems[0])
         if to == "gguf":
             write_gguf(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
-            shutil.copy(folder / RECORD, place.with_name(f"{place.name}.json"))
-            shutil.copy(folder / CARD, place.with_name(f"{place.name}.md"))
+            for file, beside in zip((RECORD, CARD), besides(place), strict=True):
+                with replacing(beside) as temporary:
+                    shutil.copy(folder / file, temporary)
 
 
 def few_held_out(origin: ResolvedModel) -> Sequence[Example]:
@@ -121,6 +123,8 @@ def refuse(origin: ResolvedModel, to: Layout, precision: Precision) -> None:
         )
     if precision == "q8_0" and to != "gguf":
         raise UserError(f"--dtype q8_0: is a form of numbers in GGUF files, not of --to {to}. Try bfloat16.")
+    if origin.run is not None and origin.run.report.is_file():
+        check_report(origin.run)
     if to == "original":
         original_layout(config)
     if to == "gguf":

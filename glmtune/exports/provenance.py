@@ -9,11 +9,12 @@ from typing import Any, Literal
 import yaml
 
 from glmtune.config import Recipe, differing, read_report
-from glmtune.exports.card import write_card
+from glmtune.exports.card import scores, write_card
 from glmtune.files import write_json
 from glmtune.messages import Prompt
 from glmtune.models.checkpoint import fingerprint
 from glmtune.resolution import ResolvedModel
+from glmtune.runtime import RunFolder, UserError
 
 Layout = Literal["merged", "original", "gguf"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "q8_0"]
@@ -60,6 +61,20 @@ def write_provenance(
         report,
     )
     (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def check_report(run: RunFolder) -> None:
+    """See whether a card can say what the report of a run says.
+
+    Raises:
+        UserError: the report is damaged.
+    """
+    try:
+        scores(read_report(run))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{run.report} is damaged ({type(error).__name__}). Write it again: glmtune train --resume {run.path}"
+        ) from None
 
 
 def name_of(place: str) -> str:

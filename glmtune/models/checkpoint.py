@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from glmtune import network
+from glmtune.files import check_folder
 from glmtune.models.families import all_families
 from glmtune.runtime import UserError
 
 LFS_MARK = b"version https://git-lfs"
+SHARD_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
 # What is fetched of a hub repository beside the weights. What a family adds is read as a text: code is never run.
 SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
@@ -66,26 +68,42 @@ def check_files(folder: Path) -> None:
     """Check the files of a checkpoint or an adapter, without reading weights.
 
     Raises:
-        UserError: a Git-LFS pointer, a truncated safetensors file, or a missing shard.
+        UserError: a link out of the folder, a Git-LFS pointer, a truncated safetensors file, or a missing shard.
     """
+    check_folder(folder)
     for file in sorted(file for file in folder.iterdir() if file.is_file()):
         check_pointer(file)
         if file.suffix == ".safetensors":
             check_safetensors(file)
     files = {file.suffix for file in weight_files(folder)}  # an index of others, left over, does not matter
     for index in folder.glob("*.index.json"):
+        shards = shards_of(index)
         if files and Path(index.name.removesuffix(".index.json")).suffix not in files:
             continue
-        named = read_json(index).get("weight_map")
-        if not isinstance(named, dict):
-            raise UserError(f"{index} is damaged: it has no weight_map. Copy or download it again.")
-        shards = set(named.values())
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
             raise UserError(
                 f"{folder} lacks {len(missing)} of {len(shards)} weight files: {names}. Copy or download them."
             )
+
+
+def shards_of(index: Path) -> set[str]:
+    """Return the weight files that an index names: files of its own folder, by their names alone.
+
+    Raises:
+        UserError: it names none, or what lies elsewhere.
+    """
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict):
+        raise UserError(f"{index} is damaged: it has no weight_map. Copy or download it again.")
+    for shard in named.values():
+        if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
+            raise UserError(
+                f"{index} is refused: it names {str(shard)[:80]!r} as a weight file, which is no name of a file beside "
+                "it. Take the index of the release."
+            )
+    return set(named.values())
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -120,8 +138,14 @@ def check_pointer(file: Path) -> None:
         raise UserError(f"{file} is a Git-LFS pointer, not the file itself. Fetch it: cd {place} && git lfs pull")
 
 
-def check_weight_file(file: Path) -> None:
+def check_weight_file(
+    file: Path, remedy: str = "Take the weights as safetensors, from a source that you trust."
+) -> None:
     """Check that a file of weights is whole, and holds nothing else. The weights stay in the file.
+
+    Args:
+        file: safetensors, or what Python pickled.
+        remedy: where it carries code.
 
     Raises:
         UserError: a pointer, damaged, truncated, or pickled with code, which is read, never run.
@@ -133,14 +157,17 @@ def check_weight_file(file: Path) -> None:
     import torch
 
     try:
-        torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of versions of the format, beside the refusal
+            torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
-                f"{file} carries code besides weights ({code[1]}), and is refused. Do not load it anywhere. Take the "
-                "weights as safetensors, from a source that you trust."
+                f"{file} carries code besides weights ({code[1]}), and is refused. Do not load it anywhere. {remedy}"
             ) from None
-        raise UserError(f"{file} is no file of weights, or damaged. Copy or download it again.") from None
+        raise UserError(
+            f"{file} is no file of weights, or damaged, and is refused. Copy or download it again."
+        ) from None
     except Exception as error:  # torch documents no classes of errors
         raise UserError(
             f"{file} is truncated or damaged ({type(error).__name__}). Copy or download it again."
@@ -187,8 +214,7 @@ def weight_files(folder: Path) -> list[Path]:
         if usual in files:
             return [usual]
         if files and indexes:
-            named = read_json(indexes[0]).get("weight_map", {})
-            return sorted({folder / name for name in named.values()} & set(files)) if isinstance(named, dict) else files
+            return sorted({folder / name for name in shards_of(indexes[0])} & set(files))
         if files:
             return files
     return []
@@ -219,9 +245,11 @@ def local_folder(path: str, weights: bool = True, revision: str | None = None) -
         revision: of the hub repository: a branch, a tag or a commit.
 
     Raises:
-        UserError: only a file names the repository, and nobody says yes to it.
+        UserError: only a file names the repository, and nobody says yes to it; the folder holds a link out of it, or
+            what was fetched has an index of files elsewhere.
     """
     if Path(path).is_dir():
+        check_folder(path)
         return Path(path)
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -253,6 +281,9 @@ def snapshot(name: str, weights: bool, revision: str | None, local_files_only: b
     folder = fetch([*small, *WEIGHT_PATTERNS[: int(weights)]])  # pickled weights only where there are no others
     if weights and not weight_files(folder):
         fetch(list(WEIGHT_PATTERNS))
+    check_folder(folder)
+    for index in folder.glob("*.index.json"):
+        shards_of(index)
     return folder
 
 

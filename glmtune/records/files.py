@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from glmtune.files import check_folder
 from glmtune.network import is_hub_name, near_paths
 from glmtune.records import arrow
 from glmtune.records.faults import SKIPPED, Fault, Unreadable
@@ -86,8 +87,9 @@ def list_files(folder: Path) -> list[Path]:
     Beside other files of records, those of plain text are notes, not records.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or a link in it leads out of it.
     """
+    check_folder(folder)
     found = [
         file
         for file in sorted(folder.rglob("*"))

@@ -16,6 +16,7 @@ from typing import Any
 from glmtune.records import arrow
 from glmtune.records.fields import Row
 from glmtune.records.files import list_files, suffix_of
+from glmtune.records.formulas import Formulas, is_formula
 from glmtune.runtime import UserError
 from glmtune.terminal import to_json
 
@@ -38,11 +39,20 @@ def as_line(row: Row) -> str:
     return to_json(strict(row))
 
 
-def write_rows(rows: Iterable[Row], file: Path, suffix: str) -> None:
+def write_rows(rows: Iterable[Row], file: Path, suffix: str, safe_cells: bool = False) -> Formulas:
     """Write records as what a suffix says. Columns are all fields in the order in which they come.
 
     In CSV and TSV, lists and objects are JSON. So they are in Parquet and Arrow where a column holds values of several
     kinds, or of one that these have no form for.
+
+    Args:
+        rows: the records.
+        file: to write.
+        suffix: what it is.
+        safe_cells: in CSV and TSV, put a quotation mark (') before a text that a spreadsheet would run as a formula.
+
+    Returns:
+        The cells of CSV or TSV that a spreadsheet would run, or would have.
 
     Raises:
         UserError: the library for Parquet is missing.
@@ -50,17 +60,19 @@ def write_rows(rows: Iterable[Row], file: Path, suffix: str) -> None:
     rows = list(rows)
     if suffix == ".json":
         file.write_text("[\n" + ",\n".join(map(as_line, rows)) + "\n]\n", encoding="utf-8")
-        return
+        return Formulas()
     columns = {name: [row.get(name) for row in rows] for row in rows for name in row}
     if suffix in arrow.SUFFIXES:
         pyarrow, _ = load_arrow()
         write_arrow(pyarrow.table({name: as_column(values) for name, values in columns.items()}), file, suffix)
-        return
+        return Formulas()
+    cell = as_safe_cell if safe_cells else as_cell
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = partial(csv.writer, stream, delimiter="\t" if suffix == ".tsv" else ",")
         odd = any(sign in name for name in columns for sign in _SEPARATORS)  # by these names, they are told apart again
-        writer(quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL).writerow(columns)
-        writer().writerows(zip(*(map(as_cell, values) for values in columns.values()), strict=True))
+        writer(quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL).writerow(map(cell, columns))
+        writer().writerows(zip(*(map(cell, values) for values in columns.values()), strict=True))
+    return Formulas.of(rows)
 
 
 def as_column(values: Sequence[Any]) -> Any:
@@ -80,6 +92,11 @@ def as_cell(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(strict(value), ensure_ascii=False)
+
+
+def as_safe_cell(value: Any) -> str:
+    """Return a value as a text that a spreadsheet does not run."""
+    return f"'{as_cell(value)}" if is_formula(value) else as_cell(value)
 
 
 # Tables keep their own columns

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from glmtune.distributed import is_main
-from glmtune.files import replacing
+from glmtune.files import replacing, unfollowed
 from glmtune.runtime import UserError
 from glmtune.terminal import say, to_json
 
@@ -37,7 +37,7 @@ class LogCallback(TrainerCallback):
     ) -> None:
         if not is_main():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else []
         kept = [record for record in records_of(lines) if record["step"] <= state.global_step]
         if len(kept) < len(lines):
             with replacing(self.path) as temporary:
@@ -63,7 +63,7 @@ class LogCallback(TrainerCallback):
         if "ci95_low" in record:
             record[f"{args.metric_for_best_model}_ci95"] = [record.pop("ci95_low"), record.pop("ci95_high")]
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with open(self.path, "a", encoding="utf-8", opener=unfollowed) as file:
                 file.write(as_line(record))
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
@@ -71,7 +71,8 @@ class LogCallback(TrainerCallback):
 
 def start_log(path: Path, result: dict[str, Any]) -> None:
     """Begin a log with what the judge says before training, as step 0."""
-    path.write_text(as_line({"step": 0, "seconds": 0.0, **result}), encoding="utf-8")
+    with open(path, "w", encoding="utf-8", opener=unfollowed) as file:
+        file.write(as_line({"step": 0, "seconds": 0.0, **result}))
 
 
 def as_line(record: dict[str, Any]) -> str:
@@ -80,13 +81,15 @@ def as_line(record: dict[str, Any]) -> str:
 
 
 def records_of(lines: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the records of a log, without summaries of earlier sittings and the half line that a full disk leaves."""
+    """Yield the records of a log, without summaries of earlier sittings and what is none, as a full disk leaves it."""
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if "train_runtime" not in record:
+        if not isinstance(record, dict) or "train_runtime" in record:
+            continue
+        if isinstance(record.get("step"), int) and isinstance(record.get("seconds"), int | float):
             yield record
 
 

@@ -1,21 +1,76 @@
-"""Checkpoints of a run: the weights that are trained, whatever the method, and nothing of a frozen base."""
+"""Checkpoints of a run: the weights that are trained, whatever the method, and nothing of a frozen base.
+
+A run may come from a stranger, and so its checkpoints: they are looked at before anything is loaded, and what is loaded
+has the form of what would be saved.
+"""
 
 from __future__ import annotations
 
+import json
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals
 
+from glmtune.models.checkpoint import check_safetensors, check_weight_file
 from glmtune.runtime import UserError
+from glmtune.training.muon import Muon
 
 WEIGHTS = "trainable.safetensors"
+PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+# What is read by name of these files, whatever the optimizer.
+HOLDS = {
+    OPTIMIZER_NAME: set[str](),
+    SCHEDULER_NAME: {"last_epoch"},
+    "rng_state.pth": {"python", "numpy", "cpu"},
+}
+SHAPE = "lr_lambdas"  # of a schedule of rates, in its file
+REMEDY = "Delete this checkpoint, and the run goes on from the one before it."
 
 Weights = dict[str, torch.nn.Parameter]
+
+
+class SavedCallback(BaseModel):
+    """What a callback saved of itself."""
+
+    model_config = ConfigDict(strict=True)
+
+    args: dict[str, Any]
+    attributes: dict[str, Any]
+
+
+class SavedState(BaseModel):
+    """What a loop goes on with, of `trainer_state.json`."""
+
+    model_config = ConfigDict(strict=True)
+
+    global_step: NonNegativeInt
+    max_steps: NonNegativeInt
+    num_train_epochs: NonNegativeInt
+    logging_steps: PositiveInt
+    eval_steps: PositiveInt
+    save_steps: PositiveInt
+    train_batch_size: PositiveInt | None
+    num_input_tokens_seen: NonNegativeInt
+    epoch: float
+    total_flos: float
+    best_metric: float | None
+    best_global_step: NonNegativeInt | None
+    best_model_checkpoint: str | None
+    log_history: list[dict[str, Any]]
+    stateful_callbacks: dict[str, SavedCallback | list[SavedCallback]]
 
 
 def trained_weights(model: torch.nn.Module) -> Weights:
@@ -33,9 +88,9 @@ def load_weights(weights: Weights, folder: Path) -> None:
     """Put the weights of a checkpoint in place of those of the model.
 
     Raises:
-        UserError: it was made with other settings.
+        UserError: it is missing or damaged, or was made with other settings.
     """
-    path = folder / WEIGHTS
+    check_weights(path := folder / WEIGHTS)
     with safe_open(path, framework="pt") as file, torch.no_grad():
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.offset_keys()}
         wanted = {name: tuple(weight.shape) for name, weight in weights.items()}
@@ -49,15 +104,148 @@ def load_weights(weights: Weights, folder: Path) -> None:
             weight.copy_(file.get_tensor(name))
 
 
+def check_weights(file: Path) -> None:
+    """Check that the weights of a checkpoint are there, and whole.
+
+    Raises:
+        UserError: they are not.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is missing. Put the checkpoint back, or train again.")
+    check_safetensors(file)
+
+
 def last_checkpoint(checkpoints: Path) -> Path | None:
     """Return the latest complete checkpoint in a folder, if any: the state is written last."""
     complete = [state.parent for state in checkpoints.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
-    return max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    numbered = {int(number): folder for folder in complete if (number := folder.name.rpartition("-")[2]).isdecimal()}
+    return numbered[max(numbered)] if numbered else None
 
 
 def read_state(checkpoint: Path) -> TrainerState:
-    """Return the state of the loop at a checkpoint."""
-    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    """Return the state of the loop at a checkpoint.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = checkpoint / TRAINER_STATE_NAME
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        SavedState.model_validate(values)
+        return TrainerState(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"][:1])) or "the whole"
+        raise UserError(f"{file} is damaged: {field}: {first['msg']}. {REMEDY}") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is damaged: {error}. {REMEDY}") from None
+
+
+def check_resumable(checkpoints: Path) -> Path | None:
+    """Return the checkpoint that a run would go on from, if any, once it is known that nothing in it does harm.
+
+    Files that Python pickled are read, never run: they hold numbers, or they are refused.
+
+    Raises:
+        UserError: a file is damaged, or carries code.
+    """
+    folder = last_checkpoint(checkpoints)
+    if folder is None:
+        return None
+    state = read_state(folder)
+    if folder.name != f"checkpoint-{state.global_step}" or (state.best_global_step or 0) > state.global_step:
+        raise UserError(
+            f"{folder / TRAINER_STATE_NAME} is damaged: it is of step {state.global_step}, the best "
+            f"of step {state.best_global_step}. {REMEDY}"
+        )
+    check_weights(folder / WEIGHTS)
+    for file in sorted(file for file in folder.iterdir() if file.suffix in PICKLED):
+        with safe_globals():  # of NumPy, for the state of its random numbers
+            check_weight_file(file, REMEDY)
+            names = read_pickled(file).keys() if file.name in HOLDS else {""}
+            if not names or not HOLDS.get(file.name, set()) <= names:
+                raise UserError(f"{file} is damaged: something is missing in it. {REMEDY}")
+    return folder
+
+
+def read_pickled(file: Path) -> dict[str, Any]:
+    """Return what a file of a checkpoint holds, by name, without the numbers of its tensors."""
+    found = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+    return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def restoring(checkpoint: Path | str) -> Iterator[None]:
+    """Explain in a line what a Trainer cannot go on with.
+
+    Raises:
+        UserError: in place of whatever the block raises; what is in the files may be anything.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+        raise UserError(f"{checkpoint} is damaged: {reason}. {REMEDY}") from None
+
+
+def check_optimizer(optimizer: Any, scheduler: Any, checkpoint: Path) -> None:
+    """Compare what was saved of an optimizer and its schedule with what would be; no numbers are read.
+
+    Raises:
+        UserError: the files are of another run, or made by hand.
+    """
+    file = checkpoint / OPTIMIZER_NAME
+    if file.is_file():
+        own = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+        saved = read_pickled(file)
+        parts, states = (own.parts, saved.get("parts")) if isinstance(own, Muon) else ([own], [saved])
+        if not isinstance(states, list) or len(states) != len(parts) or not all(map(fits, states, parts)):
+            raise UserError(f"{file} is not of this run, or damaged. {REMEDY}")
+    file = checkpoint / SCHEDULER_NAME
+    if file.is_file() and not alike(without_shape(read_pickled(file)), without_shape(scheduler.state_dict())):
+        raise UserError(f"{file} is not of this run, or damaged. {REMEDY}")
+
+
+def without_shape(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return what is saved of a schedule but for its shape, which the recipe may have changed since."""
+    return {name: value for name, value in saved.items() if name != SHAPE}
+
+
+def fits(saved: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a state is one of an optimizer: its groups, and of each weight what has its shape.
+
+    Where it has another number of dimensions, nothing is known of its shape.
+    """
+    if not isinstance(saved, dict) or not alike(saved.get("param_groups"), optimizer.state_dict()["param_groups"]):
+        return False
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state = saved.get("state")
+    if not isinstance(state, dict) or not state.keys() <= set(range(len(weights))):
+        return False
+    return all(
+        isinstance(gathered, dict)
+        and all(
+            value.ndim != weights[number].ndim or value.shape == weights[number].shape
+            for value in gathered.values()
+            if isinstance(value, Tensor)
+        )
+        for number, gathered in state.items()
+    )
+
+
+def alike(found: Any, expected: Any) -> bool:
+    """Return whether a value that was saved has the form of another: kinds, names and lengths."""
+    if isinstance(expected, dict):
+        same = isinstance(found, dict) and found.keys() == expected.keys()
+        return same and all(alike(found[name], value) for name, value in expected.items())
+    if isinstance(expected, list | tuple):
+        same = isinstance(found, list | tuple) and len(found) == len(expected)
+        return same and all(map(alike, found, expected))
+    if isinstance(expected, int | float):
+        return isinstance(found, int | float)
+    return type(found) is type(expected)
 
 
 def has_ended(state: TrainerState, steps: int, patience: int | None) -> bool:

@@ -7,37 +7,34 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers import EarlyStoppingCallback, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from glmtune.config import TrainingSettings
+from glmtune.files import check_folder
 from glmtune.methods import Model
 from glmtune.runtime import RunFolder, UserError
 from glmtune.training import optimizers, trackers
 from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
 from glmtune.training.checkpoints import (
     Weights,
+    check_resumable,
     has_ended,
-    last_checkpoint,
     load_weights,
     read_state,
     save_weights,
     trained_weights,
 )
+from glmtune.training.going_on import GoingOn
 
 # Figures of a model on held-out examples. The arguments' `metric_for_best_model` names the one by which the best
 # weights are chosen; `..._ci95` beside it is its interval.
 Judge = Callable[[Model], dict[str, Any]]
-
-if TYPE_CHECKING:
-    Base = Trainer
-else:
-    Base = object
 
 
 class DivergenceError(UserError):
@@ -50,7 +47,7 @@ class DivergenceError(UserError):
     rescued = False
 
 
-class RunTrainer(Base):
+class RunTrainer(GoingOn):
     """A mixin that stands before a Trainer: `class Mine(RunTrainer, trl.GRPOTrainer)`.
 
     A checkpoint holds the weights that are trained, and nothing of a frozen base. The best weights are those that the
@@ -91,8 +88,10 @@ class RunTrainer(Base):
         Raises:
             KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
             DivergenceError: the loss is no longer a number; the model holds the best weights so far.
+            UserError: the checkpoint is damaged, carries code, or the folder holds a link out of it.
         """
-        start = last_checkpoint(self.folder.checkpoints)
+        check_folder(self.folder.path)
+        start = check_resumable(self.folder.checkpoints)
         state = read_state(start) if start else None
         model = self.unwrapped
         model.config.use_cache = False
@@ -121,37 +120,6 @@ class RunTrainer(Base):
     def unwrapped(self) -> Any:
         """The model itself, without what several processes put around it."""
         return self.accelerator.unwrap_model(self.model)
-
-    # What it goes on with
-
-    def _init_training_state(self, max_steps: int, *others: Any) -> Any:
-        """Go on from a checkpoint's state, with the intervals and the patience of the recipe as it is now."""
-        begun = super()._init_training_state(max_steps, *others)
-        self.locate_best()
-        self.state.compute_steps(self.args, max_steps)
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, EarlyStoppingCallback) and self.settings.early_stopping_patience is not None:
-                callback.early_stopping_patience = self.settings.early_stopping_patience
-        return begun
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Go on with what the optimizer has gathered, and at the rates of the recipe as it is now.
-
-        The learning rate of each step from here on is the one that the recipe would have had there from the beginning.
-        """
-        optimizer: Any = self.optimizer
-        fresh = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        schedule: Any = self.lr_scheduler
-        schedule.base_lrs = [settings["initial_lr"] for settings in fresh]
-        schedule._last_lr = [  # which is what the log shows
-            base * share(schedule.last_epoch)
-            for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-        ]
-        for group, settings, rate in zip(optimizer.param_groups, fresh, schedule.get_last_lr(), strict=True):
-            group.update({**settings, "lr": rate})
 
     # What is learned
 
@@ -238,11 +206,6 @@ class RunTrainer(Base):
         state.best_model_checkpoint = state.best_model_checkpoint or str(last)
         self._load_best_model()
 
-    def locate_best(self) -> None:
-        """Find the checkpoint of the best weights where the run folder is now; a state names it as it was then."""
-        best = self.folder.checkpoints / f"checkpoint-{self.state.best_global_step}"
-        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
-
     def rescue(self, error: DivergenceError) -> DivergenceError:
         """Take the best weights of a run that went astray, if there are any; return the error with what to do."""
         remedy = DivergenceError(
@@ -270,10 +233,11 @@ class RunTrainer(Base):
         """Save a checkpoint: whole, or not at all where the disk is full; and never of weights that are no numbers.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or a link has come into the folder, where old checkpoints are deleted.
             DivergenceError: a weight is not finite.
         """
         self.check_weights()
+        check_folder(self.folder.path)
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import stat
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -260,14 +261,15 @@ def test_a_table_that_was_cut_off_goes_on(
         patch.setattr(prediction, "write_rows", None)
         with pytest.raises(TypeError):
             predict.run(run, str(file), str(cut))
-    partial = tmp_path / f"cut.{suffix}.partial.jsonl"
+    partial = tmp_path / f".cut.{suffix}.unfinished" / "lines.jsonl"
+    assert stat.S_IMODE(partial.parent.stat().st_mode) == 0o700
     lines = partial.read_text().splitlines(keepends=True)
     partial.write_text("".join(lines[:3]) + lines[3][:5])
     with pytest.raises(UserError, match="was begun already"):
         predict.run(run, str(file), str(cut))
     predict.run(run, str(file), str(cut), resume=True)
     assert [entry.row for entry in file_rows(str(cut))] == [entry.row for entry in file_rows(str(whole))]  # type: ignore[union-attr]
-    assert not partial.exists()
+    assert not partial.parent.exists()
     with pytest.raises(UserError, match="is whole already"):
         predict.run(run, str(file), str(cut), resume=True)
 

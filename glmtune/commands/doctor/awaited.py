@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from glmtune.commands.doctor.checks import AwaitedError
-from glmtune.config import RecipeError, read_yaml
+from glmtune.config import read_yaml
 from glmtune.resolution import ResolvedModel
+from glmtune.runtime import UserError
 
 
 def check_awaited(model: ResolvedModel, path: str) -> None:
@@ -32,6 +33,6 @@ def makes(recipe: Path, path: str) -> bool:
     """Return whether a recipe's run folder holds a path."""
     try:
         folder = (read_yaml(recipe).get("training") or {}).get("output_dir")
-    except RecipeError:
+    except UserError:
         return False
     return folder is not None and Path(folder) in Path(path).parents

@@ -13,7 +13,7 @@ from glmtune import adapters
 from glmtune.commands.doctor.awaited import check_awaited
 from glmtune.commands.doctor.checks import Check, Finding, split_message
 from glmtune.models import loading
-from glmtune.models.checkpoint import check_weight_file, is_pointer, read_json, reading, weight_files
+from glmtune.models.checkpoint import check_weight_file, is_pointer, read_json, reading, shards_of, weight_files
 from glmtune.models.endings import named_ends
 from glmtune.models.families import family_of
 from glmtune.plan import Plan
@@ -94,7 +94,7 @@ def weights(plan: Plan) -> Finding:
     faults = [fault for file in found if (fault := fault_of(file))]
     index = folder / f"{'pytorch_model.bin' if found and found[0].suffix == '.bin' else 'model.safetensors'}.index.json"
     if index.is_file() and not plan.model.is_remote:
-        shards = set(read_json(index).get("weight_map", {}).values())
+        shards = shards_of(index)
         if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
             names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
             faults.append((f"{folder} lacks {len(missing)} of {len(shards)} weight files: {names}", COPY))

@@ -181,6 +181,15 @@ def disk(plan: Plan) -> Finding:
     return "failure" if trains(plan) else "warning", f"{finding}: too little", remedy
 
 
+def checkpoints(plan: Plan) -> Finding:
+    """See whether a run could go on from its last checkpoint, and nothing in that carries code."""
+    from glmtune.training.checkpoints import check_resumable
+
+    assert plan.model.run is not None, "asked of runs only"
+    found = check_resumable(plan.model.run.checkpoints)
+    return "ok", "none" if found is None else f"{found.name} is whole", ""
+
+
 def run_checks(plan: Plan) -> list[Check]:
     """Return what is looked at in the recipe and its run, in order."""
     of_recipe = [
@@ -190,6 +199,7 @@ def run_checks(plan: Plan) -> list[Check]:
         Check("method", method, "Choose another method.name or other settings of it.", ("config", "code")),
     ]
     return [
+        *([Check("checkpoints", checkpoints, "Delete the last one.")] if plan.model.run is not None else []),
         *(of_recipe if plan.model.has_recipe else []),
         Check("precision", precision, "Set model.dtype=auto and model.bits=16.", ("config", "code")),
         Check("run memory", memory, "Ask `glmtune estimate`.", ("config", "lengths")),

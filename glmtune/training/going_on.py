@@ -1,0 +1,97 @@
+"""What a run goes on with from a checkpoint: what was gathered there, by the recipe as it is now.
+
+A checkpoint may come from a stranger; what a Trainer would load, whatever it is, is looked at first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_callback import ExportableState
+
+from glmtune.config import TrainingSettings
+from glmtune.runtime import RunFolder, UserError
+from glmtune.training.checkpoints import REMEDY, alike, check_optimizer, restoring
+
+if TYPE_CHECKING:
+    Base = Trainer
+else:
+    Base = object
+
+
+class GoingOn(Base):
+    """A mixin that stands before a Trainer.
+
+    Attributes:
+        folder: of the run.
+        settings: of its training, as the recipe has them now.
+    """
+
+    folder: RunFolder
+    settings: TrainingSettings
+
+    def _init_training_state(self, max_steps: int, *others: Any) -> Any:
+        """Go on from a checkpoint's state, with the intervals and the patience of the recipe as it is now."""
+        begun = super()._init_training_state(max_steps, *others)
+        self.locate_best()
+        self.state.compute_steps(self.args, max_steps)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback) and self.settings.early_stopping_patience is not None:
+                callback.early_stopping_patience = self.settings.early_stopping_patience
+        return begun
+
+    def locate_best(self) -> None:
+        """Find the checkpoint of the best weights where the run folder is now; a state names it as it was then."""
+        best = self.folder.checkpoints / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+    def _load_callback_state(self) -> None:
+        """Go on with what the callbacks have counted; one that is new has counted nothing.
+
+        Raises:
+            UserError: what was saved of a callback is not what it would save.
+        """
+        saved: dict[str, Any] = self.state.stateful_callbacks  # type: ignore[assignment]
+        for callback in (*self.callback_handler.callbacks, self.control):
+            if not isinstance(callback, ExportableState):
+                continue
+            name, own = type(callback).__name__, callback.state()
+            found = saved.setdefault(name, own)
+            if not all(alike(one, own) for one in (found if isinstance(found, list) and found else [found])):
+                raise UserError(f"The state of {name} in the last checkpoint is damaged. {REMEDY}")
+        super()._load_callback_state()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Go on with what the optimizer has gathered, and at the rates of the recipe as it is now.
+
+        The learning rate of each step from here on is the one that the recipe would have had there from the beginning.
+
+        Raises:
+            UserError: the files are damaged, or of another run.
+        """
+        if checkpoint is None:
+            return
+        with restoring(checkpoint):
+            optimizer: Any = self.optimizer
+            groups = optimizer.param_groups
+            fresh = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+            check_optimizer(optimizer, self.lr_scheduler, Path(checkpoint))
+            super()._load_optimizer_and_scheduler(checkpoint)
+            schedule: Any = self.lr_scheduler
+            schedule.base_lrs = [settings["initial_lr"] for settings in fresh]
+            schedule._last_lr = [  # which is what the log shows
+                base * share(schedule.last_epoch)
+                for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            ]
+            for group, settings, rate in zip(optimizer.param_groups, fresh, schedule.get_last_lr(), strict=True):
+                group.update({**settings, "lr": rate})
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with restoring(str(checkpoint)):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with restoring(str(checkpoint)):
+            super()._load_rng_state(checkpoint)
