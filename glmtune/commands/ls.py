@@ -22,7 +22,6 @@ def main(options: argparse.Namespace) -> None:
 
 def run(runs: str = "runs", recipes: str = "recipes") -> Names:
     """Return tasks, methods, objectives, embedded models, recipe files and run folders, each with a line about it.
-        **{kind: describe_rows(f"glmtune.training.{kind}") for kind in ("optimizers", "trackers")},
 
     Args:
         runs: folder of run folders.

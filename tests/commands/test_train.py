@@ -362,6 +362,6 @@ def test_records_with_all_that_data_offers(
 
 
 def test_a_template_by_which_nothing_is_learned_is_told(train_tiny: Trains, tmp_path: Path, no_weights: None) -> None:
-    (tmp_path / "bad.jinja").write_text("{{ messages[0].content }}")
+    (tmp_path / "bad.jinja").write_text("{% for turn in messages %}{{ turn.content }}{% endfor %}")
     with pytest.raises(UserError, match=r"template leaves out \[gMASK\]<sop>"):
         train_tiny(tmp_path / "run", f"data.template={tmp_path / 'bad.jinja'}")
