@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from glmtune import network, registry
 from glmtune.config import read_yaml
 from glmtune.files import check_folder
-from glmtune.methods import ADAPTER_CONFIG, BASE_RECORD, Method, Model
+from glmtune.methods import BASE_RECORD, Method, Model
 from glmtune.models import loading
+from glmtune.models.adapter_config import ADAPTER_CONFIG, WEIGHTS, peft_config, read_adapter
+from glmtune.models.adapter_fields import Prompt
 from glmtune.models.checkpoint import check_files, fingerprint, read_json, reading
 from glmtune.runtime import RunFolder, UserError
 
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 METHODS = "glmtune.methods"
+# What stands in a record: of which kinds.
+NOTED: dict[str, tuple[tuple[type, ...], str]] = {
+    "base": ((str, type(None)), "a path or a name of the hub"),
+    "fingerprint": ((str, type(None)), "a text"),
+    "bits": ((int,), "a number"),
+    "quantize_embedding": ((bool,), "true or false"),
+    "method": ((str, type(None)), "a name"),
+}
 
 
 def attach(model: PreTrainedModel, folder: Path) -> Model:
@@ -34,7 +44,8 @@ def attach(model: PreTrainedModel, folder: Path) -> Model:
     with reading("adapter", str(folder)), warnings.catch_warnings():
         if (folder / ADAPTER_CONFIG).is_file():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder))
+            config = peft_config(folder, [name for name, _ in model.named_modules() if name])
+            return PeftModel.from_pretrained(model, str(folder), config=config)
         method = method_of(folder)
         assert method is not None, "adapter_folder has looked"
         return method.attach(model, folder)
@@ -52,9 +63,19 @@ def methods_for(folder: Path) -> list[type[Method]]:
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """Return what training noted beside an adapter: `base`, `fingerprint`, `bits`, `method`; nothing for others'."""
+    """Return what training noted beside an adapter: `base`, `fingerprint`, `bits`, `method`; nothing for others'.
+
+    Raises:
+        UserError: it is damaged, or something in it is of another kind than training notes.
+    """
     record = folder / BASE_RECORD
-    return read_json(record) if record.is_file() else {}
+    values = read_json(record) if record.is_file() else {}
+    for name, (kinds, what) in NOTED.items():
+        if name in values and type(values[name]) not in kinds:
+            raise UserError(f"{record}: {name} is {what}, not {values[name]!r}. Copy or download the file again.")
+    if values.get("bits", 16) not in (16, 8, 4):
+        raise UserError(f"{record}: bits is 16, 8 or 4, not {values['bits']!r}. Copy or download the file again.")
+    return values
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -76,11 +97,11 @@ def adapter_folder(path: Path) -> Path:
         if is_run and RunFolder(path).model.is_dir():
             remedy = " It holds a whole model, which is loaded by itself."
         raise UserError(f"{path} holds no adapter ({ADAPTER_CONFIG} is missing).{remedy}")
-    if (folder / ADAPTER_CONFIG).is_file() and not any(folder.glob("adapter_model.*")):
+    if (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in WEIGHTS):
         raise UserError(f"{folder} holds no weights (adapter_model.safetensors is missing). Copy or download it again.")
-    if (folder / ADAPTER_CONFIG).is_file():
-        read_json(folder / ADAPTER_CONFIG)
     check_files(folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        read_adapter(folder)
     return folder
 
 
@@ -125,12 +146,8 @@ def check_base(folder: Path, base: str) -> None:
 
 def is_mergeable(folder: Path) -> bool:
     """Return whether an adapter can become part of the weights of its base: prefixes and other prompts cannot."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PromptLearningConfig
-
     if (folder / ADAPTER_CONFIG).is_file():
-        kinds: dict[Any, Any] = {**PEFT_TYPE_TO_CONFIG_MAPPING}
-        kind = kinds.get(read_json(folder / ADAPTER_CONFIG).get("peft_type"))
-        return kind is None or not issubclass(kind, PromptLearningConfig)
+        return not isinstance(read_adapter(folder), Prompt)
     method = method_of(folder)
     return method is None or method.mergeable
 

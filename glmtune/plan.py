@@ -252,8 +252,9 @@ class Plan:
 
     def _too_much(self) -> Iterator[str]:
         try:
+            yield from self.method.remarks(self.model.architecture)
             fits = self.placement.fits
-        except UserError:  # nothing is known of its memory
+        except UserError:  # nothing is known of the layers that are trained, or of their memory
             return
         if not fits:
             estimate, place = self.placement.estimate, self.placement.place

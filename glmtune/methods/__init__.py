@@ -7,7 +7,7 @@ them, so that the settings of a method can be read without.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ADAPTER_CONFIG = "adapter_config.json"
 BASE_RECORD = "base.json"
 
 
@@ -123,6 +122,14 @@ class Method(ABC):
             UserError: this method does not tell.
         """
         raise UserError(f"method.name: {self.settings.name} does not tell what it trains (Method.trainable_spec).")
+
+    def remarks(self, architecture: Architecture) -> Iterable[str]:
+        """Return what the user should know of settings that do not go with a model, though nothing fails.
+
+        Raises:
+            UserError: this method does not tell what it trains.
+        """
+        return ()
 
     def parameter_groups(self, model: Model) -> list[dict[str, Any]]:
         """Return groups of trainable parameters as torch's optimizers take them.

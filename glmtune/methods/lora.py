@@ -7,7 +7,7 @@ saved is an adapter in peft's format for the base as it was.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,7 +16,9 @@ from pydantic import Field
 from glmtune import registry
 from glmtune.config import ModelSettings, NamedSettings
 from glmtune.methods import Method, Model, TrainableSpec
+from glmtune.models.adapter_config import ALL_LINEAR
 from glmtune.models.architecture import Architecture
+from glmtune.models.patterns import matching
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-ALL_LINEAR = "all-linear"
+NAME_THEM = "Name linear layers in a list, as in [query_key_value, dense]; a pattern must match their whole names."
 PISSA_NEEDS_WEIGHTS = (
     "method.init=pissa takes a part out of the base's weights, which needs them at full precision; this base is stored "
     "at 8 or 4 bits. Load it at 16 (model.bits=16), or set method.init=default."
@@ -81,17 +83,14 @@ class Lora(Method):
             r=self.settings.rank,
             lora_alpha=self.settings.alpha,
             lora_dropout=self.settings.dropout,
-            target_modules=self.settings.target_modules,
+            target_modules=self.targets(model),
             use_rslora=self.settings.use_rslora,
             use_dora=self.settings.use_dora,
         )
         try:
             wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
-        except (ValueError, re.error) as error:  # a pattern that matches nothing, or a layer that cannot be updated
-            raise UserError(
-                f"method.target_modules: {self.settings.target_modules}: {error} Name linear layers in a list, as in "
-                "[query_key_value, dense]; a pattern must match their whole names."
-            ) from error
+        except ValueError as error:  # a layer that cannot be updated
+            raise UserError(f"method.target_modules: {self.settings.target_modules}: {error} {NAME_THEM}") from error
         if self.settings.init == "pissa":
             from glmtune.models.low_rank import take_out
 
@@ -113,6 +112,23 @@ class Lora(Method):
                 "matrix in this model (tie_word_embeddings), and an update beside one could not be merged for an "
                 f"export. Leave it out, as '{ALL_LINEAR}' does; method.name=full trains the matrix itself."
             )
+
+    def targets(self, model: PreTrainedModel) -> str | list[str]:
+        """Return the layers to update: 'all-linear', or names. A pattern becomes the names that it matches.
+
+        Raises:
+            UserError: a pattern that cannot be read, or matches nothing.
+        """
+        targets = self.settings.target_modules
+        if isinstance(targets, list) or targets.lower() == ALL_LINEAR:
+            return targets
+        try:
+            found = matching(targets, [name for name, _ in model.named_modules() if name])
+        except ValueError as error:
+            raise UserError(f"method.target_modules: {targets}: {error} {NAME_THEM}") from error
+        if not found:
+            raise UserError(f"method.target_modules: {targets}: no layer has such a name. {NAME_THEM}")
+        return found
 
     def check_targets(self, model: PreTrainedModel) -> None:
         """See whether every name exists; peft is content with one, and a misspelt one would silently learn nothing.
@@ -187,6 +203,16 @@ class Lora(Method):
         fast = [parameter for name, parameter in trained if "lora_B" in name or parameter.ndim == 1]
         slow = [parameter for name, parameter in trained if "lora_B" not in name and parameter.ndim != 1]
         return [{"params": slow}, {"params": fast, "lr_scale": self.settings.lora_plus_ratio}]
+
+    def remarks(self, architecture: Architecture) -> Iterator[str]:
+        """Yield what is said of a rank above what a layer can have."""
+        rank, linears = self.settings.rank, self.trainable_spec(architecture).linears
+        smallest = min((min(layer.inputs, layer.outputs) for layer in linears), default=rank)
+        if rank > smallest:
+            yield (
+                f"method.rank={rank} is above {smallest}, the highest rank that the smallest updated layer can have: "
+                f"more takes memory and learns nothing. Set method.rank={smallest}, or less."
+            )
 
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """Return A and B of each target layer, and with DoRA a length for each row.

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from glmtune.config import NamedSettings
-from glmtune.methods import ADAPTER_CONFIG, Method, Model, TrainableSpec
+from glmtune.methods import Method, Model, TrainableSpec
+from glmtune.models.adapter_config import ADAPTER_CONFIG
 from glmtune.models.architecture import Architecture
 from glmtune.models.checkpoint import read_json
 from glmtune.models.families import all_families, family_of

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shlex
 import shutil
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,13 @@ from glmtune.models import loading
 from glmtune.models.checkpoint import check_weight_file, is_pointer, read_json, reading, shards_of, weight_files
 from glmtune.models.endings import named_ends
 from glmtune.models.families import family_of
+from glmtune.models.shapes import shapes
 from glmtune.plan import Plan
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
 from glmtune.training.placement import readable
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig
 
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -160,23 +159,7 @@ def loaded_without_numbers(config: PreTrainedConfig, folder: Path) -> dict[str, 
 
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     options: dict[str, Any] = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
-    return dict(kind.from_pretrained(None, config=config, state_dict=shapes(folder), **options)[1])
-
-
-def shapes(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of a checkpoint without their numbers."""
-    import torch
-    from safetensors import safe_open
-
-    found: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        if file.suffix == ".safetensors":
-            with safe_open(str(file), framework="pt") as reader:
-                sizes = {name: reader.get_slice(name).get_shape() for name in reader.keys()}  # noqa: SIM118
-            found |= {name: torch.empty(size, device="meta") for name, size in sizes.items()}
-        else:
-            found |= torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
-    return found
+    return dict(kind.from_pretrained(None, config=config, state_dict=shapes(weight_files(folder)), **options)[1])
 
 
 def model_checks(model: ResolvedModel) -> list[Check]:
