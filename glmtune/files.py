@@ -67,15 +67,19 @@ def check_replaceable(path: Path) -> None:
         raise UserError(f"{path}: is {kind_of(path.stat().st_mode)}, which is not replaced. Choose another place.")
 
 
-def check_output(output: Path | str) -> None:
+def check_output(output: Path | str, option: str = "--output") -> None:
     """Find out before the work whether its result can be written to a file; its folder is made.
+
+    Args:
+        output: the file.
+        option: by which it was named.
 
     Raises:
         UserError: it cannot.
     """
     path = Path(output)
     if path.is_dir():
-        raise UserError(f"--output {output}: is a folder. Name a file.")
+        raise UserError(f"{option} {output}: is a folder. Name a file.")
     try:
         if not path.is_char_device():  # such as /dev/null: to be written to, never to be replaced
             check_replaceable(path)
@@ -83,9 +87,9 @@ def check_output(output: Path | str) -> None:
         with open(path, "ab", opener=unfollowed) if path.exists() else tempfile.TemporaryFile(dir=path.parent):
             pass
     except UserError as error:
-        raise UserError(f"--output {error}") from None
+        raise UserError(f"{option} {error}") from None
     except OSError as error:
-        raise UserError(f"--output {output}: cannot be written: {error.strerror}. Choose another place.") from error
+        raise UserError(f"{option} {output}: cannot be written: {error.strerror}. Choose another place.") from error
 
 
 def unfollowed(path: str, flags: int) -> int:
@@ -128,11 +132,15 @@ def held(folder: Path | str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def check_folder(folder: Path | str) -> None:
+def check_folder(folder: Path | str, hidden: bool = True) -> None:
     """Check that nothing in a folder leads out of it, and that it holds files and folders alone.
 
     The folder itself may be a link. Those of a snapshot in the hub's cache may lead to the blobs there. Hard links look
     like any other file.
+
+    Args:
+        folder: to look through.
+        hidden: look at what begins with a dot, too; of records, such files are not read.
 
     Raises:
         UserError: an entry is a link out of it or to nothing, a pipe, a device or a socket.
@@ -140,6 +148,9 @@ def check_folder(folder: Path | str) -> None:
     folder = Path(folder)
     own = Path(os.path.realpath(folder))
     for parent, folders, files in os.walk(folder):
+        if not hidden:
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            files = [name for name in files if not name.startswith(".")]
         for path in (Path(parent, name) for name in sorted((*folders, *files))):
             is_link = path.is_symlink()
             if is_link and not stays(Path(target := os.path.realpath(path)), own):

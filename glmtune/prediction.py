@@ -14,23 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from tqdm import tqdm
 
-from glmtune.files import (
-    check_output,
-    check_unfinished,
-    open_unfinished,
-    remove_unfinished,
-    replacing,
-    unfinished,
-    unfollowed,
-)
 from glmtune.messages import Prompt
 from glmtune.records import Fault, Row, arrow, explain, read_questions
-from glmtune.records.formulas import Formulas
+from glmtune.records.output import Output
 from glmtune.records.questions import Question
-from glmtune.records.writing import LINES, WRITTEN, as_line, load_arrow, read_given, strict, write_beside, write_rows
-from glmtune.registry import suggest
+from glmtune.records.writing import as_line, read_given, strict
 from glmtune.resolution import ResolvedModel
-from glmtune.runtime import UserError, read_json_lines
+from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
     from glmtune.inference.conversation import Exchange
@@ -108,126 +98,6 @@ class Entry:
         return {**self.row, **{names.of(name): value for name, value in added.items()}}
 
 
-@dataclass(frozen=True)
-class Output:
-    """The file of answers.
-
-    Attributes:
-        destination: what the user named.
-        working: the JSON lines that grow while it is answered; the destination itself, if it is such a file. Else they
-            are in a folder beside it in which nobody else can put a file or a link.
-    """
-
-    destination: Path
-    working: Path
-
-    @classmethod
-    def at(cls, path: str | Path) -> Output:
-        """Return the output of a path."""
-        destination = Path(path)
-        grows = destination.suffix.lower() in LINES
-        return cls(destination, destination if grows else unfinished(destination))
-
-    @property
-    def suffix(self) -> str:
-        """What tells what it is written as."""
-        return self.destination.suffix.lower()
-
-    @property
-    def grows(self) -> bool:
-        """Whether it is written as the answers come, and not at the end."""
-        return self.working == self.destination
-
-    def check(self, input: str, may_exist: bool) -> None:
-        """See whether it can be written.
-
-        Raises:
-            UserError: it cannot, or something is there; or its name says that it is something else.
-        """
-        if self.suffix not in (*LINES, *WRITTEN):
-            known = suggest(self.suffix, list(WRITTEN))
-            raise UserError(f"--output {self.destination}: '{self.suffix}' files are not written.{known}")
-        check_output(self.destination)
-        if not self.grows:
-            check_unfinished(self.working)
-        if self.suffix in arrow.SUFFIXES:
-            load_arrow()
-        if self.destination.exists() and Path(input).exists() and self.destination.samefile(input):
-            raise UserError(f"--output {self.destination}: is the input, too. Choose another name.")
-        if Path(input).is_dir() and Path(input).resolve() in self.destination.resolve().parents:
-            raise UserError(
-                f"--output {self.destination}: is in the folder of the input, of which it would become a part."
-            )
-        for place, what in ((self.destination, "exists"), (self.working, "was begun")):
-            if place.is_file() and place.stat().st_size and not may_exist:
-                raise UserError(
-                    f"--output {self.destination}: {what} already. Choose another name, go on with it (--resume), or "
-                    "add --overwrite."
-                )
-
-    def count_done(self, entries: Sequence[Entry]) -> int:
-        """Return how many records it holds; a last line that was cut off is taken away.
-
-        Raises:
-            UserError: it is whole already, or was made of another input.
-        """
-        if not self.grows and self.destination.exists() and not self.working.exists():
-            raise UserError(f"--resume: {self.destination} is whole already. To answer again, add --overwrite instead.")
-        if not self.working.is_file():
-            return 0
-        content = self.working.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with open(self.working, "r+b", opener=unfollowed) as file:
-                file.truncate(len(whole))
-        count = 0
-        for (number, written), entry in zip(read_json_lines(self.working), entries, strict=False):
-            if strict(entry.row) != {name: written[name] for name in entry.row if name in written}:
-                raise UserError(
-                    f"--resume: line {number} of {self.working} is not that of the input. Was it made of another file? "
-                    "Choose another name."
-                )
-            count = number
-        if len(whole.splitlines()) > len(entries):
-            raise UserError(f"--resume: {self.working} has more records than the input. Choose another name.")
-        return count
-
-    def open(self, resume: bool) -> TextIO:
-        """Open the lines to write on, or anew: never through a link that has come since.
-
-        Raises:
-            OSError: they cannot be written.
-        """
-        if not self.grows:
-            return open_unfinished(self.working, resume)
-        return open(self.working, "a" if resume else "w", encoding="utf-8", opener=unfollowed)
-
-    def finish(self, entries: Sequence[Entry], table: Any, safe_cells: bool) -> Formulas:
-        """Write what is no JSON lines: the records as they were given, with what was added to each.
-
-        Args:
-            entries: of the input, in order.
-            table: that they were read from, whose columns keep their types; None: they are written as JSON has them.
-            safe_cells: write as texts what a spreadsheet would run.
-
-        Returns:
-            The cells that a spreadsheet would run, or would have.
-        """
-        if self.grows:
-            return Formulas()
-        formulas = Formulas()
-        lines = zip(entries, read_json_lines(self.working), strict=True)
-        added = [{name: row[name] for name in row if name not in entry.row} for entry, (_, row) in lines]
-        with replacing(self.destination) as temporary:
-            if table is not None:
-                write_beside(table, added, temporary, self.suffix)
-            else:
-                rows = ({**entry.row, **more} for entry, more in zip(entries, added, strict=True))
-                formulas = write_rows(rows, temporary, self.suffix, safe_cells)
-        remove_unfinished(self.working)
-        return formulas
-
-
 def predict(
     resolved: ResolvedModel,
     input: str,
@@ -275,7 +145,7 @@ def predict(
             f"{odd:,} records hold NaN or Infinity, which JSON does not have; these are written as texts.", stacklevel=2
         )
     fields = fields_added(resolved, entries, on_error)
-    done = place.count_done(entries) if resume else 0
+    done = place.count_done([entry.row for entry in entries]) if resume else 0
     columns = [] if table is None else table.column_names
     names = Names(frozenset((*columns, *(name for entry in entries for name in entry.row))))
     if names.suffix:
@@ -289,7 +159,7 @@ def predict(
     try:
         with place.open(resume) as file:
             cut = answer(resolved, Engine(model, tokenizer, resolved.limit), entries, fields, names, done, file)
-        formulas = place.finish(entries, table, safe_cells)
+        formulas = place.finish([entry.row for entry in entries], table, safe_cells)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}. What is in it stays.") from error
     if said := explain_cut_off({"n": len(entries) - done, "finish_reasons": {"length": cut}}):

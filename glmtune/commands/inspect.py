@@ -84,6 +84,8 @@ def run(
         raise UserError(f"task.name={task.name}: files are inspected for task.name=instructions only.")
     if output:
         check_output(output)
+    if page:
+        check_output(page, "--html")
     records, faults = read_files(files, recipe.data)
     held_out, more = read_files([task.held_out_file] if task.held_out_file else [], recipe.data)
     tokenizer, limit, refused = reader_of(recipe)

@@ -89,7 +89,7 @@ def list_files(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none, or a link in it leads out of it.
     """
-    check_folder(folder)
+    check_folder(folder, hidden=False)
     found = [
         file
         for file in sorted(folder.rglob("*"))

@@ -22,6 +22,7 @@ from glmtune.inference.engine import Engine
 from glmtune.messages import make_tool_call
 from glmtune.models import loading
 from glmtune.records import Fault, Question, read_examples, read_questions
+from glmtune.records import output as output_file
 from glmtune.records.files import rows as file_rows
 from glmtune.records.writing import read_given, write_arrow, write_rows
 from glmtune.runtime import UserError
@@ -258,7 +259,7 @@ def test_a_table_that_was_cut_off_goes_on(
     predict.run(run, str(file), str(whole))
     with monkeypatch.context() as patch:
         patch.setattr(prediction, "BATCHES_PER_WINDOW", 1)
-        patch.setattr(prediction, "write_rows", None)
+        patch.setattr(output_file, "write_rows", None)
         with pytest.raises(TypeError):
             predict.run(run, str(file), str(cut))
     partial = tmp_path / f".cut.{suffix}.unfinished" / "lines.jsonl"

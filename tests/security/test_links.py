@@ -278,7 +278,7 @@ def test_every_verb_refuses_records_with_a_link(
     assert sorted(written) == ["a.jsonl", "b.jsonl", "in.jsonl"]
 
 
-@pytest.mark.parametrize("entry", ["b.jsonl", "deep", "notes.txt", ".hidden"])
+@pytest.mark.parametrize("entry", ["b.jsonl", "deep", "notes.txt"])
 def test_records_beside_a_link(records: Path, outside: Path, refused: Refused, entry: str) -> None:
     (records / entry).symlink_to(outside)
     assert f"{records / entry}: is a link out of its folder" in refused("inspect", records)
@@ -293,6 +293,8 @@ def test_records_that_are_pipes(records: Path, refused: Refused) -> None:
 def test_a_file_that_is_named_may_be_a_link(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (records.parent / "named.jsonl").symlink_to(records / "a.jsonl")
     (records / "again.jsonl").symlink_to("a.jsonl")
+    (records / ".venv" / "bin").mkdir(parents=True)
+    (records / ".venv" / "bin" / "python").symlink_to("/usr/bin/python3")  # what is hidden is not read
     for target in ("named.jsonl", "records"):
         with pytest.raises(SystemExit) as done:
             cli.main(["inspect", str(records.parent / target)])

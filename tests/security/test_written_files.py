@@ -23,6 +23,7 @@ from glmtune.data.table import encode_records
 from glmtune.evaluation import metrics
 from glmtune.examples import Example
 from glmtune.execution import Run
+from glmtune.records import output as output_file
 from glmtune.runtime import UserError
 
 Refused = Callable[..., str]
@@ -116,7 +117,7 @@ def test_unfinished_lines_are_of_this_user_alone(
         (folder / "lines.jsonl").touch()
         assert "another user's" in refused(*asked(tiny_run, input, output))
     with monkeypatch.context() as patch:
-        patch.setattr(prediction, "write_rows", None)
+        patch.setattr(output_file, "write_rows", None)
         with pytest.raises(TypeError):
             predict.run(tiny_run, str(input), str(output), FEW)
     assert mode_of(folder) == 0o700 and [path.name for path in folder.iterdir()] == ["lines.jsonl"]
