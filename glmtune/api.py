@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from glmtune.config import Dtype
     from glmtune.evaluation.evaluator import Evaluation
     from glmtune.execution import Run
-    from glmtune.exports.provenance import Layout, Precision
+    from glmtune.exports.destination import Layout, Precision
     from glmtune.inference.conversation import Exchange
     from glmtune.messages import Prompt
     from glmtune.methods import Model

@@ -276,12 +276,13 @@ def prepare(model: ResolvedModel, folder: RunFolder, may_change: bool = True) ->
     Raises:
         UserError: faults in the model's files, the data, or the checkpoint that the run goes on from.
     """
-    from glmtune.training.checkpoints import check_resumable
-
     plan = Plan(model, folder)
-    check_resumable(folder.checkpoints)
     model.check()
-    _ = (plan.task.records("train"), plan.task.records("held_out"), plan.general)  # before torch is imported
+    _ = (plan.task.records("train"), plan.task.records("held_out"), plan.general)
+
+    from glmtune.training.checkpoints import check_resumable  # torch, which takes seconds
+
+    check_resumable(folder.checkpoints)
     check_release(model.base, plan.tokenizer, model.config)
     check_packages(model.recipe, model.config)
     check_model(model.recipe, model.config, plan.method)

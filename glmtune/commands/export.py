@@ -12,7 +12,7 @@ from glmtune.terminal import say
 from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
-    from glmtune.exports.provenance import Layout, Precision
+    from glmtune.exports.destination import Layout, Precision
     from glmtune.resolution import Target
     from glmtune.terminal.console import Console
 
@@ -98,12 +98,8 @@ def run(
     origin = resolve(target, overrides, trust)
     place = choose_destination(origin, to, output, overwrite)
 
-    from glmtune.exports.exporting import (  # torch, now that it is known
-        check_disk,
-        export_checked,
-        few_held_out,
-        refuse,
-    )
+    # They import torch, which is not needed to find out what is there.
+    from glmtune.exports.exporting import check_disk, export_checked, few_held_out, refuse
     from glmtune.exports.upload import upload
 
     refuse(origin, to, precision)

@@ -1,13 +1,18 @@
-"""Where an export goes."""
+"""What an export is, and where it goes. No torch here: what cannot be is told before it is imported."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from glmtune.exports.provenance import RECORD, Layout
 from glmtune.files import check_replaceable
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
+
+Layout = Literal["merged", "original", "gguf"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "q8_0"]
+RECORD = "glmtune.json"
+CARD = "README.md"
 
 
 def choose_destination(origin: ResolvedModel, to: Layout, output: str | None, overwrite: bool) -> Path:

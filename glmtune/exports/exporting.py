@@ -15,13 +15,13 @@ import torch
 from glmtune import adapters
 from glmtune.config import Dtype
 from glmtune.examples import Example
-from glmtune.exports.destination import besides
+from glmtune.exports.destination import CARD, RECORD, Layout, Precision, besides
 from glmtune.exports.gguf.file import GgufPrecision, write_gguf
 from glmtune.exports.gguf.source import check_config, load_library
 from glmtune.exports.gguf.tensors import round_numbers
 from glmtune.exports.merged import save_merged, unpack_and_merge
 from glmtune.exports.original import original_layout, save_original
-from glmtune.exports.provenance import CARD, RECORD, Layout, Precision, check_report, write_provenance
+from glmtune.exports.provenance import check_report, write_provenance
 from glmtune.exports.storage import compare_storage, describe_storage
 from glmtune.exports.verification import Answers, ask, compare, compare_answers
 from glmtune.files import replacing

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from glmtune.config import Recipe, differing, read_report
 from glmtune.exports.card import scores, write_card
+from glmtune.exports.destination import CARD, RECORD, Layout, Precision
 from glmtune.files import write_json
 from glmtune.messages import Prompt
 from glmtune.models.checkpoint import fingerprint
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
-
-Layout = Literal["merged", "original", "gguf"]
-Precision = Literal["auto", "float32", "bfloat16", "float16", "q8_0"]
-RECORD = "glmtune.json"
-CARD = "README.md"
 
 
 def write_provenance(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glmtune import network
-from glmtune.exports.provenance import CARD, RECORD
+from glmtune.exports.destination import CARD, RECORD
 from glmtune.runtime import UserError
 from glmtune.terminal import say
 

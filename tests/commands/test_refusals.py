@@ -45,7 +45,7 @@ REFUSED: dict[str, str] = {
     "train training.output_dir=taken": "training.output_dir: taken is not empty",
     "train --resume nope": "--resume nope: no run there",
     "train task.name=instructions task.file=nope.jsonl": "nope.jsonl: no such file",
-    "train task.name=instructions task.file=faulty.jsonl": "faulty.jsonl, line 2: not JSON: Expecting ',' delimiter",
+    "train task.name=instructions task.file=faulty.jsonl": "faulty.jsonl, line 2: not JSON: ",
     "train task.name=instructions task.file=fine.jsonl task.held_out_file=nope.jsonl": "nope.jsonl: no such file",
     "train evaluation.forgetting=true evaluation.general_file=nope.jsonl": "nope.jsonl: no such file",
     "chat runs/nope": "no run, adapter, checkpoint or recipe at runs/nope.",
