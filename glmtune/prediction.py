@@ -73,21 +73,23 @@ class Entry:
     fault: Fault | None = None
     tools: Sequence[dict[str, Any]] = ()
 
-    def with_answer(self, fields: Sequence[str], names: Names, exchange: Exchange, metrics: Mapping[str, float]) -> Row:
-        """Return the record as the output has it: with its answer, and what its task measures of that.
+    def with_answer(
+        self, fields: Sequence[str], names: Names, exchange: Exchange, told: Mapping[str, float | str | None]
+    ) -> Row:
+        """Return the record as the output has it: with its answer, and what its task tells of that.
 
         Args:
             fields: that every record gets, null where they hold nothing.
             names: what these are called.
             exchange: the answer.
-            metrics: by name.
+            told: of the answer, by name.
         """
         answer: Row = {"completion": exchange.text, "finish_reason": exchange.completion.finish_reason}
         if exchange.completion.finish_reason == "tool_calls":
             answer["completion_tool_calls"] = exchange.tool_calls
         if exchange.refusal is not None:
             answer["refusal"] = exchange.refusal
-        return self.with_added({**dict.fromkeys(fields), **metrics, **answer}, names)
+        return self.with_added({**dict.fromkeys(fields), **told, **answer}, names)
 
     def with_fault(self, fields: Sequence[str], names: Names) -> Row:
         """Return the record as the output has it if it cannot be asked."""
@@ -210,7 +212,7 @@ def fields_added(resolved: ResolvedModel, entries: Sequence[Entry], on_error: On
     asked = next((entry for entry in entries if not entry.fault), None)
     calls = ["completion_tool_calls", "refusal"] if task.tools or any(entry.tools for entry in entries) else []
     errors = ["error"] if on_error == "record" else []
-    return ["completion", "finish_reason", *calls, *errors, *(task.measure(asked.prompt, "") if asked else ())]
+    return ["completion", "finish_reason", *calls, *errors, *(task.tell(asked.prompt, "") if asked else ())]
 
 
 def answer(
@@ -242,8 +244,8 @@ def answer(
             ]
             for index, exchange in conversation.answer(questions):
                 entry = entries[asked[index]]
-                metrics = task.measure(entry.prompt, exchange.text, exchange.tool_calls)
-                waiting[asked[index]] = entry.with_answer(fields, names, exchange, metrics)
+                told = task.tell(entry.prompt, exchange.text, exchange.tool_calls)
+                waiting[asked[index]] = entry.with_answer(fields, names, exchange, told)
                 tokens += len(exchange.completion.token_ids)
                 cut += asked[index] >= done and exchange.completion.finish_reason == "length"
                 following = write_ready(file, waiting, following, done)

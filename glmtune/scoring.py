@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, WithJsonSchema
 
+from glmtune.arithmetic.checking import StepFault
 from glmtune.arithmetic.reading import NumberInText, equation_value, final_number, find_final_number, write_number
 from glmtune.registry import suggest
 
@@ -29,11 +30,13 @@ class Score:
             answer, or several.
         answer: the answer that was read off the completion.
         metrics: what else is measured of it, by name; a report has their means.
+        fault: what is first wrong with its working, where a task looks for it.
     """
 
     verdict: Verdict
     answer: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    fault: StepFault | None = None
 
     @property
     def correct(self) -> bool:

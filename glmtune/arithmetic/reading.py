@@ -39,7 +39,8 @@ _BESIDE = re.compile(
     re.IGNORECASE,
 )
 
-_WITHIN_WORD = re.compile(r"[A-Za-z][0-9]")  # 80less8
+_WORD_END = re.compile(r"(?<=[A-Za-z]{2})(?=-?\.?[0-9])")  # 80less8, gives-5: in a short answer, no names
+_IN_NAME = re.compile(r"[A-Za-z][0-9]")
 _UNKNOWN = re.compile(r"(?<![A-Za-z])[xX]\s{0,3}=")
 _EXPRESSION_GOES_ON = re.compile(r"\s*[-+*/^%().\[\]{}\d]|[xyzXYZ](?![A-Za-z])")
 _MIXED_FACTOR = re.compile(r"(?<![\d.])(\d{1,100})\((\d{1,100})/(\d{1,100})\)")
@@ -57,7 +58,8 @@ def read_answer(text: str) -> str | None:
     tail = normalize_answer(said).rpartition("=")[2].rpartition(DRAFT_MARK)[2].strip()
     if re.match(r"-[ \t]+[^-\s].*\Z", tail):  # an answer of one line is no list
         tail = f"-{tail[1:].lstrip()}"
-    if _WITHIN_WORD.search(tail):
+    tail = _WORD_END.sub(" ", tail)
+    if _IN_NAME.search(tail):
         return None
     written: set[str | None] = set()
     for number in islice(find_numbers(tail), _MOST_NUMBERS):

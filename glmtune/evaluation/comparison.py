@@ -39,6 +39,7 @@ def compare(task: Task, before: Evaluation, after: Evaluation) -> dict[str, Any]
             "right": right[index][:LONGEST],
             "before": said(before.scores[index], before.completions[index]),
             "after": said(scores[index], after.completions[index]),
+            **({"fault": str(fault)[:LONGEST]} if (fault := scores[index].fault) else {}),
         }
         for index, example in enumerate(examples)
     ]
@@ -80,6 +81,8 @@ def failure_of(right: str, score: Score, completion: str) -> str:
     """Return what is wrong with a wrong answer."""
     if not completion.strip():
         return "nothing was answered"
+    if score.fault is not None:
+        return f"{score.fault.kind} in the working"
     if score.verdict == "unparseable" or score.answer is None:
         return "no answer could be read"
     wanted, given = final_number(right), final_number(score.answer)

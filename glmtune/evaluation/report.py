@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, product
 from statistics import fmean
@@ -54,8 +55,9 @@ def summarize(
 
     Returns:
         `n`, `accuracy` (share of right values, 0 to 1) with `accuracy_ci95` [low, high], `verdicts` (counts), `metrics`
-        (means of what else the scores measure), `axes` and `by` of `break_down`, `rouge-1`, `rouge-2`, `rouge-l` and
-        `bleu-4` (0 to 100), the first `samples` and the first `failures`.
+        (means of what else the scores measure), `faults` (counts of workings by what is first wrong with them, if any
+        is), `axes` and `by` of `break_down`, `rouge-1`, `rouge-2`, `rouge-l` and `bleu-4` (0 to 100), the first
+        `samples` and the first `failures`.
 
     Raises:
         ValueError: the three lists differ in length.
@@ -67,6 +69,8 @@ def summarize(
     for score in scores:
         verdicts[score.verdict] += 1
     report: dict[str, Any] = {"format": 2, **share_of(scores), "verdicts": verdicts, "metrics": mean_metrics(scores)}
+    if faults := Counter(score.fault.kind for score in scores if score.fault is not None):
+        report["faults"] = dict(faults.most_common())
     report |= break_down(axes, examples, scores)
     if text_metrics:
         targets = [example.target for example in examples]
@@ -111,11 +115,14 @@ def comparison_table(before: Report | None, after: Report) -> Table:
     rows = [*places_along(reports, axis), None]
     columns = [*places_along(reports, across), None]
     metrics = "".join(f"; {name} {percent(value, 1)}" for name, value in after["metrics"].items())
+    faults = ", ".join(f"{kind} {count:,}" for kind, count in after.get("faults", {}).items())
     low, high = after["accuracy_ci95"]
     shares = f"all: {percent(after['accuracy'], 1)} right, 95% interval {low:.1%} to {high:.1%}{metrics}"
     table = Table(
         title="Right answers",
-        caption="\n".join(filter(None, (shares, explain_cut_off(after)))),
+        caption="\n".join(
+            filter(None, (shares, faults and f"first wrong in the working: {faults}", explain_cut_off(after)))
+        ),
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,
@@ -206,6 +213,7 @@ def _sample(example: Example, completion: str, score: Score) -> dict[str, Any]:
         "completion": completion,
         "answer": score.answer,
         "verdict": score.verdict,
+        **({"fault": str(score.fault)} if score.fault is not None else {}),
     }
 
 

@@ -97,6 +97,14 @@ class Task(ABC):
         """Return what can be measured of an answer without a target, by name; as `Score.metrics` has it."""
         return {}
 
+    def remarks(self, prompt: Prompt, completion: str) -> dict[str, str | None]:
+        """Return what can be said of an answer without a target, by name; None where there is nothing to say."""
+        return {}
+
+    def tell(self, prompt: Prompt, completion: str, calls: Sequence[ToolCall] = ()) -> dict[str, float | str | None]:
+        """Return what a prediction has beside an answer: what is measured, and what can be said of it."""
+        return {**self.measure(prompt, completion, calls), **self.remarks(prompt, completion)}
+
     def holds_out(self, prompt: Prompt) -> bool:
         """Whether the model is judged by this, so that it must not be learned from anywhere."""
         return False

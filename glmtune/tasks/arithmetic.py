@@ -15,16 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from glmtune.arithmetic.checking import StepFault, first_fault
 from glmtune.arithmetic.drawing import DrawingSettings, draw_problem
-from glmtune.arithmetic.expressions import (
-    UNDEFINED,
-    round_half_up,
-)
+from glmtune.arithmetic.expressions import UNDEFINED, is_number, round_half_up
 from glmtune.arithmetic.problems import Problem
 from glmtune.arithmetic.reading import read_answer
 from glmtune.arithmetic.solutions import Solution
+from glmtune.arithmetic.working import DRAFT_MARK
 from glmtune.config import NamedSettings
 from glmtune.examples import Example, Split, split_of
 from glmtune.messages import Message, Prompt, ToolCall, as_messages, make_tool_call, text_in
@@ -55,6 +54,8 @@ AXES = (
 )
 
 MOST_DRAWS = 100_000  # for one problem
+MOST_WORKED = 200  # characters of a foreign problem that is worked out to check an answer
+MOST_POWER = 10  # exponents in one, and of numbers with up to as many digits
 
 
 class ArithmeticSettings(DrawingSettings, NamedSettings):
@@ -86,6 +87,11 @@ class ArithmeticSettings(DrawingSettings, NamedSettings):
         description="with style=tool, answers without the calculator, or with another problem than was asked: counted, "
         "or refused",
     )
+    check_steps: bool = Field(
+        False,
+        description="with style=steps, find the first wrong step of each working and what is wrong with it: reports "
+        "group failures by it, predictions tell it (`first_fault`)",
+    )
     prompt_words: bool = Field(False, description="put one of eight pairs of Chinese words around the problem")
     exclude: str | None = Field(
         None,
@@ -93,6 +99,14 @@ class ArithmeticSettings(DrawingSettings, NamedSettings):
         "brackets, their shape and the order within a pure sum or product do not count",
     )
     held_out: float = Field(0.1, gt=0, lt=1, description="share of all problems kept out of training")
+
+    @field_validator("check_steps")
+    @classmethod
+    def _has_steps(cls, value: bool, info: ValidationInfo) -> bool:
+        style = info.data.get("style", "steps")
+        if value and style != "steps":
+            raise ValueError(f"there are no steps with task.style={style}; set task.style=steps, or leave it out")
+        return value
 
 
 class Arithmetic(Task):
@@ -249,7 +263,29 @@ class Arithmetic(Task):
         A foreign target without a number is compared as a text.
         """
         score = self.compare(example.target, completion)
-        return replace(score, metrics=self.measure(example.prompt, completion, calls))
+        fault = self.fault_in(example.prompt, completion, example.target)
+        return replace(score, metrics=self.measure(example.prompt, completion, calls), fault=fault)
+
+    def remarks(self, prompt: Prompt, completion: str) -> dict[str, str | None]:
+        """Return `first_fault`: the first wrong step of the working, and what is wrong with it; with check_steps."""
+        if not self.settings.check_steps:
+            return {}
+        fault = self.fault_in(prompt, completion)
+        return {"first_fault": None if fault is None else str(fault)}
+
+    def fault_in(self, prompt: Prompt, completion: str, target: str = "") -> StepFault | None:
+        """Find the first wrong step of a working, where steps are checked.
+
+        A target without a working is worked out from the prompt; None where that holds no problem, or a long one.
+        """
+        if not self.settings.check_steps:
+            return None
+        if DRAFT_MARK not in target:
+            problem = Problem.parse(question_in(prompt))
+            if problem is None or not is_short(problem):
+                return None
+            target = self.write_target(f"{problem.text}=", self.solve(problem))
+        return first_fault(target, completion)
 
     def compare(self, target: str, completion: str) -> Score:
         """Compare the values that two texts end with; with `round_all`, after rounding both."""
@@ -287,3 +323,13 @@ def question_in(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return next((str(turn["content"]) for turn in reversed(prompt) if turn["role"] == "user"), "")
+
+
+def is_short(problem: Problem) -> bool:
+    """Whether the working of any problem of its length is short enough to be written."""
+    exponents = [after for token, after in zip(problem.tokens, problem.tokens[1:], strict=False) if token == "^"]
+    if exponents and max(map(len, problem.numbers)) > MOST_POWER:
+        return False
+    return len(problem.text) <= MOST_WORKED and all(
+        is_number(exponent) and Fraction(exponent) <= MOST_POWER for exponent in exponents
+    )

@@ -67,4 +67,5 @@ class Wording(Arithmetic):
         found = _EQUALS.search(example.target)
         said = example.target[: found.end()] if found else ""  # its numbers are no answers
         bare = replace(example, target=example.target.removeprefix(said))
-        return super().score(bare, completion.strip().removeprefix(said).removeprefix(str(example.prompt)))
+        answer = completion.strip().removeprefix(said).removeprefix(str(example.prompt))
+        return super().score(bare, _EQUALS.sub("", answer, count=1) if _EQUALS.match(answer) else answer)

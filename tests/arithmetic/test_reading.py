@@ -175,6 +175,9 @@ def test_equations_as_they_are_written(text, wanted):
         ("3/4", None),
         ("五", None),
         ("80less8", None),
+        ("12得gives-41.12", None),
+        ("gives-41.12", "-41.12"),
+        ("is5", "5"),
         ("x1=5", "5"),
         ("1" * 1000, "1" * 1000),
         ("1" * 1001, None),
@@ -364,7 +367,10 @@ def test_long_texts_take_no_time(piece):
     text = piece * (200_000 // len(piece))
     final_number("1")  # compiles the table
     for read in (final_number, read_answer, equation_value):
-        started = time.process_time()
-        read(text)
-        assert time.process_time() - started < 0.25
+        taken = []
+        for _ in range(3):  # a collection of garbage may fall into one of them
+            started = time.process_time()
+            read(text)
+            taken.append(time.process_time() - started)
+        assert min(taken) < 0.15
     numbers_in(text)

@@ -469,6 +469,16 @@ def test_how_answers_ended(run: str, write_records: Any, tmp_path: Path) -> None
     assert "completion_2" in one and one["refusal_2"] is None
 
 
+def test_the_first_wrong_step_is_a_column(run: str, write_records: Any, tmp_path: Path) -> None:
+    file, output = write_records(*({"prompt": text} for text in ("19+23=", "3"))), tmp_path / "out.jsonl"
+    predict.run(
+        run, str(file), str(output), ["task.style=steps", "task.check_steps=true", "generation.max_new_tokens=1"]
+    )
+    first, second = read(output)
+    assert " in the problem, sign " in first["first_fault"] or " in step 1, sign " in first["first_fault"]
+    assert second["first_fault"] is None  # no problem
+
+
 def test_tools_of_a_record_are_offered_and_calls_are_written(run: str, write_records: Any, tmp_path: Path) -> None:
     """Calls that nobody here answers are the answer; a field of the record that is called so stays."""
     tool = {"type": "function", "function": {"name": "calculate", "description": "", "parameters": {}}}
