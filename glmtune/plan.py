@@ -85,12 +85,15 @@ class Plan:
         """Questions by which forgetting is measured; none where it is not.
 
         Raises:
-            UserError: the file of them cannot be read.
+            UserError: the file of them cannot be read, or the template does not take one.
         """
+        from glmtune.data.acceptance import accepted
         from glmtune.evaluation.general import read_general
 
         settings = self.model.recipe.evaluation
-        return read_general(settings.general_file) if settings.forgetting else []
+        if not settings.forgetting:
+            return []
+        return accepted(read_general(settings.general_file), self.tokenizer, self.model.recipe.data)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -100,7 +101,12 @@ class Chat:
         if exchange.refusal is not None:
             yield f"\nrefused: {exchange.refusal}\n"
         if self.keep_history:
-            self.messages = [*asked, *exchange.messages]
+            # What was thought before is dropped by the templates of models that think.
+            said = [
+                {name: value for name, value in turn.items() if name != "reasoning_content"}
+                for turn in exchange.messages
+            ]
+            self.messages = [*asked, *said]
 
 
 def run(
@@ -123,6 +129,8 @@ def run(
     if question is not None:
         answer(chat, question)
         return
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are a question that is refused, not an end
+        sys.stdin.reconfigure(errors="surrogateescape")
     typing = sys.stdin.isatty()
     if typing:
         say(GREETING, error=True)

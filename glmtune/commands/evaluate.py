@@ -131,6 +131,7 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
     recipe, task = resolved.recipe, resolved.task
     examples = task.records("held_out") or [] if data is None else read_records(task, data)
 
+    from glmtune.data.acceptance import accepted
     from glmtune.data.control_tokens import plain_ids
     from glmtune.inference.selection import (
         HeldOut,
@@ -144,6 +145,7 @@ def select_examples(resolved: ResolvedModel, data: str | None) -> tuple[Recipe, 
     if data is None:
         recipe = fit_max_new_tokens(recipe, task, tokenizer, limit)
         return recipe, select_held_out(recipe, task, tokenizer, limit)
+    examples = accepted(examples, tokenizer, recipe.data)
     recipe = fit_max_new_tokens_to(recipe, examples, tokenizer, limit)
     longest = recipe.generation.longest
     if cut := sum(len(plain_ids(tokenizer, example.target)) >= longest for example in examples):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from glmtune.terminal.console import Console
     from glmtune.trust import UntrustedError
 
-LEARNED, CONTROL = "black on green", "dim"  # how tokens look
+NANO = "nano"  # the default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,8 +139,11 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from glmtune.inspection.summary import count_rows, length_rows, mark_breaks, remarks, where
+    from glmtune.commands._tokens import explain_marks, mark_tokens
+    from glmtune.inspection.summary import count_rows, length_rows, remarks, where
 
+    if report["model"] == NANO:
+        console.print(f"Tokens and template are those of {NANO}; --model NAME takes another's.", highlight=False)
     counts = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
     for row in count_rows(report):
         counts.add_row(*row)
@@ -154,9 +157,6 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     for line in remarks(report):
         console.print(line, highlight=False, soft_wrap=True)
     for example in report["examples"]:
-        title = Text.assemble("\n", (where(example), "bold"), ", learned is what is coloured:")
+        title = Text.assemble("\n", (where(example), "bold"), f", {explain_marks(console)}:")
         console.print(title, soft_wrap=True)
-        text = Text()
-        for piece, learned, control in example["tokens"]:
-            text.append(mark_breaks(piece), LEARNED if learned else CONTROL if control else "")
-        console.print(text, soft_wrap=True)
+        console.print(mark_tokens(example["tokens"], console), soft_wrap=True)

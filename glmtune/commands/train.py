@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from glmtune.config import Recipe
     from glmtune.evaluation.evaluator import Evaluation
     from glmtune.execution import Run
+    from glmtune.plan import Plan
     from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
     from glmtune.tasks import Task
     from glmtune.terminal.console import Console
+
+MOST_TOKENS = 400  # of the example that is shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +102,30 @@ def carry_out(model: ResolvedModel, folder: RunFolder, console: Console, may_cha
 
     from glmtune.execution import execute
 
+    show_example(plan, console)
     return execute(plan, console)
+
+
+def show_example(plan: Plan, console: Console) -> None:
+    """Print the first example as the loss sees it: its tokens, and which of them are learned."""
+    from glmtune.commands._tokens import explain_marks, mark_tokens
+    from glmtune.data import EncodedDataset
+    from glmtune.data.encoding import IGNORED
+    from glmtune.data.showing import shown_tokens
+
+    dataset = plan.dataset
+    if not isinstance(dataset, EncodedDataset):  # of an objective of the user's own
+        return
+    encoding = dataset[0]
+    count = len(encoding["labels"])
+    learned = count - encoding["labels"].count(IGNORED)
+    console.print(
+        f"What the loss sees of {dataset.name([0])}: {count:,} tokens, {learned:,} of them learned; "
+        f"{explain_marks(console)}:",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(mark_tokens(shown_tokens(plan.tokenizer, encoding, MOST_TOKENS), console), soft_wrap=True)
 
 
 def read_resumed(

@@ -9,6 +9,7 @@ from itertools import islice
 
 from glmtune.config import ENDLESS_STEPS, DataSettings, Recipe
 from glmtune.data import DrawnExamples, EncodedDataset, EncodedDraws
+from glmtune.data.acceptance import accepted
 from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import Encoding
 from glmtune.data.table import encode_records
@@ -120,6 +121,8 @@ def encoded(examples: Sequence[Example], encoder: Encoder, settings: DataSetting
         UserError: records are too long; or a rule for these is set where there are none.
     """
     if not isinstance(examples, DrawnExamples):
+        if settings.on_error == "skip":  # else all that is wrong is told when they are encoded
+            examples = accepted(examples, encoder.tokenizer, settings)
         return encode_records(examples, encoder, settings, name)
     if settings.too_long != "stop":
         raise UserError(

@@ -13,11 +13,13 @@ from tqdm import tqdm
 
 from glmtune.config import DataSettings
 from glmtune.data import EncodedDataset, encode
+from glmtune.data.acceptance import refused as refused_as_fault
 from glmtune.data.cache import ROWS, Rows, key_of, load_cached
 from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import Encoding
 from glmtune.data.pieces import can_train_on_all_turns
 from glmtune.examples import Example, Source
+from glmtune.records import Fault, explain
 from glmtune.records.leaks import plain_text
 from glmtune.runtime import UserError
 
@@ -109,13 +111,18 @@ def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSetting
     """Yield records as rows, as they are encoded.
 
     Raises:
-        UserError: some are too long; all of them are told.
+        UserError: the template does not take some, or some are too long; all of them are told.
     """
+    faults: list[Fault] = []
     encodings: list[Encoding] = []
     cut: list[bool] = []
     refused: list[str] = []
     for index, example in enumerate(tqdm(examples, "encoding", unit="record", disable=len(examples) < ROWS)):
-        encoding: Encoding | None = encode(encoder, example, index)
+        try:
+            encoding: Encoding | None = encode(encoder, example, index)
+        except UserError as error:
+            faults.append(refused_as_fault(example, error))
+            continue
         fits = encoding is not None and encoder.fits(encoding)
         if encoding is not None and not fits:
             told = encoder.too_long(encoding)
@@ -124,13 +131,15 @@ def rows_of(examples: Sequence[Example], encoder: Encoder, settings: DataSetting
                 refused.append(
                     f"{example.source or f'number {index + 1}'} {told}: {plain_text(example.question)[:60]!r}"
                 )
-        if encoding is None or refused:
+        if encoding is None or refused or faults:
             continue
         encodings.append(encoding)
         cut.append(not fits)
         if len(encodings) == ROWS:
             yield Rows.of(encodings, cut)
             encodings, cut = [], []
+    if faults:
+        raise UserError(explain(faults))
     if refused:
         raise UserError(all_too_long(refused, settings, f"{name}: {len(refused):,} of {len(examples):,} records"))
     if encodings:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import SHORT_ANSWER, Recipe
 from glmtune.data import DrawnExamples, check_question, examples_of
+from glmtune.data.acceptance import accepted
 from glmtune.data.control_tokens import plain_ids
 from glmtune.data.encoding import IGNORED, encode_example
 from glmtune.examples import Example
@@ -48,7 +49,7 @@ def fit_max_new_tokens(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenize
     """
     if recipe.generation.max_new_tokens is not None:
         return recipe
-    asked = [example for during in (False, True) for example in choose_held_out(recipe, task, during)]
+    asked = [example for during in (False, True) for example in choose_held_out(recipe, task, during, tokenizer)]
     calls = examples_of(task, "train", recipe.evaluation.num_examples, recipe.seed) if task.tools else []
     return fit_max_new_tokens_to(recipe, asked, tokenizer, limit, calls[: recipe.evaluation.num_examples])
 
@@ -84,23 +85,37 @@ def fit_max_new_tokens_to(
     return recipe.model_copy(update={"generation": generation})
 
 
-def choose_held_out(recipe: Recipe, task: Task, during: bool) -> Sequence[Example]:
-    """Return the held-out examples that are asked, were none of them too long."""
-    examples, part = find_candidates(recipe, task, during)
+def choose_held_out(
+    recipe: Recipe, task: Task, during: bool, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Sequence[Example]:
+    """Return the held-out examples that are asked, were none of them too long.
+
+    Args:
+        recipe, task, during: as `select_held_out` takes them.
+        tokenizer: with the template, where it is asked by one.
+    """
+    examples, part = find_candidates(recipe, task, during, tokenizer)
     return examples[part]
 
 
-def find_candidates(recipe: Recipe, task: Task, during: bool) -> tuple[Sequence[Example], slice]:
+def find_candidates(
+    recipe: Recipe, task: Task, during: bool, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[Sequence[Example], slice]:
     """Return examples that may be asked, and which of them are.
+
+    Those that the template does not take are left out where `data.on_error` says so.
 
     Those asked during a training are others than those before and after it: a task draws them by another seed. Of
     records, the last are asked during it and the first before and after, so that they overlap only where there are few.
     """
     settings, seed = recipe.evaluation, recipe.seed
+    count, part = settings.num_examples, slice(settings.num_examples)
     if during:
-        count = settings.num_examples_during
-        return examples_of(task, "held_out", count, seed + 1), slice(-count, None)
-    return examples_of(task, "held_out", settings.num_examples, seed), slice(settings.num_examples)
+        count, part, seed = settings.num_examples_during, slice(-settings.num_examples_during, None), seed + 1
+    examples = examples_of(task, "held_out", count, seed)
+    if tokenizer is not None and recipe.data.on_error == "skip":
+        examples = accepted(examples, tokenizer, recipe.data)
+    return examples, part
 
 
 def select_held_out(
@@ -126,7 +141,7 @@ def select_held_out(
     Raises:
         UserError: one is too long; says which and how long it is. Or none is left.
     """
-    examples, part = find_candidates(recipe, task, during)
+    examples, part = find_candidates(recipe, task, during, tokenizer)
     is_drawn, room = isinstance(examples, DrawnExamples), recipe.generation.longest
     if recipe.data.too_long == "stop" or is_drawn:
         examples = examples[part]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from glmtune.data.control_tokens import collect_control_tokens
 from glmtune.data.encoder import Encoder
-from glmtune.data.encoding import IGNORED, Encoding
+from glmtune.data.encoding import Encoding
+from glmtune.data.showing import shown_tokens
 from glmtune.data.texts import EncodedTexts
 from glmtune.examples import Example, Source
 
@@ -41,29 +38,5 @@ def pick_places(count: int) -> list[int]:
 
 def render_record(encoder: Encoder, record: Example) -> dict[str, Any]:
     """Return a record as the model reads it: `[text, learned, control]` of each token; long ones lose their middle."""
-    encoding = encode_record(encoder, record)
-    tokens = [list(token) for token in tokens_of(encoder.tokenizer, encoding)]
-    left_out = len(tokens) - MOST_TOKENS
-    if left_out > 0:
-        half = MOST_TOKENS // 2
-        tokens = [*tokens[:half], [f" [... {left_out} tokens ...] ", False, True], *tokens[-half:]]
-    return {**place_of(record), "tokens": tokens}
-
-
-def tokens_of(tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> Iterator[tuple[str, bool, bool]]:
-    """(text, learned, control) of each token, or of several that are one character together."""
-    controls = collect_control_tokens(tokenizer).tokens
-    ids, labels = encoding["input_ids"], encoding["labels"]
-    start, before = 0, ""  # a run of tokens between control tokens, and its text so far
-    for place, token in enumerate(ids):
-        name, learned = str(tokenizer.convert_ids_to_tokens(token)), labels[place] != IGNORED
-        if name in controls:
-            yield name, learned, True
-            start, before = place + 1, ""
-            continue
-        text = str(tokenizer.decode(ids[start : place + 1]))
-        following = place + 1 < len(ids) and (labels[place + 1] != IGNORED) == learned
-        if text.endswith("\ufffd") and following:
-            continue  # the rest of the character is still to come
-        yield (text[len(before) :] if text.startswith(before) else name), learned, False
-        before = text
+    tokens = shown_tokens(encoder.tokenizer, encode_record(encoder, record), MOST_TOKENS)
+    return {**place_of(record), "tokens": [list(token) for token in tokens]}

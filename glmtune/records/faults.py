@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.files import replacing
+from glmtune.runtime import read_json_lines
 from glmtune.terminal import to_json
 
 SKIPPED = ".skipped.jsonl"
@@ -66,7 +67,7 @@ def explain(faults: Sequence[Fault], otherwise: str = "leave what is faulty out 
 
     Where every fault is one of a whole file, there is nothing else.
     """
-    remedy = f", or {otherwise}" if any(fault.is_of_one_record for fault in faults) else ""
+    remedy = f", or {otherwise}" if otherwise and any(fault.is_of_one_record for fault in faults) else ""
     if len(faults) == 1:
         return f"{faults[0]}\nMend it{remedy}." if remedy else str(faults[0])
     files = len({fault.file for fault in faults})
@@ -80,10 +81,27 @@ def explain(faults: Sequence[Fault], otherwise: str = "leave what is faulty out 
 
 def write_skipped(source: str, faults: Iterable[Fault]) -> Path:
     """Write what was left out, with the reasons, beside what it was left out of; return the file."""
+    return _write(source, [{**fault.as_dict(), "record": fault.record} for fault in faults])
+
+
+def add_skipped(source: str, faults: Iterable[Fault]) -> Path:
+    """Write what was left out later, too, behind what `write_skipped` wrote; each line is there once."""
+    place = skipped_of(source)
+    before = [record for _, record in read_json_lines(place)] if place.is_file() else []
+    new = [{**fault.as_dict(), "record": fault.record} for fault in faults]
+    again = {(entry["file"], entry["line"]) for entry in new}
+    return _write(source, [entry for entry in before if (entry.get("file"), entry.get("line")) not in again] + new)
+
+
+def skipped_of(source: str) -> Path:
+    """Return where what was left out of a file, a folder or a data set of the hub is written."""
     path = Path(source)
-    place = path.with_name(path.name + SKIPPED) if path.exists() else Path(source.replace("/", "-") + SKIPPED)
+    return path.with_name(path.name + SKIPPED) if path.exists() else Path(source.replace("/", "-") + SKIPPED)
+
+
+def _write(source: str, entries: Iterable[dict[str, Any]]) -> Path:
+    place = skipped_of(source)
     with replacing(place) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for fault in faults:
-            entry = {**fault.as_dict(), "record": fault.record}
+        for entry in entries:
             file.write(to_json(entry, default=str) + "\n")
     return place

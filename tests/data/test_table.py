@@ -62,7 +62,7 @@ def test_what_is_not_learned_is_said(chatglm: Any) -> None:
         (Example("", "", text="x"), "'text'.*pretrain"),
         (Example("q", "a", images=["x"]), "'images'"),
     ):
-        with pytest.raises(UserError, match=rf"line 2 of mine\.jsonl: {field}"):
+        with pytest.raises(UserError, match=rf"mine\.jsonl, line 2: {field}"):
             encode([*examples(1), example], chatglm)
     found = encode([Example("q", "a", rejected="b"), Example("q", "a")], chatglm)
     assert found[0]["labels"] == found[1]["labels"]
@@ -83,7 +83,7 @@ def test_what_the_template_refuses_names_the_record(chatglm: Any) -> None:
     tokenizer = copy.deepcopy(chatglm)
     tokenizer.chat_template = "{{ raise_exception('no') if messages[0].role == 'system' }}" + tokenizer.chat_template
     with pytest.raises(
-        UserError, match=r"line 2 of mine\.jsonl: The model's chat template does not take this conversation: no\."
+        UserError, match=r"mine\.jsonl, line 2: The model's chat template does not take this conversation: no\."
     ):
         encode([*examples(1), Example([{"role": "system", "content": "s"}, *as_messages("1")], "2")], tokenizer)
 

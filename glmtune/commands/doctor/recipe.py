@@ -21,6 +21,8 @@ from glmtune.trust import UntrustedError
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 SHOWN = 80  # characters of a text
+DEFAULT_MODEL = "nano"
+TOLD = 3  # records that are told one by one
 CHECKED = 200  # examples of each split that are scored
 
 
@@ -42,8 +44,21 @@ def code_checks(refused: UntrustedError | None) -> list[Check]:
 
 
 def records(file: str) -> Finding:
-    """Read a file of records."""
-    return "ok", f"{file}: {len(read_examples(file)):,} records", ""
+    """Read a file of records, and see whether the template of the default model takes the first of them."""
+    from glmtune.data.acceptance import refusal_of
+    from glmtune.resolution import resolve
+
+    found = read_examples(file)
+    asked = [example for example in found if example.text is None][:CHECKED]
+    tokenizer = resolve(DEFAULT_MODEL).tokenizer
+    refused = [fault for example in asked if (fault := refusal_of(tokenizer, example)) is not None]
+    counted = f"{file}: {len(found):,} records"
+    if refused:
+        told = "; ".join(str(fault).rstrip(".") for fault in refused[:TOLD])
+        more = f"; and {len(refused) - TOLD} more" if len(refused) > TOLD else ""
+        finding = f"{counted}; of the first {len(asked)}, {len(refused)} are refused by {DEFAULT_MODEL}: {told}{more}"
+        return "failure", finding, "Name the model that is to learn them (model.path=NAME), or set data.on_error=skip."
+    return "ok", f"{counted}; {DEFAULT_MODEL} takes the first {len(asked)}", ""
 
 
 def data(plan: Plan) -> Finding:
