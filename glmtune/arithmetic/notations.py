@@ -23,6 +23,7 @@ from glmtune.arithmetic.numerals import (
     chinese_value,
     decimal_value,
     english_value,
+    is_part,
     power,
 )
 
@@ -90,21 +91,17 @@ def _mixed(found: Match) -> Value:
     return Fraction(found[1].replace(",", "")) + Fraction(int(found[2]), int(found[3]))
 
 
-def _is_mixed(found: Match) -> bool:
-    return int(found[2]) < int(found[3])
-
-
 def _part_of(found: Match) -> Value:
     """`3又4分之1`: the denominator stands first; a unit alone is one as well: `百分之五`."""
     whole, below, above = (_number(part) if part else None for part in found.groups())
-    if found[2] in CHINESE_UNITS:
-        below = Fraction(CHINESE_UNITS[found[2]])
     share = _quotient(above, below)
     return share if found[1] is None else _sum(whole, share)
 
 
 def _number(text: str) -> Value:
-    return decimal_value(text) if text[0] in ".0123456789" else chinese_value(text)
+    if text in CHINESE_UNITS:  # 百分之百
+        return Fraction(CHINESE_UNITS[text])
+    return decimal_value(text) if text[-1] in "0123456789" else chinese_value(text)
 
 
 def _recurring(found: Match) -> Value:
@@ -119,7 +116,7 @@ def _no_number(found: Match) -> Value:
     return None
 
 
-_SHARE = rf"(?:[0-9]+(?:\.[0-9]+)?|{_NUMERAL})"
+_SHARE = rf"(?:[0-9]+(?:\.[0-9]+)?[千万亿]?|{_NUMERAL}(?:点[{''.join(CHINESE_DIGITS)}]{{1,40}})?)"
 _PARTS = rf"(?:({_SHARE}) ?又 ?)?({_SHARE}) ?分之 ?({_SHARE})"
 
 # Of two notations that a text may be, the first is read.
@@ -131,14 +128,14 @@ NOTATIONS = (
         _no_number,
         {"2024年1月2日": None},
     ),
-    Notation("part of", _PARTS, _part_of, {"3分之1": "1/3", "百分之20": "0.2", "2又3分之1": "7/3"}),
+    Notation("part of", _PARTS, _part_of, {"3分之1": "1/3", "10万分之3": "0.00003", "2又3分之1": "7/3"}),
     Notation(
         "mixed number",
         r"([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,100})(?: ?\( ?| | ?又 ?)([0-9]{1,100}) ?/ ?([0-9]{1,100})"
         r"(?!\.?[0-9])\)?",
         _mixed,
         {"1 3/4": "1.75", "1½": "1.5", "1(3/4)": "1.75", "4又1/2": "4.5", r"2\frac{3}{4}": "2.75"},
-        is_it=_is_mixed,
+        is_it=lambda found: int(found[2]) < int(found[3]),
     ),
     Notation(
         "fraction in brackets",  # Math23K's
@@ -210,10 +207,17 @@ NOTATIONS = (
         is_decimal=True,
     ),
     Notation(
+        "millions of money",
+        rf"(?<=[$¥€£])({_DECIMAL})(?:(M|mn)|(?:B|bn))(?![0-9A-Za-z])",
+        lambda found: _times(decimal_value(found[1]), Fraction(10**6 if found[2] else 10**9)),
+        {"$1.2M": "1200000", "€3bn": "3000000000"},
+        is_decimal=True,
+    ),
+    Notation(
         "and a half",
-        rf"({_DECIMAL})[个倍天年]半",
+        rf"({_DECIMAL})(?:[个倍天年]半| and (?:a|one)[- ]half\b)",
         lambda found: _sum(decimal_value(found[1]), Fraction(1, 2)),
-        {"3个半": "3.5"},
+        {"3个半": "3.5", "2 and a half": "2.5"},
     ),
     Notation(
         "decimal",
@@ -238,7 +242,7 @@ NOTATIONS = (
         "part of, in words",
         _PARTS,
         _part_of,
-        {"三分之二": "2/3", "百分之五": "0.05", "三又四分之一": "3.25"},
+        {"三分之二": "2/3", "百分之十二点五": "0.125", "百分之20": "0.2", "三又四分之一": "3.25"},
         begins="chinese",
     ),
     Notation(
@@ -268,9 +272,9 @@ NOTATIONS = (
     ),
     Notation(
         "one Chinese numeral",
-        rf"(?:[{''.join(CHINESE_DIGITS)}十廿卅]|半)(?![{CHINESE}]){_MEASURE}",
-        lambda found: Fraction(1, 2) if found[0][0] == "半" else chinese_value(found[0][0]),
-        {"五": "5", "五个。": "5", "半": "0.5"},
+        rf"(?:[{''.join(CHINESE_DIGITS)}十廿卅]|一?半)(?![{CHINESE}半]){_MEASURE}",
+        lambda found: Fraction(1, 2) if "半" in found[0] else chinese_value(found[0][0]),
+        {"五": "5", "五个。": "5", "一半": "0.5"},
         begins="chinese",
         is_small=True,
     ),
@@ -280,7 +284,7 @@ NOTATIONS = (
         lambda found: english_value(found[0]),
         {"five hundred and twelve": "512", "twenty-one": "21", "two million": "2000000"},
         begins="english",
-        is_it=lambda found: english_value(found[0]) is not None,
+        is_it=lambda found: english_value(found[0]) is not None and not is_part(found.string, found.end()),
     ),
     Notation(
         "one English numeral",
@@ -288,6 +292,7 @@ NOTATIONS = (
         lambda found: english_value(found[0]),
         {"five": "5", "Twenty apples.": "20"},
         begins="english",
+        is_it=lambda found: not is_part(found.string, found.end()),
         is_small=True,
     ),
 )

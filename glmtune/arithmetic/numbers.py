@@ -27,17 +27,18 @@ _OPERATOR_AFTER = re.compile(
     r"[)\]}]{0,3}[ \t]{0,3}(?:(?:\*\*|--|[-+*/^xX])[ \t]{0,3}(?:[-$]?\.?\d|[(\[{]{1,3}(?![^\W\d_]{2}))"
     r"|[-+*/^][ \t]{0,3}[b-zB-HJ-Z](?![^\W_])|:\d| : \d|,\d"
     r"|(?:plus|minus|times|divided by) [-\d(]|(?:加上?|减去?|乘以?|除以)[\d负])"
-    r"|[xyzXYZ](?![A-Za-z])|\s?(?:\\pi|π|\\sqrt|√)"
+    r"|(?:[aeinqrxyz]|[XYZ])(?![A-Za-z])|\s?(?:\\pi|π|\\sqrt|√)"
+    r"|\s?(?:[万亿]|分之|(?:thousand|[mbtr]{1,2}illion)\b)"  # of what is no decimal: 1/2 million
 )
 # Before one.
 _OPERATOR_BEFORE = re.compile(
     rf"(?:[\d)\]}}%][ \t]{{0,3}}(?:\*\*|[-+*/^xX])[ \t]{{0,3}}|\d : )[-(\[{{{CURRENCIES}]{{0,3}}[ \t]?$"
     r"|(?:\d:|\d,|[A-Za-z]-|±|±\s|[\d)%]\s?(?:plus|minus|times|divided by|加上?|减去?|乘以?|除以)\s?)$"
-    r"|(?:√|\\sqrt(?:\[\d\])?)\s?[({]?$"
+    r"|(?:√|\\sqrt(?:\[\d\])?)\s?[({]?$|(?<![A-Za-z\\])[a-z] ?[-+*/^] ?$"  # x+5
 )
 _OPERATOR_ENDS = f"*-+/^xX:([{{{CURRENCIES},±√]tsy加上减去乘以除"  # the last signs of what it finds
 _OPERATOR_LENGTH = 20
-_SIGN_WORD = re.compile(r"(?:负的?|零下|\b(?:minus|negative))\s?$", re.IGNORECASE)
+_SIGN_WORD = re.compile(r"(?:负的?|零下|\b(?:minus|negative))$", re.IGNORECASE)
 _SAID = re.compile(r"(?:\b(?:is|are|was|be|equals?|gives?|gets?)|是|为|得|等于)[ \t]{0,3}$", re.IGNORECASE)
 _LABEL_BEFORE = re.compile(r"\b(?:step|part|question|problem|case|figure|equation|example)\s?$|第\s?$", re.IGNORECASE)
 _LABEL_LENGTH = 10
@@ -119,16 +120,15 @@ class NumberInText:
     @property
     def is_negative(self) -> bool:
         """Whether a sign stands before it, and neither an operator (`5-3`), a dash (`--3`) nor a bullet (`- 3`)."""
-        before = self._before.rstrip(CURRENCIES)
-        word = _SIGN_WORD.search(before)
+        dashed = self._before.rstrip(f" \t([{{{CURRENCIES}")
+        word = _SIGN_WORD.search(dashed)
         if word is not None:
-            left = before[: word.start()].rstrip()
+            left = dashed[: word.start()].rstrip()
             return not (word[0][0] in "mM" and left and left[-1] in "0123456789)]}%")
-        dashed = before.rstrip(" \t")
-        if not dashed.endswith("-") or dashed.endswith("--"):
+        if not dashed.endswith("-") or dashed[:-1].rstrip("([{ ").endswith("-"):
             return False
         left = dashed[:-1].rstrip(" \t>")
-        is_apart = dashed != before
+        is_apart = self._before[len(dashed) :].startswith((" ", "\t"))
         if not left or left[-1] == "\n":
             return not is_apart
         if left[-1] in "0123456789)]}%":

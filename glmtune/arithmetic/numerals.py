@@ -29,6 +29,9 @@ eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"""
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 ENGLISH_UNITS = {word: value for value, word in enumerate(_UNITS.split())}
 ENGLISH_TENS = {word: 10 * value for value, word in enumerate(_TENS.split(), 2)}
+_ENGLISH_PART = re.compile(
+    r"(?: and (?:a|one))?[- ](?:hal(?:f|ves)|quarters?|thirds?|[a-z]+ths?|dozens?)\b| point\b", re.IGNORECASE
+)
 ENGLISH_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
@@ -153,3 +156,8 @@ def english_value(text: str) -> Fraction | None:
             total, section = total + section * scale, 0
         last = word
     return Fraction(total + section) if words else None
+
+
+def is_part(text: str, place: int) -> bool:
+    """Whether English words go on to a part of a number there: `two thirds`, `five and a half`, `five point two`."""
+    return _ENGLISH_PART.match(text, place) is not None
