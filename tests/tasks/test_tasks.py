@@ -32,6 +32,7 @@ OWN_TASK = textwrap.dedent(
     from glmtune.messages import ToolCall
     from glmtune.scoring import Score
     from glmtune.tasks import Axis, Task, up_to
+from glmtune.trust import Trust
 
 
     @dataclass(frozen=True)
@@ -74,14 +75,14 @@ def own_task(tmp_path: Path) -> Path:
 
 def test_own_task_in_a_recipe(own_task: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(f"task:\n  name: {own_task}\n  length: 7\n")
-    recipe = load_recipe(tmp_path / "recipe.yaml", ["task.case=upper"])
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["task.case=upper"], Trust(everything=True))
     made: Task = registry.find("glmtune.tasks", recipe.task.name)(recipe.task, recipe.data)
     example = made.sample(random.Random(0))
     assert len(example.prompt) == 7 and example.prompt.isupper() and example.target == example.prompt[::-1]
     assert made.score(example, example.target).correct
     assert made.records("train") is None and made.describe(example.prompt, example.target) == {}
     (tmp_path / "again.yaml").write_text(to_yaml(recipe))
-    assert to_yaml(load_recipe(tmp_path / "again.yaml")) == to_yaml(recipe)
+    assert to_yaml(load_recipe(tmp_path / "again.yaml", trust=Trust(everything=True))) == to_yaml(recipe)
 
 
 def test_own_task_has_its_own_report(own_task: Path) -> None:
