@@ -61,9 +61,9 @@ def as_csv(records: list[dict[str, Any]], delimiter: str = ",") -> str:
         ("a.jsonl", "\ufeff" + lines(*ROWS)),
         ("a.jsonl", lines(*ROWS).replace("\n", "\r\n")),
         ("a.jsonl", lines(*ROWS).replace("\n", "\r")),
-        ("a.jsonl.gz", gzip.compress(lines(*ROWS).encode())),
-        ("a.csv.gz", gzip.compress(as_csv(ROWS).encode())),
-        ("A.JSON.GZ", gzip.compress(json.dumps(ROWS).encode())),
+        ("a.jsonl.gz", gzip.compress(lines(*ROWS).encode(), mtime=0)),
+        ("a.csv.gz", gzip.compress(as_csv(ROWS).encode(), mtime=0)),
+        ("A.JSON.GZ", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
         ("a.json", json.dumps(ROWS, indent=1).replace("\n", "\r")),
         ("a.csv", as_csv(ROWS).replace("\r\n", "\r")),
         ("a.csv", as_csv(ROWS) + "\r\n\r\n"),  # empty lines at the end
@@ -130,7 +130,7 @@ def test_names_that_only_seem_to_differ(tmp_path: Path) -> None:
 
 
 def test_packed_files_in_folders_are_read_or_told(tmp_path: Path) -> None:
-    write(tmp_path / "a.jsonl.gz", gzip.compress(lines(*ROWS).encode()))
+    write(tmp_path / "a.jsonl.gz", gzip.compress(lines(*ROWS).encode(), mtime=0))
     assert rows_in(str(tmp_path)) == ROWS
     write(tmp_path / "b.jsonl.zst", b"(\xb5/\xfd rest")
     assert [message for _, message in faults_of(str(tmp_path))] == ["packed with zstd. Unpack it with unzstd."]
@@ -197,7 +197,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("a.jsonl", lines(ROWS[0]).encode("utf-16"), None, r"UTF-16 text\. Set data\.encoding=utf-16"),
         ("a.jsonl", b"PK\x03\x04 rest", None, "Excel"),
         ("a.jsonl", b"\x1f\x8b rest", None, "packed with gzip, and damaged"),
-        ("a.jsonl.gz", gzip.compress(lines(*ROWS).encode())[:-12], None, "packed with gzip, and damaged"),
+        ("a.jsonl.gz", gzip.compress(lines(*ROWS).encode(), mtime=0)[:-12], None, "packed with gzip, and damaged"),
         ("a.jsonl.zst", b"(\xb5/\xfd rest", None, "unzstd"),
         ("a.csv.bz2", b"BZh rest", None, "bunzip2"),
         ("a.csv", b"ARROW1 rest", None, r"Name it \.arrow"),
