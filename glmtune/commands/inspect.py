@@ -72,6 +72,7 @@ def run(
     from glmtune.config import load_recipe
     from glmtune.files import check_output, replacing, write_json
     from glmtune.inspection.reading import read_files
+    from glmtune.records.files import assign_splits
     from glmtune.runtime import UserError
     from glmtune.tasks.instructions import InstructionsSettings
 
@@ -86,8 +87,9 @@ def run(
         check_output(output)
     if page:
         check_output(page, "--html")
-    records, faults = read_files(files, recipe.data)
-    held_out, more = read_files([task.held_out_file] if task.held_out_file else [], recipe.data)
+    learned, judged = zip(*(assign_splits(file, task.held_out_file) for file in files), strict=True)
+    records, faults = read_files(learned, recipe.data)
+    held_out, more = read_files(dict.fromkeys(filter(None, judged)), recipe.data)
     tokenizer, limit, refused = reader_of(recipe)
 
     from glmtune.inspection.figures import examine  # torch, when settings and paths are known to be right

@@ -31,6 +31,7 @@ from glmtune.config.tree import (
     Source,
     TrainingSettings,
     findable,
+    parts_of,
 )
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "load_recipe",
     "make_recipe",
     "open_sections",
+    "parts_of",
     "read_log",
     "read_report",
     "read_values",

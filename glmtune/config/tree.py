@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,7 +34,18 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 def findable(path: str) -> str:
     """Return a path as any folder finds it, for the recipe of a run; a name of the hub, or of nothing, stays."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
+    place, config, split = parts_of(path)
+    if not Path(place).exists():
+        return path
+    return f"{Path(place).resolve()}{f'@{config}' if config else ''}{f':{split}' if split else ''}"
+
+
+def parts_of(source: str) -> tuple[str, str | None, str | None]:
+    """Return a path, and the configuration and split that are named of a folder: `FOLDER@CONFIG:SPLIT`."""
+    named = re.fullmatch(r"(.+?)(?:@([\w.-]+))?(?::([\w.-]+))?", source)
+    if Path(source).exists() or named is None or not Path(named[1]).is_dir():
+        return source, None, None
+    return named[1], named[2], named[3]
 
 
 class Settings(BaseModel):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmtune.config import parts_of
 from glmtune.files import replacing
 from glmtune.runtime import read_json_lines
 from glmtune.terminal import to_json
@@ -95,8 +96,9 @@ def add_skipped(source: str, faults: Iterable[Fault]) -> Path:
 
 def skipped_of(source: str) -> Path:
     """Return where what was left out of a file, a folder or a data set of the hub is written."""
-    path = Path(source)
-    return path.with_name(path.name + SKIPPED) if path.exists() else Path(source.replace("/", "-") + SKIPPED)
+    named, *parts = parts_of(source)
+    path, name = Path(named), "-".join(filter(None, (Path(named).name, *parts)))
+    return path.with_name(name + SKIPPED) if path.exists() else Path(source.replace("/", "-") + SKIPPED)
 
 
 def _write(source: str, entries: Iterable[dict[str, Any]]) -> Path:

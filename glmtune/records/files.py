@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import codecs
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from glmtune.config import parts_of
 from glmtune.files import check_folder
 from glmtune.network import is_hub_name, near_paths
 from glmtune.records import arrow
 from glmtune.records.faults import SKIPPED, Fault, Unreadable
 from glmtune.records.fields import Row, clean_name, kind_of
+from glmtune.records.folders import JUDGED, TRAIN, choose, is_metadata, splits_of, tell
 from glmtune.records.streams import read_json, read_json_lines
 from glmtune.records.tables import read_csv, read_hub
 from glmtune.records.text import check_head, head_of, read_text
@@ -66,11 +69,9 @@ def rows(source: str, encoding: str = "utf-8", is_read: Callable[[str], bool] | 
         UserError: there is nothing of that name, or a library is missing that reads it.
     """
     path = Path(source)
-    if path.is_dir():
-        for file in list_files(path):
+    if (files := files_of(source)) is not None:
+        for file in files:
             yield from rows_of(file, encoding, is_read)
-    elif path.is_file():
-        yield from rows_of(path, encoding, is_read)
     elif (named := _HUB.fullmatch(source)) and is_hub_name(named["name"]):
         name, config, split = named["name"], named["config"], named["split"] or "train"
         label = f"{name}{f'@{config}' if config else ''}:{split}"
@@ -79,6 +80,58 @@ def rows(source: str, encoding: str = "utf-8", is_read: Callable[[str], bool] | 
         around = path.parent if path.parent.is_dir() else Path(".")
         beside = {str(entry) for entry in around.iterdir() if entry.suffix in SUFFIXES}
         raise UserError(f"{source}: no such file.{suggest(source, sorted(beside | set(near_paths(source))))}")
+
+
+def files_of(source: str) -> list[Path] | None:
+    """Return the files that a path names: itself, all of a folder, or of one split where it has some.
+
+    Args:
+        source: a file, `FOLDER`, of which the training split is meant, or `FOLDER@CONFIG:SPLIT`.
+
+    Returns:
+        None where there is nothing of that name.
+
+    Raises:
+        UserError: a folder without records, or without such a split.
+    """
+    folder, _, split = parts_of(source)
+    if not Path(folder).is_dir():
+        return [Path(source)] if Path(source).is_file() else None
+    splits = splits_in(source)
+    if split is None and len(splits) > 1 and TRAIN in splits:
+        others = [name for name in splits if name != TRAIN]
+        warnings.warn(
+            f"{folder}: of its splits, {tell(splits, [TRAIN])} is read, and not {tell(splits, others)}. Name another: "
+            f"{folder}:{others[0]}",
+            stacklevel=2,
+        )
+    return choose(Path(folder), splits, split) if splits or split else list_files(Path(folder))
+
+
+def splits_in(source: str) -> dict[str, list[Path]]:
+    """Return the files of each split of a folder; nothing where it has none, or for what is no folder."""
+    folder, config, _ = parts_of(source)
+    return splits_of(Path(folder), list_files(Path(folder)), config) if Path(folder).is_dir() else {}
+
+
+def assign_splits(source: str, held_out: str | None) -> tuple[str, str | None]:
+    """Return what is learned of a source, and what it is judged by, which is told where a folder decides it.
+
+    Args:
+        source: of what is learned.
+        held_out: what the user names to judge by; None: a split of the folder, if it has one.
+    """
+    folder, config, split = parts_of(source)
+    splits = splits_in(source) if split is None else {}
+    judged = next((name for name in JUDGED if name in splits), None)
+    if TRAIN not in splits or judged is None:
+        return source, held_out
+    place = f"{folder}{f'@{config}' if config else ''}"
+    others = [name for name in splits if name not in (TRAIN, judged)]
+    by = f"{tell(splits, [judged])} is held out" if held_out is None else f"{held_out} is held out"
+    rest = f", {tell(splits, others)} not read" if others and held_out is None else ""
+    warnings.warn(f"{place}: {tell(splits, [TRAIN])} is learned, {by}{rest}.", stacklevel=2)
+    return f"{place}:{TRAIN}", held_out or f"{place}:{judged}"
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -96,6 +149,7 @@ def list_files(folder: Path) -> list[Path]:
         if file.is_file()
         and suffix_of(file) in SUFFIXES
         and not file.name.endswith(SKIPPED)
+        and not is_metadata(file)
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
     found = [file for file in found if suffix_of(file) != ".txt"] or found

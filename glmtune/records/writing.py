@@ -15,7 +15,7 @@ from typing import Any
 
 from glmtune.records import arrow
 from glmtune.records.fields import Row
-from glmtune.records.files import list_files, suffix_of
+from glmtune.records.files import files_of, suffix_of
 from glmtune.records.formulas import Formulas, is_formula
 from glmtune.runtime import UserError
 from glmtune.terminal import to_json
@@ -115,9 +115,8 @@ def read_given(source: str, suffix: str) -> Any:
     Raises:
         UserError: they are of types that do not go together, or that the file has no form for.
     """
-    path = Path(source)
-    files = list_files(path) if path.is_dir() else [path] if path.is_file() else []
-    if suffix not in arrow.SUFFIXES or not files or any(suffix_of(file) not in arrow.SUFFIXES for file in files):
+    files = files_of(source) if suffix in arrow.SUFFIXES else None
+    if not files or any(suffix_of(file) not in arrow.SUFFIXES for file in files):
         return None
     pyarrow, _ = load_arrow()
     try:

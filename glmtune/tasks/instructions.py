@@ -14,6 +14,7 @@ from glmtune.config import NamedSettings, findable
 from glmtune.examples import Example, Split, split_of
 from glmtune.messages import Prompt, ToolCall
 from glmtune.records import read_examples
+from glmtune.records.files import assign_splits
 from glmtune.records.leaks import judge_of, problem_of, without_leaks
 from glmtune.records.shares import explain_empty, explain_uneven
 from glmtune.runtime import UserError
@@ -27,10 +28,14 @@ class InstructionsSettings(NamedSettings):
     """Where the records are."""
 
     file: str = Field(
-        description="JSONL, JSON, CSV, TSV, Parquet or TXT file, a folder of them, or OWNER/NAME@CONFIG:SPLIT of the "
-        "hub; the format is told by the fields: prompt and target, instruction, input and output, messages, ..."
+        description="JSONL, JSON, CSV, TSV, Parquet, Arrow or TXT file, a folder of them (FOLDER@CONFIG:SPLIT for a part), "
+        "or OWNER/NAME@CONFIG:SPLIT of the hub; the format is told by the fields: prompt and target, instruction, input "
+        "and output, messages, ..."
     )
-    held_out_file: str | None = Field(None, description="records to judge by; default: a share of `file`")
+    held_out_file: str | None = Field(
+        None,
+        description="records to judge by; default: the validation or test split of a folder, else a share of `file`",
+    )
     metric: MetricName = Field("auto", description=f"how answers are compared with targets; {describe_metrics()}")
     held_out: float = Field(0.05, gt=0, lt=1, description="share of `file` kept out of training, chosen by hash")
 
@@ -54,16 +59,17 @@ class Instructions(Task):
         Raises:
             UserError: an unreadable file, a record without the fields, or a split without records.
         """
-        examples = read_examples(self.settings.file, self.data)
+        file, held_out_file = assign_splits(self.settings.file, self.settings.held_out_file)
+        examples = read_examples(file, self.data)
         splits: dict[Split, list[Example]]
-        if self.settings.held_out_file:
-            splits = {"train": [], "held_out": read_examples(self.settings.held_out_file, self.data)}
+        if held_out_file:
+            splits = {"train": [], "held_out": read_examples(held_out_file, self.data)}
             splits["train"] = without_leaks(examples, judge_of(splits["held_out"]))
             if examples and not splits["train"]:
                 parts = len({problem_of(example.question) for example in examples}) > 1
                 raise UserError(
-                    f"task.held_out_file: {self.settings.held_out_file} asks all that {self.settings.file} has; "
-                    f"nothing is left to learn. {LEAVE_OUT if parts else 'Name records that ask something else.'}"
+                    f"task.held_out_file: {held_out_file} asks all that {file} has; nothing is left to learn. "
+                    f"{LEAVE_OUT if parts else 'Name records that ask something else.'}"
                 )
         else:
             splits = {"train": [], "held_out": []}
@@ -76,7 +82,7 @@ class Instructions(Task):
         if (said := explain_empty(problems, counts, self.settings.held_out)) is not None:
             raise UserError(f"task.file: {self.settings.file}: {said}")
         uneven = explain_uneven(problems, counts, self.settings.held_out)
-        if uneven is not None and not self.settings.held_out_file:
+        if uneven is not None and not held_out_file:
             warnings.warn(uneven, stacklevel=2)
         return splits
 
