@@ -89,7 +89,9 @@ def run(
         check_output(page, "--html")
     learned, judged = zip(*(assign_splits(file, task.held_out_file) for file in files), strict=True)
     records, faults = read_files(learned, recipe.data)
-    held_out, more = read_files(dict.fromkeys(filter(None, judged)), recipe.data)
+    by = list(dict.fromkeys(filter(None, judged)))
+    held_out, more = read_files(by, recipe.data)
+    recipe = recipe.model_copy(update={"task": task.model_copy(update={"held_out_file": by[0] if by else None})})
     tokenizer, limit, refused = reader_of(recipe)
 
     from glmtune.inspection.figures import examine  # torch, when settings and paths are known to be right

@@ -141,7 +141,7 @@ def count_splits(
     records: Sequence[Example], held_out: Sequence[Example], settings: InstructionsSettings
 ) -> dict[str, int]:
     """Return how many records would be learned, and how many held out."""
-    if settings.held_out_file or held_out:
+    if settings.held_out_file:
         return {"train": len(records), "held_out": len(held_out)}
     found = Counter(split_of(problem_of(record.question), settings.held_out) for record in records)
     return {"train": found["train"], "held_out": found["held_out"]}

@@ -28,13 +28,12 @@ class InstructionsSettings(NamedSettings):
     """Where the records are."""
 
     file: str = Field(
-        description="JSONL, JSON, CSV, TSV, Parquet, Arrow or TXT file, a folder of them (FOLDER@CONFIG:SPLIT for a part), "
-        "or OWNER/NAME@CONFIG:SPLIT of the hub; the format is told by the fields: prompt and target, instruction, input "
-        "and output, messages, ..."
+        description="JSONL, JSON, CSV, TSV, Parquet, Arrow or TXT file, a folder of them, FOLDER@CONFIG:SPLIT for a "
+        "part of it, or OWNER/NAME@CONFIG:SPLIT of the hub; the format is told by the fields: prompt and target, "
+        "instruction, input and output, messages, ..."
     )
     held_out_file: str | None = Field(
-        None,
-        description="records to judge by; default: the validation or test split of a folder, else a share of `file`",
+        None, description="records to judge by; default: the validation or test split of a folder, else a share of it"
     )
     metric: MetricName = Field("auto", description=f"how answers are compared with targets; {describe_metrics()}")
     held_out: float = Field(0.05, gt=0, lt=1, description="share of `file` kept out of training, chosen by hash")

@@ -76,3 +76,16 @@ def test_command_line(
     assert "Did you mean 'max_length'" in capsys.readouterr().err
     assert glmtune("data", "inspect", "good.jsonl") == 2
     assert "glmtune inspect good.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*is learned")
+def test_folders_of_splits(tmp_path: Path) -> None:
+    """As a training would read them: what one split asks is no part of what is learned, and a leak is told."""
+    for name, prompts in (("train", ["a", "b"]), ("test", ["b", "c"])):
+        lines = [json.dumps({"prompt": prompt, "target": f"answer {prompt}"}) for prompt in prompts]
+        (tmp_path / f"{name}-00000-of-00001.jsonl").write_text("\n".join(lines))
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    report = run([str(tmp_path)])
+    assert (report["records"], report["splits"], report["leaks"]) == (2, {"train": 2, "held_out": 2}, 1)
+    report = run([f"{tmp_path}:test"])
+    assert report["records"] == 2 and report["faults"] == []
