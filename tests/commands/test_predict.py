@@ -145,7 +145,7 @@ def test_the_input_is_not_overwritten(run: str, write_records: Any, tmp_path: Pa
     [
         ({"frage": "1"}, "line 2: 'prompt' is missing.*the record has frage"),
         ({"prompt": ""}, "line 2: 'prompt' is missing, empty"),
-        ({"prompt": 3}, "line 2: 'prompt' is .*not a text but a number"),
+        ({"prompt": {"a": 1}}, "line 2: 'prompt' is .*not a text but an object"),
         ({"prompt": []}, "line 2: 'prompt' is missing, empty"),
         ({"prompt": [{"role": "user"}]}, "line 2: 'prompt', turn 1: its content is missing"),
         ({}, "the record has nothing"),
@@ -219,7 +219,7 @@ def test_what_was_answered_must_be_of_this_input(run: str, write_records: Any, t
 def test_failures_are_recorded(run: str, write_records: Any, tmp_path: Path) -> None:
     """Each in its place; the others are answered as if it were not there."""
     good = [{"prompt": "1+2="}, {"prompt": "5*5"}]
-    bad: list[dict[str, Any]] = [{"frage": "1"}, {"prompt": "1+" * 200}, {"prompt": 3}]
+    bad: list[dict[str, Any]] = [{"frage": "1"}, {"prompt": "1+" * 200}, {"prompt": {"a": 1}}]
     file, output = write_records(bad[0], good[0], bad[1], bad[2], good[1]), tmp_path / "out"
     assert predict.run(run, str(file), str(output), on_error="record") == 5
     written = read(output)
@@ -410,7 +410,7 @@ def test_tools_are_asked_with_the_question(write_records: Any) -> None:
     tools, turns = [{"name": "add"}], [{"role": "user", "content": "q"}]
     for record in ({"prompt": "q"}, {"prompt": turns}, {"messages": turns}):
         [found] = read_questions(str(write_records({**record, "tools": tools})))
-        assert isinstance(found, Question) and list(found.tools) == tools
+        assert isinstance(found, Question) and [tool["function"] for tool in found.tools] == tools
     [found] = read_questions(str(write_records({"question": "q", "tools": "a hammer"})))  # a field of something else
     assert isinstance(found, Question) and not found.tools
 

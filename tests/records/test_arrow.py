@@ -247,3 +247,21 @@ def test_a_file_without_its_end_is_no_table(place: int, tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(whole[: min(place, len(whole) - 1)])
     with pytest.raises(UserError, match=r"b\.parquet: not a readable Parquet file"):
         read_all(str(tmp_path / "b.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (pyarrow.array([7]), "7"),
+        (pyarrow.array([2**64 - 1], pyarrow.uint64()), "18446744073709551615"),
+        (pyarrow.array([True]), "true"),
+        (pyarrow.array([0.1], pyarrow.float32()), "0.1"),
+        (pyarrow.array([5.0]), "5.0"),
+        (pyarrow.array([Decimal("1.50")], pyarrow.decimal128(9, 2)), "1.50"),
+    ],
+)
+@pytest.mark.parametrize("name", KINDS)
+def test_numbers_to_learn_are_texts(name: str, array: Any, text: str, tmp_path: Path) -> None:
+    """As JSON writes them: they are answers like others."""
+    file = write(tmp_path / name, pyarrow.table({"prompt": ["q"], "target": array}))
+    assert [example.target for example in read_all(file)] == [text]
