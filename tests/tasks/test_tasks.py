@@ -13,6 +13,7 @@ from glmtune.evaluation.report import summarize
 from glmtune.examples import Example, split_of
 from glmtune.scoring import Score
 from glmtune.tasks import Task
+from glmtune.trust import Trust
 
 OWN_TASK = textwrap.dedent(
     '''
@@ -32,7 +33,6 @@ OWN_TASK = textwrap.dedent(
     from glmtune.messages import ToolCall
     from glmtune.scoring import Score
     from glmtune.tasks import Axis, Task, up_to
-from glmtune.trust import Trust
 
 
     @dataclass(frozen=True)
