@@ -266,6 +266,38 @@ def test_a_run_with_ones_own_task(own: Path, tmp_path: Path, tiny_settings: list
     assert digest(own) not in store.read_text()  # neither is a yes for another time
 
 
+@pytest.fixture
+def run_of_own(own: Path, tiny_run: Run, tmp_path: Path) -> Path:
+    """A run whose recipe names the user's file, as it came from another machine."""
+    run = shutil.copytree(tiny_run.folder.path, tmp_path / "arrived")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["task"]["name"] = str(own)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return run
+
+
+@pytest.mark.parametrize("said", [["--trust-code"], ["task.name={}"]], ids=str)
+def test_both_remedies_work(said: list[str], run_of_own: Path, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["chat", str(run_of_own), "-q", "1+1=", *(text.format(own) for text in said)])
+    assert stop.value.code == 0 and capsys.readouterr().err == "" and runs_of(own) == 1
+    assert not trust.is_remembered(digest(own))
+
+
+def test_trust_in_python(run_of_own: Path, own: Path) -> None:
+    with pytest.raises(UntrustedError):
+        glmtune.evaluate(run_of_own)
+    assert glmtune.evaluate(run_of_own, trust_code=True).accuracy >= 0
+    assert [answer.text for answer in glmtune.predict(run_of_own, ["1+1="], settings={"task.name": str(own)})]
+    assert runs_of(own) == 1  # the same bytes are one module
+
+
+@pytest.mark.parametrize("verb", ["chat", "evaluate", "predict", "export", "train"])
+def test_every_verb_that_runs_code_has_the_flag(verb: str) -> None:
+    more = ["--input", "a", "--output", "b"] if verb == "predict" else []
+    assert cli.parse([verb, "x", "--trust-code", *more]).trust_code is True
+
+
 def test_a_run_that_goes_on_is_vouched_for_as_any(own: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
