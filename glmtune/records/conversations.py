@@ -114,16 +114,20 @@ def tools_of(row: Row) -> tuple[Row, ...]:
         FieldError: they are no list of definitions, or stand in several places.
     """
     turns = [turn for value in row.values() if isinstance(value, list) for turn in value if isinstance(turn, dict)]
-    given = [found for place in (row, *turns) for name in ("tools", "functions") if (found := list_of(place, name))]
+    names = [name for name in ("tools", "functions") if turns or _looks_like_json(row.get(name))]
+    given = [found for place in (row, *turns) for name in names if (found := list_of(place, name))]
     if any(other != given[0] for other in given[1:]):
         raise FieldError("tools", "'tools' stand in several places and differ. Write all of them in one")
     return tuple(_definition(tool, number) for found in given[:1] for number, tool in enumerate(found, start=1))
 
 
+def _looks_like_json(value: Any) -> bool:
+    """Whether a field of a plain question may hold definitions, and is not a text about something else."""
+    return not isinstance(value, str) or value.lstrip()[:1] in ("[", "{")
+
+
 def _definition(tool: Any, number: int) -> Row:
-    """A definition as OpenAI writes it; a bare one is its function."""
-    if isinstance(tool, dict) and isinstance(tool.get("name"), str) and "function" not in tool:
-        return {"type": "function", "function": tool}
+    """A definition as OpenAI writes it, or its function alone."""
     if not isinstance(tool, dict) or not isinstance(tool.get("function", tool), dict):
         raise FieldError("tools", f"'tools', entry {number}: {kind_of(tool)}, not the definition of a tool")
     return tool

@@ -109,13 +109,22 @@ def sound(name: str, text: str) -> str:
     return text
 
 
+def answer_in_field(row: Row, name: str) -> str:
+    """Return a field that must be an answer: a text, or a number or truth value as it was written.
+
+    Raises:
+        FieldError: it is neither; a field of nearly the same name is offered.
+    """
+    return text_of({**row, name: as_text(row[name])} if name in row else row, name)
+
+
 def text_of(row: Row, name: str) -> str:
-    """Return a field that must be a text with something in it; a number is the text that it was written as.
+    """Return a field that must be a text with something in it.
 
     Raises:
         FieldError: it is not; a field of nearly the same name is offered.
     """
-    value = as_text(row.get(name))
+    value = row.get(name)
     if isinstance(value, str) and value.strip():
         return sound(name, value)
     message = f"'{name}' is missing, empty or not a text"
@@ -144,7 +153,7 @@ def optional_text(row: Row, name: str) -> str:
     Raises:
         FieldError: it is something else than a text.
     """
-    value = as_text(row.get(name))
+    value = row.get(name)
     if value is None or value == "":
         return ""
     if not isinstance(value, str):

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from glmtune.config import FIELDS
 from glmtune.examples import Example, Source
 from glmtune.records.conversations import tools_of, with_history
-from glmtune.records.fields import FieldError, Row, kind_of, list_of, names_of, text_of
+from glmtune.records.fields import FieldError, Row, answer_in_field, kind_of, list_of, names_of, text_of
 from glmtune.records.readers import (
     Reader,
     alpaca,
@@ -145,7 +145,7 @@ def mapped_format(columns: Mapping[str, str]) -> Format:
                 hint = f" Did you mean '{close[0]}'?" if close else ""
                 has = f"the record has {names_of(row)}"
                 raise FieldError(column, f"data.columns.{name}: no field '{column}'; {has}.{hint}")
-        prompt, target = text_of(row, names["prompt"]), text_of(row, names["target"])
+        prompt, target = text_of(row, names["prompt"]), answer_in_field(row, names["target"])
         return [with_history(row, prompt, target, names["history"], names["system"])]
 
     return Format("columns", (), read)

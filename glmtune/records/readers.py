@@ -10,7 +10,18 @@ from typing import Any, TypeAlias
 from glmtune.examples import Example
 from glmtune.messages import Message, as_messages, text_in
 from glmtune.records.conversations import example_of, with_history, with_system
-from glmtune.records.fields import FieldError, Row, as_text, facts_of, kind_of, list_of, optional_text, sound, text_of
+from glmtune.records.fields import (
+    FieldError,
+    Row,
+    answer_in_field,
+    as_text,
+    facts_of,
+    kind_of,
+    list_of,
+    optional_text,
+    sound,
+    text_of,
+)
 from glmtune.records.turns import answer_of, turns_of
 
 Reader: TypeAlias = Callable[[Row], list[Example]]
@@ -64,7 +75,7 @@ def answer_in(row: Row, name: str) -> tuple[list[Message], str]:
     """Return the messages before an answer, if they are given with it, and the answer."""
     value = row.get(name)
     if not isinstance(value, dict | list):
-        return [], text_of(row, name)
+        return [], answer_in_field(row, name)
     turns = turns_of({name: value if isinstance(value, list) else [value]}, name)
     if not turns or turns[-1]["role"] != "assistant":
         raise FieldError(name, f"'{name}' must be a text, or messages that end with the assistant's")
@@ -92,7 +103,7 @@ def pair(question: str, answer: str) -> Reader:
     """Return a reader of rows with a question and an answer, and perhaps rounds before them."""
 
     def read(row: Row) -> list[Example]:
-        return [with_history(row, text_of(row, question), text_of(row, answer))]
+        return [with_history(row, text_of(row, question), answer_in_field(row, answer))]
 
     return read
 
@@ -102,8 +113,8 @@ def prompt_target(row: Row) -> list[Example]:
     prompt, calls = row.get("prompt"), list_of(row, "tool_calls")
     is_list = isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)
     if not is_list and not calls:
-        return [with_history(row, text_of(row, "prompt"), text_of(row, "target"))]
-    target = optional_text(row, "target") if calls else text_of(row, "target")
+        return [with_history(row, text_of(row, "prompt"), answer_in_field(row, "target"))]
+    target = optional_text(row, "target") if calls else answer_in_field(row, "target")
     turns = turns_of(row, "prompt") if is_list else as_messages(text_of(row, "prompt"))
     return [example_of(row, with_system(row, [*turns, answer_of(target, calls, "tool_calls")]), "prompt")]
 
@@ -116,7 +127,7 @@ def alpaca(row: Row) -> list[Example]:
     instruction, given = text_of(row, "instruction"), optional_text(row, "input")
     parts = {"instruction": instruction, "input": given} if given else {}
     prompt = f"{instruction}\n{given}" if given else instruction
-    return [with_history(row, prompt, text_of(row, "output"), parts=parts)]
+    return [with_history(row, prompt, answer_in_field(row, "output"), parts=parts)]
 
 
 def belle_seed(row: Row) -> list[Example]:
@@ -136,7 +147,7 @@ def belle_eval(row: Row) -> list[Example]:
     """Read BELLE's evaluation set: open questions have no answer in it."""
     kind = optional_text(row, "class")
     facts = facts_of(row, {"class": kind} if kind else {})
-    return [with_facts(row, text_of(row, "question"), text_of(row, "std_answer"), facts)]
+    return [with_facts(row, text_of(row, "question"), answer_in_field(row, "std_answer"), facts)]
 
 
 def gsm8k(row: Row) -> list[Example]:

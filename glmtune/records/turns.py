@@ -161,7 +161,8 @@ def content_of(turn: Mapping[str, Any], name: str, where: str) -> str | list[dic
     Raises:
         FieldError: neither, or a part that is something else.
     """
-    content = as_text(turn.get("value", turn.get("content")))
+    content = turn.get("value", turn.get("content"))
+    content = as_text(content) if role_of(turn) == "assistant" else content
     if content is None and any(turn.get(field) for field in ("tool_calls", "function_call", "tools")):
         return ""
     if isinstance(content, list):

@@ -26,7 +26,10 @@ from glmtune.models import loading
 from glmtune.training.placement import Place
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-CHAT_TEMPLATE = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<a>' if m.role == 'assistant' else '<s>' }}{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
 
 Damage = Callable[[Path], Any]
 
@@ -364,9 +367,31 @@ def test_other_special_ids_are_warned_of_where_the_model_does_not_read_them(tmp_
 
 
 def test_a_template_without_memory_is_for_single_questions(tmp_path: Path) -> None:
-    folder = llama(tmp_path / "llama", "<s>{{ messages[-1].content }}{% if add_generation_prompt %}<a>{% endif %}")
-    checks = run(str(folder))
+    alone = "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}"
+    checks = run(str(llama(tmp_path / "llama", alone + CHAT_TEMPLATE)))
     assert not failures(checks) and "single questions only" in named(checks, "template").finding
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("<s>{{ messages[-1].content }}{% if add_generation_prompt %}<a>{% endif %}", "leaves out content"),
+        (CHAT_TEMPLATE.replace("'<a>'", "'<s>'"), "asks for an answer with '<a>', but goes on with '<s>"),
+    ],
+)
+def test_a_template_that_asks_otherwise_than_it_answers(tmp_path: Path, template: str, told: str) -> None:
+    check = the_failure(run(str(llama(tmp_path / "llama", template))))
+    assert check.name == "template" and told in check.finding
+
+
+def test_records_that_the_template_refuses_are_named(write_records: Any) -> None:
+    """The first of them."""
+    good = {"prompt": "1", "target": "1"}
+    file = str(write_records(good, *[{**good, "tools": [{"name": "f"}]}] * 5))
+    check = the_failure(run(file))
+    assert check.name == "data" and "of the first 6, 5 are refused by nano" in check.finding
+    assert [f"line {line}" in check.finding for line in (2, 3, 4, 5)] == [True, True, True, False]
+    assert "and 2 more" in check.finding and "model.path=NAME" in check.remedy
 
 
 def test_a_tokenizer_that_needs_code(tmp_path: Path) -> None:

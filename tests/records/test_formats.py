@@ -168,7 +168,7 @@ def test_most_of_the_first_rows_decide() -> None:
     [
         ({"instruction": "a", "ouput": "b"}, "output", "Did you mean 'ouput'.*Rename it"),
         ({"foo": 1, "bar": 2}, "prompt", r"has foo, bar\. No known format.*data\.columns\.prompt=FIELD"),
-        ({"instruction": "a", "input": [5], "output": "b"}, "input", "'input' is a list, not a text"),
+        ({"instruction": "a", "input": 5, "output": "b"}, "input", "'input' is a number, not a text"),
         ({"prompt": "a", "response": None}, "response", "'response' is missing"),
         ({"prompt": "a", "response": ["b"]}, "response", "not a text but a list"),
         ({"prompt": "a\0", "target": "b"}, "prompt", "NUL"),
@@ -279,7 +279,7 @@ def test_images_within_messages() -> None:
 
 def test_prompts_may_call_roles_as_they_like() -> None:
     (example,) = examples_of({"prompt": [{"from": "human", "value": "q"}], "target": "a", "tools": [{"name": "add"}]})
-    assert (example.prompt, list(example.tools)) == ("q", [{"type": "function", "function": {"name": "add"}}])
+    assert (example.prompt, list(example.tools)) == ("q", [{"name": "add"}])
 
 
 def test_odd_starts_and_ends_are_left_out_and_told() -> None:
