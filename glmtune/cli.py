@@ -88,7 +88,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = 130
     except BrokenPipeError:  # whoever read the output has left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a library in Rust that gives up raises no Exception
         message = explain(error)
         if options.debug or message is None:
             raise
@@ -118,11 +120,16 @@ def as_ctrl_c(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def explain(error: Exception) -> str | None:
+def explain(error: BaseException) -> str | None:
     """Return what to tell the user instead of a traceback; None for what only a developer can mend."""
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # torch's, which may not be there
         return (
             "out of memory. Lower training.batch_size (and raise training.gradient_accumulation_steps as much), set "
             "training.gradient_checkpointing=true, or lower generation.batch_size; or choose a smaller model."
+        )
+    if type(error).__name__ == "PanicException":  # whose class cannot be imported
+        return (
+            f"a library gave up: {error}. A pattern of the tokenizer may be damaged, or made to stop whoever reads "
+            "with it. Take the tokenizer's files of the release."
         )
     return str(error) if isinstance(error, ValueError | OSError) else None

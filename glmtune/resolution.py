@@ -19,8 +19,9 @@ from glmtune.files import check_folder
 from glmtune.methods import Method
 from glmtune.models import loading
 from glmtune.models.architecture import Architecture
-from glmtune.models.checkpoint import fingerprint, read_json
+from glmtune.models.checkpoint import fingerprint
 from glmtune.models.endings import named_ends
+from glmtune.models.sizes import read_config
 from glmtune.objectives import Objective
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
@@ -114,7 +115,7 @@ class ResolvedModel:
     @cached_property
     def values(self) -> dict[str, Any]:
         """What the base's `config.json` holds."""
-        return read_json(self.folder / "config.json")
+        return read_config(self.folder)
 
     @cached_property
     def architecture(self) -> Architecture:

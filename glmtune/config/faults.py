@@ -54,7 +54,8 @@ OTHER_NAMES = {
     for other in others.split()
 }
 
-SHOWN = 200  # characters of a value
+SHOWN = 200  # characters of a value, or of a setting
+MOST_TOLD = 20  # faults
 _OTHER_TYPE = re.compile(r"_type$|^literal_error$")  # faults of a value that was meant for another type of a union
 
 
@@ -67,7 +68,9 @@ class RecipeError(UserError):
 
     def __init__(self, faults: Iterable[str]):
         self.faults = list(faults)
-        super().__init__("The recipe has faults:\n" + "\n".join(f"  {fault}" for fault in self.faults))
+        told = self.faults[:MOST_TOLD]
+        more = [f"... and {len(self.faults) - MOST_TOLD:,} more"] if len(self.faults) > MOST_TOLD else []
+        super().__init__("The recipe has faults:\n" + "\n".join(f"  {fault}" for fault in [*told, *more]))
 
 
 def explain(error: ValidationError, recipe: type[Recipe]) -> list[str]:
@@ -104,6 +107,7 @@ def is_union(setting: tuple[str, ...], recipe: type[Recipe]) -> bool:
 
 def explain_one(where: str, fault: Any, recipe: type[Recipe]) -> str:
     """Return one line for one of pydantic's faults."""
+    where = where if len(where) <= SHOWN else f"{where[:SHOWN]}..."
     *sections, setting = [str(part) for part in fault["loc"]]
     group = group_at(recipe, sections)
     if fault["type"] == "extra_forbidden" and where in RENAMED:

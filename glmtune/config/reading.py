@@ -16,7 +16,7 @@ from glmtune import network, registry
 from glmtune.config.faults import RecipeError, explain
 from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe
 from glmtune.config.upgrading import upgrade, upgrade_figures
-from glmtune.config.values import RepeatedKeyError, Written, as_group, by_type, is_null, native, parse
+from glmtune.config.values import MOST_CHARACTERS, RepeatedKeyError, Written, as_group, by_type, is_null, native, parse
 from glmtune.files import kind_of
 from glmtune.runtime import RunFolder, UserError, read_json_lines
 from glmtune.trust import REMEMBERED, Request, Trust
@@ -41,7 +41,8 @@ def read_texts(path: Path) -> dict[str, Any]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: is {kind_of(path.stat().st_mode)}, not a file. Name a recipe's file.")
     try:
-        values = parse(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            values = parse(file.read(MOST_CHARACTERS + 1))
     except FileNotFoundError:
         beside = path.parent if path.parent.is_dir() else Path(".")
         hint = registry.suggest(path.name, [file.name for file in sorted(beside.glob("*.yaml"))])

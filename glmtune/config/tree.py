@@ -51,7 +51,15 @@ def parts_of(source: str) -> tuple[str, str | None, str | None]:
 class Settings(BaseModel):
     """Base of every group of settings: unknown names are faults."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        """What no library below can count to is no number of anything."""
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("so large a number is none of anything here")
+        return value
 
 
 @dataclass(frozen=True)

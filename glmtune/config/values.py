@@ -33,6 +33,8 @@ _NO_NUMBERS = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 LISTS = (list, tuple, set, frozenset, Sequence)
 MAPPINGS = (dict, Mapping)
 MOST_VALUES = 100_000  # of a recipe
+MOST_CHARACTERS = 200_000
+MOST_DIGITS = 100  # of a number
 
 
 class Plain(str):
@@ -69,6 +71,12 @@ class _Loader(yaml.SafeLoader):
         made = super().construct_mapping(node, deep)
         return {str(key) if isinstance(key, str) else key: value for key, value in made.items()}
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put in what `<<` names; of merges of merges there may soon be more than fits the memory."""
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES:
+            raise yaml.YAMLError(f"its merges (<<: *name) make more than {MOST_VALUES:,} values of it")
+
 
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_plain)
 
@@ -79,6 +87,8 @@ def parse(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is none, or its aliases make too much of it; a key that stands twice is told with both lines.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise yaml.YAMLError(f"it has more than {MOST_CHARACTERS:,} characters")
     try:
         value = yaml.load(text, _Loader)
         if count_values(value, {}) > MOST_VALUES:
@@ -198,7 +208,9 @@ def scalar(text: Plain, kinds: list[Any]) -> Any:
         return _WORDS[text]
     if text.lower() in _NO_NUMBERS:
         return float(_NO_NUMBERS[text.lower()])
-    with suppress(ValueError):  # thousands of digits
+    if len(text) > MOST_DIGITS:  # no number of anything
+        return str(text)
+    with suppress(ValueError):
         if _INTEGER.fullmatch(text):
             return int(text, 0) if text.lstrip("+-")[1:2].isalpha() else int(text)
         if _FLOAT.fullmatch(text):

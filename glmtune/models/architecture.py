@@ -110,6 +110,10 @@ class Architecture:
                 f"config.json: {error.args[0]} is missing, which a model of the family '{family}' needs. "
                 "Copy or download it again."
             ) from error
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise UserError(
+                f"config.json: its sizes make no model of the family '{family}': {error}. Copy or download it again."
+            ) from error
 
     @property
     def prefix_width(self) -> int:

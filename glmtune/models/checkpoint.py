@@ -20,6 +20,7 @@ from glmtune.files import check_folder
 from glmtune.models.families import all_families
 from glmtune.runtime import UserError
 
+MOST_JSON = 64 * 2**20  # bytes; the largest indexes of today have less than one
 LFS_MARK = b"version https://git-lfs"
 SHARD_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
@@ -112,9 +113,11 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         UserError: the file holds none.
     """
+    if file.stat().st_size > MOST_JSON:
+        raise UserError(f"{file} is damaged: more than {MOST_JSON // 2**20} MB of JSON. Copy or download it again.")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}. Copy or download it again.") from error
     if not isinstance(value, dict):
         raise UserError(f"{file} is damaged: not a JSON object. Copy or download it again.")
@@ -185,7 +188,7 @@ def check_safetensors(file: Path) -> None:
         header_size = int.from_bytes(stream.read(8), "little")
         try:
             header = json.loads(stream.read(header_size)) if 0 < header_size < size else None
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
     entries = header.items() if isinstance(header, dict) else ()
     if not entries or not all(name == "__metadata__" or is_entry(entry) for name, entry in entries):

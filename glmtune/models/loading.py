@@ -16,13 +16,13 @@ from glmtune.models.checkpoint import (
     check_checkpoint,
     lazy_weights,
     local_folder,
-    read_json,
     reading,
     weight_files,
 )
 from glmtune.models.endings import ends_alone
 from glmtune.models.families import FOLDER, all_families, family_of
 from glmtune.models.releases import check_release
+from glmtune.models.sizes import read_config
 from glmtune.runtime import UserError, release_memory
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def check_model_type(folder: str) -> None:
     """
     from transformers import CONFIG_MAPPING
 
-    values = read_json(Path(folder) / "config.json")
+    values = read_config(Path(folder))
     model_type = values.get("model_type")
     if not model_type:
         raise UserError(
@@ -283,6 +283,8 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     from glmtune.models.templates import adopt, renew
 
     files = fetch(folder, weights=False)
+    config = Path(files) / "config.json"
+    values = read_config(Path(files)) if config.is_file() else {}
     with reading("tokenizer", files):
         tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
@@ -290,8 +292,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
-        config = Path(files) / "config.json"
-        adopt(tokenizer, family_of(read_json(config) if config.is_file() else {}).template)
+        adopt(tokenizer, family_of(values).template)
     renew(tokenizer)
     return tokenizer
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
-_ROWS = 1000  # that are read at once
+_ROWS = 100  # that are read at a time
+_MOST_BYTES = 2**28  # of these
+_MOST_PACKED = 1000
 _UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of a second
 
 
@@ -68,15 +70,40 @@ def _open_parquet(path: Path) -> Iterator[Table]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
+        _check_packing(file.metadata)
         names = file.schema_arrow.names
 
         def batches(places: list[int] | None) -> Iterator[pyarrow.RecordBatch]:
             # A name with a dot may bring the field of a struct with it, and is not asked for by itself.
             few = None if places is None or any("." in name for name in names) else [names[place] for place in places]
             for batch in file.iter_batches(_ROWS, columns=few):
+                _check_size(batch)
                 yield batch if places is None or few is not None else batch.select(places)
 
         yield Table(file.schema_arrow, batches)
+
+
+def _check_packing(metadata: Any) -> None:
+    """See whether a Parquet file is not made to fill the memory: by zstd, a kilobyte may hold gigabytes.
+
+    Raises:
+        Unreadable: a part of it is packed more than `_MOST_PACKED` times smaller.
+    """
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            whole, packed = column.total_uncompressed_size, column.total_compressed_size
+            if whole > _MOST_BYTES and whole > _MOST_PACKED * packed:
+                raise Unreadable(f"{packed:,} bytes in it hold {whole:,}, which no texts do. Write it again unpacked.")
+
+
+def _check_size(batch: pyarrow.RecordBatch) -> None:
+    """See whether some rows are not more than any model takes.
+
+    Raises:
+        Unreadable: they are.
+    """
+    if batch.nbytes > _MOST_BYTES:
+        raise Unreadable(f"{len(batch)} rows of it hold {batch.nbytes:,} bytes, more than any model takes. Split them.")
 
 
 @contextmanager

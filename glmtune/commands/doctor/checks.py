@@ -58,11 +58,13 @@ class Check:
         """Look at it; whatever is raised becomes a failure."""
         try:
             return Diagnosis(self.name, *self.look(*subject))
-        except Exception as error:  # libraries document no classes of errors
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # libraries document no classes of errors; one in Rust raises no Exception
             return failure(self.name, error, self.remedy)
 
 
-def failure(name: str, error: Exception, remedy: str) -> Diagnosis:
+def failure(name: str, error: BaseException, remedy: str) -> Diagnosis:
     """Return an error as a diagnosis.
 
     Args:
