@@ -74,6 +74,17 @@ def test_piped_questions(
     assert ">" not in err and GREETING not in err
 
 
+def test_bytes_that_are_no_text_end_nothing(
+    run: str, heard: Heard, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one \xff\n\xed\xa0\xbd\ntwo\n"), encoding="utf-8"))
+    verb.run(run)
+    assert capsys.readouterr().err.count("half of a character") == 2
+    assert heard == [["two"]]
+    with pytest.raises(UserError, match="content: holds half of a character"):
+        verb.run(run, "one \udcff")
+
+
 def test_typed_questions(
     run: str, heard: Heard, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,9 @@ from glmtune.examples import split_of
 from glmtune.execution import Run
 from glmtune.methods import Method
 from glmtune.models import loading
+from glmtune.plan import Plan
 from glmtune.records.leaks import problem_of
+from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks.instructions import Instructions
 from glmtune.training import trainer
@@ -365,3 +367,29 @@ def test_a_template_by_which_nothing_is_learned_is_told(train_tiny: Trains, tmp_
     (tmp_path / "bad.jinja").write_text("{% for turn in messages %}{{ turn.content }}{% endfor %}")
     with pytest.raises(UserError, match=r"template leaves out \[gMASK\]<sop>"):
         train_tiny(tmp_path / "run", f"data.template={tmp_path / 'bad.jinja'}")
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({}, "learned is what stands in \u27e6 \u27e7:"),
+        ({"force_terminal": True, "color_system": None}, "learned is what stands in \u27e6 \u27e7:"),
+        ({"force_terminal": True, "color_system": "standard", "no_color": True}, "in \u27e6 \u27e7:"),
+        ({"force_terminal": True, "color_system": "standard", "no_color": False}, "learned is what is coloured:"),
+    ],
+)
+def test_what_the_loss_sees_is_shown(
+    options: dict[str, Any], shown: str, tmp_path: Path, tiny_checkpoint: Path, write_records: Any
+) -> None:
+    """The first example, with its learned tokens in colour or in brackets, and how long it is."""
+    file = write_records(*({"prompt": f"{n}+1=", "target": f"[{n + 1}]"} for n in range(60)))
+    settings = ["task.name=instructions", f"task.file={file}", "task.held_out=0.3", f"model.path={tiny_checkpoint}"]
+    model = ResolvedModel(load_recipe(None, settings))
+    output = io.StringIO()
+    console = Console(file=output, width=200, **options)
+    train.show_example(Plan(model, RunFolder(tmp_path / "run")), console)
+    text = output.getvalue()
+    assert re.search(r"What the loss sees of line \d+ of .*: \d+ tokens, \d+ of them learned; ", text) and shown in text
+    learned = re.search("\u27e6(.*)\u27e7", text.partition("\n")[2])
+    assert (learned is None) == ("coloured" in shown)
+    assert learned is None or re.fullmatch(r"\[\d+\]<eop>", learned[1])
