@@ -14,6 +14,7 @@ PUNCTUATION = {"[": "【〔", "]": "】〕", ";": "，、", "¥": "￥", "'": "�
 _VULGAR = "½1/2 ⅓1/3 ⅔2/3 ¼1/4 ¾3/4 ⅕1/5 ⅖2/5 ⅗3/5 ⅘4/5 ⅙1/6 ⅚5/6 ⅛1/8 ⅜3/8 ⅝5/8 ⅞7/8"
 TYPOGRAPHIC = {"²": "^2", "³": "^3"} | {part[0]: f" {part[1:]}" for part in _VULGAR.split()}
 LATEX = {r"\times": "*", r"\cdot": "*", r"\div": "/", r"\left": "", r"\right": "", r"\%": "%", r"\$": "$", r"\pm": "±"}
+LATEX |= {r"^{\circ}": "°", r"^\circ": "°"}
 CURRENCIES = "$¥€£"
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # of no width; they part no number
 
@@ -49,7 +50,7 @@ _EMPHASIS = re.compile(
 )
 
 _LATEX_SIGNS = re.compile("|".join(map(re.escape, LATEX)))
-_LATEX_PART = r"\s?(?:\{([^{}]{1,100})\}|([0-9]))"
+_LATEX_PART = r"\s?(?:\{((?:[^{}]|\{[^{}]{0,100}\}){1,100})\}|([0-9]))"
 _LATEX_FRACTION = re.compile(rf"([-+]\s{{0,3}})?\\[dtc]?frac{_LATEX_PART}{_LATEX_PART}")
 _LATEX_TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|tt)?|math(?:rm|bf|it|sf)|mbox|bm|boldsymbol|underline|emph)\s?\{([^{}]{0,100})\}"
@@ -78,7 +79,7 @@ def normalize_answer(text: str) -> str:
     text = _CALCULATION.sub("", text[-MOST_CHARACTERS:])
     text = _SUPERSCRIPT.sub(lambda found: "^" + found[0].translate(_SUPERSCRIPTS), _THOUSANDS.sub(",", text))
     text = _SIGNED_VULGAR.sub(lambda found: TYPOGRAPHIC[found[0]].strip(), text)
-    text = _POINT.sub(".", text).translate(_IN_ANSWERS)
+    text = _POINT.sub(".", text).translate(_IN_ANSWERS).replace("+/-", "±")
     text = _STRUCK_OUT.sub(" ", text)
     text = _EMPHASIS.sub(lambda found: found[1] or found[2] or found[3], text)
     if "\\" in text:

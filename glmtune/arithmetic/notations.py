@@ -20,6 +20,7 @@ from glmtune.arithmetic.numerals import (
     ENGLISH_TENS,
     ENGLISH_UNITS,
     MOST_DIGITS,
+    UNITS_AND_PARTS,
     chinese_value,
     decimal_value,
     english_value,
@@ -119,22 +120,22 @@ def _no_number(found: Match) -> Value:
 _SHARE = rf"(?:[0-9]+(?:\.[0-9]+)?[千万亿]?|{_NUMERAL}(?:点[{''.join(CHINESE_DIGITS)}]{{1,40}})?)"
 _PARTS = rf"(?:({_SHARE}) ?又 ?)?({_SHARE}) ?分之 ?({_SHARE})"
 
+_DATE = r"[0-9]{4}年[0-9]{1,2}月(?:[0-9]{1,2}[日号])?|[0-9]{1,2}月[0-9]{1,2}[日号]"
+_SMALLER = "|".join(rf"(?:{unit}) ?(?:and |又|零)?{_DECIMAL} ?(?:{part})" for unit, part in UNITS_AND_PARTS.items())
+_TWO_UNITS = rf"{_DECIMAL} ?(?:{_SMALLER})"
+
 # Of two notations that a text may be, the first is read.
 NOTATIONS = (
     Notation("version", r"[0-9]+(?:\.[0-9]+){2,}", _no_number, {"1.2.3": None, "1.234.567,89": None}),
-    Notation(
-        "date",
-        r"[0-9]{4}年[0-9]{1,2}月(?:[0-9]{1,2}[日号])?|[0-9]{1,2}月[0-9]{1,2}[日号]",
-        _no_number,
-        {"2024年1月2日": None},
-    ),
+    Notation("date", _DATE, _no_number, {"2024年1月2日": None}),
+    Notation("two units", _TWO_UNITS, _no_number, {"5元5角": None, "1 hour and 30 minutes": None}),
     Notation("part of", _PARTS, _part_of, {"3分之1": "1/3", "10万分之3": "0.00003", "2又3分之1": "7/3"}),
     Notation(
         "mixed number",
-        r"([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,100})(?: ?\( ?| | ?又 ?)([0-9]{1,100}) ?/ ?([0-9]{1,100})"
+        r"([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,100})(?: ?\( ?| {1,3}| ?又 ?)([0-9]{1,100}) ?/ ?([0-9]{1,100})"
         r"(?!\.?[0-9])\)?",
         _mixed,
-        {"1 3/4": "1.75", "1½": "1.5", "1(3/4)": "1.75", "4又1/2": "4.5", r"2\frac{3}{4}": "2.75"},
+        {"1 3/4": "1.75", "1 ½": "1.5", "1(3/4)": "1.75", "4又1/2": "4.5", r"2\frac{3}{4}": "2.75"},
         is_it=lambda found: int(found[2]) < int(found[3]),
     ),
     Notation(
@@ -173,7 +174,7 @@ NOTATIONS = (
         lambda found: _quotient(decimal_value(found[1]), decimal_value(found[2])),
         {"3/4": "0.75", "3 / 4": "0.75", "½": "0.5", r"\dfrac34": "0.75", r"\frac{1}{3}": "1/3", "5/0": None},
     ),
-    Notation("range", rf"{_DECIMAL} ?[~至] ?{_DECIMAL}{_END}", _no_number, {"3~5": None, "3至5": None}),
+    Notation("range", rf"{_DECIMAL} ?[~至到] ?{_DECIMAL}{_END}", _no_number, {"3~5": None, "3到5": None}),
     Notation(
         "thousands parted by blanks",
         r"[1-9][0-9]{0,2}(?:(?: [0-9]{3}){2,}| 000)(?:\.[0-9]+)?(?![.,]?[0-9])",
@@ -208,9 +209,9 @@ NOTATIONS = (
     ),
     Notation(
         "millions of money",
-        rf"(?<=[$¥€£])({_DECIMAL})(?:(M|mn)|(?:B|bn))(?![0-9A-Za-z])",
-        lambda found: _times(decimal_value(found[1]), Fraction(10**6 if found[2] else 10**9)),
-        {"$1.2M": "1200000", "€3bn": "3000000000"},
+        rf"(?<=[$¥€£])({_DECIMAL}) ?([KMBT]|[mbt]n)(?![0-9A-Za-z])",
+        lambda found: _times(decimal_value(found[1]), Fraction(1000 ** (" kmbt".index(found[2][0].lower())))),
+        {"$1.2M": "1200000", "€3 bn": "3000000000", "$50K": "50000"},
         is_decimal=True,
     ),
     Notation(

@@ -16,29 +16,34 @@ LOOK_BACK = 40  # characters before a number that tell its sign, and what is don
 
 # Not within a number or a name, nor an index or an exponent: the 2 of H2O, x_2, cm^2.
 _BEGINS = {
-    "figure": r"(?=[.0-9]|\(\()(?<![0-9.A-Za-z_^])(?<!\^[-{])(?<!_\{)",
+    "figure": r"(?=[.0-9]|\(\()(?<![0-9.A-Za-z_^])(?<!\^[-{(])(?<!\^[{(]-)(?<!_\{)",
     "chinese": rf"(?=[{CHINESE}半])(?<![{CHINESE}第点周期])",
     "english": r"(?=[b-zB-Z])(?<![A-Za-z0-9_])(?<![A-Za-z0-9]-)",
 }
+
+_FUNCTION = r"\\?(?:sqrt|ln|lg|log|exp|sin|cos|tan)"
 
 # Behind a number.
 _PERCENT = re.compile(r" ?(?:(%|percent\b|per cent\b)|(‰))")
 _OPERATOR_AFTER = re.compile(
     r"[)\]}]{0,3}[ \t]{0,3}(?:(?:\*\*|--|[-+*/^xX])[ \t]{0,3}(?:[-$]?\.?\d|[(\[{]{1,3}(?![^\W\d_]{2}))"
-    r"|[-+*/^][ \t]{0,3}[b-zB-HJ-Z](?![^\W_])|:\d| : \d|,\d"
+    rf"|[-+*/^][ \t]{{0,3}}(?:[b-zB-HJ-Z](?![^\W_])|\\?pi\b|π|√|{_FUNCTION})"
+    rf"| of (?:the )?[{CURRENCIES}]?\d|:\d| : \d|,\d"
     r"|(?:plus|minus|times|divided by) [-\d(]|(?:加上?|减去?|乘以?|除以)[\d负])"
-    r"|(?:[aeinqrxyz]|[XYZ])(?![A-Za-z])|\s?(?:\\pi|π|\\sqrt|√)"
+    rf"|(?:[aeinqrxyz]|[XYZ])(?![A-Za-z])|\s?(?:\\?pi\b|π|√|{_FUNCTION}(?=\s?[\d({{\\]))"
     r"|\s?(?:[万亿]|分之|(?:thousand|[mbtr]{1,2}illion)\b)"  # of what is no decimal: 1/2 million
 )
 # Before one.
 _OPERATOR_BEFORE = re.compile(
     rf"(?:[\d)\]}}%][ \t]{{0,3}}(?:\*\*|[-+*/^xX])[ \t]{{0,3}}|\d : )[-(\[{{{CURRENCIES}]{{0,3}}[ \t]?$"
     r"|(?:\d:|\d,|[A-Za-z]-|±|±\s|[\d)%]\s?(?:plus|minus|times|divided by|加上?|减去?|乘以?|除以)\s?)$"
-    r"|(?:√|\\sqrt(?:\[\d\])?)\s?[({]?$|(?<![A-Za-z\\])[a-z] ?[-+*/^] ?$"  # x+5
+    r"|(?:√|\\sqrt\[\d\])\s?[({]?$|(?<![A-Za-z\\])(?:[a-z]|\\?pi|π) ?[-+*/^] ?$|[\d%] of (?:the )?$|\|-$"  # x+5, |-5|
+    rf"|(?<![A-Za-z]){_FUNCTION}(?:_\{{?\d{{1,3}}\}}?)?\s?[({{]?-?$"
 )
-_OPERATOR_ENDS = f"*-+/^xX:([{{{CURRENCIES},±√]tsy加上减去乘以除"  # the last signs of what it finds
+_OPERATOR_ENDS = f"*-+/^xX:([{{{CURRENCIES},±√]}}0123456789tsynpgfe加上减去乘以除"  # the last signs of what it finds
 _OPERATOR_LENGTH = 20
 _SIGN_WORD = re.compile(r"(?:负的?|零下|\b(?:minus|negative))$", re.IGNORECASE)
+_DENIED = re.compile(r"(?:\bnot|n't|不是|不等于|≠|!=)[ \t(\[{]{0,3}[$¥€£]?-?$", re.IGNORECASE)
 _SAID = re.compile(r"(?:\b(?:is|are|was|be|equals?|gives?|gets?)|是|为|得|等于)[ \t]{0,3}$", re.IGNORECASE)
 _LABEL_BEFORE = re.compile(r"\b(?:step|part|question|problem|case|figure|equation|example)\s?$|第\s?$", re.IGNORECASE)
 _LABEL_LENGTH = 10
@@ -138,6 +143,11 @@ class NumberInText:
                 return _SAID.search(left) is not None
             return left != dashed[:-1] or not left[-1].isascii()
         return True
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether it is said not to be the answer: `42, not 41`."""
+        return _DENIED.search(self._before) is not None
 
     @property
     def is_label(self) -> bool:

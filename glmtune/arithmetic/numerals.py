@@ -34,6 +34,29 @@ _ENGLISH_PART = re.compile(
 )
 ENGLISH_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
+UNITS_AND_PARTS = {  # that say one quantity with two numbers
+    "元": "[角分]",
+    "块钱?": r"(?:[毛角]|(?![.\w]))",
+    "米": r"(?:[分厘]米|(?![.\w]))",
+    "公里|千米": "米",
+    "公斤|千克": "克",
+    "年": "个月",
+    "周": "天",
+    "天": "个?小时",
+    "小?时": "分",
+    "分钟?": "秒",
+    "years?": r"months?\b",
+    "weeks?": r"days?\b",
+    "days?": r"hours?\b",
+    "hours?|hrs?|h": r"(?:minutes?|mins?|m)\b",
+    "minutes?|mins?": r"(?:seconds?|secs?|s)\b",
+    "feet|foot|ft": r"(?:inch|inches|in)\b",
+    "pounds?|lbs?": r"(?:ounces?|oz)\b",
+    "km": r"m\b",
+    "kg": r"g\b",
+    "dollars?": r"cents?\b",
+}
+
 
 def decimal_value(text: str) -> Fraction | None:
     """Return the value of a decimal, commas between thousands included: `1,234.5`."""

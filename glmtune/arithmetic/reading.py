@@ -39,6 +39,10 @@ _BESIDE = re.compile(
     re.IGNORECASE,
 )
 
+_OR = re.compile(
+    rf"[)\]}}°{CURRENCIES}]{{0,3}}[ \t]?(?:\bor\b|或者?)[ \t]?(?:[A-Za-z]\w? ?= ?)?[-(\[{{{CURRENCIES}]{{0,3}}"
+)
+
 _WORD_END = re.compile(r"(?<=[A-Za-z]{2})(?=-?\.?[0-9])")  # 80less8, gives-5: in a short answer, no names
 _IN_NAME = re.compile(r"[A-Za-z][0-9]")
 _UNKNOWN = re.compile(r"(?<![A-Za-z])[xX]\s{0,3}=")
@@ -86,8 +90,9 @@ def final_number(text: str) -> Fraction | None:
 
 def find_final_number(text: str) -> NumberInText | None:
     """Return the number that `final_number` gives the value of, with how it is written."""
-    found = _Answers(normalize_answer(_without_thinking(text))).final()
-    return found if found is not None and found.is_result else None
+    answers = _Answers(normalize_answer(_without_thinking(text)))
+    found = answers.final()
+    return found if found is not None and found.is_result and not answers.is_one_of_two(found) else None
 
 
 def equation_value(text: str) -> Fraction | None:
@@ -149,11 +154,25 @@ class _Answers:
         self.text = text
         self.found = list(scan(text))
 
+    def is_one_of_two(self, number: NumberInText) -> bool:
+        """Whether "or" stands between a number and one of another value: `3 or 4`, but not `1/2 or 0.5`."""
+        place = bisect_left(self.found, (number.start, 0))
+        for first, second in ((place - 1, place), (place, place + 1)):
+            if first >= 0 and second < len(self.found):
+                one, other = (number_at(self.text, *self.found[index]) for index in (first, second))
+                if _OR.fullmatch(self.text, one.end, other.start) and one.value != other.value:
+                    return True
+        return False
+
     def between(self, start: int, end: int) -> Iterator[NumberInText]:
         """The numbers of a part of the text that are no labels; small numerals only at its start."""
         for place in range(bisect_left(self.found, (start, 0)), bisect_left(self.found, (end, 0))):
             number = number_at(self.text, *self.found[place])
-            if not number.is_label and (not number.notation.is_small or self.is_beside(start, number)):
+            if (
+                not number.is_label
+                and not number.is_denied
+                and (not number.notation.is_small or self.is_beside(start, number))
+            ):
                 yield number
 
     def is_beside(self, start: int, number: NumberInText) -> bool:
@@ -174,8 +193,9 @@ class _Answers:
         text = self.text
         for mark in reversed([*_MARK.finditer(text)]):
             number = self.directly(mark.end())
-            if number is not None:
-                return number
+            if number is not None:  # or what it comes to: #### 5+3=8
+                end = text.find("\n", mark.end())
+                return number if number.is_result else self.first(mark.end(), end if end >= 0 else len(text))
         if text.rstrip().endswith("####"):
             return None
         *_, box = (None, *_BOX.finditer(text))
@@ -216,7 +236,7 @@ class _Answers:
                 notation = NOTATIONS[row]
                 if notation.is_word == is_word and not notation.is_small:
                     number = number_at(self.text, start, row)
-                    if not number.is_label:
+                    if not number.is_label and not number.is_denied:
                         return number
         if len(self.found) == 1:
             only = number_at(self.text, *self.found[0])

@@ -78,6 +78,51 @@ def test_final_number(text, wanted):
     assert final_number(text) == Fraction(wanted)
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Therefore it is 14 (not 15).", "14"),
+        ("The answer isn't 5, it's 6.", "6"),
+        ("不是5，是6", "6"),
+        ("not only 5", "5"),
+        ("1/2 or 0.5", "1/2"),
+        ("50% or 0.5", "1/2"),
+        ("3 or 4 each, so 7", "7"),
+        ("#### 3 * 4 = 12 apples\nThat is 5 more.", "12"),
+        ("2\\ \\frac{1}{2}", "5/2"),
+        ("90^{\\circ}", "90"),
+        ("$1.5tn", str(15 * 10**11)),
+        ("5 tan shirts", "5"),
+        ("3元5天", "5"),
+        ("1 hour 30 minutes = 90 minutes", "90"),
+        ("得到5", "5"),
+    ],
+)
+def test_what_is_denied_doubted_or_worked_out_beside_the_answer(text, wanted):
+    assert final_number(text) == Fraction(wanted)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "\\frac{\\sqrt{3}}{2}",
+            "\\boxed{2\\sqrt3}",
+            "The answer is 5 ln 2",
+            "log_2 8",
+            "\\log_{2} 8",
+            "sin(30)",
+            "\\pi/2",
+        ),
+        *("e^{-2}", "x^(2)", "|-5|", "3 pi", "2*pi", "The answer is 20% of $50", "The answer is not 5."),
+        *("3 or 4", "The answer is either 3 or 4.", "x = 1 or x = 2", "x=1或2", "3块5", "1米75", "5 feet 6 inches"),
+        *("The answer is 42 dollars and 50 cents.", "2小时30分钟", "20到25", "5 +/- 1"),
+    ],
+)
+def test_what_may_mean_two_things_or_is_not_worked_out(text):
+    assert final_number(text) is None
+
+
 @pytest.mark.parametrize("text", ["", "no idea", "x=2*3", "2+3", "the answer is 6/0", "3/4/5", "x=2*(3+4)", "3:4"])
 def test_what_is_no_final_number(text):
     assert final_number(text) is None
