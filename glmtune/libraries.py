@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 Block = Callable[[], AbstractContextManager[None]]
@@ -29,7 +29,8 @@ class _Finder:
     ) -> ModuleSpec | None:
         if fullname not in self.actions and fullname not in self.blocks:
             return None
-        spec = PathFinder.find_spec(fullname, path, target)
+        others = (finder for finder in sys.meta_path if finder is not self)  # editable installs have one of their own
+        spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module

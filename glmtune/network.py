@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from glmtune.libraries import import_within
-from glmtune.terminal import say
+from glmtune.terminal import at_terminal, confirm, say
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -146,7 +146,7 @@ def permit(name: str, what: str, setting: str) -> None:
     if verb is not None and not mentions(verb.typed, name):
         by = next((file for file, values in verb.files.items() if mentions(values, name)), "a file")
         if not verb.fetch and name not in verb.agreed:
-            if not agrees(f"Fetch {name} from {host()}, named by {by}? [y/N] "):
+            if not (at_terminal() and confirm(f"Fetch {name} from {host()}, named by {by}?")):
                 raise UserError(
                     f"{name} is named by {by} and is not here. What only a file names is fetched from {host()} after "
                     f"a yes: add --fetch, or name it yourself as a setting, e.g. {setting}={name}."
@@ -154,14 +154,6 @@ def permit(name: str, what: str, setting: str) -> None:
             verb.agreed.add(name)
     withhold_telemetry()
     say(f"Fetching {what} of {name} from {host()}, named by {by}.", error=True)
-
-
-def agrees(question: str) -> bool:
-    """Ask the user, where there is one at a terminal; return whether the answer is yes."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    say(question, end="", error=True)
-    return sys.stdin.readline().strip().casefold() in ("y", "yes")
 
 
 def host() -> str:

@@ -11,6 +11,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ class Source(importlib.abc.InspectLoader):
         Raises:
             ValueError: no such file, one with a name that a terminal would not show as it is, or a very long one.
         """
-        path = Path(name).resolve() if name.isprintable() else None
+        path = Path(os.path.realpath(name)) if name.isprintable() else None
         if path is None or not str(path).isprintable():
             raise ValueError(f"no such file: {name!r}. The path of a file of code has printable characters alone.")
         if not path.is_file():
@@ -155,7 +156,7 @@ def admitted(package: str, name: str) -> Any:
     """
     if not is_code(name):
         return find(package, name)
-    module = loaded(Path(name).resolve()) if name.isprintable() else None
+    module = loaded(Path(os.path.realpath(name))) if name.isprintable() else None
     if module is None:
         Source.read(name)  # says what is wrong with it
         raise ValueError(f"{name} was not run: nobody typed or allowed it.")

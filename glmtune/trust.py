@@ -16,7 +16,7 @@ from pathlib import Path
 
 from glmtune.files import is_own, private_folder, replacing
 from glmtune.runtime import UserError
-from glmtune.terminal import say
+from glmtune.terminal import confirm
 
 OTHERS_CAN_WRITE = 0o022
 
@@ -98,7 +98,7 @@ class Trust:
             return False
         if self.everything or is_remembered(request.sha256):
             return True
-        if self.asks and says_yes(request):
+        if self.asks and confirm(f"{request}. It could do whatever you can do. Run it?"):
             remember(request.path, request.sha256)
             return True
         return False
@@ -113,20 +113,9 @@ REMEMBERED = Trust()
 LOOKING = Trust(nothing=True)
 
 
-def at_terminal() -> bool:
-    """Return whether there is somebody to ask."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
-
-
-def says_yes(request: Request) -> bool:
-    """Ask whether code may run; nothing but yes is yes."""
-    say(f"{request}. It could do whatever you can do. Run it? [y/N] ", end="", error=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
 def store() -> Path:
     """Return the file that remembers: a line for each hash, as `sha256sum` writes it. Delete one to be asked."""
-    given = Path(os.path.expandvars("$XDG_CONFIG_HOME"))  # a relative one does not count, by its specification
+    given = Path(os.environ.get("XDG_CONFIG_HOME", ""))  # a relative one does not count, by its specification
     return (given if given.is_absolute() else Path.home() / ".config") / "glmtune" / "trusted-code"
 
 

@@ -67,6 +67,13 @@ def test_missing_files(name: str) -> None:
         registry.load("glmtune.tasks", name)
 
 
+def test_a_link_to_itself_is_no_file(tmp_path: Path) -> None:
+    (link := tmp_path / "own.py").symlink_to(link)
+    for find in (registry.find, registry.admitted):
+        with pytest.raises(ValueError, match="no such file"):
+            find("glmtune.tasks", str(link))
+
+
 def test_own_file(write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("from glmtune.tasks.arithmetic import Arithmetic\nclass Mine(Arithmetic):\n    pass\n")
     found = registry.find("glmtune.tasks", path)

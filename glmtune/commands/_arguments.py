@@ -30,7 +30,8 @@ def trust_of(options: argparse.Namespace, remembers: bool = False) -> Trust:
         options: of the command line.
         remembers: what is typed in this command is run later without a question.
     """
-    from glmtune.trust import Trust, at_terminal
+    from glmtune.terminal import at_terminal
+    from glmtune.trust import Trust
 
     return Trust(everything=options.trust_code, asks=at_terminal(), remembers=remembers)
 

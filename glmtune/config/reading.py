@@ -227,7 +227,10 @@ def read_report(run: RunFolder) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged.
     """
-    report = upgrade_figures(json.loads(run.report.read_text(encoding="utf-8")))
+    try:
+        report = upgrade_figures(json.loads(run.report.read_text(encoding="utf-8")))
+    except RecursionError as error:
+        raise ValueError(f"{run.report}: nested too deeply") from error
     if not isinstance(report, dict):
         raise ValueError(f"{run.report}: a {type(report).__name__}, not a JSON object")
     return report

@@ -20,10 +20,8 @@ import yaml
 from glmtune.registry import suggest
 from glmtune.runtime import UserError
 
-TRAIN, JUDGED = (
-    "train",
-    ("validation", "test"),
-)  # what is learned, and by what it may be judged, the first that is there
+TRAIN = "train"  # what is learned
+JUDGED = ("validation", "test")  # by what it may be judged: the first that is there
 _WORDS = {
     TRAIN: ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -87,7 +85,8 @@ def _saved_splits(folder: Path) -> list[str]:
     """The splits of a `DatasetDict` that was saved here."""
     with suppress(OSError, ValueError, RecursionError):
         saved = json.loads((folder / "dataset_dict.json").read_text("utf-8"))
-        return [name for name in saved["splits"] if isinstance(name, str)] if isinstance(saved, dict) else []
+        splits = saved.get("splits") if isinstance(saved, dict) else None
+        return [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
     return []
 
 

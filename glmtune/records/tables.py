@@ -13,12 +13,15 @@ from typing import Any
 import yaml
 
 from glmtune import network
+from glmtune.config.values import MOST_VALUES, count_values
 from glmtune.records.faults import Fault, Unreadable
 from glmtune.records.fields import MOST_CHARACTERS, Row, clean_name, repeated
 from glmtune.records.text import check_text, open_text
 from glmtune.runtime import UserError
 
 CARDS = ("README.md", ".huggingface.yaml")  # where a data set of the hub says which its files are
+_ADDRESS = re.compile(r"\w+://[^\s'\"]+")
+_LEADS_OUT = re.compile(r"^[/\\~]|^\w:|(^|[/\\])\.\.([/\\]|$)")  # an absolute path, or one with `..` in it
 
 
 def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
@@ -89,23 +92,44 @@ def read_hub(name: str, config: str | None, split: str, label: str) -> Iterator[
 
 
 def check_card(name: str) -> None:
-    """See whether the files of a data set are its own; datasets would ask any host that its card names.
+    """See whether the files of a data set are its own; datasets would ask any host, and read any path, of its card.
+
+    The card is taken apart as datasets does it, so that both find the same in it.
 
     Raises:
         UserError: a file is somewhere else.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import DatasetCard, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     for file in CARDS:
         try:
-            text = Path(hf_hub_download(name, file, repo_type="dataset")).read_text(encoding="utf-8")
+            text = Path(hf_hub_download(name, file, repo_type="dataset")).read_bytes().decode("utf-8")
         except EntryNotFoundError:
             continue
-        head = text.split("\n---", 1)[0] if file.endswith(".md") else text
-        values = yaml.safe_load(head.removeprefix("---"))
-        files = values.get("configs") if isinstance(values, dict) else None
-        if found := re.search(r"\w+://[^\s'\"]+", json.dumps(files, default=str)):
+        values = DatasetCard(text).data.to_dict() if file.endswith(".md") else yaml.safe_load(text)
+        configs = values.get("configs") if isinstance(values, dict) else None
+        if count_values(configs, {}) > MOST_VALUES:
+            raise UserError(f"{name}: {file}: its aliases (*name) make more than {MOST_VALUES:,} values of it.")
+        if (place := place_elsewhere(configs)) is not None:
             raise UserError(
-                f"{name}: {file} names a file of another place, {found[0]}. Download it yourself, and name it."
+                f"{name}: {file} names a file of another place, {place}. Download it yourself, and name it."
             )
+
+
+def place_elsewhere(configs: Any) -> str | None:
+    """Return a place out of its repository that the configurations of a card name; None if there is none."""
+    if found := _ADDRESS.search(json.dumps(configs, default=str)):
+        return found[0]
+    entries = [entry for entry in configs if isinstance(entry, dict)] if isinstance(configs, list) else []
+    paths = texts_in([[entry.get("data_files"), entry.get("data_dir")] for entry in entries])
+    return next((path for path in paths if _LEADS_OUT.search(path)), None)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts in nested lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(inner)

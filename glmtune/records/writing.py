@@ -61,7 +61,8 @@ def write_rows(rows: Iterable[Row], file: Path, suffix: str, safe_cells: bool = 
     if suffix == ".json":
         file.write_text("[\n" + ",\n".join(map(as_line, rows)) + "\n]\n", encoding="utf-8")
         return Formulas()
-    columns = {name: [row.get(name) for row in rows] for row in rows for name in row}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
     if suffix in arrow.SUFFIXES:
         pyarrow, _ = load_arrow()
         write_arrow(pyarrow.table({name: as_column(values) for name, values in columns.items()}), file, suffix)

@@ -55,6 +55,17 @@ def say(text: str = "", end: str = "\n", error: bool = False) -> None:
     print(visible(text), end=end, file=sys.stderr if error else sys.stdout, flush=True)
 
 
+def at_terminal() -> bool:
+    """Return whether there is somebody to ask."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def confirm(question: str) -> bool:
+    """Ask a question at the terminal; nothing but yes is yes."""
+    say(f"{question} [y/N] ", end="", error=True)
+    return sys.stdin.readline().strip().casefold() in ("y", "yes")
+
+
 def complain(who: str, message: str) -> None:
     """Print what is wrong to stderr; no line of it but the first begins at the margin, where another program's would.
 

@@ -132,12 +132,14 @@ def read_state(checkpoint: Path) -> TrainerState:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         SavedState.model_validate(values)
-        return TrainerState(**values)
+        state = TrainerState(**values)
+        count_without_better(state)  # which is a number, where it is there
+        return state
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"][:1])) or "the whole"
         raise UserError(f"{file} is damaged: {field}: {first['msg']}. {REMEDY}") from None
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}. {REMEDY}") from None
 
 

@@ -25,6 +25,7 @@ from glmtune.models.checkpoint import (
     fingerprint,
     lazy_weights,
     local_folder,
+    read_json,
     reading,
     weight_files,
 )
@@ -150,12 +151,22 @@ def point(file: Path) -> None:
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
+def test_json_that_is_nested_too_deeply_is_damaged(tmp_path: Path) -> None:
+    (file := tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match=r"config\.json is damaged: maximum recursion depth"):
+        read_json(file)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (cut, r"is truncated: \d+ of \d+ bytes"),
         (point, "is a Git-LFS pointer, not the file itself. Fetch it: cd .* && git lfs pull"),
         (lambda file: file.write_bytes(b"\xff" * 64), "is damaged: 64 bytes without a readable header"),
+        (
+            lambda file: file.write_bytes((100_000).to_bytes(8, "little") + b"[" * 200_000),
+            "is damaged: 200008 bytes without a readable header",
+        ),
         (lambda file: file.write_bytes(b""), "is damaged: 0 bytes without a readable header"),
     ],
 )

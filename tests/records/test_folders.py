@@ -139,6 +139,13 @@ def test_a_card_that_tells_nothing_is_none(card: str, tmp_path: Path) -> None:
     assert names_in(folder) == {"train": ["train.jsonl"], "test": ["test.jsonl"]}
 
 
+@pytest.mark.parametrize("saved", ["{}", '{"splits": 3}', '{"splits": null}', "[]", "[" * 100_000])
+def test_a_list_of_splits_that_tells_nothing_is_none(saved: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, "train.jsonl", "test.jsonl")
+    (tmp_path / "dataset_dict.json").write_text(saved)
+    assert names_in(folder) == {"train": ["train.jsonl"], "test": ["test.jsonl"]}
+
+
 def test_a_card_of_one_pattern_is_all_to_learn(tmp_path: Path) -> None:
     folder = write(tmp_path, "a/x.jsonl", "y.jsonl", "test.jsonl")
     (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: '**/[xy].jsonl'\n---\n")

@@ -345,7 +345,7 @@ def test_a_changed_file_is_asked_of_again(own: Path, tmp_path: Path, monkeypatch
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"task: {{name: {own}}}\n")
     asked: list[str] = []
-    monkeypatch.setattr(trust, "says_yes", lambda request: asked.append(request.sha256) is None)
+    monkeypatch.setattr(trust, "confirm", lambda question: asked.append(question) is None)
     for text in ("# a\n", "# a\n", "# b\n", "# a\n"):
         own.write_text(TASK.format(witness=str(tmp_path / "witness")) + text)
         load_recipe(recipe, trust=Trust(asks=True))

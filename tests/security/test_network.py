@@ -344,10 +344,15 @@ def test_kernels_are_not_fetched(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     [
         ("README.md", "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\nSee https://huggingface.co.\n"),
         ("README.md", "---\nconfigs: [{{config_name: a, data_files: [{{split: train, path: ['{}']}}]}}]\n---\n"),
+        ("README.md", "\n---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"),
+        ("README.md", "---\n---a: 1\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"),
         (".huggingface.yaml", "configs: [{{config_name: default, data_files: {{train: '{}'}}}}]\n"),
     ],
 )
-@pytest.mark.parametrize("place", ["http://127.0.0.1:9/x.jsonl", "s3://bucket/x.jsonl", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "place",
+    ["http://127.0.0.1:9/x.jsonl", "s3://bucket/x.jsonl", "file:///etc/passwd", "/etc/x.txt", "a/../../b/x.jsonl"],
+)
 def test_a_data_set_sends_nobody_elsewhere(
     hub: Hub, called: Any, monkeypatch: pytest.MonkeyPatch, file: str, text: str, place: str
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import pickle
 import shutil
@@ -122,6 +123,15 @@ STATES: list[dict[str, Any]] = [
     {"train_batch_size": "4"},
     {"stateful_callbacks": []},
     {"stateful_callbacks": {"TrainerControl": 3}},
+    {"stateful_callbacks": {"EarlyStoppingCallback": []}},
+    *(
+        {
+            "stateful_callbacks": {
+                "EarlyStoppingCallback": {"args": {}, "attributes": {"early_stopping_patience_counter": count}}
+            }
+        }
+        for count in ("x", [1], math.inf)
+    ),
     {"unheard_of": 1},
 ]
 
