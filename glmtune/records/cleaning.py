@@ -134,4 +134,4 @@ def is_open(target: str) -> bool:
 
 def unclosed(target: str) -> bool:
     """Return whether a block of code begins and does not end."""
-    return len(re.findall(r"^\s*```", target, re.MULTILINE)) % 2 == 1
+    return len(re.findall(r"^[^\S\n]*```", target, re.MULTILINE)) % 2 == 1
