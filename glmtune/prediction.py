@@ -144,7 +144,9 @@ def predict(
         raise UserError(f"--input {input}: has changed while it was read. Try again.")
     if place.suffix not in arrow.SUFFIXES and (odd := sum(strict(entry.row) != entry.row for entry in entries)):
         warnings.warn(
-            f"{odd:,} records hold NaN or Infinity, which JSON does not have; these are written as texts.", stacklevel=2
+            f"{odd:,} {'record holds' if odd == 1 else 'records hold'} NaN or Infinity, which JSON does not "
+            "have; these are written as texts.",
+            stacklevel=2,
         )
     fields = fields_added(resolved, entries, on_error)
     done = place.count_done([entry.row for entry in entries]) if resume else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from glmtune import registry
-from glmtune.config.tree import Recipe, Settings
+from glmtune.config.tree import OPEN_SECTIONS, Recipe, Settings
 from glmtune.config.upgrading import RENAMED
 from glmtune.runtime import UserError
 
@@ -120,7 +120,10 @@ def explain_one(where: str, fault: Any, recipe: type[Recipe]) -> str:
             if other is not recipe and [section] != sections[:1] and setting in other.model_fields
         ]
         known = [OTHER_NAMES[setting]] if setting in OTHER_NAMES else elsewhere
-        hint = f" It is {known[0]}." if known else registry.suggest(setting, list(group.model_fields))
+        hint = (
+            f" It is {known[0]}." if known else of_another_name(sections, setting) or dotted(sections, setting, groups)
+        )
+        hint = hint or registry.suggest(setting, list(group.model_fields))
         return f"{where}: unknown setting.{hint}"
     field = group.model_fields.get(setting)
     if field is not None and (fault["type"] == "missing" or (fault["input"] is None and field.is_required())):
@@ -129,11 +132,30 @@ def explain_one(where: str, fault: Any, recipe: type[Recipe]) -> str:
         return f"{where}: has no value. Leave it out for the default, {field.get_default(call_default_factory=True)}"
     given = repr(fault["input"])
     given = given if len(given) <= SHOWN else f"{given[:SHOWN]}..."
+    if fault["type"] == "model_type":
+        first = next(iter(group_at(recipe, [*sections, setting]).model_fields))
+        return f"{where}: must be a group of settings such as {{{first}: ...}}, not {given}"
     told = f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {given})"
     if fault["type"] == "literal_error":
         close = get_close_matches(str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]), n=1)
         told += f". Did you mean '{close[0]}'?" if close else ""
     return told
+
+
+def of_another_name(sections: list[str], setting: str) -> str:
+    """Say which other task, method or objective has a setting: ` It is a setting of task.name=instructions.`"""
+    if len(sections) != 1 or sections[0] not in OPEN_SECTIONS:
+        return ""
+    package = OPEN_SECTIONS[sections[0]]
+    having = [name for name in registry.names(package) if setting in registry.find(package, name).Settings.model_fields]
+    return f" It is a setting of {sections[0]}.name={' or '.join(having)}." if having else ""
+
+
+def dotted(sections: list[str], setting: str, groups: Mapping[str, type[Settings]]) -> str:
+    """Say how a file has what the command line calls `training.steps`."""
+    section, _, name = setting.partition(".")
+    known = not sections and section in groups and name.partition(".")[0] in groups[section].model_fields
+    return f" In a file it is written {section}: {{{name}: ...}}." if known else ""
 
 
 def group_at(recipe: type[Recipe], sections: Iterable[str]) -> type[Settings]:

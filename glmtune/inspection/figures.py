@@ -190,7 +190,7 @@ def find_notes(records: Sequence[Example], settings: DataSettings, learns_all: b
         if unclosed(record.target):
             found.setdefault("a block of code in the target is not closed: is it cut off?", []).append(record)
     for note, those in found.items():
-        yield f"{len(those):,} records, the first {source_of(those[0])}: {note}"
+        yield f"{len(those):,} {'record' if len(those) == 1 else 'records'}, the first {source_of(those[0])}: {note}"
     if rejected := sum(record.rejected is not None for record in records):
         yield f"{rejected:,} records have a 'rejected' answer; objective.name=sft learns the chosen one alone."
     last_alone = settings.turns == "last" or (settings.turns == "all" and not learns_all)

@@ -92,7 +92,8 @@ def as_cell(value: Any) -> str:
     """Return a value as a text."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(strict(value), ensure_ascii=False)
+    value = strict(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def as_safe_cell(value: Any) -> str:

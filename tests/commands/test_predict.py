@@ -308,7 +308,7 @@ def test_tables_keep_their_columns(run: str, table: Any, tmp_path: Path, suffix:
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "ndjson"])
 def test_tables_in_json(run: str, table: Any, tmp_path: Path, suffix: str) -> None:
     write_arrow(table, tmp_path / "in.parquet", ".parquet")
-    with pytest.warns(UserWarning, match="1 records hold NaN or Infinity, which JSON does not have"):
+    with pytest.warns(UserWarning, match="1 record holds NaN or Infinity, which JSON does not have"):
         predict.run(run, str(tmp_path / "in.parquet"), str(tmp_path / f"out.{suffix}"))
     text = (tmp_path / f"out.{suffix}").read_text("utf-8")
     text = text if suffix == "json" else f"[{','.join(text.splitlines())}]"

@@ -57,7 +57,7 @@ def test_all_faults_are_told_at_once(write: Any) -> None:
             "training.steps: Input should be a valid integer, unable to parse string as an integer",
         ),
         ("task.operators={+: 1, +: 2}", "task.operators: '+' stands in line 1 and again in line 1. Leave one."),
-        ("model=nano", "model: Input should be a valid dictionary or instance of ModelSettings (got 'nano')"),
+        ("model=nano", "model: must be a group of settings such as {path: ...}, not 'nano'"),
         ("task=arithmetic", "task: must be a group of settings such as {name: ...}, not 'arithmetic'"),
         ("method=[lora]", "method: must be a group of settings such as {name: ...}, not ['lora']"),
         ("format=3", "format: Input should be 2 (got 3)"),
@@ -118,12 +118,19 @@ def test_a_recipe_error_is_one_for_users() -> None:
         ("training.bs=1", r"training\.bs: unknown setting\. It is training\.batch_size\."),
         ("method.lora_r=8", r"method\.lora_r: unknown setting\. It is method\.rank\."),
         ("cutoff_len=512", r"cutoff_len: unknown setting\. It is data\.max_length\."),
-        ("task.file=", r"task\.file: unknown setting"),
+        ("task.file=", r"task\.file: unknown setting\. It is a setting of task\.name=instructions\."),
+        ("method.prefix_length=8", r"method\.prefix_length: unknown setting\. It is method\.num_virtual_tokens\."),
+        ("method.num_virtual_tokens=8", r"unknown setting\. It is a setting of method\.name=ptuning_v2\."),
     ],
 )
 def test_a_setting_at_the_wrong_place(override: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         load_recipe(None, [override])
+
+
+def test_a_name_with_a_point_in_a_file(write: Any) -> None:
+    (fault,) = faults_of(path=write("training.steps: 4\n"))
+    assert fault == "training.steps: unknown setting. In a file it is written training: {steps: ...}."
 
 
 def test_other_names_lead_to_settings_that_there_are() -> None:

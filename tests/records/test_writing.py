@@ -82,6 +82,12 @@ def test_values_of_several_kinds_become_texts(tmp_path: Path) -> None:
         assert first["prompt"] == "1" and json.loads(second["prompt"]) == given[1]["prompt"]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_cell_has_no_quotation_marks_that_json_gives_to_what_is_no_number(value: float, tmp_path: Path) -> None:
+    write_rows([{"a": value}], tmp_path / "a.csv", ".csv")
+    assert read(tmp_path / "a.csv") == [{"a": strict(value)}]
+
+
 LEAVES = [
     pyarrow.int8(),
     pyarrow.uint64(),
