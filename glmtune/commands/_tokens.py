@@ -7,8 +7,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
+
+    from glmtune.terminal.console import Console
 
 LEARNED, CONTROL = "black on green", "dim"  # how tokens look
 OPEN, CLOSE = "\u27e6", "\u27e7"  # around what is learned, where there are no colours
