@@ -92,6 +92,18 @@ def check_output(output: Path | str, option: str = "--output") -> None:
         raise UserError(f"{option} {output}: cannot be written: {error.strerror}. Choose another place.") from error
 
 
+def check_named(path: Path, setting: str = "") -> None:
+    """See whether what a user or a setting names can be read to its end: a file, or a folder, of which readers tell.
+
+    Raises:
+        UserError: it is a pipe, a device or a socket.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(
+            f"{setting and f'{setting}='}{path}: is {kind_of(path.stat().st_mode)}, not a file. Name a file."
+        )
+
+
 def unfollowed(path: str, flags: int) -> int:
     """Open a file, but not through a link: the `opener` of `open`."""
     return os.open(path, flags | NO_FOLLOW, 0o666)

@@ -17,8 +17,8 @@ from glmtune.config.faults import RecipeError, explain
 from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe
 from glmtune.config.upgrading import upgrade, upgrade_figures
 from glmtune.config.values import MOST_CHARACTERS, RepeatedKeyError, Written, as_group, by_type, is_null, native, parse
-from glmtune.files import kind_of
-from glmtune.runtime import RunFolder, UserError, read_json_lines
+from glmtune.files import check_named
+from glmtune.runtime import RunFolder, read_json_lines
 from glmtune.trust import REMEMBERED, Request, Trust
 
 
@@ -38,8 +38,7 @@ def read_texts(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: as `read_yaml`.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path}: is {kind_of(path.stat().st_mode)}, not a file. Name a recipe's file.")
+    check_named(path)
     try:
         with path.open(encoding="utf-8") as file:
             values = parse(file.read(MOST_CHARACTERS + 1))
@@ -228,12 +227,12 @@ def read_report(run: RunFolder) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     try:
-        report = upgrade_figures(json.loads(run.report.read_text(encoding="utf-8")))
+        report = json.loads(run.report.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError(f"{run.report}: nested too deeply") from error
     if not isinstance(report, dict):
         raise ValueError(f"{run.report}: a {type(report).__name__}, not a JSON object")
-    return report
+    return upgrade_figures(report)
 
 
 def read_log(run: RunFolder) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -71,47 +72,52 @@ class _Loader(yaml.SafeLoader):
         made = super().construct_mapping(node, deep)
         return {str(key) if isinstance(key, str) else key: value for key, value in made.items()}
 
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put in what `<<` names; of merges of merges there may soon be more than fits the memory."""
-        super().flatten_mapping(node)
-        if len(node.value) > MOST_VALUES:
-            raise yaml.YAMLError(f"its merges (<<: *name) make more than {MOST_VALUES:,} values of it")
-
 
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_plain)
 
 
-def parse(text: str) -> Any:
+def parse(text: str, most: int = MOST_CHARACTERS) -> Any:
     """Return a YAML document whose scalars without quotes are `Plain`.
+
+    Args:
+        text: of the document.
+        most: characters that it may have.
 
     Raises:
         yaml.YAMLError: it is none, or its aliases make too much of it; a key that stands twice is told with both lines.
     """
-    if len(text) > MOST_CHARACTERS:
-        raise yaml.YAMLError(f"it has more than {MOST_CHARACTERS:,} characters")
+    if len(text) > most:
+        raise yaml.YAMLError(f"it has more than {most:,} characters")
+    loader = _Loader(text)
     try:
-        value = yaml.load(text, _Loader)
-        if count_values(value, {}) > MOST_VALUES:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if count_values(node, {}) > MOST_VALUES:  # before anything is made of it: keys and merges multiply, too
             raise yaml.YAMLError(f"its aliases (*name) make more than {MOST_VALUES:,} values of it")
+        return loader.construct_document(node)
     except RecursionError as error:
         raise yaml.YAMLError("lists or groups are nested too deeply") from error
-    return value
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # of which YAML's own are none
+        raise yaml.YAMLError(f"a value is not what its tag (!!name) says: {error}") from error
+    finally:
+        loader.dispose()
 
 
-def count_values(value: Any, counts: dict[int, int]) -> int:
-    """Return how many values there are, those of an alias at each place where it stands.
+def count_values(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Return how many values a document has, those of an alias at each place where it stands.
 
     Args:
-        value: of a document.
+        node: of the document, as it is written.
         counts: of what was counted, by its identity.
     """
-    if not isinstance(value, list | dict):
+    if isinstance(node, yaml.ScalarNode):
         return 1
-    if id(value) not in counts:
-        counts[id(value)] = MOST_VALUES + 1  # within itself, where there is no end of it
-        inner = value.values() if isinstance(value, dict) else value
-        counts[id(value)] = 1 + sum(count_values(one, counts) for one in inner)
-    return counts[id(value)]
+    if id(node) not in counts:
+        counts[id(node)] = MOST_VALUES + 1  # within itself, where there is no end of it
+        inner = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        counts[id(node)] = 1 + sum(count_values(one, counts) for one in inner)
+    return counts[id(node)]
 
 
 def native(value: Any) -> Any:

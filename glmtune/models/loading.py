@@ -278,7 +278,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, or it has no end token.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     from glmtune.models.templates import adopt, renew
 
@@ -287,6 +287,10 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     values = read_config(Path(files)) if config.is_file() else {}
     with reading("tokenizer", files):
         tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):  # the class that is named holds several, as RAG's does
+        raise UserError(
+            f"model.path: the tokenizer of {folder} is a {type(tokenizer).__name__}, which is no single one."
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.path: the tokenizer of {folder} has no eos_token, so that no answer could end.")
     if tokenizer.pad_token_id is None:

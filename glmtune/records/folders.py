@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from glmtune.config.values import native, parse
 from glmtune.registry import suggest
 from glmtune.runtime import UserError
 
@@ -136,8 +137,8 @@ def _read_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
         with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
             text = file.read(_MOST)
         head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-        card = yaml.safe_load(head[1]) if head else None
-    except (OSError, yaml.YAMLError, RecursionError, ValueError):
+        card = native(parse(head[1], _MOST)) if head else None  # within bounds: aliases could make anything of it
+    except (OSError, yaml.YAMLError, ValueError):
         return {}
     configs = card.get("configs") if isinstance(card, dict) else None
     entries = (entry for entry in configs if isinstance(entry, dict)) if isinstance(configs, list) else ()

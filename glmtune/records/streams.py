@@ -14,6 +14,7 @@ from glmtune.records.text import HUGE, check_text, open_text
 from glmtune.runtime import json_fault
 
 _CHUNK = 1 << 16  # characters
+_MOST_BLANK = 10_000  # lines in a row
 _NUL = "holds NUL bytes: not a text file, or a damaged one. Write it again as UTF-8."
 
 
@@ -45,6 +46,8 @@ def read_json_lines(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
             number += 1
             if not text.strip():
                 blank.append(number)
+                if len(blank) > _MOST_BLANK:  # of which gzip packs a billion in a megabyte
+                    raise Unreadable(f"more than {_MOST_BLANK:,} empty lines in a row. Delete them.", blank[0])
                 continue
             yield from _blanks(path, blank)
             blank = []

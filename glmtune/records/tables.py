@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 import yaml
 
 from glmtune import network
-from glmtune.config.values import MOST_VALUES, count_values
+from glmtune.config.values import parse
 from glmtune.records.faults import Fault, Unreadable
 from glmtune.records.fields import MOST_CHARACTERS, Row, clean_name, repeated
 from glmtune.records.text import check_text, open_text
 from glmtune.runtime import UserError
 
 CARDS = ("README.md", ".huggingface.yaml")  # where a data set of the hub says which its files are
-_ADDRESS = re.compile(r"\w+://[^\s'\"]+")
-_LEADS_OUT = re.compile(r"^[/\\~]|^\w:|(^|[/\\])\.\.([/\\]|$)")  # an absolute path, or one with `..` in it
+_MOST = 2**22  # characters of one
+_ELSEWHERE = re.compile(r"\w:[/\\]|::|^[/\\~]|(?:^|[/\\])\.\.(?:[/\\]|$)")  # an address, or a path out of it
 
 
 def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
@@ -92,44 +91,39 @@ def read_hub(name: str, config: str | None, split: str, label: str) -> Iterator[
 
 
 def check_card(name: str) -> None:
-    """See whether the files of a data set are its own; datasets would ask any host, and read any path, of its card.
-
-    The card is taken apart as datasets does it, so that both find the same in it.
+    """See whether the files of a data set are its own; datasets would ask any host that its card names, or this disk.
 
     Raises:
-        UserError: a file is somewhere else.
+        UserError: a file is somewhere else, or the card cannot be read.
     """
-    from huggingface_hub import DatasetCard, hf_hub_download
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK  # where datasets finds what is read here
 
     for file in CARDS:
         try:
-            text = Path(hf_hub_download(name, file, repo_type="dataset")).read_bytes().decode("utf-8")
+            with open(hf_hub_download(name, file, repo_type="dataset"), encoding="utf-8", newline="") as card:
+                text = card.read()
         except EntryNotFoundError:
             continue
-        values = DatasetCard(text).data.to_dict() if file.endswith(".md") else yaml.safe_load(text)
+        if file.endswith(".md"):
+            block = REGEX_YAML_BLOCK.search(text)
+            text = block[2] if block else ""
+        try:
+            values = parse(text, _MOST)
+        except yaml.YAMLError as error:
+            raise UserError(f"{name}: {file} cannot be read: {' '.join(str(error).split())[:200]}") from None
         configs = values.get("configs") if isinstance(values, dict) else None
-        if count_values(configs, {}) > MOST_VALUES:
-            raise UserError(f"{name}: {file}: its aliases (*name) make more than {MOST_VALUES:,} values of it.")
-        if (place := place_elsewhere(configs)) is not None:
+        if found := next((place for place in texts_in(configs) if _ELSEWHERE.search(place)), None):
             raise UserError(
-                f"{name}: {file} names a file of another place, {place}. Download it yourself, and name it."
+                f"{name}: {file} names a file of another place, {found}. Download it yourself, and name it."
             )
 
 
-def place_elsewhere(configs: Any) -> str | None:
-    """Return a place out of its repository that the configurations of a card name; None if there is none."""
-    if found := _ADDRESS.search(json.dumps(configs, default=str)):
-        return found[0]
-    entries = [entry for entry in configs if isinstance(entry, dict)] if isinstance(configs, list) else []
-    paths = texts_in([[entry.get("data_files"), entry.get("data_dir")] for entry in entries])
-    return next((path for path in paths if _LEADS_OUT.search(path)), None)
-
-
 def texts_in(value: Any) -> Iterator[str]:
-    """Yield the texts in nested lists and mappings."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from texts_in(inner)
+    """Yield what stands in a card's values, at any depth."""
+    if isinstance(value, dict | list | tuple | set):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(entry)
+    elif value is not None:
+        yield value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -26,6 +26,7 @@ from glmtune.arithmetic.solutions import Solution
 from glmtune.arithmetic.working import DRAFT_MARK
 from glmtune.config import NamedSettings
 from glmtune.examples import Example, Split, split_of
+from glmtune.files import check_named
 from glmtune.messages import Message, Prompt, ToolCall, as_messages, make_tool_call, text_in
 from glmtune.runtime import UserError
 from glmtune.scoring import Score
@@ -239,8 +240,10 @@ class Arithmetic(Task):
         """
         if self.settings.exclude is None:
             return frozenset()
+        file = Path(self.settings.exclude).expanduser()
+        check_named(file, "task.exclude")
         try:
-            lines = Path(self.settings.exclude).expanduser().read_text("utf-8").splitlines()
+            lines = file.read_text("utf-8").splitlines()
         except UnicodeError as error:
             raise UserError(f"task.exclude={self.settings.exclude}: is no text in UTF-8. Save it as such.") from error
         except OSError as error:

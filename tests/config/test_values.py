@@ -185,6 +185,23 @@ def test_aliases_that_make_too_much_are_refused(place: str, write: Any) -> None:
             load_recipe(write(text))
 
 
+@pytest.mark.parametrize(
+    "line", ["{name}: &{name} {{<<: [*{before}, *{before}]}}", "{name}: &{name} [*{before}, *{before}]"]
+)
+def test_merges_and_keys_that_make_too_much_are_refused(line: str, write: Any) -> None:
+    """They are told before anything is made of them: 2**40 values would be."""
+    first = "a0: &a0 {x: 1}" if "<<" in line else "a0: &a0 [x]"
+    lines = [first, *(line.format(name=f"a{n}", before=f"a{n - 1}") for n in range(1, 40)), "? *a39\n: 1"]
+    with pytest.raises(RecipeError, match=r"its aliases \(\*name\) make more than 100,000 values of it"):
+        load_recipe(write("\n".join(lines)))
+
+
+@pytest.mark.parametrize("value", ["!!timestamp x", "!!int ''", "!!int x", "!!bool x", "!!float x", "!!nothing x"])
+def test_values_that_are_not_what_their_tags_say(value: str, write: Any) -> None:
+    with pytest.raises(RecipeError, match=r"not a readable YAML file: "):
+        load_recipe(write(f"seed: {value}"))
+
+
 def test_a_group_without_values_is_the_default() -> None:
     assert load_recipe(None, ["training=null", "task="]).model_dump() == load_recipe().model_dump()
 

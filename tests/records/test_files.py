@@ -175,6 +175,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("a.csv", "", None, "no records"),
         ("a.csv", "prompt,target\n", None, "no records"),
         ("a.jsonl", "\n\n", 1, "empty; every line"),
+        ("a.jsonl", lines(ROWS[0]) + "\n" * 20000 + lines(ROWS[1]), 2, "more than 10,000 empty lines in a row"),
         ("a.jsonl", lines(ROWS[0]) + "\n" + lines(ROWS[1]), 2, "empty; every line"),
         ("a.jsonl", '{"prompt": 1', 1, "not JSON: .* One JSON object a line"),
         ("a.jsonl", "[\n{}]", 1, "Name the file .json"),

@@ -178,3 +178,28 @@ def test_names_of_folders_are_found_from_anywhere(tmp_path: Path, monkeypatch: p
     (tmp_path / "own/train.jsonl").write_text('{"prompt": "1"}\n{"prompt": "2", "target": "3"}\n')
     assert len(read_all("own:train", on_error="skip")) == 1
     assert (tmp_path / "own-train.skipped.jsonl").is_file()
+
+
+BOMB = "\n".join(["x0: &x0 [a, a]", *(f"x{n}: &x{n} [*x{n - 1}, *x{n - 1}]" for n in range(1, 40))])
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        "[{config_name: *x39, data_files: a.jsonl}]",
+        "[{config_name: a, data_dir: *x39}]",
+        "[{config_name: a, data_files: [{split: train, path: *x39}]}]",
+        "[{config_name: a, data_files: [{split: *x39, path: a.jsonl}]}]",
+    ],
+)
+def test_a_card_that_makes_too_much_says_nothing(configs: str, tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl")
+    (tmp_path / "README.md").write_text(f"---\n{BOMB}\nconfigs: {configs}\n---\n")
+    assert names_in(str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("saved", ["{}", '{"splits": null}', '{"splits": 5}', '{"splits": [5]}', "[]", "[" * 100_000])
+def test_what_was_saved_of_splits_may_be_anything(saved: str, tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl")
+    (tmp_path / "dataset_dict.json").write_text(saved)
+    assert names_in(str(tmp_path)) == {}

@@ -299,3 +299,13 @@ def test_a_file_that_is_named_may_be_a_link(records: Path, capsys: pytest.Captur
         with pytest.raises(SystemExit) as done:
             cli.main(["inspect", str(records.parent / target)])
         assert done.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("setting", "name"), [("task.exclude", "named"), ("data.template", "named.jinja")])
+def test_what_a_setting_names_is_a_file(setting: str, name: str, tmp_path: Path, refused: Refused) -> None:
+    """What never ends is not read."""
+    os.mkfifo(tmp_path / name)
+    assert f"{setting}={tmp_path / name}: is a pipe, not a file. Name a file." in refused(
+        "train", f"{setting}={tmp_path / name}"
+    )
+    assert "task.exclude=/dev/zero: is a device, not a file." in refused("train", "task.exclude=/dev/zero")

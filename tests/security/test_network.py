@@ -347,6 +347,7 @@ def test_kernels_are_not_fetched(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
         ("README.md", "\n---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"),
         ("README.md", "---\n---a: 1\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"),
         (".huggingface.yaml", "configs: [{{config_name: default, data_files: {{train: '{}'}}}}]\n"),
+        ("README.md", "---\nconfigs: [{{config_name: a, data_dir: '{}'}}]\n--- \t\n"),
     ],
 )
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune import registry
+from glmtune.files import check_named
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
@@ -64,10 +65,12 @@ def read_template(name: str) -> tuple[str, dict[str, Any] | None]:
     """
     is_file = name.endswith(".jinja")
     beside = (Path(name) if is_file else FOLDER / name).with_suffix(".response.json")
+    if is_file:
+        check_named(Path(name), "data.template")
     try:
         text = Path(name).read_text(encoding="utf-8") if is_file else read_preset(name)
         response = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"data.template: {beside} is no JSON: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.template: {name} cannot be read: {error}") from error
