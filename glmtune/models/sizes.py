@@ -35,15 +35,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_sizes(values: dict[str, Any], file: Path) -> None:
-    """See whether the sizes in a configuration are numbers from 1 to `MOST`. Null states none; some have a list.
+    """See whether the sizes in a configuration are numbers from 1 to `MOST`. Null states none.
+
+    Some have a list, in which a layer without such a part has 0 or null.
 
     Raises:
         UserError: one is not.
     """
     for name, most in MOST.items():
         value = values.get(name)
-        is_listed = isinstance(value, list) and name in OF_EACH_LAYER
-        if value is not None and not is_listed and not (type(value) is int and 0 < value <= most):
+        if isinstance(value, list) and name in OF_EACH_LAYER:
+            fits = all(type(one) is int and 0 <= one <= most for one in value if one is not None)
+        else:
+            fits = value is None or (type(value) is int and 0 < value <= most)
+        if not fits:
             raise UserError(
                 f"{file}: {name} is {str(value)[:60]!r}, and must be a whole number from 1 to {most:,}. Take "
                 "config.json of the release again."

@@ -137,8 +137,10 @@ def read_record(path: Path) -> Past | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         changes = [Change(**change) for change in values["changes"]]
+        if not all(type(change.step) is int for change in changes):
+            raise TypeError("the step of a change is no number")
         return Past(make_recipe(values["recipe"]), values["base"], values["records"], changes)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged: {str(error).splitlines()[0]}. Delete it, and recipe.yaml counts in its place."
         ) from None

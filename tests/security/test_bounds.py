@@ -97,6 +97,7 @@ CONFIGS: dict[str, Any] = {
     "long": {"max_sequence_length": 10**30},
     "fraction": {"num_layers": 2.5},
     "list": {"hidden_size": [128]},
+    "wide layer": {"intermediate_size": [128, 10**12]},
     "object": {"num_layers": {"a": 1}},
 }
 
