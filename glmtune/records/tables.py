@@ -31,6 +31,10 @@ def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
         check_text(head, 1, encoding)
         if not head.strip():
             return
+        if len(head) == MOST_CHARACTERS:  # of which gzip packs a thousand times as many
+            raise Unreadable(
+                f"its first line has more than {MOST_CHARACTERS:,} characters, and no names of columns.", 1
+            )
         file.seek(0)
         delimiter = max(",\t;", key=re.sub(r'"[^"]*"', "", head).count)
         reader = csv.reader(file, delimiter=delimiter, strict=True)

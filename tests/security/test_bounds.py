@@ -227,3 +227,10 @@ def test_reading_is_bounded_in_python_too(tmp_path: Path) -> None:
     path.write_text(RECIPES["merges"])
     with pytest.raises(UserError):
         load_recipe(path)
+
+
+def test_a_tokenizer_of_several_is_refused(tiny_checkpoint: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    config = model / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tokenizer_class": "RagTokenizer"}))
+    assert f"the tokenizer of {model} is a RagTokenizer, which is no single one" in refused("chat", model, "-q", "1+1=")
