@@ -12,7 +12,7 @@ from glmtune.runtime import UserError
 from glmtune.training.resumption import read_record
 
 CHANGE = {"step": 3, "setting": "training.steps", "before": 4, "after": 8}
-WHOLE = {"recipe": {}, "base": None, "records": None, "changes": [CHANGE]}
+WHOLE: dict[str, Any] = {"recipe": {}, "base": None, "records": None, "changes": [CHANGE]}
 
 
 def write(folder: Path, values: Any) -> Path:
@@ -26,15 +26,16 @@ def test_a_record(tmp_path: Path) -> None:
     assert read_record(tmp_path / "nothing") is None
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        *("", "{", "[" * 100_000, [], {}),
-        *(WHOLE | {"recipe": recipe} for recipe in ([], "text", None, {"training": {"steps": "x"}})),
-        *(WHOLE | {"changes": changes} for changes in (3, [[]], [{}], [CHANGE | {"step": "x"}])),
-    ],
-    ids=lambda values: str(values)[:60],
-)
+RECIPES: list[Any] = [[], "text", None, {"training": {"steps": "x"}}]
+CHANGES: list[Any] = [3, [[]], [{}], [CHANGE | {"step": "x"}]]
+RECORDS: list[Any] = [
+    *("", "{", "[" * 100_000, [], {}),
+    *(WHOLE | {"recipe": recipe} for recipe in RECIPES),
+    *(WHOLE | {"changes": changes} for changes in CHANGES),
+]
+
+
+@pytest.mark.parametrize("values", RECORDS, ids=lambda values: str(values)[:60])
 def test_one_that_is_none_is_told(tmp_path: Path, values: Any) -> None:
     file = write(tmp_path, values)
     with pytest.raises(UserError, match=r"run\.json is damaged: .*Delete it, and recipe\.yaml counts") as error:
