@@ -114,5 +114,5 @@ def describe_run(folder: Path) -> str:
         figures = [values[time][name] for time in ("before", "after")]
         before, after = (percent(value, 1) if name == "accuracy" else f"{value:.4f}" for value in figures)
         return f"held-out {name.replace('_', ' ')} {before} -> {after}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return f"{report} is damaged; write it again with glmtune train --resume"

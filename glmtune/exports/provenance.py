@@ -67,7 +67,7 @@ def check_report(run: RunFolder) -> None:
     """
     try:
         scores(read_report(run))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{run.report} is damaged ({type(error).__name__}). Write it again: glmtune train --resume {run.path}"
         ) from None
@@ -96,7 +96,6 @@ def without_places(value: Any) -> Any:
 
 def describe_data(origin: ResolvedModel) -> str:
     """Return what a run was learned from, in a few sentences."""
-
     learned, held_out = (origin.task.records(split) for split in ("train", "held_out"))
     own, training = origin.recipe.data, origin.recipe.training
     mixed = sum(source.share for source in own.mixture)

@@ -47,3 +47,14 @@ def test_runs(runs: Path) -> None:
     assert found["finished"] == found["older"] == "held-out accuracy 1.5% -> 75.0%"
     assert found["stopped"] == f"not finished; go on with glmtune train --resume {runs / 'stopped'}"
     assert "is damaged" in found["damaged"] and "is damaged" in found["empty-report"]
+
+
+@pytest.mark.parametrize("figure", ["1" + "0" * 400, '"x"', "null", "[" * 100_000])
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_figures_that_are_none(tmp_path: Path, metric: str, figure: str) -> None:
+    run = tmp_path / "own"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("task: {}\n")
+    part = f'{{"{metric}": {figure}}}'
+    (run / "report.json").write_text(f'{{"metric": "{metric}", "before": {part}, "after": {part}}}')
+    assert "is damaged" in ls.run(str(tmp_path))["runs"][str(run)]
