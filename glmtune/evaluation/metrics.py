@@ -21,7 +21,7 @@ ROUGE_NAMES = ("rouge-1", "rouge-2", "rouge-l")
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """rouge-1, rouge-2 and rouge-l on jieba's words: F of each record, 0 to 100, averaged over the records.
+    """Return rouge-1, rouge-2 and rouge-l on jieba's words: F of each record, 0 to 100, averaged over the records.
 
     An empty text scores 0, where the official code ends with an error. A text of one word has no rouge-2, hence 0. Of
     long texts, the first `MOST_WORDS` words are compared.
@@ -46,7 +46,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def bleu4(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """BLEU-4 on characters with smoothing method 3, sentence by sentence, 0 to 100, averaged over the records.
+    """Return BLEU-4 on characters with smoothing method 3, sentence by sentence, 0 to 100, averaged over the records.
 
     An empty text scores 0. Texts of less than four characters have no 4-grams and stay below 100 even when equal, as in
     the official code. Source of the smoothing: Chen and Cherry (2014), https://aclanthology.org/W14-3346

@@ -89,14 +89,14 @@ class Engine:
         """
         check_room(len(request.input_ids), self.limit, request.settings.longest)
         reader = AnswerReader.of(self.model, self.tokenizer)
-        arriving: SimpleQueue[tuple[list[int], list[float]] | Exception | None] = SimpleQueue()
+        arriving: SimpleQueue[tuple[list[int], list[float]] | BaseException | None] = SimpleQueue()
         row = Row(request, listener=lambda *news: arriving.put(news))
 
         def run() -> None:
             try:
                 decode(self.model, reader, [row])
                 arriving.put(None)
-            except Exception as error:
+            except BaseException as error:  # a library in Rust that gives up raises no Exception; nobody would hear
                 arriving.put(error)
 
         thread = Thread(target=run, daemon=True)
@@ -104,7 +104,7 @@ class Engine:
         sent, text = 0, ""
         try:
             while (news := arriving.get()) is not None:
-                if isinstance(news, Exception):
+                if isinstance(news, BaseException):
                     raise news
                 token_ids, logprobs = news
                 begun = reader.read_begun(token_ids, request.stop)

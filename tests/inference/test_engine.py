@@ -289,3 +289,19 @@ def test_a_prompt_that_just_fits_is_answered(tiny: Loaded) -> None:
 def test_messages_are_a_prompt(tiny: Loaded) -> None:
     said = [{"role": "user", "content": "1+2="}]
     assert answers(tiny, [said]) == answers(tiny, ["1+2="])
+
+
+class Panic(BaseException):
+    """What libraries in Rust raise, which is no Exception."""
+
+
+@pytest.mark.parametrize("error", [Panic, ValueError])
+def test_a_stream_ends_with_what_ends_its_thread(
+    tiny: Loaded, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error("gave up")
+
+    monkeypatch.setattr("glmtune.inference.engine.decode", fail)
+    with pytest.raises(error, match="gave up"):
+        list(Engine(*tiny).stream(request(tiny, "0")))
