@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from glmtune.messages import Prompt
 from glmtune.records import Fault, Row, arrow, explain, read_questions
 from glmtune.records.output import Output
 from glmtune.records.questions import Question
-from glmtune.records.writing import as_line, read_given, strict
+from glmtune.records.writing import as_json, as_line, read_given, strict
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import UserError
 
@@ -200,12 +199,6 @@ def entry_of(found: Question | Fault, resolved: ResolvedModel) -> Entry:
     except UserError as error:
         fault = Fault(found.source.file, found.source.line, "prompt", str(error))
     return Entry(as_json(found.row), found.prompt, fault, found.tools)
-
-
-def as_json(row: Row) -> Row:
-    """Return a row as it comes back from the file that it is written to."""
-    again: Row = json.loads(json.dumps(row, default=str))
-    return again
 
 
 def fields_added(resolved: ResolvedModel, entries: Sequence[Entry], on_error: OnError) -> list[str]:

@@ -6,15 +6,15 @@ The suffix of a file says what is written: another one would be a name for what 
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Sequence
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glmtune.records import arrow
-from glmtune.records.fields import Row
+from glmtune.records.fields import Row, WrittenFloat
 from glmtune.records.files import files_of, suffix_of
 from glmtune.records.formulas import Formulas, is_formula
 from glmtune.runtime import UserError
@@ -23,27 +23,46 @@ from glmtune.terminal import to_json
 LINES = (".jsonl", ".ndjson", "")  # that can grow; without a suffix it may be a device
 WRITTEN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *arrow.SUFFIXES)
 _SEPARATORS = ",\t;"
+_EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 
 
 def strict(value: Any) -> Any:
     """Return a value without the numbers that JSON does not have, which become the texts that protobuf has for them."""
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not isinstance(value, WrittenFloat) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
         return {name: strict(entry) for name, entry in value.items()}
     return [strict(entry) for entry in value] if isinstance(value, list) else value
 
 
-def as_line(row: Row) -> str:
-    """Return a record as a line of strict JSON."""
-    return to_json(strict(row))
+def as_json(value: Any) -> Any:
+    """Return a value in the form that JSON has for it; a text where it has none. Numbers stay as they were written."""
+    if isinstance(value, dict):
+        return {str(name): as_json(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(entry) for entry in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def as_line(value: Any) -> str:
+    """Return a value, such as a record, as a line of strict JSON; a number of a file with the digits that it had there.
+
+    Lists and objects are taken apart here because `json` writes every float anew, whatever its class.
+    """
+    if isinstance(value, WrittenFloat):
+        return value.written
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{to_json(name)}: {as_line(entry)}" for name, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_line, value)) + "]"
+    return to_json(strict(value))
 
 
 def write_rows(rows: Iterable[Row], file: Path, suffix: str, safe_cells: bool = False) -> Formulas:
     """Write records as what a suffix says. Columns are all fields in the order in which they come.
 
     In CSV and TSV, lists and objects are JSON. So they are in Parquet and Arrow where a column holds values of several
-    kinds, or of one that these have no form for.
+    kinds, or of one that these have no form for; a column is of texts where a number has more digits than they keep.
 
     Args:
         rows: the records.
@@ -77,9 +96,11 @@ def write_rows(rows: Iterable[Row], file: Path, suffix: str, safe_cells: bool = 
 
 
 def as_column(values: Sequence[Any]) -> Any:
-    """Return one column of a table."""
+    """Return one column of a table: of texts where no type of its own holds all that was written."""
     pyarrow, parquet = load_arrow()
     try:
+        if is_rounded(values):
+            raise OverflowError("as pyarrow does where an integer has too many digits")
         found = pyarrow.array(values)
         parquet.write_table(pyarrow.table({"": found}), pyarrow.BufferOutputStream())
         return found
@@ -88,12 +109,21 @@ def as_column(values: Sequence[Any]) -> Any:
         return pyarrow.array([cell and cell.encode("utf-8", "backslashreplace").decode() for cell in cells])
 
 
+def is_rounded(value: Any) -> bool:
+    """Return whether a number in a value has more digits in its file than a float of 64 bits keeps."""
+    if isinstance(value, WrittenFloat):
+        return _EXACT.create_decimal(value.written) != _EXACT.create_decimal(float.__repr__(value))
+    if isinstance(value, dict):
+        return any(map(is_rounded, value.values()))
+    return isinstance(value, list) and any(map(is_rounded, value))
+
+
 def as_cell(value: Any) -> str:
     """Return a value as a text."""
     if value is None:
         return ""
     value = strict(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else as_line(value)
 
 
 def as_safe_cell(value: Any) -> str:

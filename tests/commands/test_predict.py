@@ -406,6 +406,15 @@ def test_halves_of_characters_are_written_again(run: str, tmp_path: Path) -> Non
     assert [one["prompt"] for one in read(output)] == ["1", "half \ud800"]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_numbers_come_back_with_their_digits(run: str, suffix: str, tmp_path: Path) -> None:
+    given = '"x": 0.12345678901234567890123, "y": 1.10, "z": 1E5, "n": 123456789012345678901234567890'
+    (tmp_path / "in.jsonl").write_text(f'{{"prompt": "1", {given}}}\n')
+    predict.run(run, str(tmp_path / "in.jsonl"), str(tmp_path / f"out.{suffix}"))
+    cells = "1,0.12345678901234567890123,1.10,1E5,123456789012345678901234567890,"
+    assert (given if suffix == "jsonl" else cells) in (tmp_path / f"out.{suffix}").read_text("utf-8")
+
+
 def test_tools_are_asked_with_the_question(write_records: Any) -> None:
     tools, turns = [{"name": "add"}], [{"role": "user", "content": "q"}]
     for record in ({"prompt": "q"}, {"prompt": turns}, {"messages": turns}):

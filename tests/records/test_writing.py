@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glmtune.records.files import Line, rows
-from glmtune.records.writing import WRITTEN, as_line, read_given, strict, write_beside, write_rows
+from glmtune.records.writing import WRITTEN, as_json, as_line, read_given, strict, write_beside, write_rows
 from glmtune.runtime import UserError
 
 pyarrow = pytest.importorskip("pyarrow", reason="tables are written by pyarrow")
@@ -86,6 +86,38 @@ def test_values_of_several_kinds_become_texts(tmp_path: Path) -> None:
 def test_a_cell_has_no_quotation_marks_that_json_gives_to_what_is_no_number(value: float, tmp_path: Path) -> None:
     write_rows([{"a": value}], tmp_path / "a.csv", ".csv")
     assert read(tmp_path / "a.csv") == [{"a": strict(value)}]
+
+
+WRITTEN_NUMBERS = "0.12345678901234567890123 1.10 1E5 -0.0 1e999 1e-999 123456789012345678901234567890"
+
+
+@pytest.mark.parametrize("number", WRITTEN_NUMBERS.split())
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_numbers_come_back_as_they_were_written(suffix: str, number: str, tmp_path: Path) -> None:
+    line = f'{{"prompt": "1", "x": {number}, "deep": {{"a": [{number}, true, null]}}}}'
+    (tmp_path / "in.jsonl").write_text(line)
+    [record] = as_json(read(tmp_path / "in.jsonl"))
+    assert as_line(record) == line and strict(record) == record
+    if suffix in (".jsonl", ".ndjson"):
+        return
+    write_rows([record], tmp_path / f"out{suffix}", suffix)
+    [again] = read(tmp_path / f"out{suffix}")
+    if suffix in (".csv", ".tsv"):
+        assert again == {"prompt": "1", "x": number, "deep": f'{{"a": [{number}, true, null]}}'}
+    elif suffix == ".json":
+        assert as_line(again) == line
+    elif number in ("1.10", "1E5", "-0.0"):  # a column of floats holds them
+        assert again["x"] == float(number)
+    else:
+        assert again["x"] == number
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [((1, 2), [1, 2]), ({1: Decimal("1.50")}, {"1": "1.50"}), ([True, None, "值"], [True, None, "值"])],
+)
+def test_what_json_has_no_form_for_becomes_a_text(value: Any, expected: Any) -> None:
+    assert as_json(value) == expected and type(as_json(value)) is type(expected)
 
 
 LEAVES = [
