@@ -20,7 +20,7 @@ from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
 from glmtune.training.placement import Placement, placement_of, readable
-from glmtune.training.requirements import check_model, check_packages
+from glmtune.training.requirements import check_model, check_packages, count_trainable
 from glmtune.training.resumption import (
     Change,
     Past,
@@ -289,6 +289,7 @@ def prepare(model: ResolvedModel, folder: RunFolder, may_change: bool = True) ->
     check_release(model.base, plan.tokenizer, model.config)
     check_packages(model.recipe, model.config)
     check_model(model.recipe, model.config, plan.method)
+    count_trainable(plan.method, model.config)
     if plan.past is not None and not may_change:
         check_same(plan.past, plan.recipe, folder)
     _ = plan.changes

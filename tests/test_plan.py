@@ -66,3 +66,24 @@ def test_a_base_is_found_from_any_folder(
 
 def test_the_name_of_a_run() -> None:
     assert run_name(load_recipe()) == "arithmetic-lora"
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        ("[dense, lm_head]", r"lm_head cannot learn by itself: head and embedding are one"),
+        ("[word_embeddings]", r"word_embeddings cannot learn by itself"),
+        (".*head", r"lm_head cannot learn by itself"),
+        ("[densee]", r"no layer is named 'densee'\. Did you mean 'dense'"),
+    ],
+)
+def test_what_cannot_learn_is_told_before_weights_are_read(plan_of: Any, targets: str, told: str) -> None:
+    sketch = plan_of(f"method.target_modules={targets}")
+    with pytest.raises(UserError, match=told):
+        prepare(sketch.model, sketch.folder)
+    assert sketch.model.method.start == {}
+
+
+def test_what_needs_the_numbers_is_tried_when_they_are_there(plan_of: Any) -> None:
+    sketch = plan_of("method.init=pissa")
+    assert prepare(sketch.model, sketch.folder).method.start == {}

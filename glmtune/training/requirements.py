@@ -48,3 +48,27 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, method: Method) -> Non
     check_precision(loading.choose_dtype(settings.dtype, device), device)
     method.check_storage(settings, stored_bits(config))
     loading.check_bits(settings, config)
+
+
+def count_trainable(method: Method, config: PreTrainedConfig) -> int | None:
+    """Return how many parameters learn, tried on a model that is made without its numbers.
+
+    Returns:
+        None where the method starts from the numbers themselves.
+
+    Raises:
+        UserError: the method does not find what it trains, or cannot train it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    own = type(method)(method.settings)  # the given one is to remember nothing of this model
+    try:
+        tuned = own.apply(model)
+    except UserError:
+        raise
+    except Exception:  # whatever torch says of missing numbers
+        return None
+    return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)

@@ -117,6 +117,11 @@ def test_a_recipe_is_healthy(write_records: Any, tiny_checkpoint: Path, tmp_path
     assert "lora trains" in named(checks, "method").finding
 
 
+def test_a_head_that_cannot_learn_is_told(tiny_checkpoint: Path) -> None:
+    checks = run(None, ["method.target_modules=[lm_head]", f"model.path={tiny_checkpoint}"])
+    assert "lm_head cannot learn by itself" in failures(checks)["method"].finding
+
+
 def test_records_are_healthy(write_records: Any, tiny_checkpoint: Path) -> None:
     records = str(write_records(*({"prompt": f"{i}+1=", "target": str(i + 1)} for i in range(100))))
     assert named(run(records), "data").finding == f"{records}: 100 records"

@@ -16,7 +16,7 @@ from glmtune.plan import Plan
 from glmtune.records import read_examples
 from glmtune.runtime import UserError
 from glmtune.training.placement import Placement, assume_lengths, placement_of, readable
-from glmtune.training.requirements import check_model, check_packages
+from glmtune.training.requirements import check_model, check_packages, count_trainable
 from glmtune.trust import UntrustedError
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
@@ -118,19 +118,9 @@ def remarks(plan: Plan) -> Finding:
 
 def method(plan: Plan) -> Finding:
     """See whether the method finds what it trains in such a model, which is made without its numbers."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(plan.model.config)
-    name = plan.model.recipe.method.name
-    try:
-        tuned = plan.method.apply(model)
-    except UserError:
-        raise
-    except Exception as error:  # what starts from the numbers themselves
-        return "ok", f"{name} cannot be tried without weights ({type(error).__name__})", ""
-    count = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+    name, count = plan.model.recipe.method.name, count_trainable(plan.method, plan.model.config)
+    if count is None:
+        return "ok", f"{name} cannot be tried without weights", ""
     return "ok", f"{name} trains {count:,} parameters", ""
 
 
