@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from tqdm import tqdm
 
 from glmtune.messages import Prompt
-from glmtune.records import Fault, Row, arrow, explain, read_questions
+from glmtune.records import Fault, Row, arrow, explain, read_questions, until_many
 from glmtune.records.output import Output
 from glmtune.records.questions import Question
 from glmtune.records.writing import as_json, as_line, read_given, strict
@@ -130,7 +130,8 @@ def predict(
     place.check(input, overwrite or resume)
     recipe = resolved.recipe
     data = recipe.data
-    found = list(read_questions(input, data.columns, data.encoding, data.join_turns))
+    questions = read_questions(input, data.columns, data.encoding, data.join_turns)
+    found = list(until_many(questions) if on_error == "stop" else questions)
     check_faults([one for one in found if isinstance(one, Fault)], on_error)
 
     from glmtune.evaluation.report import explain_cut_off  # and torch, when paths and records are known to be right

@@ -4,7 +4,7 @@
 the format is told by the fields (`formats.FORMATS`), or the fields are named (`columns`).
 """
 
-from glmtune.records.faults import SHOWN, Fault, explain
+from glmtune.records.faults import SHOWN, Fault, explain, until_many
 from glmtune.records.fields import Row
 from glmtune.records.questions import Question, read_questions
 from glmtune.records.reading import Turns, read, read_all, read_examples
@@ -20,4 +20,5 @@ __all__ = [
     "read_all",
     "read_examples",
     "read_questions",
+    "until_many",
 ]

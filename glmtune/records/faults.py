@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from glmtune.config import parts_of
 from glmtune.files import replacing
@@ -15,6 +15,8 @@ from glmtune.terminal import to_json
 
 SKIPPED = ".skipped.jsonl"
 SHOWN = 20  # faults that are told one by one
+MOST = 1000  # faults after which reading stops, where none may be left out
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,20 @@ class Unreadable(Exception):
         super().__init__(message)
 
 
+def until_many(entries: Iterable[Entry | Fault]) -> Iterator[Entry | Fault]:
+    """Yield what is read of records, up to the fault that makes `MOST`: of what follows, nobody would read more."""
+    found = 0
+    for entry in entries:
+        yield entry
+        found += isinstance(entry, Fault)
+        if found == MOST:
+            return
+
+
 def explain(faults: Sequence[Fault], otherwise: str = "leave what is faulty out with data.on_error=skip") -> str:
     """Return faults as a message: the first ones, how many there are, and what can be done other than mending them.
 
+    From `MOST` on the number is a lower bound: nobody may have looked for more.
     Where every fault is one of a whole file, there is nothing else.
     """
     remedy = f", or {otherwise}" if otherwise and any(fault.is_of_one_record for fault in faults) else ""
@@ -73,7 +86,8 @@ def explain(faults: Sequence[Fault], otherwise: str = "leave what is faulty out 
         return f"{faults[0]}\nMend it{remedy}." if remedy else str(faults[0])
     files = len({fault.file for fault in faults})
     place = faults[0].file if files == 1 else f"{files} files"
-    lines = [f"{place}: {len(faults)} faults:", *(f"  {fault}" for fault in faults[:SHOWN])]
+    count = f"at least {len(faults)}" if len(faults) >= MOST else len(faults)
+    lines = [f"{place}: {count} faults:", *(f"  {fault}" for fault in faults[:SHOWN])]
     if len(faults) > SHOWN:
         lines.append(f"  ... and {len(faults) - SHOWN} more. `glmtune inspect` writes all of them to a report.")
     lines.append(f"Mend them{remedy}.")

@@ -11,7 +11,7 @@ from glmtune.config import DataSettings
 from glmtune.examples import Example
 from glmtune.records.cleaning import repetitions
 from glmtune.records.conversations import each_answer, earlier_questions
-from glmtune.records.faults import Fault, explain, write_skipped
+from glmtune.records.faults import Fault, explain, until_many, write_skipped
 from glmtune.records.fields import FieldError
 from glmtune.records.files import Line, rows
 from glmtune.records.formats import LOOKED_AT, Format, examples_of, fields_read, mapped_format, recognise
@@ -79,11 +79,12 @@ def read_all(
         on_error: `stop` at faults; `skip` writes the faulty ones to `SOURCE.skipped.jsonl`.
 
     Raises:
-        UserError: faults, all told together; with `skip`, those of whole files; or no records are left.
+        UserError: faults, told together; with `skip`, those of whole files; or no records are left.
     """
     examples: list[Example] = []
     faults: list[Fault] = []
-    for entry in read(source, columns, encoding, turns, joins_turns):
+    entries = read(source, columns, encoding, turns, joins_turns)
+    for entry in until_many(entries) if on_error == "stop" else entries:
         (faults if isinstance(entry, Fault) else examples).append(entry)  # type: ignore[arg-type]
     fatal = [fault for fault in faults if on_error == "stop" or not fault.is_of_one_record]
     if fatal:

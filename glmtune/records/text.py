@@ -27,6 +27,8 @@ _PACKED = {
     b"ARROW1": "an Arrow file. Name it .arrow.",
 }
 _GZIP = b"\x1f\x8b"  # of all that packs files, what Python itself unpacks
+_MOST_BYTES = 2**22  # unpacked, of what is packed more than this many times smaller
+_MOST_PACKED = 100
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def open_text(path: Path, encoding: str, newline: str | None = None) -> Iterator
         newline: as `open` takes it; by default lines end with any of the three line ends.
 
     Raises:
-        Unreadable: packed otherwise, cut off, or in an encoding that its first bytes tell.
+        Unreadable: packed otherwise, cut off, made to fill the memory, or in an encoding that its first bytes tell.
     """
     try:
         check_head(head_of(path), encoding)
@@ -54,7 +56,26 @@ def open_text(path: Path, encoding: str, newline: str | None = None) -> Iterator
 def _open(path: Path) -> BinaryIO:
     with path.open("rb") as file:
         is_packed = file.read(len(_GZIP)) == _GZIP
-    return cast(BinaryIO, gzip.open(path)) if is_packed else path.open("rb")
+    return cast(BinaryIO, _Unpacked(path)) if is_packed else path.open("rb")
+
+
+class _Unpacked(gzip.GzipFile):
+    """A file packed with gzip, of which ten megabytes may hold ten gigabytes."""
+
+    def read1(self, size: int = -1) -> bytes:
+        """Return what comes next; texts are read by this alone.
+
+        Raises:
+            Unreadable: no texts are packed so much smaller.
+        """
+        read = super().read1(size)
+        whole, packed = self.tell(), cast(BinaryIO, self.fileobj).tell()
+        if whole > _MOST_BYTES and whole > _MOST_PACKED * packed:
+            raise Unreadable(
+                f"packed with gzip, {packed:,} bytes of it hold {whole:,}, which few texts do. If you know what it is, "
+                "unpack it with gunzip."
+            )
+        return read
 
 
 def head_of(path: Path) -> bytes:

@@ -11,7 +11,8 @@ import pytest
 
 from glmtune.config import DataSettings
 from glmtune.examples import Example, Source
-from glmtune.records import SHOWN, read_all, read_examples
+from glmtune.records import SHOWN, read, read_all, read_examples, until_many
+from glmtune.records.faults import MOST
 from glmtune.runtime import UserError
 
 ROWS = [{"prompt": f"问 {i}", "target": f"答\n{i}"} for i in range(5)]
@@ -109,6 +110,16 @@ def test_faults_are_told_together(tmp_path: Path) -> None:
     assert message[0] == f"{source}: 30 faults:"
     assert message[1].startswith(f"  {source}, line 6: 'target' is missing") and "Did you mean 'taget'" in message[1]
     assert len(message) == SHOWN + 3 and "and 10 more" in message[-2] and "data.on_error=skip" in message[-1]
+
+
+def test_reading_stops_at_many_faults(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", *["{"] * (MOST + 1), ROWS[0])
+    with pytest.raises(UserError) as told:
+        read_all(source)
+    message = str(told.value).splitlines()
+    assert message[0] == f"{source}: at least {MOST} faults:" and f"and {MOST - SHOWN} more" in message[-2]
+    assert len(list(until_many(read(source)))) == MOST
+    assert len(read_all(source, on_error="skip")) == 1  # of which none is left unread
 
 
 def test_skipped_records_are_written(tmp_path: Path) -> None:

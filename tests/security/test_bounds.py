@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import struct
@@ -220,6 +221,25 @@ def test_a_table_that_is_small_when_packed(by: str, tmp_path: Path, refused: Cal
     assert path.stat().st_size < 100_000  # of 300 MB
     told = refused("predict", "nano", "--input", path, "--output", tmp_path / "out.jsonl")
     assert "records.parquet" in told and "bytes" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [
+        ("a.jsonl.gz", b'{"prompt": "%s", "target": "2"}\n' % (b"1" * 200)),
+        ("a.csv.gz", b"prompt,target,%s\n" % (b"1" * 200)),
+        ("a.txt.gz", b"a"),
+        ("a.json.gz", b"1,"),
+    ],
+    ids=["jsonl", "csv", "txt", "json"],
+)
+def test_texts_that_are_small_when_packed(name: str, piece: bytes, tmp_path: Path, refused: Callable[..., str]) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        packed = gzip.compress(piece * (2**24 // len(piece)), mtime=0)
+        file.write(packed * 64)  # a gigabyte: gzip reads what stands behind one another as one
+    told = refused("predict", "nano", "--input", path, "--output", tmp_path / "out.jsonl")
+    assert name in told and ("at least 1000 faults" if name == "a.json.gz" else "unpack it with gunzip") in told
 
 
 def test_reading_is_bounded_in_python_too(tmp_path: Path) -> None:
