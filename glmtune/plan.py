@@ -289,10 +289,10 @@ def prepare(model: ResolvedModel, folder: RunFolder, may_change: bool = True) ->
     check_release(model.base, plan.tokenizer, model.config)
     check_packages(model.recipe, model.config)
     check_model(model.recipe, model.config, plan.method)
-    count_trainable(plan.method, model.config)
     if plan.past is not None and not may_change:
         check_same(plan.past, plan.recipe, folder)
     _ = plan.changes
+    count_trainable(plan.method, model.config)
     _ = (plan.encoder, plan.held_out, plan.held_out_during, plan.recipe, plan.lengths, plan.remarks)
     _ = plan.judge
     return plan
