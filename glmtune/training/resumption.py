@@ -30,6 +30,7 @@ HONOURED = {
     *("evaluation.num_examples", "evaluation.text_metrics"),
     *(f"generation.{name}" for name in ("max_new_tokens", "batch_size", "do_sample", "temperature", "top_p")),
 }
+ENDING = {"training.steps", "training.epochs", "training.early_stopping_patience"}  # what a run may be ended by
 # Of the others, by setting or section: what a change would do.
 REASONS = {
     "seed": "would bring other examples in another order",
@@ -186,7 +187,8 @@ def check_going_on(past: Past, now: Past, folder: RunFolder) -> list[Change]:
         folder: of the run.
 
     Raises:
-        UserError: a change would make another run of it; all of them are named, with the reasons.
+        UserError: a change would make another run of it; all of them are named, with the reasons. Or it says how steps
+            are made, and none is left.
     """
     changed, steps = differences(past.recipe, now.recipe), now.recipe.training.steps
     if steps is not None and steps < past.step:
@@ -208,6 +210,15 @@ def check_going_on(past: Past, now: Past, folder: RunFolder) -> list[Change]:
         raise UserError(
             f"{folder.path} cannot go on so: {'; '.join(refused)}. Start a new run, or set "
             f"{'it' if len(refused) == 1 else 'them'} back."
+        )
+    ended = replace(past, recipe=now.recipe)
+    fitting = {"training.output_dir", *(() if past.has_ended else ENDING)}
+    idle = [name for name in changed if name.startswith("training.") and name not in fitting]
+    if ended.has_ended and idle:
+        named = " ".join(f"{name}={as_text(changed[name][1])}" for name in idle)
+        raise UserError(
+            f"{named}: {folder.path} is finished after step {past.step:,}, and no step is left to be made so. To train "
+            f"it longer: glmtune train --resume {folder.path} {ended.remedy}"
         )
     for what, before, after in (
         (f"model.path: {now.recipe.model.path} holds other weights", past.base, now.base),

@@ -182,6 +182,11 @@ def test_a_finished_run_is_said_to_be(finished: Path, whole: Run) -> None:
         ("training.batch_size=8", r"training\.batch_size=8 \(4 so far\) would change how many examples"),
         ("evaluation.num_examples_during=3", "would choose the best weights by other examples"),
         ("training.output_dir=elsewhere", r"training\.output_dir=elsewhere: a run goes on in its own folder"),
+        (
+            "training.learning_rate=5e-2",
+            rf"training\.learning_rate=0\.05: .* is finished after step {STEPS}, and no step",
+        ),
+        ("training.early_stopping_patience=1", rf"is finished .*--resume .*finished training\.steps={2 * STEPS}$"),
         ("training.stesp=9", r"training\.stesp: unknown setting.*'steps'"),
         ("training.epochs=5", r"training\.epochs=5: .*draws.*training\.steps"),
     ],
@@ -191,6 +196,18 @@ def test_what_would_be_another_run_is_refused(finished: Path, no_weights: None, 
     with pytest.raises(UserError, match=message):
         go_on(finished, setting)
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_run_is_ended_by_goes_with_no_setting_of_steps(interrupt: Callable[..., Path], tmp_path: Path) -> None:
+    folder = interrupt(tmp_path / "run", 5)
+    with pytest.raises(
+        UserError, match=r"^training\.warmup_ratio=0\.5: .* is finished after step 5.*training\.steps=10$"
+    ):
+        go_on(folder, "training.steps=5", "training.warmup_ratio=0.5")
+    done, _ = go_on(folder, "training.steps=5", "evaluation.num_examples=4")
+    assert log_of(folder)[-1]["step"] == 5 and done.report["after"]["n"] == 4
+    done, _ = go_on(folder, "evaluation.num_examples=5")
+    assert done.report["after"]["n"] == 5
 
 
 def test_edits_by_hand_are_refused_alike(finished: Path, no_weights: None) -> None:
