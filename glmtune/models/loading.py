@@ -239,12 +239,18 @@ def load_config(folder: str) -> PreTrainedConfig:
     Raises:
         UserError: it is damaged, or of no known family.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     files = fetch(folder, weights=False)
     check_model_type(files)
     with reading("config.json", files):
-        return AutoConfig.from_pretrained(files, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(files, trust_remote_code=False)
+        if not isinstance(config.get_text_config(), PreTrainedConfig):
+            raise UserError(
+                f"{files}/config.json: what stands there for a model of texts (text_config, decoder) is none. Take "
+                "config.json of the release again."
+            )
+        return config
 
 
 def check_model_type(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ WIDTHS = (
 )
 LENGTHS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
 # The largest of each; those of today's models have 126 layers, widths of 53,248, 262,208 tokens and 10 million places.
-MOST = dict.fromkeys(LAYERS, 1000) | dict.fromkeys(WIDTHS, 2**24) | dict.fromkeys(LENGTHS, 2**31 - 1)
+LABELS = {"num_labels": 2**16}  # for each of which transformers makes a name; ImageNet has 21,841
+MOST = LABELS | dict.fromkeys(LAYERS, 1000) | dict.fromkeys(WIDTHS, 2**24) | dict.fromkeys(LENGTHS, 2**31 - 1)
 OF_EACH_LAYER = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")  # in lists, of some
 NESTED = ("text_config", "language_config", "llm_config")  # what models of images say of the language
 
@@ -29,20 +31,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     values = read_json(file)
-    for part in (values, *(values.get(name) for name in NESTED)):
-        check_sizes(part if isinstance(part, dict) else {}, file)
+    for name, part in ("", values), *values.items():
+        if isinstance(part, dict):
+            check_sizes(part, file, MOST if name in ("", *NESTED) else LABELS)
     return values
 
 
-def check_sizes(values: dict[str, Any], file: Path) -> None:
-    """See whether the sizes in a configuration are numbers from 1 to `MOST`. Null states none.
+def check_sizes(values: dict[str, Any], file: Path, largest: Mapping[str, int]) -> None:
+    """See whether the sizes in a configuration are numbers from 1 to the `largest` of their name. Null states none.
 
     Some have a list, in which a layer without such a part has 0 or null.
 
     Raises:
         UserError: one is not.
     """
-    for name, most in MOST.items():
+    for name, most in largest.items():
         value = values.get(name)
         if isinstance(value, list) and name in OF_EACH_LAYER:
             fits = all(type(one) is int and 0 <= one <= most for one in value if one is not None)

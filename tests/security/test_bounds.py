@@ -15,6 +15,7 @@ import pytest
 
 from glmtune import cli
 from glmtune.config import RecipeError, load_recipe
+from glmtune.models.loading import load_config
 from glmtune.runtime import UserError
 
 SECONDS = 20  # generous: on a busy machine; all of this takes a second or two
@@ -100,6 +101,8 @@ CONFIGS: dict[str, Any] = {
     "list": {"hidden_size": [128]},
     "wide layer": {"intermediate_size": [128, 10**12]},
     "object": {"num_layers": {"a": 1}},
+    "labels": {"num_labels": 10**9},
+    "labels of a part": {"vision_config": {"num_labels": 10**9}},
 }
 
 
@@ -121,6 +124,15 @@ def test_configurations(
         told = refused(*arguments)
         assert "config.json" in told and len(told) < 1000
     assert any("config.json" in line for line in diagnosed(folder))
+
+
+@pytest.mark.parametrize("name", ["text_config", "decoder"])
+@pytest.mark.parametrize("value", [5, "x", [1], {"hidden_size": 8}])
+def test_parts_that_are_no_model(name: str, value: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    values = json.loads((tiny_checkpoint / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, name: value}))
+    with pytest.raises(UserError, match=r"config\.json: what stands there for a model of texts"):
+        load_config(str(tmp_path))
 
 
 JSONS = {
