@@ -150,7 +150,7 @@ def load_weights(settings: ModelSettings, folder: str, device: torch.device, opt
     """
     from transformers import AutoModelForCausalLM
 
-    from glmtune.models.quantization import mend_library_layers, pack_embedding
+    from glmtune.models.quantization import check_library_layers, mend_library_layers, pack_embedding
 
     # Names and shapes are compared here: the library only logs what is missing, and fills in random weights.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -164,6 +164,7 @@ def load_weights(settings: ModelSettings, folder: str, device: torch.device, opt
             loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     model, info = loaded
     check_weights(settings.path, info)
+    check_library_layers(model, settings.path)
     mend_library_layers(model)
     if settings.quantize_embedding:
         pack_embedding(model)

@@ -244,6 +244,20 @@ def bits_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
+def check_library_layers(model: nn.Module, path: str) -> None:
+    """See whether bitsandbytes' layers hold what it packed; weights of another form it leaves as they are, silently.
+
+    Raises:
+        UserError: one holds a plain weight, which it cannot compute with.
+    """
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("bitsandbytes.") and type(module.weight) is nn.Parameter:
+            raise UserError(
+                f"model.path: the weights of {path} are not packed ({name}.weight is {module.weight.dtype}), but its "
+                "config.json has a quantization_config. Delete that there, and set model.bits instead."
+            )
+
+
 def mend_library_layers(model: nn.Module) -> None:
     """Break two habits of bitsandbytes' layers that training suffers from.
 

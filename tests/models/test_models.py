@@ -98,7 +98,7 @@ def drop_a_weight(folder: Path) -> None:
         (lambda folder: (folder / "ice_text.model").unlink(), "tokenizer cannot read .*ice_text.model"),
         (truncate, r"model.safetensors is truncated: \d+ of \d+ bytes"),
         (behead, "model.safetensors is damaged: 26 bytes without a readable header"),
-        (as_pickle(b"<html>"), "pytorch_model.bin is no file of weights, or damaged. Copy or download it again"),
+        (as_pickle(b"<html>"), "pytorch_model.bin is no file of weights, or damaged, and is refused. Copy or download"),
         (as_pickle(b"PK\3\4" + b"0" * 99), r"pytorch_model.bin is truncated or damaged \(RuntimeError\)"),
     ],
 )

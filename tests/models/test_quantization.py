@@ -276,6 +276,18 @@ def test_faults_of_packed_checkpoints_are_told(packed: Packs, tmp_path: Path) ->
         glmtune.load(folder)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_plain_weights_that_are_said_to_be_packed(tiny_checkpoint: Path, tmp_path: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "said"))
+    change_config(folder, quantization_config={"quant_method": "bitsandbytes", f"load_in_{bits}bit": True})
+    with pytest.raises(UserError, match=r"are not packed \(transformer\.layers\.0.*weight is torch\.float32\)"):
+        glmtune.load(folder)
+    stored = Path(shutil.copytree(tiny_checkpoint, tmp_path / "stored"))
+    glmtune.load(tiny_checkpoint, bits=bits)[0].save_pretrained(stored)
+    assert is_quantized(glmtune.load(stored)[0])
+
+
 @pytest.mark.parametrize("bits", [0, 3, 32, "4"])
 def test_other_bits_are_refused(tiny_checkpoint: Path, bits: Any) -> None:
     with pytest.raises(UserError, match="16, 8 or 4"):
