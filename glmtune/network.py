@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -55,6 +56,16 @@ class Verb:
     agreed: set[str] = field(default_factory=set)
 
 
+@dataclass
+class _Closing:
+    """Who is in a `closed` block: the setting of huggingface_hub is one for all threads."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    inside: int = 0
+    before: bool = False
+
+
+_closing = _Closing()
 _verb: ContextVar[Verb | None] = ContextVar("verb", default=None)  # None: all names are those of the calling program
 
 
@@ -167,14 +178,23 @@ def host() -> str:
 
 @contextmanager
 def closed() -> Iterator[None]:
-    """Let no library ask the hub while the block runs: what a stranger's file names is not looked for there."""
+    """Let no library ask the hub while the block runs: what a stranger's file names is not looked for there.
+
+    Where several threads are in such a block, the first one in closes the network and the last one out opens it again.
+    """
     from huggingface_hub import constants
 
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    with _closing.lock:
+        if not _closing.inside:
+            _closing.before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        _closing.inside += 1
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        with _closing.lock:
+            _closing.inside -= 1
+            if not _closing.inside:
+                constants.HF_HUB_OFFLINE = _closing.before
 
 
 def withhold_telemetry() -> None:

@@ -36,11 +36,11 @@ def compare_storage(
         return None
     found: dict[str, Any] = {"bits": bits, "quantize_embedding": embedding}
     run = origin.run
-    if run is None or not run.report.is_file() or not origin.objective.asks:
+    after = read_report(run).get("after") if run is not None and run.report.is_file() else None
+    if not (origin.objective.asks and isinstance(after, dict) and {"n", "accuracy"} <= after.keys()):
         return found
     settings, seed = origin.recipe.generation, origin.recipe.seed
     asked = evaluate(merged, tokenizer, origin.task, examples, settings, limit=origin.limit, seed=seed)
-    after = read_report(run)["after"]
     return {
         **found,
         "as_trained": {"n": after["n"], "accuracy": after["accuracy"]},

@@ -385,3 +385,14 @@ def test_a_day_without_the_network(hub: Hub, called: Any, tiny_settings: list[st
         code, out, err = called(*words)
         assert code == 0, out + err
         assert hub.requests == [], words
+
+
+def test_the_network_stays_closed_until_the_last_thread_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    first, second = network.closed(), network.closed()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert constants.HF_HUB_OFFLINE
+    second.__exit__(None, None, None)
+    assert not constants.HF_HUB_OFFLINE
