@@ -28,6 +28,7 @@ MOST_WEIGHT = 1_000_000  # characters, and entries of lists, that one value has,
 MOST_TEMPLATE = 200_000  # characters; the longest of today's releases have some 20,000
 PER_CHARACTER = 10  # what is allowed for each character of a conversation, beside that
 PER_SECOND = 200_000  # characters of a conversation for which a second more is allowed
+CLOCK_EVERY = 2_000  # of the weight of values: asking takes longer than most of what a template does
 MOST_BITS = 10_000  # of a number
 MOST_EXPONENT = 64
 MOST_WIDTH = 1000  # of what is padded or rounded
@@ -75,13 +76,18 @@ class Scale:
         self.seconds = MOST_SECONDS + size / PER_SECOND
         self.end = time.thread_time() + self.seconds
         self.written = 0
+        self.unasked = 0  # of weight, since the clock was last asked
         self.known: dict[int, tuple[Any, int]] = {}  # what a template cannot change weighs the same again
 
     def weigh(self, value: Any) -> Any:
         """Return a value that is not too heavy, if there is time left."""
-        if time.thread_time() > self.end:
-            refuse(f"works for more than {self.seconds:.0f} s on one conversation")
-        self.check(self.weight(value))
+        weight = self.weight(value)
+        self.check(weight)
+        self.unasked += 1 + weight
+        if self.unasked > CLOCK_EVERY:
+            self.unasked = 0
+            if time.thread_time() > self.end:
+                refuse(f"works for more than {self.seconds:.0f} s on one conversation")
         return value
 
     def write(self, value: Any) -> Any:
