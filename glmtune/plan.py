@@ -87,13 +87,15 @@ class Plan:
         Raises:
             UserError: the file of them cannot be read, or the template does not take one.
         """
-        from glmtune.data.acceptance import accepted
         from glmtune.evaluation.general import read_general
 
         settings = self.model.recipe.evaluation
-        if not settings.forgetting:
+        questions = read_general(settings.general_file) if settings.forgetting else []
+        if not questions:
             return []
-        return accepted(read_general(settings.general_file), self.tokenizer, self.model.recipe.data)
+        from glmtune.data.acceptance import accepted  # imports torch, which a faulty file does not need
+
+        return accepted(questions, self.tokenizer, self.model.recipe.data)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -86,6 +86,8 @@ def _find_answer(tokenizer: PreTrainedTokenizerBase, signed: Signed, whole: str)
     asked = render(tokenizer, signed.messages[:-1], signed.tools, for_answer=True).text
     if not whole.startswith(asked):
         common = next((i for i, pair in enumerate(zip(asked, whole, strict=False)) if pair[0] != pair[1]), len(whole))
+        tag = asked.rfind("<", 0, common)
+        common = tag if tag >= 0 and ">" not in asked[tag:common] else common  # a control token is shown as a whole
         filled = ["..."] * len(signed.texts)
         asks, begins = (fill_in(text[common:], filled)[:_SHOWN] for text in (asked, whole))
         raise UserError(

@@ -20,7 +20,7 @@ from glmtune.models.checkpoint import fingerprint, weight_files
 from glmtune.runtime import UserError
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-CHAT_TEMPLATE = "{% for m in messages %}<s>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+CHAT_TEMPLATE = "{% for m in messages %}<s>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
 
 
 def load(path: Path | str, **settings: Any) -> tuple[Any, Any]:
