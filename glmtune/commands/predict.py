@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from glmtune.commands._arguments import add_settings, add_target, add_trust, trust_of
-from glmtune.terminal import say
+from glmtune.terminal import counted, say
 from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
@@ -88,4 +88,4 @@ def run(
 
 def show(count: int, options: argparse.Namespace) -> None:
     """Print how many records were answered."""
-    say(f"{count} records written to {options.output}")
+    say(f"{counted(count, 'record')} written to {options.output}")

@@ -216,7 +216,11 @@ def show(done: Run, console: Console) -> None:
 
     run_folder = Text.assemble("Run folder: ", (str(done.path), "bold"))
     quoted = shlex.quote(str(done.path))
-    following = [f"evaluate {quoted}", f"chat {quoted}", "train task.name=instructions task.file=YOURS.jsonl"]
+    following = [f"evaluate {quoted}", f"chat {quoted}"]
+    if done.task.records("train") is None:  # what was drawn is an exercise, and the user's own records come next
+        following.append("train task.name=instructions task.file=YOURS.jsonl")
+    else:
+        following.append(f"predict {quoted} --input prompts.jsonl --output answers.csv")
     if done.before is not None and done.after is not None:
         show_answers(done.report, done.task, done.before, done.after, console)
     else:

@@ -31,7 +31,7 @@ from glmtune.records.leaks import plain_text
 from glmtune.reporting.numbers import percent
 from glmtune.scoring import Score, Verdict
 from glmtune.tasks import Axis
-from glmtune.terminal import visible
+from glmtune.terminal import counted, visible
 
 SHOWN = 20  # samples and failures in a report
 Place = tuple[AxisRow, str]  # an axis and a group along it
@@ -96,7 +96,7 @@ def count_finish_reasons(reasons: Sequence[FinishReason]) -> dict[str, int]:
 def explain_cut_off(report: Report) -> str:
     """Return what is said, with the remedy, where answers were cut off; else nothing."""
     cut = report.get("finish_reasons", {}).get("length", 0)
-    share = f"{cut:,} of {report['n']:,} answers were cut off"
+    share = f"{cut:,} of {counted(report['n'], 'answer')} {'was' if cut == 1 else 'were'} cut off"
     return f"{share}; where they should go on, set generation.max_new_tokens higher" if cut else ""
 
 

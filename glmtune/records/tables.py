@@ -17,6 +17,7 @@ from glmtune.records.faults import Fault, Unreadable
 from glmtune.records.fields import MOST_CHARACTERS, Row, clean_name, repeated
 from glmtune.records.text import check_text, open_text
 from glmtune.runtime import UserError
+from glmtune.terminal import counted
 
 CARDS = ("README.md", ".huggingface.yaml")  # where a data set of the hub says which its files are
 _MOST = 2**22  # characters of one
@@ -59,7 +60,8 @@ def cells_of(path: Path, line: int, names: list[str], cells: list[str]) -> Any:
     """Return the cells of a row by name, or its fault."""
     if len(cells) == len(names):
         return dict(zip(names, cells, strict=True))
-    message = f"{len(cells)} cells for {len(names)} columns ({', '.join(names)}). Put texts in quotation marks."
+    found, wanted = counted(len(cells), "cell"), counted(len(names), "column")
+    message = f"{found} for {wanted} ({', '.join(names)}). Put texts in quotation marks."
     return Fault(str(path), line, None, message, cells)
 
 

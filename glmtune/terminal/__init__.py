@@ -44,6 +44,11 @@ def to_json(value: Any, indent: int | None = None, default: Any = None) -> str:
     return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with what it counts: `1 record`, `2,000 records`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def say(text: str = "", end: str = "\n", error: bool = False) -> None:
     """Print a text, or a piece of one, at once.
 

@@ -600,7 +600,7 @@ def test_data_that_cannot_be_read(write_records: Any, name: str, lines: list[str
 
 def test_a_table_is_read_as_in_training(write_records: Any) -> None:
     file = str(write_records("prompt,target", "1+1=,2", name="table.csv"))
-    assert named(run(file), "data").finding == f"{file}: 1 records"
+    assert named(run(file), "data").finding == f"{file}: 1 record"
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:

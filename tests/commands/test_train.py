@@ -393,3 +393,20 @@ def test_what_the_loss_sees_is_shown(
     learned = re.search("\u27e6(.*)\u27e7", text.partition("\n")[2])
     assert (learned is None) == ("coloured" in shown)
     assert learned is None or re.fullmatch(r"\[\d+\]<eop>", learned[1])
+
+
+@pytest.mark.parametrize(
+    ("records", "offered"),
+    [
+        (None, "glmtune train task.name=instructions task.file=YOURS.jsonl"),
+        ([], "predict {} --input prompts.jsonl --output answers.csv"),
+    ],
+)
+def test_what_comes_next_is_not_what_was_just_done(
+    tiny_run: Run, records: list[Any] | None, offered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_run.task, "records", lambda split: records)
+    output = io.StringIO()
+    train.show(tiny_run, Console(file=output, width=200))
+    following = output.getvalue().partition("Next:\n")[2].splitlines()
+    assert len(following) == 3 and following[-1].endswith(offered.format(tiny_run.path))

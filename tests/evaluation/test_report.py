@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from glmtune.evaluation.intervals import wilson_interval
-from glmtune.evaluation.report import comparison_table, representative, sample_table, summarize
+from glmtune.evaluation.report import comparison_table, explain_cut_off, representative, sample_table, summarize
 from glmtune.examples import Example
 from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
@@ -122,3 +122,15 @@ def test_sample_table_leaves_out_the_repeated_problem():
         ["1+2=", "3", "✓", "3"],
         ["2+2", "4", "✗", "(nothing)"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("cut", "count", "told"),
+    [
+        (1, 1, "1 of 1 answer was cut"),
+        (1, 7, "1 of 7 answers was cut"),
+        (1200, 2000, "1,200 of 2,000 answers were cut"),
+    ],
+)
+def test_how_many_answers_were_cut_off(cut: int, count: int, told: str) -> None:
+    assert explain_cut_off({"n": count, "finish_reasons": {"length": cut}}).startswith(told)

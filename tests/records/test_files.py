@@ -192,6 +192,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("a.json", '[{"a": 1}]\n{"a": 2}', 2, "more text stands behind the end"),
         ("a.json", '[{"a": 1}, 7]', 1, "a number, not a JSON object"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", 3, r"3 cells for 2 columns \(a, b\)"),
+        ("a.csv", "a,b\n1,2\n1\n", 3, r"1 cell for 2 columns \(a, b\)"),
         ("a.csv", 'a,b\n1,"2\n', 2, "not CSV: .* quotation mark"),
         ("a.csv", "a," * 10_000_000 + "\n1,2\n", 1, "its first line has more than .* and no names of columns"),
         ("a.csv", "a,a\n1,2\n", 1, "two columns are called 'a'"),

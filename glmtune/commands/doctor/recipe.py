@@ -15,6 +15,7 @@ from glmtune.models import loading
 from glmtune.plan import Plan
 from glmtune.records import read_examples
 from glmtune.runtime import UserError
+from glmtune.terminal import counted
 from glmtune.training.placement import Placement, assume_lengths, placement_of, readable
 from glmtune.training.requirements import check_model, check_packages, count_trainable
 from glmtune.trust import UntrustedError
@@ -52,13 +53,13 @@ def records(file: str) -> Finding:
     asked = [example for example in found if example.text is None][:CHECKED]
     tokenizer = resolve(DEFAULT_MODEL).tokenizer
     refused = [fault for example in asked if (fault := refusal_of(tokenizer, example)) is not None]
-    counted = f"{file}: {len(found):,} records"
+    read = f"{file}: {counted(len(found), 'record')}"
     if refused:
         told = "; ".join(str(fault).rstrip(".") for fault in refused[:TOLD])
         more = f"; and {len(refused) - TOLD} more" if len(refused) > TOLD else ""
-        finding = f"{counted}; of the first {len(asked)}, {len(refused)} are refused by {DEFAULT_MODEL}: {told}{more}"
+        finding = f"{read}; of the first {len(asked)}, {len(refused)} are refused by {DEFAULT_MODEL}: {told}{more}"
         return "failure", finding, "Name the model that is to learn them (model.path=NAME), or set data.on_error=skip."
-    return "ok", counted, ""
+    return "ok", read, ""
 
 
 def data(plan: Plan) -> Finding:
@@ -78,7 +79,7 @@ def data(plan: Plan) -> Finding:
     if task.records("train") is None:
         drawn = f"{train[0].prompt!r} -> {shorten(train[0].target)!r}"
         return "ok", f"drawn without end, e.g. {drawn}{mixed}", ""
-    return "ok", f"{len(train):,} records to learn, {len(held_out):,} held out{mixed}", ""
+    return "ok", f"{counted(len(train), 'record')} to learn, {len(held_out):,} held out{mixed}", ""
 
 
 def shorten(text: str) -> str:
