@@ -103,13 +103,15 @@ def check_card(name: str) -> None:
         UserError: a file is somewhere else, or the card cannot be read.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.repocard import REGEX_YAML_BLOCK  # where datasets finds what is read here
 
     for file in CARDS:
         try:
             with open(hf_hub_download(name, file, repo_type="dataset"), encoding="utf-8", newline="") as card:
                 text = card.read()
+        except LocalEntryNotFoundError:  # whether there is a card is not known
+            raise
         except EntryNotFoundError:
             continue
         if file.endswith(".md"):
