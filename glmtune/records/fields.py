@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 
 Row: TypeAlias = dict[str, Any]
 
+MOST_LEVELS = 100  # of lists and objects in a record; what reads and writes them goes down by calls
 MOST_CHARACTERS = 2_000_000  # of one record; the longest contexts of today hold about a million tokens
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _RAW = re.compile("[\udc80-\udcff]")  # a byte that is no text, as Python keeps it
@@ -70,6 +71,15 @@ class WrittenFloat(float):
         return number
 
     written: str
+
+
+def is_deep(value: Any) -> bool:
+    """Return whether lists and objects are nested in a value more deeply than `MOST_LEVELS`."""
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        groups = (one.values() if isinstance(one, Mapping) else one for one in level if isinstance(one, Mapping | list))
+        level = [inner for group in groups for inner in group]
+    return any(isinstance(one, Mapping | list) for one in level)
 
 
 def kind_of(value: Any) -> str:

@@ -17,7 +17,7 @@ from glmtune.files import check_folder
 from glmtune.network import is_hub_name, near_paths
 from glmtune.records import arrow
 from glmtune.records.faults import SKIPPED, Fault, Unreadable
-from glmtune.records.fields import Row, clean_name, kind_of
+from glmtune.records.fields import MOST_LEVELS, Row, clean_name, is_deep, kind_of
 from glmtune.records.folders import JUDGED, TRAIN, choose, is_metadata, splits_of, tell
 from glmtune.records.streams import read_json, read_json_lines
 from glmtune.records.tables import read_csv, read_hub
@@ -184,6 +184,8 @@ def as_lines(file: str, values: Iterable[tuple[int, Any]], is_table: bool = Fals
         some = True
         if isinstance(value, Fault):
             yield value
+        elif isinstance(value, dict) and is_deep(value):
+            yield Fault(file, line, None, f"nested more than {MOST_LEVELS} levels deep: flatten it.")
         elif isinstance(value, dict):
             yield Line(file, line, tidy(without_nulls(value) if is_table else value), value)
         else:

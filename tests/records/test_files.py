@@ -269,3 +269,13 @@ def test_what_is_written_is_read(records: list[dict[str, str]], tmp_path: Path) 
     }
     for name, content in written.items():
         assert rows_in(write(tmp_path / name, content)) == records, name
+
+
+@pytest.mark.parametrize(("opens", "closes"), [('{"a": ', "}"), ("[", "]")])
+def test_a_deep_record_is_a_fault(tmp_path: Path, opens: str, closes: str) -> None:
+    file = tmp_path / "a.jsonl"
+    for levels, is_read in ((99, True), (100, False), (900, False)):
+        file.write_text(f'{{"prompt": "1", "target": "2", "x": {opens * levels}1{closes * levels}}}\n')
+        [found] = rows(str(file))
+        assert isinstance(found, Line) == is_read
+        assert is_read or "nested more than 100 levels deep" in str(found)
