@@ -86,7 +86,10 @@ def test_as_if_it_had_never_stopped(interrupt: Callable[..., Path], tmp_path: Pa
     assert "changes" not in done.report
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant_with_warmup"])
+@pytest.mark.parametrize(
+    "schedule",
+    ["cosine", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "constant_with_warmup"))],
+)
 def test_longer_by_the_schedule_of_all_steps(
     interrupt: Callable[..., Path], train_tiny: Trains, tmp_path: Path, schedule: str
 ) -> None:
