@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import time
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
 
@@ -214,3 +215,10 @@ def test_equal_spellings_have_one_form(numbers: list[Decimal], operator: str, da
 def test_order_counts_where_it_matters() -> None:
     assert len(set(map(form_of, ("((1+2))*3", "1+2*3", "(-2)^2+1", "-2^2+1", "(1+2)*(3+4)", "1+2*3+4")))) == 6
     assert len(set(map(form_of, ("8-4", "4-8", "8/4", "4/8", "8+4", "8*4", "1+2*3", "2+1*3")))) == 8
+
+
+@pytest.mark.parametrize("number", ["0" * 20_000, "1,234" * 4000, "7.7" * 6000])
+def test_a_long_number_in_brackets_takes_no_time(number: str) -> None:
+    start = time.process_time()
+    assert Problem.parse(f"({number})+1") is None
+    assert time.process_time() - start < 1  # it took 8 s: from each of its digits anew
