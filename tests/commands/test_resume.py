@@ -147,6 +147,7 @@ def test_what_goes_beside_the_steps(interrupt: Callable[..., Path], tmp_path: Pa
     assert all(weights[name].allclose(others[name], atol=1e-4) for name in weights)
 
 
+@pytest.mark.slow
 def test_patience(train_tiny: Trains, tmp_path: Path) -> None:
     """A run that stopped early says so, and goes on with more of it."""
     settings = ("training.eval_steps=1", "training.learning_rate=1e-9", "training.steps=8")

@@ -219,6 +219,7 @@ assert "glmtune" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_transformers_alone_opens_merged_models(run_of: Any, tmp_path: Path) -> None:
     """In a Python that never imports this package: the same class, the same ids, the same logits."""
     families = [family for family, cells in SUPPORT.items() if cells["class"] != "ChatGLMForCausalLM"]

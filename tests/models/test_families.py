@@ -156,6 +156,7 @@ def test_no_family_is_named_elsewhere() -> None:
         assert not named, f"{file}: {named}"
 
 
+@pytest.mark.slow
 def test_a_new_family_is_one_folder(tmp_path: Path) -> None:
     """Added to a copy of the package, it is known to the Auto classes, counted, trained and loaded again."""
     shutil.copytree(PACKAGE, tmp_path / "glmtune", ignore=shutil.ignore_patterns("__pycache__"))

@@ -51,6 +51,7 @@ def test_a_mirror_then_no_network(hub: Hub, tmp_path: Path) -> None:
     assert f"there is no folder {REPOSITORY} here, and the hub gives no files of that name" in nothing.stderr
 
 
+@pytest.mark.slow
 def test_a_download_goes_on_with_what_is_missing(hub: Hub, tmp_path: Path) -> None:
     endpoint = hub.endpoint
     hub.broken = True
