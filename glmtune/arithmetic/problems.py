@@ -33,7 +33,7 @@ _OPERAND_PART = rf"{_OPENING}{NUMBER}{_CLOSING}"
 _EXPRESSION = re.compile(rf"(?:{NUMBER_START}|(?=[(\[{{])){_OPERAND_PART}(?:\s*(?:\*\*|[-+*/^])\s*{_OPERAND_PART})+")
 _BARE = re.compile(rf"-?{NUMBER_START}{NUMBER}(?:\s*[-+*/]\s*-?{NUMBER})+")
 _FACTOR = re.compile(r"[(\[{]{0,40}-?\.?\d")
-_OPERAND = r"(?:(?<![\d.])-)?\d*\.?\d+"
+_OPERAND = r"(?:(?<![\d.])-)?(?:\d+(?:\.\d+)?|\.\d+)"
 _CHAIN = re.compile(rf"{_OPERAND}(?:[-+*/]{_OPERAND})+")
 _ROUND = {"[": "(", "{": "(", "]": ")", "}": ")"}
 

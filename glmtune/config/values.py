@@ -27,7 +27,7 @@ _WORDS = {
     for form in (word, word.title(), word.upper())
 }
 _INTEGER = re.compile(r"[-+]?(0x[\da-fA-F]+|0o[0-7]+|0b[01]+|\d+(_\d+)*)", re.ASCII)
-_FLOAT = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_FLOAT = re.compile(r"[-+]?(\d+(_\d+)*(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _NO_NUMBERS = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 
 
