@@ -202,7 +202,7 @@ def announce_past(plan: Plan, console: Console) -> None:
     else:
         told = f"{plan.folder.path} goes on after step {plan.start:,} of {plan.steps:,}."
     for line in (told, *(f"Changed: {change}." for change in plan.changes)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def announce_training(plan: Plan, model: Model, console: Console) -> None:

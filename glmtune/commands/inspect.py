@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from glmtune.terminal.console import Console
     from glmtune.trust import UntrustedError
 
-NANO = "nano"  # the default
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare files and settings, and where the report goes."""
@@ -144,10 +142,11 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     from rich.text import Text
 
     from glmtune.commands._tokens import explain_marks, mark_tokens
+    from glmtune.config import ModelSettings
     from glmtune.inspection.summary import count_rows, length_rows, remarks, where
 
-    if report["model"] == NANO:
-        console.print(f"Tokens and template are those of {NANO}; --model NAME takes another's.", highlight=False)
+    if (model := report["model"]) == ModelSettings().path:
+        console.print(f"Tokens and template are those of {model}; --model NAME takes another's.", highlight=False)
     counts = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
     for row in count_rows(report):
         counts.add_row(*row)

@@ -72,14 +72,15 @@ def export_checked(
     del model
     storage = compare_storage(origin, whole, tokenizer, examples)
     if storage is not None:
-        console.print(describe_storage(storage), markup=False, highlight=False, soft_wrap=True)
+        console.print(describe_storage(storage), highlight=False, soft_wrap=True)
     with staged(place, to) as folder:
         (save_original if to == "original" else save_merged)(whole, tokenizer, folder, dtype)
         family = whole.config.model_type
         del whole
         console.print("The same problems, from the exported files ...")
         verification = verify(folder, origin, working, before, problems, dtype, rounded=precision == "q8_0")
-        verification |= {"storage": storage} if storage is not None else {}
+        if storage is not None:
+            verification["storage"] = storage
         write_provenance(folder, place.name, origin, to, family, precision, verification, problems[0])
         if to == "gguf":
             write_gguf(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])

@@ -33,7 +33,7 @@ _SPLIT = {
     split: re.compile(rf"(?:^|{_BETWEEN})(?:{'|'.join(words)})(?:{_BETWEEN}|$)") for split, words in _WORDS.items()
 }
 _SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}\.")
-_MOST = 2**20  # bytes of a card that are looked at
+MOST_CARD = 2**22  # characters of a card
 # What lies beside records and holds none.
 _METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "cache-*.arrow")
 
@@ -134,15 +134,25 @@ def _forms(pattern: str) -> tuple[str, str]:
 def _read_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The configurations that a card names; none where it cannot be read."""
     try:
-        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
-            text = file.read(_MOST)
-        head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-        card = native(parse(head[1], _MOST)) if head else None  # within bounds: aliases could make anything of it
+        with (folder / "README.md").open(encoding="utf-8", errors="replace", newline="") as file:
+            card = read_card(file.read(MOST_CARD))
     except (OSError, yaml.YAMLError, ValueError):
         return {}
     configs = card.get("configs") if isinstance(card, dict) else None
     entries = (entry for entry in configs if isinstance(entry, dict)) if isinstance(configs, list) else ()
     return {str(entry.get("config_name", "default")): entry for entry in entries}
+
+
+def read_card(text: str) -> Any:
+    """Return the metadata at the head of a README.md, found as `datasets` finds it; None where there is none.
+
+    Raises:
+        yaml.YAMLError: it is none, or out of bounds: aliases could make anything of it.
+    """
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    block = REGEX_YAML_BLOCK.search(text)
+    return native(parse(block[2], MOST_CARD)) if block else None
 
 
 def tell(splits: Mapping[str, Sequence[Path]], names: Sequence[str]) -> str:

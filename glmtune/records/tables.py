@@ -12,15 +12,15 @@ from typing import Any
 import yaml
 
 from glmtune import network
-from glmtune.config.values import parse
+from glmtune.config.values import native, parse
 from glmtune.records.faults import Fault, Unreadable
 from glmtune.records.fields import MOST_CHARACTERS, Row, clean_name, repeated
+from glmtune.records.folders import MOST_CARD, read_card
 from glmtune.records.text import check_text, open_text
 from glmtune.runtime import UserError
 from glmtune.terminal import counted
 
 CARDS = ("README.md", ".huggingface.yaml")  # where a data set of the hub says which its files are
-_MOST = 2**22  # characters of one
 _ELSEWHERE = re.compile(r"\w:[/\\]|::|^[/\\~]|(?:^|[/\\])\.\.(?:[/\\]|$)")  # an address, or a path out of it
 
 
@@ -104,7 +104,6 @@ def check_card(name: str) -> None:
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK  # where datasets finds what is read here
 
     for file in CARDS:
         try:
@@ -114,11 +113,8 @@ def check_card(name: str) -> None:
             raise
         except EntryNotFoundError:
             continue
-        if file.endswith(".md"):
-            block = REGEX_YAML_BLOCK.search(text)
-            text = block[2] if block else ""
         try:
-            values = parse(text, _MOST)
+            values = read_card(text) if file.endswith(".md") else native(parse(text, MOST_CARD))
         except yaml.YAMLError as error:
             raise UserError(f"{name}: {file} cannot be read: {' '.join(str(error).split())[:200]}") from None
         configs = values.get("configs") if isinstance(values, dict) else None

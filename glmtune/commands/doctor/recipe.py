@@ -9,7 +9,7 @@ from functools import partial
 from glmtune import distributed
 from glmtune.commands.doctor.awaited import check_awaited
 from glmtune.commands.doctor.checks import Check, Finding
-from glmtune.config import DataSettings, Source
+from glmtune.config import DataSettings, ModelSettings, Source
 from glmtune.examples import Split
 from glmtune.models import loading
 from glmtune.plan import Plan
@@ -22,7 +22,6 @@ from glmtune.trust import UntrustedError
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 SHOWN = 80  # characters of a text
-DEFAULT_MODEL = "nano"
 TOLD = 3  # records that are told one by one
 CHECKED = 200  # examples of each split that are scored
 
@@ -49,15 +48,16 @@ def records(file: str) -> Finding:
     from glmtune.data.acceptance import refusal_of
     from glmtune.resolution import resolve
 
+    model = ModelSettings().path
     found = read_examples(file)
     asked = [example for example in found if example.text is None][:CHECKED]
-    tokenizer = resolve(DEFAULT_MODEL).tokenizer
+    tokenizer = resolve(model).tokenizer
     refused = [fault for example in asked if (fault := refusal_of(tokenizer, example)) is not None]
     read = f"{file}: {counted(len(found), 'record')}"
     if refused:
         told = "; ".join(str(fault).rstrip(".") for fault in refused[:TOLD])
         more = f"; and {len(refused) - TOLD} more" if len(refused) > TOLD else ""
-        finding = f"{read}; of the first {len(asked)}, {len(refused)} are refused by {DEFAULT_MODEL}: {told}{more}"
+        finding = f"{read}; of the first {len(asked)}, {len(refused)} are refused by {model}: {told}{more}"
         return "failure", finding, "Name the model that is to learn them (model.path=NAME), or set data.on_error=skip."
     return "ok", read, ""
 
