@@ -9,15 +9,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from glmtune.exports.gguf.source import Source
+from glmtune.models.gguf import pre_tokenizers
 from glmtune.runtime import UserError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens, in SentencePiece's numbers
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
-# How a text is cut before its bytes are merged: the expression of tokenizer.json -> llama.cpp's name for it.
-CUT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CUTS = {CUT % "{1,3}": "llama-bpe", CUT % "": "qwen2"}
 GENERATION = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 TEMPLATE = "TemplateProcessing"  # the step of tokenizer.json that puts control tokens around a text
 
@@ -124,12 +120,10 @@ def bracketed_words(tokenizer: Mapping[str, Any]) -> dict[str, str]:
 
 def pre_tokenizer_name(source: Source) -> str:
     """Return llama.cpp's name for the way in which a byte-level tokenizer cuts a text into words."""
-    parts, name = steps_of(source.tokenizer, "pre_tokenizer"), None
-    if [part["type"] for part in parts] == ["Split", "ByteLevel"]:
-        name = CUTS.get(parts[0]["pattern"].get("Regex"))
-    elif len(parts) == 1 and parts[0].get("use_regex", True):
-        name = "gpt-2"
-    if name is None or parts[-1].get("add_prefix_space") or source.tokenizer.get("normalizer"):
+    tokenizer = source.tokenizer
+    steps = steps_of(tokenizer, "pre_tokenizer")
+    name = pre_tokenizers.name_of(steps, bool(tokenizer["model"].get("ignore_merges")))
+    if name is None or steps[-1].get("add_prefix_space") or tokenizer.get("normalizer"):
         warn("prepares texts in a way that llama.cpp has no name for")
     return (source.facts.pre_tokenizers or {}).get(name or "", name) or "default"
 

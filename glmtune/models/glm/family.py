@@ -71,7 +71,11 @@ def check_tokenizer(path: str, tokenizer: PreTrainedTokenizerBase, config: PreTr
 
 
 # A token that says who speaks next ends an answer. Texts are cut as Llama 3 does it, but without a `bos` in front.
-LLAMA_CPP = partial(GgufFacts, end_tokens=("<|user|>", "<|observation|>"), pre_tokenizers={"llama-bpe": "glm4"})
+LLAMA_CPP = partial(
+    GgufFacts,
+    end_tokens=("<|user|>", "<|observation|>"),
+    pre_tokenizers={"llama-bpe": "glm4", "smaug-bpe": "glm4"},
+)
 
 ORIGINAL = Family(
     model_types=("chatglm",),

@@ -32,7 +32,7 @@ from transformers import (
 from glmtune.exports.gguf import tensors
 from glmtune.exports.gguf.file import FILE_TYPES, verify_gguf, write_gguf
 from glmtune.exports.gguf.source import check_config
-from glmtune.exports.gguf.tokenizer import CUT
+from glmtune.models.gguf.pre_tokenizers import PRE_TOKENIZERS
 from glmtune.models.templates import read_preset
 from glmtune.runtime import UserError
 
@@ -58,7 +58,7 @@ def byte_level(family: str) -> PreTrainedTokenizerFast:
     """A tokenizer like GLM-4's, or Llama 3's."""
     names = [*CONTROLS, "<sop>", "<eop>", *ROLES] if family != "llama" else ["<|begin_of_text|>"]
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(CUT % "{1,3}"), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(PRE_TOKENIZERS["llama-bpe"].steps[0]["pattern"]["Regex"]), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
