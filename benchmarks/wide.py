@@ -59,6 +59,13 @@ def problems_in(file: str, count: int) -> list[Problem]:
     return [problem for problem in drawn if problem is not None]
 
 
+def ceiling(problems: list[Problem]) -> float:
+    """The share of problems that a working without a wrong sign gets right, with the decimals it keeps."""
+    task = Arithmetic(load_recipe(f"{CHECKPOINT}/recipe.yaml").task)
+    solutions = [task.solve(problem) for problem in problems]
+    return sum(solution.is_consistent for solution in solutions) / len(solutions)
+
+
 def main() -> None:
     """Ask, score, record."""
     chosen = options(__doc__, problems="", drawn=600)
@@ -80,7 +87,8 @@ def main() -> None:
         low, high = wilson_interval(sum(right), len(right))
         rows.append({"problems": kind, "n": len(right), "right": sum(right) / len(right), "low": low, "high": high})
     source = Path(chosen.problems).name if chosen.problems else "drawn, held out"
-    record("wide" if chosen.problems else "wide_drawn", {**vars(chosen), "problems": source}, rows)
+    settings = {**vars(chosen), "problems": source, "ceiling": round(ceiling(problems), 3)}
+    record("wide" if chosen.problems else "wide_drawn", settings, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from glmtune.arithmetic.expressions import UNDEFINED, ExpressionError
 from glmtune.arithmetic.problems import Problem
-from glmtune.arithmetic.working import DRAFT_MARK, expression_steps, items_of
+from glmtune.arithmetic.working import DRAFT_MARK, Cut, expression_steps, items_of
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class Solution:
         round_all: every answer is rounded, not quotients alone.
         working_decimals: of quotients, and with `round_all` of products, within the working; None: one more than
             `decimals`, and all of products.
+        inner_decimals: the same of results that are not terms of the whole expression; None: as `working_decimals`.
     """
 
     problem: Problem
     decimals: int
     round_all: bool = False
     working_decimals: int | None = None
+    inner_decimals: int | None = None
 
     @cached_property
     def answer(self) -> str:
@@ -62,8 +64,9 @@ class Solution:
             return "", True
         places = self.decimals + 1 if self.working_decimals is None else self.working_decimals
         kept = self.working_decimals if self.round_all else None
+        cut = Cut(places, kept, self.inner_decimals)
         try:
-            steps, value = expression_steps(items_of(self.problem.tokens), places, kept)
+            steps, value = expression_steps(items_of(self.problem.tokens), cut)
         except ExpressionError:  # a divisor of which all decimals are cut; an exponent for which there are no steps
             return "", False
         if self.round_all or "/" in self.problem.tokens:

@@ -56,6 +56,29 @@ class Value:
 Item = Value | str  # of an expression that is being worked out: a number, or an operator or a bracket
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How many decimals of a quotient and of a product are worked out; further ones are dropped.
+
+    Attributes:
+        quotient: of a quotient.
+        product: of a product; None: all.
+        inner: of both, where the result is no term of the whole expression; None: as elsewhere. Terms are only added,
+            so that what is dropped stays as small as it is. Within brackets, and beside `*` and `/`, it is multiplied:
+            `5/9999*9999`.
+    """
+
+    quotient: int
+    product: int | None
+    inner: int | None = None
+
+    def at(self, items: Sequence[Item], place: int) -> tuple[int, int | None]:
+        """Return the decimals of a quotient and of a product whose operator stands at a place."""
+        if self.inner is None or is_term(items, place):
+            return self.quotient, self.product
+        return self.inner, None if self.product is None else self.inner
+
+
 def row(value: int, width: int, places: int = 0) -> str:
     """Return a value from its last digit to its first, with zeros up to a width, and a point before its decimals."""
     digits = str(value).rjust(width, "0")[::-1]
@@ -137,13 +160,12 @@ def items_of(tokens: Sequence[str]) -> list[Item]:
     return [Value.of(token) if is_number(token) else token for token in tokens]
 
 
-def expression_steps(items: Sequence[Item], quotient_places: int, product_places: int | None) -> tuple[str, Value]:
+def expression_steps(items: Sequence[Item], cut: Cut) -> tuple[str, Value]:
     """Return all operations of an expression, one after the other, and its value, which is exact but for what is cut.
 
     Args:
         items: the expression.
-        quotient_places: decimals of a quotient that are worked out.
-        product_places: decimals of a product that are kept; None: all.
+        cut: decimals of quotients and products.
 
     Raises:
         DividedByZero: a divisor is zero, or becomes so where decimals are cut.
@@ -165,6 +187,7 @@ def expression_steps(items: Sequence[Item], quotient_places: int, product_places
                 factors += ["*", left]
             items[place - 1 : place + 2] = ["(", *factors, ")"] if right.units else [Value(1, 0)]
         else:
+            quotient_places, product_places = cut.at(items, place)
             if operator == "*":
                 steps, value = product_steps(left, right)
                 value = value if product_places is None else value.cut(product_places)
@@ -212,6 +235,13 @@ def is_sign(items: Sequence[Item], place: int) -> bool:
     """Whether a `+` or `-` has no number before it."""
     before = items[place - 1] if place else "("
     return isinstance(before, str) and before not in (*CLOSING.values(), "%")
+
+
+def is_term(items: Sequence[Item], place: int) -> bool:
+    """Whether the result of the operator at a place stands outside brackets, with nothing but `+` and `-` beside it."""
+    before, after = items[: place - 1], items[place + 2 :]
+    open_brackets = sum((item in CLOSING) - (item in CLOSING.values()) for item in before if isinstance(item, str))
+    return not open_brackets and {*before[-1:], *after[:1]} <= {"+", "-"}
 
 
 def next_operation(items: Sequence[Item]) -> int:

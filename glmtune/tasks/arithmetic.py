@@ -70,6 +70,12 @@ class ArithmeticSettings(DrawingSettings, NamedSettings):
         description="decimals of quotients, and with round_all of products, within steps; null: one more than "
         "`decimals`, and all of products",
     )
+    inner_decimals: int | None = Field(
+        None,
+        ge=0,
+        description="the same within brackets and beside * and /, where a result is multiplied further, and what was "
+        "cut with it; null: as working_decimals",
+    )
     longest_working: int | None = Field(
         None,
         ge=1,
@@ -182,7 +188,9 @@ class Arithmetic(Task):
     def solve(self, problem: Problem) -> Solution:
         """Return the answer and the working of a problem, as the settings round them."""
         settings = self.settings
-        return Solution(problem, settings.decimals, settings.round_all, settings.working_decimals)
+        return Solution(
+            problem, settings.decimals, settings.round_all, settings.working_decimals, settings.inner_decimals
+        )
 
     def write_target(self, said: str, solution: Solution) -> str:
         """Return the target of a problem that was put as `said`."""
@@ -211,7 +219,8 @@ class Arithmetic(Task):
         if 2 * too_long > MOST_DRAWS:
             raise UserError(
                 f"task: of {MOST_DRAWS} problems drawn, {too_long} have a working that is too long to be learned or "
-                "does not lead to the answer; no other is allowed. Raise task.longest_working or task.working_decimals."
+                "does not lead to the answer; no other is allowed. Raise task.longest_working, task.working_decimals "
+                "or task.inner_decimals."
             )
         raise UserError(
             f"task: none of {MOST_DRAWS} problems drawn belongs to the {split} split: these settings allow too few. "

@@ -10,7 +10,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from glmtune.arithmetic.expressions import DividedByZero, ExpressionError, evaluate, round_half_up, tokens_of
-from glmtune.arithmetic.working import Value, expression_steps, items_of, product_steps, quotient_steps, sum_steps
+from glmtune.arithmetic.working import (
+    Cut,
+    Value,
+    expression_steps,
+    items_of,
+    next_operation,
+    product_steps,
+    quotient_steps,
+    simplified,
+    sum_steps,
+)
 
 MAGNITUDES = st.builds(Value, st.integers(0, 10**7), st.integers(0, 4))
 VALUES = st.builds(Value, st.integers(-(10**7), 10**7), st.integers(0, 4))
@@ -55,7 +65,7 @@ def read(row: str) -> Fraction:
     ],
 )
 def test_they_look_like_this(expression: str, written: str) -> None:
-    assert expression_steps(items_of(tokens_of(expression)), 2, None)[0] == written
+    assert expression_steps(items_of(tokens_of(expression)), Cut(2, None))[0] == written
 
 
 @given(VALUES, st.sampled_from("+-"), VALUES)
@@ -126,7 +136,7 @@ def test_expressions(text: str, cut: bool) -> None:
     tokens = tokens_of(text)
     try:
         wanted = evaluate(tokens)
-        written, value = expression_steps(items_of(tokens), 40, 40 if cut else None)
+        written, value = expression_steps(items_of(tokens), Cut(40, 40 if cut else None))
     except DividedByZero:
         assume(False)
     except ExpressionError:
@@ -140,6 +150,43 @@ def test_expressions(text: str, cut: bool) -> None:
             forward = re.sub(r"[\d.]+", lambda number: number[0][::-1], step)
             state = evaluate(forward)
             assert round_half_up(state, 2) == round_half_up(wanted, 2) or "/" in text or "*" in text
+
+
+@pytest.mark.parametrize(
+    ("expression", "terms"),
+    [
+        ("1/3", "/"),
+        ("5+1/3-2", "/"),
+        ("(1/3)+2", ""),  # within brackets, though what stands beside them adds
+        ("1/3*2", "*"),  # the product of the two
+        ("2-(1/3)*4", "*"),
+        ("2-1/3+4*5", "/*"),
+    ],
+)
+def test_results_that_are_terms(expression: str, terms: str) -> None:
+    """Terms keep one decimal here, what is multiplied further four; each `/` and `*` of `terms` is a term."""
+    items = items_of(tokens_of(expression))
+    found = ""
+    while len(items := simplified(items)) > 1:
+        place = next_operation(items)
+        operator = items[place]
+        if operator in ("*", "/"):
+            is_a_term = Cut(1, 1, 4).at(items, place) == (1, 1)
+            assert Cut(1, None, 4).at(items, place) == ((1, None) if is_a_term else (4, None))
+            assert Cut(1, 2).at(items, place) == (1, 2)
+            found += str(operator) * is_a_term
+        items[place - 1 : place + 2] = [Value(1, 0)]
+    assert found == terms
+
+
+def test_few_decimals_are_enough_where_results_are_only_added() -> None:
+    """`1/7*7000-1/7` is 999.857: four decimals of the first quotient are not enough, four of the second are."""
+    items = items_of(tokens_of("1/7*7000-1/7"))
+    wanted = evaluate(tokens_of("1/7*7000-1/7"))
+    assert round_half_up(exact(expression_steps(items, Cut(4, 4))[1]), 2) != round_half_up(wanted, 2)
+    assert round_half_up(exact(expression_steps(items, Cut(4, 4, 12))[1]), 2) == round_half_up(wanted, 2)
+    long, short = expression_steps(items, Cut(12, 12))[0], expression_steps(items, Cut(4, 4, 12))[0]
+    assert len(short) < len(long)
 
 
 @given(VALUES, st.integers(0, 3))
@@ -159,9 +206,9 @@ def test_division_by_zero() -> None:
     with pytest.raises(DividedByZero):
         quotient_steps(Value(5, 0), Value(0, 2), 2)
     with pytest.raises(DividedByZero):  # after cutting
-        expression_steps(items_of(tokens_of("5/(1/1000)")), 2, 2)
+        expression_steps(items_of(tokens_of("5/(1/1000)")), Cut(2, 2))
 
 
 def test_powers_without_steps() -> None:
     with pytest.raises(ExpressionError, match="whole numbers"):
-        expression_steps(items_of(tokens_of("2^2.0")), 2, 2)
+        expression_steps(items_of(tokens_of("2^2.0")), Cut(2, 2))
