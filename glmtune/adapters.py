@@ -135,7 +135,7 @@ def check_base(folder: Path, base: str) -> None:
     except UserError as error:
         raise UserError(f"The base of the adapter {folder}: {error} If it has moved, add model.path=...") from error
     trained_on = record_of(folder).get("fingerprint")
-    if trained_on is None or not location.is_dir():
+    if trained_on is None or not location.exists():
         return
     if trained_on != (found := fingerprint(location)):
         raise UserError(

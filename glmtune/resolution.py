@@ -85,7 +85,7 @@ class ResolvedModel:
 
     @cached_property
     def place(self) -> str:
-        """The base's folder, or its name on the hub.
+        """The base's folder, its GGUF file, or its name on the hub.
 
         Raises:
             UserError: there is no such model.
@@ -98,19 +98,26 @@ class ResolvedModel:
     @property
     def is_remote(self) -> bool:
         """Whether the base comes from the hub."""
-        return self.base not in loading.EMBEDDED and not Path(self.base).is_dir()
+        return self.base not in loading.EMBEDDED and not Path(self.base).exists()
 
     @cached_property
     def folder(self) -> Path:
-        """The base's folder; of a hub name, the small files are fetched.
+        """The base's folder; of a hub name, the small files are fetched, of a GGUF file, made.
 
         Raises:
             UserError: there is no such model, or its folder holds a link out of it.
         """
+        if loading.find_gguf(self.base):
+            return Path(loading.fetch(self.place, weights=False))
         if Path(self.base).is_dir():
             check_folder(self.base)
             return Path(self.base)
         return Path(loading.fetch(self.place, weights=False))
+
+    @property
+    def holder(self) -> Path:
+        """What holds the base's weights: its GGUF file, or its folder, into which none are fetched now."""
+        return loading.find_gguf(self.base) or self.folder
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -197,7 +204,7 @@ class ResolvedModel:
     @cached_property
     def fingerprint(self) -> str:
         """A short hash of the base's weights; of a hub name, these are fetched."""
-        return fingerprint(loading.fetch(self.place, weights=True))
+        return fingerprint(loading.fetch_weights(self.place))
 
     @cached_property
     def storage(self) -> ModelSettings:

@@ -30,6 +30,7 @@ from glmtune.messages import Prompt
 from glmtune.models import loading
 from glmtune.models.architecture import storage, stored_bits
 from glmtune.models.checkpoint import weight_files
+from glmtune.models.gguf.files import is_gguf, open_model
 from glmtune.resolution import ResolvedModel, resolve
 from glmtune.runtime import UserError
 
@@ -147,11 +148,14 @@ def check_disk(place: Path, origin: ResolvedModel, precision: Precision, copies:
     Raises:
         UserError: it does not.
     """
-    folder = Path(loading.fetch(origin.place, weights=True))
     config, dtype = origin.config, dtype_of(origin.config, precision)
-    stored = sum(file.stat().st_size for file in weight_files(folder))
-    stored = stored * 16 // stored_bits(config)  # a packed release is unpacked
-    needed = copies * stored * dtype.itemsize // dtype_of(config, "auto").itemsize + SPARE_BYTES
+    size = dtype_of(config, "auto").itemsize
+    if is_gguf(origin.place):
+        stored = size * open_model(origin.place).parameters
+    else:
+        files = weight_files(Path(loading.fetch(origin.place, weights=True)))
+        stored = sum(file.stat().st_size for file in files) * 16 // stored_bits(config)  # a packed release is unpacked
+    needed = copies * stored * dtype.itemsize // size + SPARE_BYTES
     parent = next(parent for parent in (place.parent, *place.parent.resolve().parents) if parent.is_dir())
     free = shutil.disk_usage(parent).free
     if needed > free:

@@ -149,7 +149,7 @@ class Method(ABC):
         location = loading.locate(base.path)
         record = {
             "base": base.path,
-            "fingerprint": fingerprint(location) if Path(location).is_dir() else None,
+            "fingerprint": fingerprint(location) if Path(location).exists() else None,
             "bits": base.bits,
             "quantize_embedding": base.quantize_embedding,
             "method": self.settings.name,

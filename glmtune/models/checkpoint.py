@@ -18,6 +18,8 @@ from typing import Any
 from glmtune import network
 from glmtune.files import check_folder
 from glmtune.models.families import all_families
+from glmtune.models.gguf.files import first_part, is_gguf, parts_of
+from glmtune.models.gguf.header import read_header
 from glmtune.runtime import UserError
 
 MOST_JSON = 64 * 2**20  # bytes; the largest indexes of today have less than one
@@ -32,20 +34,20 @@ SMALL_FILES = ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken")
 def reading(what: str, path: str) -> Iterator[None]:
     """Explain in a line, with the place, what a library cannot do with the files of a checkpoint or an adapter.
 
-    Files of a folder are read without the network, whatever they name. What libraries will change one day is not said.
+    What is here is read without the network, whatever they name. What libraries will change one day is not said.
 
     Raises:
         UserError: in place of whatever the block raises; the libraries document no classes of errors.
     """
     try:
-        with network.closed() if Path(path).is_dir() else nullcontext(), warnings.catch_warnings():
+        with network.closed() if Path(path).exists() else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     except UserError:
         raise
     except Exception as error:
         reason = textwrap.shorten(str(error).partition("\n\n")[0], 300, placeholder=" ...") or type(error).__name__
-        if Path(path).is_dir():
+        if Path(path).exists():
             for file in weight_files(Path(path)):
                 check_weight_file(file)  # which one it is, and what is wrong with it
             raise UserError(f"{path}: its {what} cannot be read: {reason}") from error
@@ -147,7 +149,7 @@ def check_weight_file(
     """Check that a file of weights is whole, and holds nothing else. The weights stay in the file.
 
     Args:
-        file: safetensors, or what Python pickled.
+        file: safetensors, GGUF, or what Python pickled.
         remedy: where it carries code.
 
     Raises:
@@ -156,6 +158,9 @@ def check_weight_file(
     check_pointer(file)
     if file.suffix == ".safetensors":
         check_safetensors(file)
+        return
+    if is_gguf(file):
+        read_header(file)
         return
     import torch
 
@@ -208,8 +213,11 @@ def is_entry(entry: Any) -> bool:
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files of a checkpoint or an adapter: safetensors where there are any, else pickled ones.
 
-    What an index names, or the file of the usual name, where there is one: others may lie beside it.
+    What an index names, or the file of the usual name, where there is one: others may lie beside it. A GGUF file in the
+    place of a folder has its parts.
     """
+    if is_gguf(folder):
+        return parts_of(first_part(folder))
     for pattern in WEIGHT_PATTERNS:
         files = sorted(folder.glob(pattern))
         usual = folder / pattern.replace("*", "" if pattern.startswith("pytorch") else "model")
@@ -224,11 +232,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path | str) -> str:
-    """Return a short hash of a checkpoint's weights: name, size, first and last megabyte of each file."""
+    """Return a short hash of a checkpoint's weights: name, size, first and last megabyte of each file.
+
+    GGUF files, which users give names to, have none in it.
+    """
     digest = hashlib.sha256()
     for file in weight_files(Path(folder)):
         size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
+        digest.update(f"{'' if is_gguf(file) else file.name} {size}".encode())
         with file.open("rb") as stream:
             digest.update(stream.read(2**20))
             stream.seek(max(0, size - 2**20))

@@ -31,6 +31,7 @@ class GgufFacts:
         heads_fill_width: the graph asks for heads * head_dim = hidden_size.
         end_tokens: who speaks next: such a token ends an answer.
         pre_tokenizers: our name for a way to cut texts -> the family's own.
+        prefix: control tokens that its tokenizer puts before a text, which no GGUF file says.
     """
 
     architecture: str
@@ -39,6 +40,7 @@ class GgufFacts:
     heads_fill_width: bool = False
     end_tokens: tuple[str, ...] = ()
     pre_tokenizers: Mapping[str, str] | None = None
+    prefix: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from glmtune.models.checkpoint import (
 )
 from glmtune.models.endings import ends_alone
 from glmtune.models.families import FOLDER, all_families, family_of
+from glmtune.models.gguf.files import find_in, is_gguf, open_model
+from glmtune.models.gguf.unpacking import unpack
 from glmtune.models.releases import check_release
 from glmtune.models.sizes import read_config
 from glmtune.runtime import UserError, release_memory
@@ -39,14 +41,30 @@ def is_name(path: str) -> bool:
     return path in EMBEDDED or network.is_hub_name(path)
 
 
-def locate(path: str) -> str:
-    """Return the folder of an embedded model or checkpoint, or `path` itself if it can only be a hub name.
+def find_gguf(path: str) -> Path | None:
+    """Return the GGUF file that a path names, or that a folder holds instead of other weights; None where none is.
 
     Raises:
-        UserError: no such folder, and no hub name either; or a checkpoint with files missing or damaged.
+        UserError: a folder holds several.
+    """
+    if is_gguf(path):
+        return Path(path)
+    folder = Path(path)
+    return find_in(folder) if folder.is_dir() and not weight_files(folder) else None
+
+
+def locate(path: str) -> str:
+    """Return the folder of an embedded model or checkpoint, a GGUF file, or `path` itself if it can only be a hub name.
+
+    Raises:
+        UserError: no such folder or file, and no hub name either; or a checkpoint with files missing or damaged.
     """
     if path in EMBEDDED:
         return str(EMBEDDED[path])
+    if gguf := find_gguf(path):
+        if not gguf.exists() and (known := suggest(path)):
+            raise UserError(f"model.path: no such file: {path}.{known}")
+        return str(open_model(gguf).file)
     folder = Path(path)
     if folder.is_dir():
         check_checkpoint(folder)
@@ -85,13 +103,24 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def fetch(place: str, weights: bool) -> str:
-    """Return the directory of what `locate` gives; a hub repository is fetched first.
+    """Return the directory of what `locate` gives; a hub repository is fetched first, a GGUF file's header unpacked.
+
+    Raises:
+        UserError: the hub does not give it, or a GGUF file is of a kind that is not read.
+    """
+    if is_gguf(place):
+        return str(unpack(place))
+    with reading("files", place):
+        return str(local_folder(place, weights))
+
+
+def fetch_weights(place: str) -> Path:
+    """Return what holds the weights of what `locate` gives: a directory, fetched first from the hub, or a GGUF file.
 
     Raises:
         UserError: the hub does not give it.
     """
-    with reading("files", place):
-        return str(local_folder(place, weights))
+    return Path(place) if is_gguf(place) else Path(fetch(place, weights=True))
 
 
 def load_model(
@@ -115,7 +144,7 @@ def load_model(
     device = device or distributed.local_device()
     place = locate(settings.path)
     folder = fetch(place, weights=not settings.random_init)
-    if not settings.random_init and not weight_files(Path(folder)):
+    if not (settings.random_init or is_gguf(place) or weight_files(Path(folder))):
         raise UserError(f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}).")
     config, tokenizer = config or load_config(folder), tokenizer or load_tokenizer(folder)
     ends = ends_alone(Path(folder), config, tokenizer.pad_token_id)
@@ -131,17 +160,22 @@ def load_model(
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
         model.generation_config = ends
     else:
-        model = load_weights(settings, folder, device, {**options, "config": config, "generation_config": ends})
+        model = load_weights(
+            settings,
+            Path(place if is_gguf(place) else folder),
+            device,
+            {**options, "config": config, "generation_config": ends},
+        )
         model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter
     return model.to(device).eval(), tokenizer
 
 
-def load_weights(settings: ModelSettings, folder: str, device: torch.device, options: dict[str, Any]) -> Any:
-    """Load the model of a folder, stored as the settings say.
+def load_weights(settings: ModelSettings, place: Path, device: torch.device, options: dict[str, Any]) -> Any:
+    """Load the model of a folder or a GGUF file, stored as the settings say.
 
     Args:
         settings: of the recipe.
-        folder: of the checkpoint.
+        place: what holds the weights.
         device: where it is to be.
         options: of `from_pretrained`: configuration, precision, attention, end tokens.
 
@@ -157,11 +191,13 @@ def load_weights(settings: ModelSettings, folder: str, device: torch.device, opt
     if device.type == "cuda":  # straight there, without a copy in the machine's memory
         options["device_map"] = {"": device}
     loaded: Any
-    with reading("weights", folder):
+    with reading("weights", str(place)):
         if settings.bits != stored_bits(options["config"]) and settings.bits < 16:
-            loaded = load_quantized(folder, settings.bits, device, options)
+            loaded = load_quantized(place, settings.bits, device, options)
+        elif is_gguf(place):
+            loaded = load_given(read_weights(place, options), options)
         else:
-            loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+            loaded = AutoModelForCausalLM.from_pretrained(str(place), trust_remote_code=False, **options)
     model, info = loaded
     check_weights(settings.path, info)
     check_library_layers(model, settings.path)
@@ -189,21 +225,37 @@ def check_bits(settings: ModelSettings, config: PreTrainedConfig) -> None:
         raise UserError("model.random_init: fresh weights must learn, and weights of 8 or 4 bits cannot. Use 16 bits.")
 
 
-def load_quantized(folder: str, bits: int, device: torch.device, options: dict[str, Any]) -> Any:
+def load_quantized(place: Path, bits: int, device: torch.device, options: dict[str, Any]) -> Any:
     """Load a checkpoint of 16 bits, quantizing each weight as soon as it is read.
 
     On a CPU the files are read piece by piece: mapped into memory, as the library does it, a whole checkpoint would
     end up there beside the quantized weights (16 instead of 6 GiB for ChatGLM-6B at 4 bits, benchmarks/results).
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from glmtune.models.quantization import bits_config
 
     options = {**options, "quantization_config": bits_config(bits, options["dtype"]), "device_map": {"": device}}
-    if device.type != "cpu":
-        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+    if device.type != "cpu" and not is_gguf(place):
+        return AutoModelForCausalLM.from_pretrained(str(place), trust_remote_code=False, **options)
+    return load_given(read_weights(place, options), options)
+
+
+def read_weights(place: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Return name -> weight of a folder or a GGUF file; each is read, or made into floats, when it is needed."""
+    if is_gguf(place):
+        from glmtune.models.gguf.weights import weights_of
+
+        return dict(weights_of(open_model(place), options["config"], options["dtype"]))
+    return lazy_weights(place, mapped=False)
+
+
+def load_given(weights: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Load a model of given weights."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(options["config"])]
-    return kind.from_pretrained(None, state_dict=lazy_weights(Path(folder), mapped=False), **options)
+    return kind.from_pretrained(None, state_dict=weights, **options)
 
 
 def check_weights(path: str, info: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from glmtune.models import loading
 from glmtune.models.checkpoint import check_weight_file, is_pointer, read_json, reading, shards_of, weight_files
 from glmtune.models.endings import named_ends
 from glmtune.models.families import family_of
+from glmtune.models.gguf.configuration import kinds_of
+from glmtune.models.gguf.files import is_gguf, open_model
 from glmtune.models.shapes import shapes
 from glmtune.plan import Plan
 from glmtune.resolution import ResolvedModel
@@ -50,11 +52,15 @@ def base(plan: Plan) -> Finding:
 def checkpoint(plan: Plan) -> Finding:
     """See whether there is such a model."""
     check_awaited(plan.model, plan.model.recipe.model.path)
+    if loading.find_gguf(plan.model.base):
+        return "ok", f"{plan.model.place}, a GGUF file", ""
     return "ok", f"{plan.model.base} in {plan.model.folder}", ""
 
 
 def files(plan: Plan) -> Finding:
     """Look at the small files of a model: there, themselves and no Git-LFS pointers, readable, as released."""
+    if loading.find_gguf(plan.model.base):
+        return gguf_header(plan)
     folder = plan.model.folder
     if not (folder / "config.json").is_file():
         return "failure", f"{folder} has no config.json, so it is no checkpoint directory", COPY
@@ -78,6 +84,19 @@ def files(plan: Plan) -> Finding:
     return "ok", f"{len(small)} small files in {folder}", ""
 
 
+def gguf_header(plan: Plan) -> Finding:
+    """Look at what a GGUF file says: configuration, tokenizer and template can be made of it."""
+    header = open_model(plan.model.place)
+    values = plan.model.values
+    tokens, pre = len(header.values["tokenizer.ggml.tokens"]), header.values.get("tokenizer.ggml.pre", "no name")
+    template = "a template" if "tokenizer.chat_template" in header.values else "no template"
+    kinds = " and ".join(sorted(kinds_of(header)))
+    finding = (
+        f"architecture {header.architecture} as {values['model_type']}, {kinds}; {tokens:,} tokens ({pre}); {template}"
+    )
+    return "ok", finding, ""
+
+
 def is_weights(file: Path) -> bool:
     """Return whether a file holds weights, which may be large."""
     return file.suffix in (".safetensors", ".bin", ".pt", ".pth")
@@ -85,7 +104,7 @@ def is_weights(file: Path) -> bool:
 
 def weights(plan: Plan) -> Finding:
     """Look at the weight files: all there, whole, and nothing but weights."""
-    folder, found = plan.model.folder, weight_files(plan.model.folder)
+    folder, found = plan.model.folder, weight_files(plan.model.holder)
     if plan.model.recipe.model.random_init:
         return "ok", "none needed: model.random_init starts from fresh ones", ""
     if plan.model.is_remote and not found:
@@ -143,23 +162,26 @@ def config(plan: Plan) -> Finding:
 
 def fit(plan: Plan) -> Finding:
     """See whether names and shapes of the weights are those that the configuration asks for."""
-    if plan.model.recipe.model.random_init or not weight_files(plan.model.folder):
+    if plan.model.recipe.model.random_init or not weight_files(plan.model.holder):
         return "ok", "no weights to compare", ""
     if plan.model.values.get("quantization_config"):
         return "ok", "not compared: stored by a quantization library", ""
     with reading("weights", str(plan.model.folder)):
-        found = loaded_without_numbers(plan.model.config, plan.model.folder)
+        found = loaded_without_numbers(plan.model.config, plan.model.holder)
     loading.check_weights(plan.model.base, found)
     return "ok", "the weights have the names and shapes that config.json asks for", ""
 
 
-def loaded_without_numbers(config: PreTrainedConfig, folder: Path) -> dict[str, Any]:
+def loaded_without_numbers(config: PreTrainedConfig, holder: Path) -> dict[str, Any]:
     """Return transformers' account of a loading in which names and shapes are all that is read."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    from glmtune.models.gguf.weights import shapes_in
+
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     options: dict[str, Any] = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
-    return dict(kind.from_pretrained(None, config=config, state_dict=shapes(weight_files(folder)), **options)[1])
+    weights = shapes_in(open_model(holder), config) if is_gguf(holder) else shapes(weight_files(holder))
+    return dict(kind.from_pretrained(None, config=config, state_dict=weights, **options)[1])
 
 
 def model_checks(model: ResolvedModel) -> list[Check]:

@@ -75,6 +75,7 @@ LLAMA_CPP = partial(
     GgufFacts,
     end_tokens=("<|user|>", "<|observation|>"),
     pre_tokenizers={"llama-bpe": "glm4", "smaug-bpe": "glm4"},
+    prefix=("[gMASK]", "<sop>"),
 )
 
 ORIGINAL = Family(

@@ -19,97 +19,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from gguf_tokenizers import CORPUS, VOCAB_SIZE, byte_level, sentencepiece
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Glm4Config,
     GlmConfig,
     LlamaConfig,
-    PreTrainedTokenizerFast,
 )
 
 from glmtune.exports.gguf import tensors
 from glmtune.exports.gguf.file import FILE_TYPES, verify_gguf, write_gguf
 from glmtune.exports.gguf.source import check_config
-from glmtune.models.gguf.pre_tokenizers import PRE_TOKENIZERS
 from glmtune.models.templates import read_preset
 from glmtune.runtime import UserError
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install 'glmtune[gguf]'")
 
 CONFIGS = {"glm": GlmConfig, "glm4": Glm4Config, "llama": LlamaConfig}
-CORPUS = [
-    "they all say that 12+30=42 is right",
-    "please, what is 57.84 + 13.64?",
-    "你好，世界 ½ naïve",
-    "this that hat cat at is it as has his bath path math",
-] * 4
 TEXTS = ["people of 1234", "  what\n\n is it? ", "philosophy", "你们好 😀", "", "57.84+13.64=71.48"]
-CONTROLS = ["[MASK]", "[gMASK]", "[sMASK]"]
-ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
-VOCAB_SIZE = 512
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
 Makes = Callable[..., Path]
-
-
-def byte_level(family: str) -> PreTrainedTokenizerFast:
-    """A tokenizer like GLM-4's, or Llama 3's."""
-    names = [*CONTROLS, "<sop>", "<eop>", *ROLES] if family != "llama" else ["<|begin_of_text|>"]
-    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(PRE_TOKENIZERS["llama-bpe"].steps[0]["pattern"]["Regex"]), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.add_special_tokens(["<|endoftext|>", *names])
-    tokenizer.add_tokens(["<tool>"])
-    first = "[gMASK] <sop>" if family != "llama" else "<|begin_of_text|>"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A", special_tokens=[(name, tokenizer.token_to_id(name)) for name in first.split()]
-    )
-    begin = {"bos_token": "<|begin_of_text|>"} if family == "llama" else {}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>", **begin
-    )
-
-
-def sentencepiece(family: str) -> PreTrainedTokenizerFast:
-    """A tokenizer like ChatGLM3's, or Llama 2's: pieces with a rank, and every pair that makes one."""
-    learner = Tokenizer(models.BPE())
-    learner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=150, show_progress=False))
-    learned = sorted(learner.get_vocab().items(), key=lambda item: item[1])
-    normal = [piece for piece, _ in learned]
-    pairs = [(p[:cut], p[cut:]) for p in normal for cut in range(1, len(p)) if {p[:cut], p[cut:]} <= set(normal)]
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *normal, "▁</mark>"]
-    tokenizer = Tokenizer(
-        models.BPE(
-            {piece: index for index, piece in enumerate(pieces)},
-            pairs,
-            unk_token="<unk>",
-            byte_fallback=True,
-            ignore_merges=True,
-        )
-    )
-    tokenizer.normalizer = learner.normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁</mark>", behavior="isolated")
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    if family != "llama":
-        words = [AddedToken(word, special=True, normalized=False, single_word=True) for word in ("sop", "eop")]
-        tokenizer.add_special_tokens([*CONTROLS, *words, *ROLES])
-    first = "[gMASK] sop" if family != "llama" else "<s>"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A", special_tokens=[(name, tokenizer.token_to_id(name)) for name in first.split()]
-    )
-    begin = {"bos_token": "<s>"} if family == "llama" else {}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<unk>", **begin
-    )
 
 
 @pytest.fixture
