@@ -25,7 +25,7 @@ import glmtune
 from glmtune import messages, scoring, terminal
 from glmtune.arithmetic import characters, expressions, problems, reading
 from glmtune.evaluation import breakdown, comparison, metrics
-from glmtune.evaluation.forgetting import is_right
+from glmtune.evaluation.short_answers import is_right
 from glmtune.examples import Example
 from glmtune.records import cleaning, fields, formats, leaks, streams
 from glmtune.registry import suggest

@@ -57,35 +57,40 @@ def run(
 
     Returns:
         The evaluation and its report: `n`, `accuracy`, `accuracy_ci95`, `by`, ... Where texts are judged and nothing is
-        asked, no evaluation, and a report of the objective's `metric`.
+        asked, no evaluation, and a report of the objective's `metric`. With `evaluation.forgetting=true` it has
+        `general`, too: what the model knows of the general questions.
 
     Raises:
         UserError: no such model or file, or a malformed record.
     """
     from glmtune.files import check_output, write_json
+    from glmtune.plan import Plan
     from glmtune.resolution import resolve
     from glmtune.runtime import RunFolder, machine
 
     resolved = resolve(target, overrides, trust)
     if output:
         check_output(output)
-    evaluation: Evaluation | None = None
+    plan = Plan(resolved, RunFolder(os.fspath(target)))
     texts = None if data is None or resolved.objective.asks else read_texts(resolved.task, data)
-    if not resolved.objective.asks and (data is None or texts):
-        from glmtune.plan import Plan
+    is_judged = not resolved.objective.asks and bool(data is None or texts)
+    recipe, examples = (resolved.recipe, []) if is_judged else select_examples(resolved, data)
+    judge = resolved.objective.judge(plan.preparation, texts) if is_judged else None
+    general = plan.general
 
-        plan = Plan(resolved, RunFolder(os.fspath(target)))
-        judge = resolved.objective.judge(plan.preparation, texts)
-        figures = {"metric": resolved.objective.metric, **judge(resolved.load()[0])}
+    from glmtune.evaluation.evaluator import evaluate  # torch, when paths and records are known to be right
+
+    (model, tokenizer), evaluation = resolved.load(), None
+    if judge is not None:
+        figures = {"metric": resolved.objective.metric, **judge(model)}
     else:
-        recipe, examples = select_examples(resolved, data)
-
-        from glmtune.evaluation.evaluator import evaluate  # torch, when paths and records are known to be right
-
-        model, tokenizer = resolved.load()
         asked = recipe.generation
         evaluation = evaluate(model, tokenizer, resolved.task, examples, asked, limit=resolved.limit, seed=recipe.seed)
         figures = evaluation.report(recipe.evaluation.text_metrics)
+    if general:
+        from glmtune.evaluation.forgetting import probe
+
+        figures["general"] = probe(model, tokenizer, general, recipe.generation, resolved.limit).report()
     report = {
         **figures,
         "model": os.fspath(target),
@@ -109,7 +114,7 @@ def read_texts(task: Task, file: str) -> list[Example] | None:
 
 def show(report: dict[str, Any], options: argparse.Namespace) -> None:
     """Print the table, and where the report is written."""
-    from glmtune.evaluation.report import comparison_table
+    from glmtune.evaluation.report import comparison_table, general_table
     from glmtune.terminal.console import Console
 
     console = Console()
@@ -118,6 +123,8 @@ def show(report: dict[str, Any], options: argparse.Namespace) -> None:
         console.print(f"Held-out {name.replace('_', ' ')}: {report[name]:.4f} (n = {report['n']:,})")
     else:
         console.print(comparison_table(None, report))
+    if "general" in report:
+        console.print(general_table(report["general"]))
     if options.output:
         console.print(f"Written: {options.output}")
 

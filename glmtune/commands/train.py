@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from glmtune.commands._arguments import add_recipe, add_trust, recipe_and_settings, trust_of
-from glmtune.terminal import say
+from glmtune.terminal import say, visible
 from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
@@ -214,6 +214,8 @@ def show(done: Run, console: Console) -> None:
     """Print what was learned, some answers, and what to do next."""
     from rich.text import Text
 
+    from glmtune.evaluation.decision import knowledge
+
     run_folder = Text.assemble("Run folder: ", (str(done.path), "bold"))
     quoted = shlex.quote(str(done.path))
     following = [f"evaluate {quoted}", f"chat {quoted}"]
@@ -223,11 +225,13 @@ def show(done: Run, console: Console) -> None:
         following.append(f"predict {quoted} --input prompts.jsonl --output answers.csv")
     if done.before is not None and done.after is not None:
         show_answers(done.report, done.task, done.before, done.after, console)
+        show_decision(done.report, console)
     else:
         name = done.report["metric"]
         before, after = (done.report[time][name] for time in ("before", "after"))
         figures = (f"{before:.4f} before, ", (f"{after:.4f}", "bold"), " after")
         console.print(Text.assemble(f"Held-out {name.replace('_', ' ')}: ", *figures))
+        console.print(visible(knowledge(done.report.get("forgetting"))), highlight=False, soft_wrap=True)
     console.print(run_folder.append("; report.html tells what was learned, as a page"), soft_wrap=True)
     console.print("Next:")
     for command in following:
@@ -242,6 +246,17 @@ def show_answers(report: dict[str, Any], task: Task, before: Evaluation, after: 
     right = [task.score(example, example.target).answer or example.target for example in after.examples]
     answers = (before.completions, after.completions, before.scores, after.scores, right)
     console.print(sample_table(after.examples, *answers, axes=task.axes))
+
+
+def show_decision(report: dict[str, Any], console: Console) -> None:
+    """Print whether to keep the model, and why: what `report.html` begins with."""
+    from rich.text import Text
+
+    from glmtune.evaluation.decision import decide
+
+    which, words, rest = decide(report)
+    style = {"keep": "bold green", "discard": "bold red", "open": "bold yellow"}[which]
+    console.print(Text.assemble((f"{words}: ", style), visible(rest)), soft_wrap=True)
 
 
 def name_program() -> str:

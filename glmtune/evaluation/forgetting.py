@@ -1,87 +1,133 @@
-"""What a model still knows of everything else: a small general set, asked before and after training."""
+"""What a model still knows of everything else: general questions, asked before and after training.
+
+They are of two kinds, because a model forgets in two ways. Which of some options it finds likeliest tells what it
+knows, however it words its answers. Short answers in its own words tell whether it still says what it knows: a model
+that answers every question with a number may know the right options all the same. How likely it finds the right answers
+is no measure by itself, as that rises with every run whose answers are as short.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
-import torch
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import GenerationSettings
-from glmtune.data.collation import Collator
 from glmtune.data.control_tokens import plain_ids
-from glmtune.data.encoder import Encoder
-from glmtune.data.encoding import IGNORED
+from glmtune.distributed import gather, is_main, share
+from glmtune.evaluation.choices import choose
+from glmtune.evaluation.general import ARITHMETIC, guessed, part_of
 from glmtune.evaluation.intervals import Difference, paired_difference, wilson_interval
+from glmtune.evaluation.short_answers import is_right
 from glmtune.examples import Example
+from glmtune.inference.completion import Request
 from glmtune.inference.engine import Engine
+from glmtune.inference.prompts import encode_within
 from glmtune.methods import Model
-from glmtune.models.loading import max_length
-from glmtune.runtime import UserError
-from glmtune.scoring import numeric
+from glmtune.records.leaks import plain_text
 
 FORGOT = 0.10  # share of the answers
-SLIGHTLY = 0.03
-LIKELIHOOD = 0.1  # nats a token: the right answers' tokens became a tenth less probable
-MEASURABLE = 6  # right answers before: that many must be lost before a loss can be told from chance
+MEASURABLE = 6  # right answers before, beyond those of guessing: that many must be lost to tell a loss from chance
 RULE = (
-    f"forgot: the general questions answered rightly fell by {FORGOT:.0%} of all or more, by more than chance; "
-    f"slightly worse: they fell by {SLIGHTLY:.0%} or more, or the mean log-likelihood of the right answers fell by "
-    f"more than {LIKELIHOOD} nats a token; kept: neither; unknown: the base model answers fewer than {MEASURABLE} "
-    "rightly"
+    "each part of the questions is judged by itself, and the worst counts. Forgot: the right answers of a part fell by "
+    f"{FORGOT:.0%} of it or more, and by more than chance (paired 95% interval, and sign test). Slightly "
+    f"worse: by less, and by more than chance. Unknown: of a part, the base model answers fewer than {MEASURABLE} "
+    "questions more rightly than guessing would, which counts for all parts but arithmetic; or the interval of all "
+    f"leaves room for a loss of {FORGOT:.0%}. Kept: none of these"
 )
 LOST = 10  # samples in a report
-_BATCH = 8  # sequences whose logits are held at once
-_PUNCTUATION = " \n\t.。!！?？,，;；:：\"'“”‘’「」`*"
+ROOM = 24  # tokens of an answer beyond the longest right one: for a sentence around it
 
-Level = Literal["kept", "slightly worse", "forgot", "unknown"]
+Level = Literal["kept", "unknown", "slightly worse", "forgot"]
+LEVELS: tuple[Level, ...] = ("kept", "unknown", "slightly worse", "forgot")  # the worst last
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a model made of the general set.
+    """What a model made of the general set; lists of equal length.
 
     Attributes:
-        examples, completions, right: the questions, its answers, and whether these are right.
-        log_likelihood: mean over the tokens of all right answers, their end included, in nats.
-        tokens: how many these are.
+        examples: the questions.
+        answers: the option that it finds likeliest, or what it wrote.
+        right: whether these are right.
     """
 
     examples: list[Example]
-    completions: list[str]
+    answers: list[str]
     right: list[bool]
-    log_likelihood: float
-    tokens: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the questions answered rightly."""
-        return sum(self.right) / len(self.right) if self.right else 0.0
 
     def report(self) -> dict[str, Any]:
-        """Return it as `report.json` holds it, with the share of each group."""
-        groups: dict[str, list[bool]] = {}
-        for example, right in zip(self.examples, self.right, strict=True):
-            groups.setdefault(str(example.facts.get("group", "all")), []).append(right)
-        return {
-            "n": len(self.right),
-            "accuracy": self.accuracy,
-            "accuracy_ci95": list(wilson_interval(sum(self.right), len(self.right))),
-            "log_likelihood": self.log_likelihood,
-            "tokens": self.tokens,
-            "by": {name: {"n": len(group), "accuracy": sum(group) / len(group)} for name, group in groups.items()},
-        }
+        """Return it as `report.json` holds it: of all, of each part, and of each language and group of a part."""
+        parts, groups = {}, {}
+        for part, places in places_by(map(part_of, self.examples)).items():
+            chance = sum(guessed(self.examples[place]) for place in places) / len(places)
+            parts[part] = {**self._share(places), "guessed": chance}
+            names = [group_name(self.examples[place]) for place in places]
+            if len(set(names)) > 1:
+                found = places_by(names)
+                groups[part] = {name: self._share([places[one] for one in found[name]]) for name in sorted(found)}
+        return {**self._share(range(len(self.right))), "parts": parts, "by": groups}
+
+    def _share(self, places: Sequence[int]) -> dict[str, Any]:
+        n, right = len(places), sum(self.right[place] for place in places)
+        return {"n": n, "accuracy": right / n if n else 0.0, "accuracy_ci95": list(wilson_interval(right, n))}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the questions, before and after.
+
+    Attributes:
+        name: of `part_of`.
+        before, after: right answers.
+        guessed: how many guessing would get right.
+        difference: of the same questions.
+    """
+
+    name: str
+    before: int
+    after: int
+    guessed: float
+    difference: Difference
+
+    @property
+    def level(self) -> Level:
+        """What became of it, by `RULE`."""
+        if self.difference.change == "worse":
+            return "forgot" if self.difference.mean <= -FORGOT else "slightly worse"
+        return "kept" if self.is_measurable or self.name == ARITHMETIC else "unknown"
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether the model knew enough of it before to lose some."""
+        return self.before - self.guessed >= MEASURABLE
+
+    @property
+    def figures(self) -> str:
+        """Its right answers before and after, in words."""
+        known = "" if self.is_measurable else f", where guessing gives {self.guessed:.0f}"
+        return f"{self.name}: {self.before} of {self.difference.n} right before, {self.after} after{known}"
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """Two probes compared, with the verdict of `RULE` and one plain sentence."""
+    """Two probes compared, with the verdict of `RULE` and one plain sentence.
+
+    Attributes:
+        level: of the worst part.
+        statement: the verdict, why, and the figures.
+        difference: of all questions but arithmetic.
+        parts: of the questions.
+    """
 
     level: Level
     statement: str
     difference: Difference
+    parts: list[Part]
 
 
 def probe(
@@ -91,99 +137,125 @@ def probe(
     settings: GenerationSettings,
     limit: int | None = None,
 ) -> Probe:
-    """Ask a model the general questions, greedily, and measure how likely it finds the right answers.
+    """Ask a model the general questions, divided among the processes: rank the options, and decode greedily.
 
     Args:
         model: in evaluation mode.
+        tokenizer: with its template.
         examples: of `read_general`.
-        settings: batch size; answers may be as long as the longest right one, and a little more.
+        settings: batch size; answers may be as long as the longest right one, and `ROOM` more.
         limit: longest sequence in tokens that the model takes, where that is less than its config.json says.
 
     Raises:
         UserError: a question is too long for the model.
     """
-    examples = list(examples)
-    longest = max((len(plain_ids(tokenizer, example.target)) for example in examples), default=0)
-    greedy = settings.model_copy(update={"do_sample": False, "max_new_tokens": longest + 8})
-    log_likelihood, tokens = likelihood(model, tokenizer, examples, limit)
-    answers = Engine(model, tokenizer, limit).answer([example.prompt for example in examples], greedy)
-    completions = [answer.text for answer in answers]
-    right = [is_right(example.target, text) for example, text in zip(examples, completions, strict=True)]
-    return Probe(examples, completions, right, log_likelihood, tokens)
+    # Questions that share their options stay together, as they are judged together.
+    keys = (str(sorted(example.facts.get("options", [place]))) for place, example in enumerate(examples))
+    units = list(places_by(keys).values())
+    mine = share(units)
+    ranked = [place for unit in mine for place in unit if examples[place].facts.get("options")]
+    asked = [place for unit in mine for place in unit if not examples[place].facts.get("options")]
+    answers: dict[int, str] = {}
+    with tqdm(total=len(ranked) + len(asked), desc="general", unit="question", disable=not is_main()) as progress:
+        for number, option in choose(model, tokenizer, [examples[place] for place in ranked], limit):
+            answers[ranked[number]] = option
+            progress.update()
+        for number, text in answer(model, tokenizer, [examples[place] for place in asked], settings, limit):
+            answers[asked[number]] = text
+            progress.update()
+    found = zip(units, gather([[answers[place] for place in unit] for unit in mine]), strict=True)
+    said = dict(chain.from_iterable(zip(unit, texts, strict=True) for unit, texts in found))
+    right = [is_answered(example, said[place]) for place, example in enumerate(examples)]
+    return Probe(list(examples), [said[place] for place in range(len(examples))], right)
 
 
-@torch.inference_mode()
-def likelihood(
-    model: Model, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], limit: int | None = None
-) -> tuple[float, int]:
-    """Return the mean log-likelihood in nats of the targets' tokens, and how many these are."""
-    encoder = Encoder(tokenizer, max_length(model.config) if limit is None else limit)
-    encodings = [encoder(example) for example in examples]
-    for number, encoding in enumerate(encodings, start=1):
-        if not encoder.fits(encoding):
-            raise UserError(f"evaluation.general_file: question {number} {encoder.too_long(encoding)}. Shorten it.")
-    encodings.sort(key=lambda encoding: len(encoding["input_ids"]))
-    collate = Collator(tokenizer.pad_token_id)
-    total, tokens = 0.0, 0
-    for start in range(0, len(encodings), _BATCH):
-        batch = {key: value.to(model.device) for key, value in collate(encodings[start : start + _BATCH]).items()}
-        kept, labels = batch["logits_to_keep"], batch["labels"][:, batch["logits_to_keep"] + 1]
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[
-            :, kept
-        ]  # (B, K, V)
-        picked = logits.float().log_softmax(dim=-1).gather(2, labels.clamp(min=0)[..., None]).squeeze(2)
-        learned = labels != IGNORED
-        total += picked[learned].sum(dtype=torch.float64).item()
-        tokens += int(learned.sum())
-    return (total / tokens if tokens else 0.0), tokens
+def answer(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Example],
+    settings: GenerationSettings,
+    limit: int | None,
+) -> Iterator[tuple[int, str]]:
+    """Yield (index of a question, what the model writes to it), in the order of decoding.
 
-
-def is_right(target: str, completion: str) -> bool:
-    """Whether it is the same text but for case and punctuation around it, or the same number if the target is one.
-
-    A target in capitals asks for them.
+    Raises:
+        UserError: a question is too long for the model.
     """
-    if target.strip().isdecimal():
-        return numeric(target, completion).correct
-    wanted, given = (" ".join(text.split()).strip(_PUNCTUATION) for text in (target, completion))
-    return wanted == given or (not wanted.isupper() and wanted.casefold() == given.casefold())
+    engine = Engine(model, tokenizer, limit)
+    longest = max((len(plain_ids(tokenizer, question.target)) for question in questions), default=0)
+    greedy = settings.model_copy(update={"do_sample": False, "max_new_tokens": longest + ROOM})
+    requests = []
+    for number, question in enumerate(questions, start=1):
+        named = f"evaluation.general_file: {question.source or f'question {number}'}"
+        input_ids = encode_within(tokenizer, question.prompt, (), engine.limit, greedy.longest, named)
+        requests.append(Request(input_ids, greedy))
+    for index, completion in engine.complete(requests):
+        yield index, completion.text
+
+
+def is_answered(question: Example, said: str) -> bool:
+    """Return whether a question is answered rightly, by an option or in the model's own words."""
+    facts = question.facts
+    if facts.get("options"):
+        return said == question.target
+    return is_right(
+        question.target, said, facts.get("accepted", ()), facts.get("wrong", ()), plain_text(question.prompt)
+    )
 
 
 def verdict(before: Probe, after: Probe) -> Forgetting:
-    """Whether general knowledge survived, by `RULE`.
+    """Return whether general knowledge survived, by `RULE`.
 
     Raises:
         ValueError: the probes are not of the same questions.
     """
-    difference = paired_difference(before.right, after.right)
-    fell = before.log_likelihood - after.log_likelihood
-    level: Level = "kept"
-    if sum(before.right) < MEASURABLE:
+    if before.examples != after.examples:
+        raise ValueError(f"{len(before.examples)} and {len(after.examples)} answers: not of the same questions")
+    parts = [
+        Part(
+            name,
+            sum(before.right[place] for place in places),
+            sum(after.right[place] for place in places),
+            sum(guessed(before.examples[place]) for place in places),
+            difference_at(places, before, after),
+        )
+        for name, places in places_by(map(part_of, before.examples)).items()
+    ]
+    known = [place for place, example in enumerate(before.examples) if part_of(example) != ARITHMETIC]
+    difference = difference_at(known, before, after)
+    level: Level = max((part.level for part in parts), key=LEVELS.index, default="unknown")
+    if level == "kept" and difference.ci95[0] <= -FORGOT:
         level = "unknown"
-    elif difference.change == "worse" and difference.mean <= -FORGOT:
-        level = "forgot"
-    elif difference.mean <= -SLIGHTLY or fell > LIKELIHOOD:
-        level = "slightly worse"
-    figures = (
-        f"it answers {sum(after.right)} of {len(after.right)} general questions, {sum(before.right)} before; the right "
-        f"answers' log-likelihood is {after.log_likelihood:.2f} a token, {before.log_likelihood:.2f} before"
-    )
-    opening = {
-        "kept": "General knowledge was kept",
-        "slightly worse": "General knowledge got slightly worse",
-        "forgot": "The model forgot general knowledge",
-        "unknown": "Whether the model forgot cannot be told, as it knew too little before",
-    }[level]
-    return Forgetting(level, f"{opening}: {figures}.", difference)
+    figures = "; ".join(part.figures for part in parts)
+    return Forgetting(level, f"{opening_of(level, parts)}: {figures}.", difference, parts)
+
+
+def difference_at(places: Sequence[int], before: Probe, after: Probe) -> Difference:
+    """Return how the answers to some of the questions changed."""
+    return paired_difference([before.right[place] for place in places], [after.right[place] for place in places])
+
+
+def opening_of(level: Level, parts: Sequence[Part]) -> str:
+    """Return what the statement begins with."""
+    if level == "kept":
+        return "General knowledge was kept"
+    if level == "forgot":
+        return "The model forgot general knowledge"
+    if level == "slightly worse":
+        return "General knowledge got slightly worse"
+    if any(part.level == "unknown" for part in parts):
+        return "Whether the model forgot cannot be told, as it knew too little before"
+    return "Whether the model forgot cannot be told, as too few questions were asked"
 
 
 def compare_probes(before: Probe, after: Probe) -> dict[str, Any]:
-    """Return both probes, the verdict and what got lost, as `report.json` holds them."""
+    """Return both probes, the verdict and what got lost, of the worst part first, as `report.json` holds them."""
     found = verdict(before, after)
-    pairs = zip(before.examples, before.completions, before.right, after.completions, after.right, strict=True)
+    order = sorted(found.parts, key=lambda part: -LEVELS.index(part.level))
+    pairs = zip(before.examples, before.answers, before.right, after.answers, after.right, strict=True)
     lost = [
-        {"prompt": example.prompt, "target": example.target, "before": said_before, "after": said_after}
-        for example, said_before, was_right, said_after, is_right_now in pairs
+        (part_of(example), {"prompt": example.prompt, "target": example.target, "before": said, "after": now})
+        for example, said, was_right, now, is_right_now in pairs
         if was_right and not is_right_now
     ]
     return {
@@ -191,7 +263,22 @@ def compare_probes(before: Probe, after: Probe) -> dict[str, Any]:
         "statement": found.statement,
         "rule": RULE,
         "difference": found.difference.report(),
+        "parts": {part.name: {"level": part.level, **part.difference.report()} for part in found.parts},
         "before": before.report(),
         "after": after.report(),
-        "lost": lost[:LOST],
+        "lost": [sample for part in order for name, sample in lost if name == part.name][:LOST],
     }
+
+
+def group_name(question: Example) -> str:
+    """Return what a row of a report calls the questions of a language and a group."""
+    facts = question.facts
+    return ", ".join(str(facts[name]) for name in ("language", "group") if name in facts) or "others"
+
+
+def places_by(names: Iterable[str]) -> dict[str, list[int]]:
+    """Return the places of each name, the names in the order of their first places."""
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    return places

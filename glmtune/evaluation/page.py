@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from glmtune.evaluation.breakdown import Report, across_of, axes_of, choose_axis, groups_of, label_of, part_of
-from glmtune.evaluation.decision import decide
+from glmtune.evaluation.decision import decide, knowledge, prompt_of
 from glmtune.evaluation.plots import Log, accuracy_chart, held_out, loss_chart, series
 from glmtune.evaluation.report import explain_cut_off
 from glmtune.files import replacing
@@ -83,6 +83,9 @@ def write_judged_page(report: dict[str, Any], log: Log, recipe_yaml: str, folder
         metric=title,
         done=describe_run(report, yaml.safe_load(recipe_yaml) or {}),
         rows=[["", "before", "after"], [title, *figures]],
+        known=knowledge(report.get("forgetting")),
+        report={"forgetting": None} | report,
+        prompt_of=prompt_of,
         curves=[*draw_curves(log), *draw_metric(log, metric, title)],
         costs=describe_costs(report, log),
         recipe_yaml=recipe_yaml,
@@ -227,9 +230,3 @@ def describe_costs(report: dict[str, Any], log: Log) -> Facts:
         ("Versions", ", ".join(versions) or None),
         ("Date", machine.get("date")),
     ]
-
-
-def prompt_of(sample: dict[str, Any]) -> str:
-    """Return what was asked last."""
-    prompt = sample["prompt"]
-    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))

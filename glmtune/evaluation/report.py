@@ -144,6 +144,24 @@ def comparison_table(before: Report | None, after: Report) -> Table:
     return table
 
 
+def general_table(general: Report) -> Table:
+    """Return a table of what a model knows of the general questions: its parts, and of each its languages and groups.
+
+    Args:
+        general: a report of `Probe`.
+    """
+    table = Table(title="General questions", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("")
+    for name in ("n", "right", "by guessing"):
+        table.add_column(name, justify="right")
+    for name, part in general["parts"].items():
+        share = percent(part["accuracy"], 1)
+        table.add_row(Text(_one_line(name)), str(part["n"]), share, percent(part["guessed"], 1), style="bold")
+        for group, found in general["by"].get(name, {}).items():
+            table.add_row(Text(f"  {_one_line(group)}"), str(found["n"]), percent(found["accuracy"], 1), "")
+    return table
+
+
 def places_along(reports: Sequence[Report | None], axis: AxisRow | None) -> list[Place]:
     """Return the groups along an axis, each with the axis."""
     return [(axis, group) for group in groups_of(reports, axis)] if axis else []

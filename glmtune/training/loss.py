@@ -7,13 +7,22 @@ back a few rows at a time, once for the loss and once for the gradient, which ta
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from glmtune.data.encoding import IGNORED
+from glmtune.methods import Model
 from glmtune.models.architecture import CHUNK
+
+
+def takes_logits_to_keep(model: Model) -> bool:
+    """Return whether a model can be asked for the logits of some columns alone."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def target_loss(logits: Tensor, labels: Tensor, logits_to_keep: Tensor) -> Tensor:

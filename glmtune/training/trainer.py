@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, cast
 
 import transformers
-from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import Recipe
@@ -16,7 +14,7 @@ from glmtune.data.encoding import IGNORED
 from glmtune.methods import Model
 from glmtune.runtime import RunFolder
 from glmtune.training.arguments import make_arguments
-from glmtune.training.loss import target_loss
+from glmtune.training.loss import takes_logits_to_keep, target_loss
 from glmtune.training.packing import check_packing
 from glmtune.training.run_trainer import Judge, RunTrainer
 
@@ -31,9 +29,7 @@ class TargetTrainer(transformers.Trainer):
     def __init__(self, **options: Any):
         super().__init__(**options)
         self.model_accepts_loss_kwargs = True  # the loss below is a mean over the step, whatever the model can do
-        base = self.accelerator.unwrap_model(self.model)
-        forward = base.get_base_model().forward if isinstance(base, PeftModel) else base.forward
-        self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(forward).parameters
+        self.takes_logits_to_keep = takes_logits_to_keep(self.accelerator.unwrap_model(self.model))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps

@@ -1,6 +1,8 @@
 """What the tests of evaluation share: evaluations in which a share of the answers is right, and reports of two."""
 
 import random
+from copy import deepcopy
+from functools import cache
 
 import pytest
 
@@ -22,7 +24,8 @@ def evaluate_share(share, evil=False, count=200):
     return task, Evaluation(examples, completions, scores, task.axes)
 
 
-def write_report(before, after, known=None, evil=False):
+@cache
+def written_report(before, after, known, evil):
     (task, then), (_, now) = evaluate_share(before, evil), evaluate_share(after, evil)
     report = {"format": 2, "before": then.report(), "after": now.report(), **compare(task, then, now)}
     if known is not None:
@@ -31,8 +34,15 @@ def write_report(before, after, known=None, evil=False):
 
 
 def probe_of(right):
-    examples = [Example(EVIL, "a", {"group": EVIL})] * 60
-    return Probe(examples, [EVIL] * 60, [i < right for i in range(60)], -1.0, 60)
+    """A probe of 60 questions in words and 60 with options, of which so many of each are right."""
+    facts = {"group": EVIL, "language": "English"}
+    examples = [Example(EVIL, "a", facts)] * 60 + [Example(EVIL, "a", {**facts, "options": ["a", EVIL]})] * 60
+    return Probe(examples, [EVIL] * 120, [place % 60 < right for place in range(120)])
+
+
+def write_report(before, after, known=None, evil=False):
+    """A report that may be changed."""
+    return deepcopy(written_report(before, after, known, evil))
 
 
 @pytest.fixture(scope="session")

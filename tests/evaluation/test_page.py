@@ -5,7 +5,7 @@ import pytest
 from glmtune.config import load_recipe, to_yaml
 from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation
-from glmtune.evaluation.page import page, write_page
+from glmtune.evaluation.page import page, write_judged_page, write_page
 from glmtune.examples import Example
 from glmtune.runtime import read_json_lines
 
@@ -96,5 +96,38 @@ def test_a_run_that_asks_general_questions(train_tiny, tmp_path, write_records):
     run = train_tiny(tmp_path / "run", "evaluation.forgetting=true", f"evaluation.general_file={questions}")
     found = run.report["forgetting"]
     assert found["level"] == "unknown" and found["before"]["n"] == found["after"]["n"] == 4
-    assert found["before"]["log_likelihood"] != found["after"]["log_likelihood"]
     assert "Whether the model forgot cannot be told" in (run.folder.path / "report.html").read_text("utf-8")
+
+
+OLD = {
+    "level": "kept",
+    "statement": "General knowledge was kept: it answers 9 of 60.",
+    "rule": "forgot: ...",
+    "difference": {},
+    "before": {"n": 60, "accuracy": 0.2, "accuracy_ci95": [0.1, 0.3], "by": {"capitals": {"n": 6, "accuracy": 0.5}}},
+    "after": {"n": 60, "accuracy": 0.2, "accuracy_ci95": [0.1, 0.3], "by": {"capitals": {"n": 6, "accuracy": 0.5}}},
+    "lost": [{"prompt": "Which?", "target": "a", "before": "a", "after": "b"}],
+}
+
+
+def test_general_questions_of_an_older_report(whole, log, recipe, read_page):
+    """Without parts; and a verdict by a rule that has been given up is none of today."""
+    read = read_page(page({**whole, "forgetting": OLD}, log, recipe, "run"))
+    assert read.ids == SECTIONS and "capitals" in read.text and "Which?" in read.text
+
+
+def test_parts_of_the_general_questions(whole, log, recipe, read_page):
+    text = read_page(page(whole, log, recipe, "run")).text
+    assert "choices: forgot" in text and "short answers: forgot" in text
+
+
+def test_a_page_of_what_is_not_asked_tells_of_general_questions(log, recipe, tmp_path, read_page, whole):
+    judged = {"metric": "bits_per_character", "before": {"bits_per_character": 3.0, "n": 2}}
+    judged |= {"after": {"bits_per_character": 2.0, "n": 2}}
+    for forgetting, said in (
+        (None, "Whether it forgot other things was not measured"),
+        (whole["forgetting"], "For instance"),
+    ):
+        report = judged if forgetting is None else {**judged, "forgetting": forgetting}
+        read = read_page(write_judged_page(report, log, recipe, tmp_path).read_text("utf-8"))
+        assert said in read.text.partition("What was done")[0] and "forgetting" in read.ids
