@@ -104,6 +104,31 @@ def overview_table() -> str:
     )
 
 
+def general_table() -> str:
+    """What models know before any training."""
+    head = ["model", "choices", "by guessing", "short answers", "arithmetic", "seconds of one core"]
+    rows = []
+    for row in read("forgetting")["rows"]:
+        parts = [f"{right} of {n}" for right, n in (row[name] for name in ("choices", "short answers", "arithmetic"))]
+        rows.append([row["model"], parts[0], f"{row['choices'][1] / 4:.0f}", *parts[1:], f"{row['cpu_seconds']:.0f}"])
+    return markdown(head, rows)
+
+
+def forgetting_table() -> str:
+    """A harmless run and a planted loss, with the verdict on each."""
+    head = ["run", "rate", "task, before → after", "choices", "short answers", "arithmetic", "verdict", "decision"]
+    rows = []
+    for run in read("forgetting")["runs"]:
+        parts = [
+            f"{run['before'][name][0]} → {run['after'][name][0]} of {run['after'][name][1]}"
+            for name in ("choices", "short answers", "arithmetic")
+        ]
+        task = " → ".join(f"{accuracy:.1%}" for accuracy in run["accuracy"])
+        decision = run["headline"].partition(":")[0]
+        rows.append([run["run"], f"{run['learning_rate']:.1e}", task, *parts, run["level"], decision])
+    return markdown(head, rows)
+
+
 def methods_table() -> str:
     """Each method on the same task."""
     head = ["method", "right before", "right after", "`+`", "`-`", "`*`", "`/`", "learn", "of all", "seconds", "saved"]
@@ -249,6 +274,8 @@ def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
 if __name__ == "__main__":
     tables = (
         overview_table,
+        general_table,
+        forgetting_table,
         methods_table,
         memory_table,
         speed_table,

@@ -269,9 +269,13 @@ class EvaluationSettings(Settings):
     num_examples: int = Field(500, ge=1, description="held-out examples before and after training")
     num_examples_during: int = Field(200, ge=1, description="held-out examples at each evaluation during training")
     text_metrics: bool = Field(True, description="report rouge and BLEU-4 as the official ChatGLM evaluation does")
-    forgetting: bool = Field(False, description="ask general questions before and after, too: what did it forget?")
+    forgetting: bool = Field(
+        False,
+        description="ask general questions before and after, too: what did it forget? A run that has ended is judged "
+        "anew by `glmtune train --resume RUN evaluation.forgetting=true`",
+    )
     general_file: str | None = Field(
-        None, description="general questions, a file as `task.file` of instructions; default: 60 built-in ones"
+        None, description="general questions, a file as `task.file` of instructions; default: 200 built-in ones"
     )
 
     @field_validator("general_file")

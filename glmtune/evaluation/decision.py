@@ -13,7 +13,9 @@ Decision = tuple[Which, str, str]  # which, in two words, the rest of the senten
 GOOD = 0.9  # share of right answers below which the sentence reminds of the wrong ones
 SHOWN = 2  # examples of what was lost
 LONGEST = 60  # characters of each text in them
-UNMEASURED = "Whether it forgot other things was not measured; evaluation.forgetting=true measures it."
+UNMEASURED = (
+    "Whether it forgot other things was not measured; evaluation.forgetting=true measures it, also with --resume."
+)
 # What becomes of a model that is better at its task, by what it still knows of other things.
 BETTER: dict[str, tuple[Which, str]] = {
     "kept": ("keep", "Keep it"),

@@ -1,5 +1,6 @@
 """`evaluate`: the figures agree with a count by hand, on held-out examples and on anybody's file."""
 
+import argparse
 import json
 import shutil
 from collections import Counter
@@ -88,6 +89,28 @@ def test_facts_are_found_in_foreign_records(tiny_run: Run, write_records: Any) -
 def test_a_bare_checkpoint_is_judged_by_the_default_task(tiny_checkpoint: Path) -> None:
     _, report = evaluate.run(str(tiny_checkpoint), overrides=["evaluation.num_examples=4"])
     assert (report["n"], report["data"]) == (4, "held-out examples of task 'arithmetic'")
+
+
+def test_general_questions_are_asked_on_request(
+    tiny_run: Run, write_records: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = [
+        {"prompt": "Which?", "target": "a", "facts": {"options": ["a", "b"], "group": "letters"}},
+        {"prompt": "Who?", "target": "we", "facts": {"group": "words"}},
+    ]
+    file = write_records(*questions, name="general.jsonl")
+    overrides = ["evaluation.num_examples=2", "evaluation.forgetting=true", f"evaluation.general_file={file}"]
+    _, report = evaluate.run(str(tiny_run.folder.path), overrides=overrides)
+    assert report["n"] == 2 and {name: part["n"] for name, part in report["general"]["parts"].items()} == {
+        "choices": 1,
+        "short answers": 1,
+    }
+    evaluate.show(report, argparse.Namespace(output=None))
+    shown = capsys.readouterr().out
+    assert "General questions" in shown and "50.0%" in shown
+    file.write_text('{"prompt": "Which?", "target": "c", "facts": {"options": ["a", "b"]}}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"general\.jsonl, line 1: facts.options: the target 'c' is not among"):
+        evaluate.run(str(tiny_run.folder.path), overrides=overrides)
 
 
 def test_sampling_follows_the_seed(tiny_run: Run) -> None:

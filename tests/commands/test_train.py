@@ -22,6 +22,7 @@ from glmtune.commands import evaluate, export, train
 from glmtune.config import load_recipe, to_yaml
 from glmtune.data.encoder import Encoder
 from glmtune.data.mixture import training_set
+from glmtune.evaluation.decision import decide
 from glmtune.examples import split_of
 from glmtune.execution import Run
 from glmtune.methods import Method
@@ -410,3 +411,23 @@ def test_what_comes_next_is_not_what_was_just_done(
     train.show(tiny_run, Console(file=output, width=200))
     following = output.getvalue().partition("Next:\n")[2].splitlines()
     assert len(following) == 3 and following[-1].endswith(offered.format(tiny_run.path))
+
+
+def test_the_console_says_whether_to_keep_the_model(tiny_run: Run) -> None:
+    output = io.StringIO()
+    train.show(tiny_run, Console(file=output, width=200))
+    line = next(line for line in output.getvalue().splitlines() if "of the held-out examples rightly" in line)
+    _, words, rest = decide(tiny_run.report)
+    assert line == f"{words}: {rest}" and line.endswith("also with --resume.")
+
+
+def test_a_run_that_has_ended_is_asked_general_questions_later(
+    train_tiny: Any, tmp_path: Path, write_records: Any
+) -> None:
+    run = train_tiny(tmp_path / "run")
+    assert "forgetting" not in run.report
+    questions = write_records({"prompt": "Who?", "target": "we"}, name="general.jsonl")
+    settings = ["evaluation.forgetting=true", f"evaluation.general_file={questions}"]
+    again = train.run(None, settings, resume=run, console=Console(file=io.StringIO()))
+    assert again.report["forgetting"]["before"]["n"] == 1
+    assert again.report["after"]["accuracy"] == run.report["after"]["accuracy"]
