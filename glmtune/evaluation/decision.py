@@ -42,7 +42,7 @@ def decide(report: Report) -> Decision:
     if difference["change"] == "worse":
         return "discard", "Do not keep", f"{course}; {interval}, a loss beyond chance. {knowledge(forgetting)}"
     if forgetting is not None and forgetting["level"] == "forgot":
-        return "discard", "Do not keep", f"{course}, but it forgot other things. {knowledge(forgetting)}"
+        return "discard", "Do not keep", f"{course}. {knowledge(forgetting)}"
     if difference["change"] == "better":
         level = "unmeasured" if forgetting is None else forgetting["level"]
         which, words = BETTER.get(level, BETTER["unknown"])

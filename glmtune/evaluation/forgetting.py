@@ -108,9 +108,9 @@ class Part:
 
     @property
     def figures(self) -> str:
-        """Its right answers before and after, in words."""
-        known = "" if self.is_measurable else f", where guessing gives {self.guessed:.0f}"
-        return f"{self.name}: {self.before} of {self.difference.n} right before, {self.after} after{known}"
+        """Its right answers before and after, in short."""
+        known = "" if self.is_measurable or not self.guessed else f", where guessing gives {self.guessed:.0f}"
+        return f"{self.name} {self.before} → {self.after} of {self.difference.n}{known}"
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,8 @@ def verdict(before: Probe, after: Probe) -> Forgetting:
     level: Level = max((part.level for part in parts), key=LEVELS.index, default="unknown")
     if level == "kept" and difference.ci95[0] <= -FORGOT:
         level = "unknown"
-    figures = "; ".join(part.figures for part in parts)
-    return Forgetting(level, f"{opening_of(level, parts)}: {figures}.", difference, parts)
+    figures = "; ".join(part.figures for part in parts) or "none"
+    return Forgetting(level, f"{opening_of(level, parts)} (right answers: {figures}).", difference, parts)
 
 
 def difference_at(places: Sequence[int], before: Probe, after: Probe) -> Difference:

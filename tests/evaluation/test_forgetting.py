@@ -54,8 +54,8 @@ def both(choices, short_answers, arithmetic=20):
 def test_verdicts(before, after, level):
     found = verdict(both(*before), both(*after))
     assert found.level == level and level in RULE.lower()
-    assert f"choices: {before[0]} of 100 right before, {after[0]} after" in found.statement
-    assert f"short answers: {before[1]} of 60 right before, {after[1]} after" in found.statement
+    assert f"choices {before[0]} → {after[0]} of 100" in found.statement
+    assert f"short answers {before[1]} → {after[1]} of 60" in found.statement
 
 
 def test_equal_probes_of_few_questions_say_little():
@@ -69,10 +69,7 @@ def test_equal_probes_of_few_questions_say_little():
 
 
 def test_what_guessing_gives_is_told():
-    assert (
-        "choices: 27 of 100 right before, 25 after, where guessing gives 25"
-        in verdict(both(27, 30), both(25, 30)).statement
-    )
+    assert "choices 27 → 25 of 100, where guessing gives 25" in verdict(both(27, 30), both(25, 30)).statement
 
 
 def test_probes_of_other_questions_are_not_compared():
