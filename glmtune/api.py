@@ -7,8 +7,8 @@
     [answer] = glmtune.predict(run, ["1+2="])
     print(answer.text)
 
-What takes a target takes a `Run`, a run folder, an adapter, a checkpoint directory, a hub name or `nano`. Settings are
-those of a recipe: `{"training.steps": 50}` or `{"training": {"steps": 50}}`.
+What takes a target takes a `Run`, a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name or `nano`.
+Settings are those of a recipe: `{"training.steps": 50}` or `{"training": {"steps": 50}}`.
 """
 
 from __future__ import annotations

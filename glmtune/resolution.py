@@ -44,8 +44,8 @@ class ResolvedModel:
 
     Attributes:
         recipe: of the run or the recipe's file; the default one for a model or an adapter by itself.
-        target: what was named: a recipe, a run folder, an adapter, a checkpoint directory, a hub name or `nano`; None
-            is the default recipe.
+        target: what was named: a recipe, a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name or
+            `nano`; None is the default recipe.
         run: the run folder, where the target is one.
         adapter: the folder of the adapter, where the target is or has one; it may be missing or damaged (`check`).
     """
@@ -260,8 +260,8 @@ def resolve(target: Target | None = None, overrides: Iterable[str] = (), trust: 
     """Return the model that a target names, once it is known to be there.
 
     Args:
-        target: a run folder, an adapter, a checkpoint directory, a hub name, `nano`, or a recipe (`.yaml`); None is
-            the default recipe.
+        target: a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name, `nano`, or a recipe
+            (`.yaml`); None is the default recipe.
         overrides: `section.setting=value` texts. `model.path=...` names the base that an adapter is put on.
         trust: what becomes of code that the target's recipe names.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from glmtune.trust import Trust
 
-TARGET_HELP = "a run folder, an adapter, a checkpoint directory, a hub name, or nano (the embedded model)"
+TARGET_HELP = "a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name, or nano (the embedded model)"
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:

@@ -58,7 +58,7 @@ class Chat:
         """Load the model.
 
         Args:
-            target: run folder, adapter, checkpoint directory, hub name or `nano`.
+            target: run folder, adapter, checkpoint directory, GGUF file, hub name or `nano`.
             overrides: `section.setting=value` texts.
             keep_history: send earlier turns along. Default: for models yes; for runs no, they learned single questions.
             trust: what becomes of code that the target's recipe names.

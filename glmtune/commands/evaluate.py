@@ -46,7 +46,7 @@ def run(
     overrides: Iterable[str] = (),
     trust: Trust = REMEMBERED,
 ) -> tuple[Evaluation | None, dict[str, Any]]:
-    """Score a run folder, an adapter, a checkpoint directory, a hub name or `nano`.
+    """Score a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name or `nano`.
 
     Args:
         target: what to evaluate.

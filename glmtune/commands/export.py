@@ -73,7 +73,7 @@ def run(
     """Export a model, and publish it only if it is the one that was trained.
 
     Args:
-        target: run folder, adapter, checkpoint directory, hub name or `nano`.
+        target: run folder, adapter, checkpoint directory, GGUF file, hub name or `nano`.
         to: `merged`: transformers' layout; `original`: the release's, of ChatGLM-6B; `gguf`: a file for llama.cpp.
         output: folder or, of gguf, file to write; default: in the run folder, under the name of the layout.
         overrides: `section.setting=value` texts; `evaluation.num_examples_during` problems are asked.

@@ -65,7 +65,7 @@ def run(
     """Write every record again with its `completion`, in order.
 
     Args:
-        target: run folder, adapter, checkpoint directory, hub name or `nano`.
+        target: run folder, adapter, checkpoint directory, GGUF file, hub name or `nano`.
         input: records in any known format, with or without answers: JSONL, JSON, CSV, Parquet, a folder of these, or a
             data set of the hub.
         output: its suffix says what is written: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, `.feather`;

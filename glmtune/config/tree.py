@@ -95,7 +95,7 @@ class NamedSettings(Settings):
 class ModelSettings(Settings):
     """Which model is tuned."""
 
-    path: str = Field("nano", description="checkpoint directory, hub name, or 'nano', the embedded model")
+    path: str = Field("nano", description="checkpoint directory, GGUF file, hub name, or 'nano', the embedded model")
     dtype: Dtype = Field(
         "auto", description="precision of the frozen weights; auto: bfloat16 where the GPU has it, float32 on the CPU"
     )

@@ -49,8 +49,8 @@ def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Diagno
     """Examine this machine, and a target if one is named.
 
     Args:
-        target: a recipe (`.yaml`), a run folder, an adapter, a checkpoint directory, a hub name, `nano`, or a file of
-            records.
+        target: a recipe (`.yaml`), a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name, `nano`,
+            or a file of records.
         overrides: `section.setting=value` texts.
 
     Returns:
@@ -105,10 +105,12 @@ def plan_of(target: str | None, overrides: Sequence[str]) -> tuple[Plan, Untrust
 
 def is_data(target: str) -> bool:
     """Return whether a target is a file of records."""
+    from glmtune.models.gguf.files import is_gguf
     from glmtune.records.files import SUFFIXES
 
     path = Path(target)
-    return path.suffix in SUFFIXES or (path.is_file() and path.suffix not in (".yaml", ".yml"))
+    is_model = path.suffix in (".yaml", ".yml") or is_gguf(path)
+    return path.suffix in SUFFIXES or (path.is_file() and not is_model)
 
 
 def show(diagnoses: Sequence[Diagnosis], as_json: bool = False) -> None:

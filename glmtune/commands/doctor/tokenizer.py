@@ -29,8 +29,9 @@ def tokenizer(plan: Plan) -> Finding:
     ):
         finding = f"{declared}: {name or 'its class'} runs only with code from its repository, which is never run here"
         return "failure", finding, "Take a checkpoint whose tokenizer transformers knows, most often a tokenizer.json."
-    found = plan.tokenizer
-    return "ok", f"{type(found).__name__}, {len(found):,} tokens, from {plan.model.tokenizer_folder}", ""
+    found, folder = plan.tokenizer, plan.model.tokenizer_folder
+    place = plan.model.place if folder == plan.model.folder else folder
+    return "ok", f"{type(found).__name__}, {len(found):,} tokens, from {place}", ""
 
 
 def release(plan: Plan) -> Finding:
