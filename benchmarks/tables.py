@@ -106,11 +106,11 @@ def overview_table() -> str:
 
 def general_table() -> str:
     """What models know before any training."""
-    head = ["model", "choices", "by guessing", "short answers", "arithmetic", "seconds of one core"]
+    head = ["model", "choices", "by guessing", "short answers", "arithmetic"]
     rows = []
     for row in read("forgetting")["rows"]:
         parts = [f"{right} of {n}" for right, n in (row[name] for name in ("choices", "short answers", "arithmetic"))]
-        rows.append([row["model"], parts[0], f"{row['choices'][1] / 4:.0f}", *parts[1:], f"{row['cpu_seconds']:.0f}"])
+        rows.append([row["model"], parts[0], f"{row['choices'][1] / 4:.0f}", *parts[1:]])
     return markdown(head, rows)
 
 

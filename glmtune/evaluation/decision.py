@@ -56,7 +56,7 @@ def knowledge(forgetting: dict[str, Any] | None) -> str:
     """Return what is said of other things than the task: the verdict with its figures, and examples of losses."""
     if forgetting is None:
         return UNMEASURED
-    lost = forgetting["lost"][:SHOWN] if forgetting["level"] in ("slightly worse", "forgot") else []
+    lost = forgetting.get("lost", [])[:SHOWN] if forgetting["level"] in ("slightly worse", "forgot") else []
     examples = "; ".join(
         f"{shortened(prompt_of(sample))} → {shortened(sample['after']) or 'nothing'}, "
         f"{shortened(sample['before'])} before"
