@@ -257,6 +257,7 @@ class Plan:
 
     def _too_much(self) -> Iterator[str]:
         try:
+            yield from self.model.architecture.remarks(self.recipe.model.bits)
             yield from self.method.remarks(self.model.architecture)
             fits = self.placement.fits
         except UserError:  # nothing is known of the layers that are trained, or of their memory

@@ -99,6 +99,7 @@ def as_dict(placement: Placement) -> dict[str, Any]:
         "length": e.length,
         "target_length": e.target_length,
         "parameters": e.architecture.parameters,
+        "active_parameters": e.architecture.active_parameters,
         "trainable": e.trainable.parameters,
         **{part: getattr(e, part) for part in PARTS},
         "inference": e.inference(e.length),
@@ -118,8 +119,10 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
     moved = "; moves to the CPU when the GPU is full" if e.paged else ""
     recomputed = ", recomputed block by block" if e.recipe.training.gradient_checkpointing else ""
     targets = f"{e.batch} x {e.target_length} targets, vocabulary of {e.architecture.vocab_size:,}"
+    active, family = e.architecture.active_parameters, e.architecture.family
+    counted = family if active == e.architecture.parameters else f"{family}; {active:,} of them active for a token"
     return [
-        ("parameters", f"{e.architecture.parameters:,}", e.architecture.family),
+        ("parameters", f"{e.architecture.parameters:,}", counted),
         ("trainable", f"{e.trainable.parameters:,}", f"{share:.2%}, {e.recipe.method.name}"),
         ("weights", readable(e.weights), storage_of(e)),
         ("adapters", readable(e.adapters), "fp32"),
@@ -141,7 +144,8 @@ def storage_of(e: Estimate) -> str:
     parts = [f"linear layers at {e.bits if e.bits < 16 else width} bits"]
     if e.recipe.model.quantize_embedding or e.architecture.packed_embedding:
         parts.append(f"embedding at {e.architecture.stored_bits if e.architecture.packed_embedding else 8}")
-    parts.append(f"the rest at {width}")
+    experts = any(layer.experts for layer in e.architecture.linears)
+    parts.append(f"the rest{', with the experts,' if experts and e.bits < 16 else ''} at {width}")
     return ", ".join(parts) + (", what learns at 32" if e.trainable.in_place and width < 32 else "")
 
 

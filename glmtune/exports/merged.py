@@ -19,7 +19,7 @@ from glmtune.methods import Model
 from glmtune.models.architecture import stored_bits
 from glmtune.models.checkpoint import read_json
 from glmtune.models.families import family_of
-from glmtune.models.low_rank import tied_updates, updated_layers
+from glmtune.models.low_rank import base_weight, tied_updates, updated_layers
 from glmtune.models.quantization import unpack_layers
 from glmtune.runtime import UserError
 
@@ -100,7 +100,7 @@ def check_mergeable(model: Any) -> None:
             "which the other would change, too. Keep the adapter beside its base, or train one without that layer."
         )
     for name, layer in updated_layers(model):
-        if not layer.get_base_layer().weight.is_floating_point():
+        if not base_weight(layer).is_floating_point():
             raise UserError(
                 f"{name} is stored at 8 or 4 bits, and an update merged into it would be rounded away. Load the base "
                 "at 16 bits (bits=16, of a packed checkpoint the 16-bit release) with this adapter, then merge."

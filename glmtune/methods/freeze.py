@@ -168,9 +168,12 @@ class Freeze(Method):
         """Return the linear layers of the chosen blocks, and where these learn as a whole, their norms."""
         part, chosen = self.settings.part, self.choose_layers(architecture.num_layers)
         linears = tuple(layer for layer in architecture.linears if part in ("all", layer.part))
-        block = sum(layer.parameters for layer in linears) + (architecture.norm_parameters if part == "all" else 0)
+        learned = linears if architecture.router is None or part == "attention" else (*linears, architecture.router)
+        parameters = sum(layer.parameters for layer in learned for block in chosen if layer.is_in(block))
+        if part == "all":
+            parameters += len(chosen) * architecture.norm_parameters
         depth = architecture.num_layers - chosen[0]
-        return TrainableSpec(len(chosen) * block, depth, linears, len(chosen), True, norms=part == "all")
+        return TrainableSpec(parameters, depth, linears, len(chosen), True, norms=part == "all")
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

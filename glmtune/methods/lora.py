@@ -17,7 +17,7 @@ from glmtune import registry
 from glmtune.config import ModelSettings, NamedSettings
 from glmtune.methods import Method, Model, TrainableSpec
 from glmtune.models.adapter_config import ALL_LINEAR
-from glmtune.models.architecture import Architecture
+from glmtune.models.architecture import Architecture, LinearLayer
 from glmtune.models.patterns import matching
 from glmtune.runtime import UserError
 
@@ -41,8 +41,8 @@ class LoraSettings(NamedSettings):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of each update")
     target_modules: str | list[str] = Field(
         ALL_LINEAR,
-        description="linear layers to update: 'all-linear' (all but the head), a list of names, or a regular "
-        "expression for whole names such as 'transformer.layers.0.mlp.dense_h_to_4h'",
+        description="linear layers to update: 'all-linear' (all but the head; experts, too), a list of names, or a "
+        "regular expression for whole names such as 'transformer.layers.0.mlp.dense_h_to_4h'",
     )
     use_rslora: bool = Field(False, description="rsLoRA: scale updates by alpha / sqrt(rank), for high ranks")
     use_dora: bool = Field(False, description="DoRA: also learn the length of each row of the updated weights; slower")
@@ -78,12 +78,15 @@ class Lora(Method):
 
         self.check_targets(model)
         self.check_precision(model)
+        modules, experts = self.targets(model)
+        self.check_experts(model, experts)
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.settings.rank,
             lora_alpha=self.settings.alpha,
             lora_dropout=self.settings.dropout,
-            target_modules=self.targets(model),
+            target_modules=modules,
+            target_parameters=experts or None,
             use_rslora=self.settings.use_rslora,
             use_dora=self.settings.use_dora,
         )
@@ -113,22 +116,52 @@ class Lora(Method):
                 f"export. Leave it out, as '{ALL_LINEAR}' does; method.name=full trains the matrix itself."
             )
 
-    def targets(self, model: PreTrainedModel) -> str | list[str]:
-        """Return the layers to update: 'all-linear', or names. A pattern becomes the names that it matches.
+    def targets(self, model: PreTrainedModel) -> tuple[str | list[str], list[str]]:
+        """Return the layers to update, 'all-linear' or names, and the parameters that hold those of experts.
+
+        A pattern becomes the names that it matches.
 
         Raises:
             UserError: a pattern that cannot be read, or matches nothing.
         """
-        targets = self.settings.target_modules
-        if isinstance(targets, list) or targets.lower() == ALL_LINEAR:
-            return targets
+        from glmtune.models.low_rank import expert_parameters
+
+        targets, experts = self.settings.target_modules, expert_parameters(model)
+        modules = [name for name, _ in model.named_modules() if name]
+        if isinstance(targets, list):
+            endings = tuple(f".{target}" for target in targets)
+            named = [target for target in targets if any(f".{name}".endswith(f".{target}") for name in modules)]
+            return named, [name for name in experts if f".{name}".endswith(endings)]
+        if targets.lower() == ALL_LINEAR:
+            return targets, experts
         try:
-            found = matching(targets, [name for name, _ in model.named_modules() if name])
+            found = matching(targets, [*modules, *experts])
         except ValueError as error:
             raise UserError(f"method.target_modules: {targets}: {error} {NAME_THEM}") from error
         if not found:
             raise UserError(f"method.target_modules: {targets}: no layer has such a name. {NAME_THEM}")
-        return found
+        return [name for name in found if name not in experts], [name for name in found if name in experts]
+
+    def check_experts(self, model: PreTrainedModel, experts: list[str]) -> None:
+        """See whether experts are updated in a way that peft has for them.
+
+        Raises:
+            UserError: the updates are of another kind than plain LoRA.
+        """
+        settings = self.settings
+        kinds = {
+            f"method.dropout={settings.dropout:g}": settings.dropout > 0,
+            "method.use_dora=true": settings.use_dora,
+            "method.init=pissa": settings.init == "pissa",
+        }
+        if experts and (odd := [setting for setting, is_set in kinds.items() if is_set]):
+            plain = {name.rpartition(".")[2] for name, _ in named_linear_layers(model)}
+            plain -= {name.rpartition(".")[2] for name in experts}
+            raise UserError(
+                f"{odd[0]}: the experts of a block are one parameter ({experts[0]}), beside which peft has plain LoRA "
+                "alone. Leave the setting out, or leave the experts out: "
+                f"method.target_modules=[{', '.join(sorted(plain))}]."
+            )
 
     def check_targets(self, model: PreTrainedModel) -> None:
         """See whether every name exists; peft is content with one, and a misspelt one would silently learn nothing.
@@ -138,11 +171,17 @@ class Lora(Method):
         """
         from torch import nn
 
+        from glmtune.models.low_rank import expert_parameters
+
         targets = self.settings.target_modules
         layers = {name: module for name, module in model.named_modules() if name}
-        known = sorted({name.rpartition(".")[2] for name, layer in layers.items() if isinstance(layer, nn.Linear)})
+        linear, experts = (
+            [name for name, layer in layers.items() if isinstance(layer, nn.Linear)],
+            expert_parameters(model),
+        )
+        known = sorted({name.rpartition(".")[2] for name in (*linear, *experts)})
         for target in targets if isinstance(targets, list) else []:
-            if not any(name == target or name.endswith(f".{target}") for name in layers):
+            if not any(name == target or name.endswith(f".{target}") for name in (*layers, *experts)):
                 hint = registry.suggest(target, known)
                 raise UserError(f"method.target_modules: no layer is named '{target}'.{hint}")
 
@@ -165,7 +204,7 @@ class Lora(Method):
 
         from glmtune.models.quantization import PackedLinear
 
-        quantized = [layer for layer in linear_layers(model) if not layer.weight.is_floating_point()]
+        quantized = [layer for _, layer in named_linear_layers(model) if not layer.weight.is_floating_point()]
         if self.settings.init == "pissa" and quantized:
             raise UserError(PISSA_NEEDS_WEIGHTS)
         if self.settings.use_dora and any(isinstance(layer, PackedLinear) for layer in quantized):
@@ -206,13 +245,26 @@ class Lora(Method):
 
     def remarks(self, architecture: Architecture) -> Iterator[str]:
         """Yield what is said of a rank above what a layer can have."""
-        rank, linears = self.settings.rank, self.trainable_spec(architecture).linears
+        spec = self.trainable_spec(architecture)
+        rank, linears = self.settings.rank, spec.linears
         smallest = min((min(layer.inputs, layer.outputs) for layer in linears), default=rank)
         if rank > smallest:
             yield (
                 f"method.rank={rank} is above {smallest}, the highest rank that the smallest updated layer can have: "
                 f"more takes memory and learns nothing. Set method.rank={smallest}, or less."
             )
+        beside = [layer for layer in linears if layer.experts]
+        if share := sum(architecture.times(layer) * layer.copies * self.size(layer) for layer in beside):
+            plain = {layer.name for layer in architecture.linears} - {layer.name for layer in beside}
+            yield (
+                f"{share / spec.parameters:.0%} of the {spec.parameters:,} parameters that learn stand beside experts, "
+                f"{beside[0].experts} in a block, each with a rank of {rank}. Without these: "
+                f"method.target_modules=[{', '.join(sorted(plain))}]."
+            )
+
+    def size(self, layer: LinearLayer) -> int:
+        """Return the parameters of an update of a layer, or of one of its experts."""
+        return self.settings.rank * (layer.inputs + layer.outputs) + layer.outputs * self.settings.use_dora
 
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """Return A and B of each target layer, and with DoRA a length for each row.
@@ -222,40 +274,39 @@ class Lora(Method):
         """
         targets = self.settings.target_modules
         count = architecture.num_layers
-        linears = {f"{layer.part}.{layer.name}": layer for layer in architecture.linears}
+        linears = architecture.linears
         if isinstance(targets, list):
-            known = sorted({layer.name for layer in architecture.linears})
+            known = sorted({layer.name for layer in linears})
             for target in targets:
-                if target not in known and target not in linears:
+                if not any(target in layer.names for layer in linears):
                     raise UserError(
                         f"method.target_modules: '{target}' is not counted among the linear layers of "
                         f"{architecture.family}.{registry.suggest(target, known)}"
                     )
-            linears = {path: layer for path, layer in linears.items() if {path, layer.name} & set(targets)}
+            linears = tuple(layer for layer in linears if layer.names & set(targets))
         elif targets.lower() != ALL_LINEAR:
             raise UserError(
                 f"method.target_modules: what the pattern '{targets}' matches is known only once the model is loaded. "
                 f"A list of names can be counted, as '{ALL_LINEAR}' can."
             )
-        block = sum(self.settings.rank * (layer.inputs + layer.outputs) for layer in linears.values())
-        if self.settings.use_dora:
-            block += sum(layer.outputs for layer in linears.values())
         settings = self.settings
+        parameters = sum(architecture.times(layer) * layer.copies * self.size(layer) for layer in linears)
         return TrainableSpec(
-            count * block,
+            parameters,
             count,
-            tuple(linears.values()),
+            linears,
             count,
             dropout=settings.dropout > 0,
             dora=settings.use_dora,
             needs_weights=settings.init == "pissa",
-            saved=2 * count * block if settings.init == "pissa" else None,
+            saved=2 * parameters if settings.init == "pissa" else None,
         )
 
 
-def linear_layers(model: PreTrainedModel) -> list[nn.Linear]:
-    """Return all linear layers but the head."""
+def named_linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+    """Return (name, layer) of all linear layers but the head."""
     from torch import nn
 
     head = model.get_output_embeddings()
-    return [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
+    layers = model.named_modules()
+    return [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear) and layer is not head]

@@ -5,7 +5,8 @@ Letters in comments: C width of the residual stream, F width inside the MLP, H h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,10 +27,14 @@ class LinearLayer:
     """One linear layer of a block.
 
     Attributes:
-        name: of its module, e.g. `query_key_value`.
+        name: of its module, e.g. `query_key_value`; of experts, of their parameter.
         part: the half of the block that it belongs to.
         inputs, outputs: its sizes.
         bias: whether it has one.
+        blocks: which blocks have it, from 0; None: all.
+        experts: of how many experts it is, in one parameter (experts, outputs, inputs); 0: a matrix by itself.
+        active: how many of these experts compute a token.
+        owner: the module that it is in, where that is not the half of the block: `experts`.
     """
 
     name: str
@@ -37,11 +42,29 @@ class LinearLayer:
     inputs: int
     outputs: int
     bias: bool
+    blocks: tuple[int, ...] | None = None
+    experts: int = 0
+    active: int = 0
+    owner: str = ""
+
+    @property
+    def names(self) -> set[str]:
+        """By what a recipe may name it: alone, or with what it is in."""
+        return {self.name, f"{self.owner or self.part}.{self.name}"}
+
+    @property
+    def copies(self) -> int:
+        """How many matrices of this size a block holds."""
+        return self.experts or 1
 
     @property
     def parameters(self) -> int:
-        """Weights and biases."""
-        return (self.inputs + self.bias) * self.outputs
+        """Weights and biases, of all experts."""
+        return (self.inputs + self.bias) * self.outputs * self.copies
+
+    def is_in(self, block: int) -> bool:
+        """Return whether a block has it."""
+        return self.blocks is None or block in self.blocks
 
 
 @dataclass(frozen=True)
@@ -54,13 +77,14 @@ class Architecture:
         hidden_size: width of the residual stream.
         vocab_size: rows of the embedding.
         num_attention_heads, num_key_value_heads, head_dim: of one attention.
-        linears: the linear layers of one block; the last of each part writes to the residual stream.
+        linears: the linear layers of the blocks; the last of each part writes to the residual stream.
         norm_parameters: of one block.
         final_norm_parameters: of the norm before the head.
         tied: whether head and embedding are one matrix.
         normed_width: numbers that the norms of one block normalise for one token.
         rms_norm: norms are RMSNorm; else LayerNorm.
         gated: the MLP multiplies two halves (SwiGLU).
+        router: what chooses the experts of a token. It keeps its precision, and no update stands beside it.
         other_parameters: outside of the blocks: learned positions, the bias of the head.
         max_length: longest sequence in tokens; None where the configuration states none.
         stored_bits: of the blocks' linear layers in the files: 16, or 8 or 4 in a packed release.
@@ -82,6 +106,7 @@ class Architecture:
     normed_width: int = 0
     rms_norm: bool = False
     gated: bool = False
+    router: LinearLayer | None = None
     other_parameters: int = 0
     max_length: int | None = None
     stored_bits: int = 16
@@ -125,12 +150,45 @@ class Architecture:
         """The embedding and the head; a tied matrix counts once."""
         return self.vocab_size * self.hidden_size * (1 if self.tied else 2)
 
+    def times(self, layer: LinearLayer) -> int:
+        """Return how many blocks have a layer."""
+        return self.num_layers if layer.blocks is None else len(layer.blocks)
+
     @property
     def parameters(self) -> int:
         """All parameters of the model; a tied matrix counts once."""
-        block = sum(layer.parameters for layer in self.linears) + self.norm_parameters
-        rest = self.final_norm_parameters + self.other_parameters
-        return self.num_layers * block + self.embedding_parameters + rest
+        layers = (*self.linears, self.router) if self.router else self.linears
+        blocks = sum(self.times(layer) * layer.parameters for layer in layers) + self.num_layers * self.norm_parameters
+        return blocks + self.embedding_parameters + self.final_norm_parameters + self.other_parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that compute a token: of a mixture of experts, all but the experts that it does not pass."""
+        idle = ((layer, layer.experts - layer.active) for layer in self.linears if layer.experts)
+        return self.parameters - sum(self.times(layer) * rest * layer.inputs * layer.outputs for layer, rest in idle)
+
+    @property
+    def matrices(self) -> list[tuple[LinearLayer, int]]:
+        """Linear layers that can be stored at fewer bits, and how many there are of each: experts cannot."""
+        return [(layer, self.times(layer)) for layer in self.linears if not layer.experts]
+
+    @property
+    def mlp_width(self) -> int:
+        """Numbers inside of the MLP for a token, in the widest block; those of all experts that compute it."""
+        widths: Counter[tuple[int, ...] | None] = Counter()
+        for layer in self.linears:
+            if (layer.part, layer.name) == ("mlp", self.linears[-1].name):
+                widths[layer.blocks] += layer.inputs * (layer.active or 1)
+        return max(widths.values())
+
+    def remarks(self, bits: int) -> Iterator[str]:
+        """Yield what is said of a model whose linear layers are to be stored at some bits: experts are not."""
+        experts = sum(self.times(layer) * layer.parameters for layer in self.linears if layer.experts)
+        if experts and bits < 16:
+            yield (
+                f"model.bits={bits}: the experts, {experts / self.parameters:.0%} of the parameters, stay as they are: "
+                "those of a block are one parameter, and bitsandbytes stores linear layers alone."
+            )
 
 
 def storage(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from glmtune.runtime import UserError
@@ -90,6 +92,20 @@ def updated_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, layer
 
 
+def expert_parameters(model: nn.Module) -> list[str]:
+    """Return the names of the parameters (experts, rows, columns) that hold a layer of all experts of a block.
+
+    transformers stores them so, in no linear layer, so that an update needs peft's `target_parameters`.
+    """
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if not isinstance(module, _ConvNd)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    ]
+
+
 def tied_updates(model: Any) -> list[str]:
     """Return the names of updated layers that are the head or the embedding of a model where these are one matrix.
 
@@ -107,8 +123,11 @@ def bare(layer: Any) -> Any:
 
 
 def base_weight(layer: Any) -> Tensor:
-    """Return the (outputs, inputs) weight beside an update; a view where the layer keeps it the other way round."""
-    weight: Tensor = layer.get_base_layer().weight
+    """Return the (outputs, inputs) weight beside an update; a view where the layer keeps it the other way round.
+
+    Of experts it is (experts, rows, columns).
+    """
+    weight: Tensor = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
     return weight.T if layer.fan_in_fan_out else weight
 
 

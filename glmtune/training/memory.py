@@ -76,8 +76,8 @@ class Estimate:
     def weights(self) -> int:
         """The base."""
         a, width = self.architecture, self.compute
-        matrices = a.num_layers * sum(layer.inputs * layer.outputs for layer in a.linears)
-        rows = a.num_layers * sum(layer.outputs for layer in a.linears)
+        matrices = sum(count * layer.inputs * layer.outputs for layer, count in a.matrices)
+        rows = sum(count * layer.outputs for layer, count in a.matrices)
         linears: float = matrices * width
         if self.bits < 16:
             linears = matrices * self.bits / 8 + rows * 4
@@ -147,7 +147,7 @@ class Estimate:
 
     def saved_by_mlp(self, length: int) -> int:
         """Return the same of its MLP: what the activation function gets, and where it is gated, the two factors."""
-        inner = self.architecture.linears[-1].inputs * (3 if self.architecture.gated else 1)
+        inner = self.architecture.mlp_width * (3 if self.architecture.gated else 1)
         nf4 = self.bits == 4 and not self.architecture.packed
         size = max(self.compute, self.residual) if nf4 else self.compute  # which give what they get
         return length * (size * inner + self.saved_by_norms // 2)
@@ -175,7 +175,7 @@ class Estimate:
         last = {layer.part: layer for layer in a.linears}
         inputs: dict[LinearLayer | Part, int] = {}
         for layer in self.trainable.linears:
-            inputs[layer if each or layer is last[layer.part] else layer.part] = layer.inputs
+            inputs[layer if each or layer is last[layer.part] else layer.part] = layer.inputs * (layer.active or 1)
         numbers = sum(inputs.values())
         if self.trainable.dora:  # two factors of the learned length of each row
             numbers += sum(2 * layer.outputs for layer in self.trainable.linears)
@@ -188,7 +188,10 @@ class Estimate:
         learned = self.saved_by_trained_layers(length) if trainable.linears else 0
         # DoRA makes its update by multiplying an identity matrix.
         identities = self.compute * sum(layer.inputs**2 for layer in trainable.linears) if trainable.dora else 0
-        return self.batch * (self.saved_by_attention(length) + self.saved_by_mlp(length) + learned) + identities
+        # An update beside the experts, which are one parameter, is added to all of them before any computes.
+        updated = 0 if trainable.in_place else sum(layer.parameters for layer in trainable.linears if layer.experts)
+        saved = self.saved_by_attention(length) + self.saved_by_mlp(length) + learned
+        return self.batch * saved + identities + self.compute * updated
 
     @cached_property
     def activations(self) -> int:
@@ -212,7 +215,7 @@ class Estimate:
     @property
     def workspace(self) -> int:
         """What quantized matrices take while they are floats: the largest one of nf4, some rows of the others."""
-        largest = max(layer.inputs * layer.outputs for layer in self.architecture.linears)
+        largest = max(layer.inputs * layer.outputs for layer, _ in self.architecture.matrices)
         if self.bits == 16:
             return 0
         nf4 = self.bits == 4 and not self.architecture.packed
@@ -228,7 +231,7 @@ class Estimate:
         a, prefix = self.architecture, self.trainable.prefix
         # Room for an eighth more is made at once (`glmtune.models.growing_cache`).
         cache = batch * (length + prefix) * 9 // 8 * a.prefix_width * self.compute
-        inner = a.linears[-1].inputs * (3 if a.gated else 2)
+        inner = a.mlp_width * (3 if a.gated else 2)
         attention = 4 * a.num_attention_heads * a.head_dim + 2 * a.num_key_value_heads * a.head_dim
         reading = batch * length * (max(inner, attention) + 2 * a.hidden_size) * self.compute
         return cache + reading + batch * a.vocab_size * (4 + self.compute) + self.workspace

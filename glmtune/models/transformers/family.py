@@ -5,12 +5,15 @@ A family that is missing here can be trained all the same; `glmtune estimate` do
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from glmtune.models.architecture import LinearLayer, gated_sizes, plain_sizes
 from glmtune.models.families import Family, GgufFacts
+
+SHARED = "shared_experts"  # which every token passes: one MLP beside the experts that are chosen
 
 
 def gpt2_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +52,79 @@ def llama_sizes(values: Mapping[str, Any], head_norms: bool = False) -> dict[str
     return gated_sizes(values, qkv_bias=bias, output_bias=bias, mlp_bias=mlp_bias, head_norms=head_norms)
 
 
+def mixture_sizes(
+    values: Mapping[str, Any], experts: str, inner: str, sparse: Callable[[int], bool], shared: str = "", **named: bool
+) -> dict[str, Any]:
+    """Return those of a mixture of experts, which stand in the place of the MLP in some of the blocks.
+
+    Args:
+        values: of the `config.json`.
+        experts, inner, shared: what a release calls their number (transformers writes `num_local_experts`), the width
+            inside one, and the number of shared ones, which are one MLP.
+        sparse: whether a block has experts, by its index.
+        named: as for `gated_sizes`.
+    """
+    sizes, width = gated_sizes(values, **named), values["hidden_size"]
+    blocks = tuple(block for block in range(sizes["num_layers"]) if sparse(block))
+    dense = tuple(block for block in range(sizes["num_layers"]) if not sparse(block))
+    count = values[experts if experts in values else "num_local_experts"]
+    active, size = values["num_experts_per_tok"], values[inner]
+    linears = [layer for layer in sizes["linears"] if layer.part == "attention"]
+    linears += [replace(layer, blocks=dense) for layer in sizes["linears"] if layer.part == "mlp" and dense]
+    if shared and values[shared]:
+        beside = gated_sizes({**values, "intermediate_size": size * values[shared]})["linears"]
+        linears += [replace(layer, blocks=blocks, owner=SHARED) for layer in beside if layer.part == "mlp"]
+    linears += [
+        LinearLayer("gate_up_proj", "mlp", width, 2 * size, False, blocks, count, active, "experts"),
+        LinearLayer("down_proj", "mlp", size, width, False, blocks, count, active, "experts"),
+    ]
+    router = LinearLayer("gate", "mlp", width, count, False, blocks)
+    return {**sizes, "linears": tuple(linears), "router": router}
+
+
+def mixtral_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of Mixtral: experts in every block."""
+    return mixture_sizes(values, "num_local_experts", "intermediate_size", lambda block: True)
+
+
+def qwen3_moe_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of Qwen3's mixtures: experts in every block that is not named as one without."""
+    step, dense = values.get("decoder_sparse_step", 1), values.get("mlp_only_layers") or []
+    bias = values.get("attention_bias", False)
+    return mixture_sizes(
+        values,
+        "num_experts",
+        "moe_intermediate_size",
+        lambda block: block not in dense and (block + 1) % step == 0,
+        qkv_bias=bias,
+        output_bias=bias,
+        head_norms=True,
+    )
+
+
+def glm4_moe_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of GLM-4.5 and GLM-4.6: the first blocks are dense, the others have shared experts as well."""
+    return mixture_sizes(
+        values,
+        "n_routed_experts",
+        "moe_intermediate_size",
+        lambda block: block >= values.get("first_k_dense_replace", 1),
+        "n_shared_experts",
+        qkv_bias=values.get("attention_bias", False),
+        head_norms=values.get("use_qk_norm", False),
+    )
+
+
+def gemma3_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of Gemma 3, without its images: four norms in a block, the head tied unless it says otherwise."""
+    bias = values.get("attention_bias", False)
+    sizes = gated_sizes(values, qkv_bias=bias, output_bias=bias, head_norms=True, norms=4)
+    return {**sizes, "tied": values.get("tie_word_embeddings", True)}
+
+
 CODEGEN = Family(("codegen",), codegen_sizes)
+GEMMA3 = Family(("gemma3_text",), gemma3_sizes)
+GLM4_MOE = Family(("glm4_moe",), glm4_moe_sizes)
 GPT2 = Family(("gpt2",), gpt2_sizes)
 LLAMA = Family(
     ("llama",),
@@ -57,6 +132,8 @@ LLAMA = Family(
     gguf=GgufFacts("LLAMA", rope_types=("default", "linear", "llama3"), interleaves_rotary=True),
 )
 MISTRAL = Family(("mistral",), llama_sizes)
+MIXTRAL = Family(("mixtral",), mixtral_sizes)
 PHI3 = Family(("phi3",), partial(gated_sizes, fused_qkv=True, fused_mlp=True))  # and Phi-4
 QWEN2 = Family(("qwen2",), partial(gated_sizes, qkv_bias=True))  # and Qwen2.5
 QWEN3 = Family(("qwen3",), partial(llama_sizes, head_norms=True))  # queries and keys are normalised head by head
+QWEN3_MOE = Family(("qwen3_moe",), qwen3_moe_sizes)
