@@ -6,6 +6,7 @@ torch, transformers and peft are imported by the functions that need them.
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from glmtune.config import read_yaml
 from glmtune.files import check_folder
 from glmtune.methods import BASE_RECORD, Method, Model
 from glmtune.models import loading
-from glmtune.models.adapter_config import ADAPTER_CONFIG, WEIGHTS, peft_config, read_adapter
+from glmtune.models.adapter_config import ADAPTER_CONFIG, WEIGHTS, has_linear_experts, peft_config, read_adapter
 from glmtune.models.adapter_fields import Prompt
 from glmtune.models.checkpoint import check_files, fingerprint, read_json, reading
 from glmtune.runtime import RunFolder, UserError
@@ -41,11 +42,14 @@ def attach(model: PreTrainedModel, folder: Path) -> Model:
     """
     from peft import PeftModel
 
+    from glmtune.models.low_rank import as_written
+
     with reading("adapter", str(folder)), warnings.catch_warnings():
         if (folder / ADAPTER_CONFIG).is_file():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             config = peft_config(folder, [name for name, _ in model.named_modules() if name])
-            return PeftModel.from_pretrained(model, str(folder), config=config)
+            with nullcontext() if has_linear_experts(folder) else as_written():
+                return PeftModel.from_pretrained(model, str(folder), config=config)
         method = method_of(folder)
         assert method is not None, "adapter_folder has looked"
         return method.attach(model, folder)

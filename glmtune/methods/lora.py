@@ -76,6 +76,8 @@ class Lora(Method):
         """
         from peft import LoraConfig, get_peft_model
 
+        from glmtune.models.low_rank import as_written
+
         self.check_targets(model)
         self.check_precision(model)
         modules, experts = self.targets(model)
@@ -91,7 +93,8 @@ class Lora(Method):
             use_dora=self.settings.use_dora,
         )
         try:
-            wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
+            with as_written():
+                wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:  # a layer that cannot be updated
             raise UserError(f"method.target_modules: {self.settings.target_modules}: {error} {NAME_THEM}") from error
         if self.settings.init == "pissa":

@@ -7,6 +7,7 @@ in training alone.
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # peft reads the first that is there
 ALL_LINEAR = "all-linear"
+LINEAR_EXPERT = re.compile(r"\.(experts\.\d+\.\w+|gate)\.lora_")  # in the names of an adapter's weights
 SAYS_NOTHING: tuple[Any, ...] = (None, False, {}, [], "")
 
 
@@ -95,8 +97,19 @@ def explain(error: ValidationError, kind: type[Adapter]) -> str:
 def longest_side(folder: Path) -> int:
     """Return the longest side of a matrix in the weights of an adapter; what holds no number does not count."""
     with reading("adapter", str(folder)):
-        weights = shapes(folder / name for name in WEIGHTS if (folder / name).is_file())
+        weights = shapes(find_weights(folder))
         return max((max(weight.shape) for weight in weights.values() if weight.numel() and weight.ndim), default=0)
+
+
+def has_linear_experts(folder: Path) -> bool:
+    """Return whether an adapter was made beside experts that were linear layers, as they are in transformers 4."""
+    with reading("adapter", str(folder)):
+        return any(LINEAR_EXPERT.search(name) for name in shapes(find_weights(folder)))
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Return the files of an adapter's weights that are there."""
+    return [folder / name for name in WEIGHTS if (folder / name).is_file()]
 
 
 def peft_config(folder: Path, modules: Iterable[str]) -> PeftConfig:

@@ -8,6 +8,7 @@ Letters: W weight of a linear layer, A and B its update's matrices, s the update
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,6 +105,26 @@ def expert_parameters(model: nn.Module) -> list[str]:
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3
     ]
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Let peft take a configuration as it is written, meanwhile.
+
+    It takes each one for a mixture of experts for one of transformers 4, where experts were linear layers: it leaves
+    out a dense or shared MLP (GLM-4.5's) whose layers are called as those of the experts were, and says nothing.
+    """
+    try:
+        from peft.utils import transformers_weight_conversion as library
+    except ImportError:  # before peft did so
+        yield
+        return
+    converts = library.convert_peft_config_for_transformers
+    library.convert_peft_config_for_transformers = lambda *arguments, **named: None
+    try:
+        yield
+    finally:
+        library.convert_peft_config_for_transformers = converts
 
 
 def tied_updates(model: Any) -> list[str]:

@@ -1,5 +1,6 @@
 """LoRA and its relatives: nothing at the start, fp32, beside a frozen base, and in peft's own format at the end."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,18 @@ from lora_variants import base_of, inputs, logits, lora, of_each_kind, trained, 
 from peft import AutoPeftModelForCausalLM, PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
-from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import glmtune
+from glmtune.adapters import attach
 from glmtune.config import ModelSettings, load_recipe
 from glmtune.execution import Run
 from glmtune.exports.merged import merge_adapter
@@ -283,6 +293,68 @@ def test_counts_what_is_trained(tiny_checkpoint: Path, sizes: Architecture, targ
     method = lora(target_modules=targets, use_dora=use_dora)
     actual = sum(weight.numel() for weight in method.apply(base).parameters() if weight.requires_grad)
     assert method.trainable_spec(sizes).parameters == actual
+
+
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_routed_experts": 4, "first_k_dense_replace": 1}
+
+
+@pytest.fixture(scope="module")
+def mixture() -> Any:
+    """A GLM-4.5 of a dense block and one with experts, of which one is shared."""
+    torch.manual_seed(0)
+    return Glm4MoeForCausalLM(Glm4MoeConfig(**SIZES, **EXPERTS, initializer_range=0.3)).eval()
+
+
+@pytest.mark.parametrize(
+    ("targets", "learn"),
+    [
+        (
+            "all-linear",
+            {"o_proj", "gate_proj", "experts.down_proj", "experts.gate_up_proj", "shared_experts.down_proj"},
+        ),
+        (["q_proj", "down_proj"], {"q_proj", "mlp.down_proj", "shared_experts.down_proj", "experts.down_proj"}),
+        (["gate_proj"], {"mlp.gate_proj", "shared_experts.gate_proj"}),
+        (["experts.gate_up_proj"], {"experts.gate_up_proj"}),
+        (["shared_experts.up_proj"], {"shared_experts.up_proj"}),
+    ],
+    ids=str,
+)
+def test_a_mixture_of_experts(mixture: Any, targets: Any, learn: set[str], tmp_path: Path) -> None:
+    """What is named learns, be it a layer or a parameter; merged and read back it is the same. The router stands still."""
+    base, ids = copy.deepcopy(mixture), torch.tensor([[5, 6, 7, 8, 9]])
+    base.save_pretrained(tmp_path / "base")
+    method = lora(target_modules=targets, rank=4)
+    model = method.apply(base)
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    assert method.trainable_spec(Architecture.from_config(base.config.to_dict())).parameters == sum(
+        weight.numel() for _, weight in trained
+    )
+    with torch.no_grad():
+        for _, weight in trained:
+            weight.normal_(0, 0.1)
+        expected = model(ids).logits
+    changed = {
+        name
+        for name, weight in merge_adapter(copy.deepcopy(model), ids).state_dict().items()
+        if not torch.equal(weight, mixture.state_dict()[name])
+    }
+    names = {name.removesuffix(".weight") for name in changed}
+    assert all(any(name.endswith(f".{one}") for name in names) for one in learn)
+    if targets != "all-linear":
+        assert all(any(name.endswith(f".{one}") for one in learn) for name in names)
+    assert not any(name.endswith("mlp.gate") for name in names)
+    method.save_weights(model, tmp_path / "adapter")
+    again = attach(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, expected)
+
+
+@pytest.mark.parametrize("setting", [{"dropout": 0.1}, {"use_dora": True}, {"init": "pissa"}], ids=str)
+def test_experts_take_plain_lora_alone(mixture: Any, setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"experts of a block are one parameter.*target_modules=\[gate_proj, k_proj"):
+        lora(**setting).apply(copy.deepcopy(mixture))
+    plain = lora(**setting, rank=4, target_modules=["q_proj"]).apply(copy.deepcopy(mixture))
+    assert any(weight.requires_grad for weight in plain.parameters())
 
 
 @pytest.mark.parametrize(
