@@ -6,7 +6,6 @@ stretched rotations, the expression that cuts texts, control tokens and chat tem
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,12 +68,13 @@ def byte_fallback(folder: Path, controls: Sequence[str], template: str, prefix: 
     trained = Tokenizer(token_models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=100, show_progress=False))
-    found = json.loads(trained.to_str())["model"]
-    pieces = [*controls, *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(found["vocab"], key=found["vocab"].get)]
+    learned = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    pairs = [
+        (p[:cut], p[cut:]) for p, _ in learned for cut in range(1, len(p)) if {p[:cut], p[cut:]} <= {*dict(learned)}
+    ]
+    pieces = [*controls, *(f"<0x{byte:02X}>" for byte in range(256)), *(piece for piece, _ in learned)]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    core = Tokenizer(
-        token_models.BPE(vocabulary, [tuple(p) for p in found["merges"]], unk_token="<unk>", byte_fallback=True)
-    )
+    core = Tokenizer(token_models.BPE(vocabulary, pairs, unk_token="<unk>", byte_fallback=True))
     before = [normalizers.Prepend("▁")] if prefix else []
     core.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", "▁")])
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -120,10 +120,10 @@ def qwen(kind: str, template: str = "qwen3", **config: Any) -> Callable[[Path], 
 
 
 def gemma3(folder: Path) -> None:
-    """Gemma 3 of 270M: tied, windows of 8 tokens in two of three layers, a vocabulary larger than the rest."""
+    """Gemma 3 of 270M: tied, windows of 8 tokens in five of six layers, a vocabulary larger than the rest."""
     controls = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
     byte_fallback(folder, controls, "gemma", prefix=False, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
-    windows = {"sliding_window": 8, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+    windows = {"sliding_window": 8, "num_hidden_layers": 6}
     save_random(
         "Gemma3", folder, vocab_size=1024, head_dim=32, query_pre_attn_scalar=32, **windows, eos_token_id=[1, 5]
     )

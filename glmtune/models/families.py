@@ -6,7 +6,7 @@ Loading is in `glmtune.models.loading`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FOLDER = Path(__file__).parent
+
+
+def nothing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nothing: what most families have of a kind of their own."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class GgufFacts:
         end_tokens: who speaks next: such a token ends an answer.
         pre_tokenizers: our name for a way to cut texts -> the family's own.
         prefix: control tokens that its tokenizer puts before a text, which no GGUF file says.
+        activation: of the MLP.
+        norms_add_one: the weights of norms are kept less one, and the file holds them whole.
+        has_windows: the graph lets layers see a window alone; else what a file says of its context ends with it.
+        fields: `config.json` -> keys of this architecture alone, without its name.
+        misfits: `config.json` -> what of it the graph has no place for.
     """
 
     architecture: str
@@ -41,6 +51,11 @@ class GgufFacts:
     end_tokens: tuple[str, ...] = ()
     pre_tokenizers: Mapping[str, str] | None = None
     prefix: tuple[str, ...] = ()
+    activation: str = "silu"
+    norms_add_one: bool = False
+    has_windows: bool = False
+    fields: Callable[[Mapping[str, Any]], dict[str, Any]] = nothing
+    misfits: Callable[[Mapping[str, Any]], Iterable[str]] = nothing
 
 
 @dataclass(frozen=True)

@@ -117,10 +117,11 @@ def fields_of(source: Source, precision: str) -> dict[str, Any]:
 def sizes_of(source: Source) -> dict[str, Any]:
     """Return the numbers of the architecture. C width, H heads, D head size: keys of D = C/H are left to llama.cpp."""
     config, head_dim = source.config, source.head_dim
-    rope = config.rope_parameters
+    rope = config.rope_parameters.get("full_attention") or config.rope_parameters
+    window = None if source.facts.has_windows else config.to_dict().get("sliding_window")
     values: dict[str, Any] = {
         "vocab_size": config.vocab_size,
-        "context_length": config.max_position_embeddings,
+        "context_length": min(config.max_position_embeddings, window or config.max_position_embeddings),
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
         "feed_forward_length": config.intermediate_size,
@@ -134,5 +135,6 @@ def sizes_of(source: Source) -> dict[str, Any]:
         values |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     if rope_type(config.to_dict()) == "linear":
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+    values |= source.facts.fields(config.to_dict())
     prefix = source.architecture
     return {f"{prefix}.{key}": value for key, value in values.items()}

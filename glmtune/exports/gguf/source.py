@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from glmtune.models.families import GgufFacts, all_families, family_of
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig
+
+EXPERT = re.compile(r"(\.experts)\.(\d+)(\.\w+\.weight)\Z")  # in the names of a checkpoint's weights
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Source:
     @property
     def head_dim(self) -> int:
         """Numbers of one attention head."""
-        return int(self.config.head_dim or self.config.hidden_size // self.config.num_attention_heads)
+        stated = self.config.to_dict().get("head_dim")  # which some configurations do not have
+        return int(stated or self.config.hidden_size // self.config.num_attention_heads)
 
 
 def load_library() -> Any:
@@ -94,8 +99,13 @@ def check_numbers(config: Mapping[str, Any], facts: GgufFacts) -> None:
     Raises:
         UserError: it has none.
     """
-    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise UserError(f"config.json: hidden_act={activation}: llama.cpp computes silu. Use --to merged.")
+    activation = config.get("hidden_activation") or config.get("hidden_act", "silu")
+    if activation not in (facts.activation, *(["swish"] if facts.activation == "silu" else ())):
+        raise UserError(
+            f"config.json: hidden_act={activation}: llama.cpp computes {facts.activation}. Use --to merged."
+        )
+    if misfit := next(iter(facts.misfits(config)), None):
+        raise UserError(f"config.json: {misfit}: llama.cpp's {config['model_type']} is another. Use --to merged.")
     heads, head_dim, width = (config.get(key) for key in ("num_attention_heads", "head_dim", "hidden_size"))
     if facts.heads_fill_width and head_dim and head_dim * heads != width:
         raise UserError(
@@ -112,6 +122,7 @@ def check_numbers(config: Mapping[str, Any], facts: GgufFacts) -> None:
 def rope_type(config: Mapping[str, Any]) -> str:
     """Return how rotary positions are stretched, under transformers' newer or older names."""
     values = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    values = values.get("full_attention") or values
     return str(values.get("rope_type") or values.get("type") or "default")
 
 
@@ -146,15 +157,19 @@ def read_source(folder: Path) -> Source:
 def require_weights(config: PreTrainedConfig, weights: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the weights that a model has by its configuration, in its order; a tied head is left out.
 
+    Those of experts are stacked, and else under the names that they have in files.
+
     Raises:
         UserError: weights are missing, of another shape, or more than these.
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    names = revert_weight_conversion(model, model.state_dict())
+    expected = {name: tuple(weight.shape) for name, weight in names.items()}
     if config.tie_word_embeddings:
         expected.pop("lm_head.weight")
     for name, shape in expected.items():
@@ -171,7 +186,36 @@ def require_weights(config: PreTrainedConfig, weights: Mapping[str, Any], folder
             f"{folder}: {len(unused)} weights are not of a {config.model_type} model: {min(unused)} ... "
             "Merge adapters first: --to merged."
         )
-    return {name: weights[name] for name in expected}
+    return stack_experts({name: weights[name] for name in expected})
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A layer of all experts of a block, (experts, rows, columns), none of them read yet."""
+
+    weights: tuple[Any, ...]
+
+    def get_shape(self) -> list[int]:
+        """Return the shape, as what is in a safetensors file has it."""
+        return [len(self.weights), *shape_of(self.weights[0])]
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        import torch
+
+        return torch.stack([weight[...] for weight in self.weights])[index]
+
+
+def stack_experts(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights with those of experts, which files hold one by one, put together."""
+    found: dict[str, list[Any]] = {}
+    for name, weight in weights.items():
+        found.setdefault(EXPERT.sub(r"\1\3", name), []).append((int((EXPERT.search(name) or [0, 0, 0])[2]), weight))
+    return {
+        name: Stack(tuple(weight for _, weight in sorted(parts, key=lambda part: part[0])))
+        if ".experts." in name
+        else parts[0][1]
+        for name, parts in found.items()
+    }
 
 
 def shape_of(weight: Any) -> tuple[int, ...]:

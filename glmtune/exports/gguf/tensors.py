@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from numpy import ndarray
 
+ROUTER = ".ffn_gate_inp.weight"
 CHUNK = 2**24  # numbers that are compared at a time: 64 MB in fp32
 
 
@@ -25,11 +26,13 @@ class Tensor:
         name: ggml's.
         weight: the checkpoint's, not read yet.
         heads: of a projection whose rows are reordered; 0 where they stay.
+        more: what is added to each number: 1 for norms that are kept less one.
     """
 
     name: str
     weight: Any
     heads: int = 0
+    more: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,7 +44,7 @@ class Tensor:
 
         Rotary pairs are reordered where llama.cpp has 2i and 2i + 1 of a head instead of i and i + D/2.
         """
-        values: ndarray = self.weight[...].float().numpy()
+        values: ndarray = (self.weight[...].float() + self.more).numpy()
         if not self.heads:
             return values
         return values.reshape(self.heads, 2, -1, *self.shape[1:]).swapaxes(1, 2).reshape(self.shape)
@@ -49,9 +52,10 @@ class Tensor:
     def kind(self, precision: str) -> str:
         """Return its type in a file of some precision, as a member of gguf.GGMLQuantizationType.
 
-        What is no matrix stays in fp32: llama.cpp's kernels add it to numbers in fp32.
+        What is no matrix stays in fp32: llama.cpp's kernels add it to numbers in fp32. So does what chooses experts,
+        which would choose others.
         """
-        if len(self.shape) < 2:
+        if len(self.shape) < 2 or self.name.endswith(ROUTER):
             return "F32"
         return "F16" if precision == "q8_0" and self.shape[-1] % 32 else precision.upper()
 
@@ -64,7 +68,9 @@ def tensors_of(source: Source) -> Iterator[Tensor]:
     rotary = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, weight in source.weights.items():
         heads = rotary.get(name.split(".")[-2], 0) if source.facts.interleaves_rotary else 0
-        yield Tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight, heads)
+        more = int(source.facts.norms_add_one and name.endswith("norm.weight"))
+        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+        yield Tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight, heads, more)
     if rope_type(config.to_dict()) == "llama3":
         yield Tensor("rope_freqs.weight", llama3_divisors(source))
 
@@ -140,8 +146,8 @@ def round_numbers(model: torch.nn.Module) -> None:
     kind = load_library().GGMLQuantizationType.Q8_0
     with torch.no_grad():
         for weight in model.parameters():
-            if weight.ndim == 2 and weight.shape[1] % 32 == 0:
+            if weight.ndim >= 2 and weight.shape[-1] % 32 == 0:
                 values = quants.dequantize(quants.quantize(weight.float().cpu().numpy(), kind), kind)
                 weight.copy_(torch.from_numpy(values))
-            elif weight.ndim == 2:
+            elif weight.ndim >= 2:
                 weight.copy_(weight.half())

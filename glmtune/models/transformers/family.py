@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from glmtune.models.architecture import LinearLayer, gated_sizes, plain_sizes
-from glmtune.models.families import Family, GgufFacts
+from glmtune.models.families import Family
+from glmtune.models.transformers import llama_cpp
 
 SHARED = "shared_experts"  # which every token passes: one MLP beside the experts that are chosen
 
@@ -123,17 +124,14 @@ def gemma3_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 CODEGEN = Family(("codegen",), codegen_sizes)
-GEMMA3 = Family(("gemma3_text",), gemma3_sizes)
-GLM4_MOE = Family(("glm4_moe",), glm4_moe_sizes)
+GEMMA3 = Family(("gemma3_text",), gemma3_sizes, gguf=llama_cpp.GEMMA3)
+GLM4_MOE = Family(("glm4_moe",), glm4_moe_sizes, template="glm4", gguf=llama_cpp.GLM4_MOE)
 GPT2 = Family(("gpt2",), gpt2_sizes)
-LLAMA = Family(
-    ("llama",),
-    llama_sizes,
-    gguf=GgufFacts("LLAMA", rope_types=("default", "linear", "llama3"), interleaves_rotary=True),
-)
-MISTRAL = Family(("mistral",), llama_sizes)
-MIXTRAL = Family(("mixtral",), mixtral_sizes)
-PHI3 = Family(("phi3",), partial(gated_sizes, fused_qkv=True, fused_mlp=True))  # and Phi-4
-QWEN2 = Family(("qwen2",), partial(gated_sizes, qkv_bias=True))  # and Qwen2.5
-QWEN3 = Family(("qwen3",), partial(llama_sizes, head_norms=True))  # queries and keys are normalised head by head
-QWEN3_MOE = Family(("qwen3_moe",), qwen3_moe_sizes)
+LLAMA = Family(("llama",), llama_sizes, gguf=llama_cpp.LLAMA)
+MISTRAL = Family(("mistral",), llama_sizes, gguf=llama_cpp.LLAMA)
+MIXTRAL = Family(("mixtral",), mixtral_sizes, gguf=llama_cpp.MIXTRAL)
+PHI3 = Family(("phi3",), partial(gated_sizes, fused_qkv=True, fused_mlp=True), gguf=llama_cpp.PHI3)  # and Phi-4
+QWEN2 = Family(("qwen2",), partial(gated_sizes, qkv_bias=True), gguf=llama_cpp.QWEN2)  # and Qwen2.5
+# Queries and keys are normalised head by head.
+QWEN3 = Family(("qwen3",), partial(llama_sizes, head_norms=True), gguf=llama_cpp.QWEN3)
+QWEN3_MOE = Family(("qwen3_moe",), qwen3_moe_sizes, gguf=llama_cpp.QWEN3_MOE)
