@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import families_of_today
 import pytest
 import sentencepiece
 import torch
@@ -222,6 +223,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "GLM-4-0414": glm4_0414,
     "Llama": llama,
     "CodeGen": codegen,
+    **families_of_today.WRITERS,
 }
 
 
