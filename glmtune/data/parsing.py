@@ -21,7 +21,7 @@ from glmtune.models.templates import FOLDER
 
 MOST_SECONDS = 1.0  # that all searches of a response template take in one answer
 # Chat templates of others that come without a response template, and a word by which they are known.
-_KNOWN = {"<tool_call>\\n<function=": "qwen3.5", '<tool_call>\\n{"name"': "qwen"}
+_KNOWN = {"<tool_call>\\n<function=": "qwen3.5", '<tool_call>\\n{"name"': "qwen", "<arg_key>": "glm4.5"}
 
 
 def parse_answer(

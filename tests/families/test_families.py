@@ -26,8 +26,10 @@ from glmtune import registry
 from glmtune.commands import evaluate, export, train
 from glmtune.config import GenerationSettings, ModelSettings, load_recipe
 from glmtune.data.encoding import encode_example, encode_prompt
+from glmtune.data.parsing import parse_answer
 from glmtune.inference import decoding
 from glmtune.inference.engine import Engine
+from glmtune.messages import make_tool_call
 from glmtune.models import loading
 from glmtune.models.architecture import Architecture, stored_bits
 from glmtune.models.checkpoint import read_json
@@ -328,3 +330,26 @@ def test_rows_that_leave_early_change_nothing(
 @every_family
 def test_a_mixed_batch_is_one_by_one(family: str, checkpoint_of: Find, check_mixture: Callable[..., None]) -> None:
     check_mixture(Engine(*glmtune.load(checkpoint_of(family))))
+
+
+@pytest.mark.parametrize(
+    ("family", "written", "message"),
+    [
+        ("Qwen3", "<think>\nwhy\n</think>\n\n9<|im_end|>", {"content": "9", "reasoning_content": "why"}),
+        ("GLM-4.5", "\n<think>why</think>\n9<|user|>", {"content": "9", "reasoning_content": "why"}),
+        (
+            "GLM-4.5",
+            "\n<think></think>\n<tool_call>add\n<arg_key>first</arg_key>\n<arg_value>1</arg_value>\n</tool_call><|user|>",
+            {"content": None, "tool_calls": [make_tool_call("add", {"first": "1"})]},
+        ),
+        ("Gemma 3", "9<end_of_turn>", {"content": "9"}),
+        ("Llama 3.1", "9<|eot_id|>", {"content": "9"}),
+        ("Phi-4", "9<|im_end|>", {"content": "9"}),
+    ],
+)
+def test_what_they_write_is_read(family: str, written: str, message: dict[str, Any], checkpoint_of: Find) -> None:
+    """By the template of the checkpoint, which is used as it is: thoughts and calls are no part of an answer."""
+    tokenizer = loading.load_tokenizer(str(checkpoint_of(family)))
+    prompt = encode_prompt(tokenizer, CONVERSATION)
+    found = parse_answer(tokenizer, prompt, tokenizer.encode(written, add_special_tokens=False))
+    assert {key: found.get(key) for key in message} == message
