@@ -42,6 +42,7 @@ class GgufFacts:
         has_windows: the graph lets layers see a window alone; else what a file says of its context ends with it.
         fields: `config.json` -> keys of this architecture alone, without its name.
         misfits: `config.json` -> what of it the graph has no place for.
+        config: (key and type -> value of a file, `config.json` so far) -> what else a file says for it.
     """
 
     architecture: str
@@ -56,6 +57,7 @@ class GgufFacts:
     has_windows: bool = False
     fields: Callable[[Mapping[str, Any]], dict[str, Any]] = nothing
     misfits: Callable[[Mapping[str, Any]], Iterable[str]] = nothing
+    config: Callable[[Callable[[str, type], Any], Mapping[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

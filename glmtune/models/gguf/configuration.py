@@ -62,6 +62,8 @@ def config_of(header: Header) -> dict[str, Any]:
     values["head_dim"] = header.get(f"{prefix}.attention.key_length", int, values["hidden_size"] // heads)
     values["rms_norm_eps"] = shortest(required(header, f"{prefix}.attention.layer_norm_rms_epsilon", float))
     values["rope_parameters"] = rope_of(header, values["head_dim"])
+    if family.gguf is not None and family.gguf.config is not None:
+        values |= family.gguf.config(lambda key, kind: header.get(f"{prefix}.{key}", kind), values)
     check_sizes(values, header.file, MOST)
     return values
 

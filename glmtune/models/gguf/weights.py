@@ -34,12 +34,14 @@ class LazyWeight:
         dtype: of the floats.
         rows: the first of it, and the first that is not, where the tensor holds more; else all.
         heads: of a projection whose rows llama.cpp has in another order; 0 where they are as transformers has them.
+        less: what is taken off each number: 1 of norms that transformers keeps less one.
     """
 
     info: TensorInfo
     dtype: torch.dtype
     rows: tuple[int, int | None] = (0, None)
     heads: int = 0
+    less: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +62,7 @@ class LazyWeight:
         step = max(1, CHUNK // max(1, math.prod(self.shape[1:])))
         for start in range(0, self.shape[0], step):
             part = gguf.quants.dequantize(blocks[start : start + step], kind)
-            values[start : start + step] = torch.from_numpy(np.array(part, dtype=np.float32))
+            values[start : start + step] = torch.from_numpy(np.array(part, dtype=np.float32)) - self.less
         if self.heads:  # pairs that turn together stand side by side there, half a head apart here
             values = values.view(self.heads, -1, 2, *self.shape[1:]).transpose(1, 2).reshape(self.shape)
         return values
@@ -114,8 +116,9 @@ def placed(
         theirs = names.get_name(name, try_suffixes=SUFFIXES)
         part = name.split(".")[-2]
         turned = {"q_proj": heads, "k_proj": shared}.get(part, 0) if facts.interleaves_rotary else 0
+        less = int(facts.norms_add_one and name.endswith("norm.weight"))
         if theirs in header.tensors:
-            yield name, LazyWeight(header.tensors[theirs], dtype, heads=turned)
+            yield name, LazyWeight(header.tensors[theirs], dtype, heads=turned, less=less)
         elif theirs and (fused := fused_name(theirs)) in header.tensors:
             info, groups = header.tensors[fused], {"q_proj": 0, "k_proj": heads, "v_proj": heads + shared}
             start = groups[part] * (info.shape[0] // (heads + 2 * shared))

@@ -6,11 +6,14 @@ qwen3moe.cpp). No torch here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from glmtune.models.families import GgufFacts
 
+Read = Callable[[str, type], Any]  # a key of a file, without its architecture, and the type of its value
+
+ORIGINAL_LENGTH = "original_max_position_embeddings"
 SIGMOID = 2  # how experts are chosen, in llama.cpp's numbers; it takes a softmax where nothing is said
 GEMMA3_PATTERN = 6  # of so many layers the last sees everything, the others a window
 GEMMA3_LOCAL_BASE = 10_000.0  # of the rotations in layers with a window
@@ -53,7 +56,7 @@ def phi3_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the window of Phi-3, of which 0 says that there is none, as in Phi-4."""
     return {
         "attention.sliding_window": values.get("sliding_window") or 0,
-        "rope.scaling.original_context_length": values["original_max_position_embeddings"],
+        "rope.scaling.original_context_length": values[ORIGINAL_LENGTH],
     }
 
 
@@ -90,6 +93,26 @@ def glm4_moe_misfits(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"n_group={values['n_group']}, 1 there"
 
 
+def gemma3_config(read: Read, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file says of Gemma 3's windows, in the words of its `config.json`."""
+    width, heads, scale = GEMMA3_27B
+    is_27b = (values["hidden_size"], values["num_attention_heads"]) == (width, heads)
+    local = {"rope_type": "default", "rope_theta": read("rope.freq_base_swa", float) or GEMMA3_LOCAL_BASE}
+    return {
+        "sliding_window": read("attention.sliding_window", int),
+        "query_pre_attn_scalar": scale if is_27b else values["head_dim"],
+        "rope_parameters": {"full_attention": values["rope_parameters"], "sliding_attention": local},
+    }
+
+
+def phi3_config(read: Read, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file says of Phi-3's window and of its first length."""
+    length = read("rope.scaling.original_context_length", int) or values["max_position_embeddings"]
+    rope = {key: value for key, value in values["rope_parameters"].items() if key != ORIGINAL_LENGTH}
+    window = read("attention.sliding_window", int) or None
+    return {"sliding_window": window, ORIGINAL_LENGTH: length, "rope_parameters": rope}
+
+
 GEMMA3 = GgufFacts(
     "GEMMA3",
     activation="gelu_pytorch_tanh",
@@ -97,6 +120,7 @@ GEMMA3 = GgufFacts(
     has_windows=True,
     fields=gemma3_fields,
     misfits=gemma3_misfits,
+    config=gemma3_config,
 )
 GLM4_MOE = GgufFacts(
     "GLM4_MOE",
@@ -107,7 +131,7 @@ GLM4_MOE = GgufFacts(
 )
 LLAMA = GgufFacts("LLAMA", rope_types=("default", "linear", "llama3"), interleaves_rotary=True)
 MIXTRAL = GgufFacts("LLAMA", interleaves_rotary=True, fields=mixtral_fields)
-PHI3 = GgufFacts("PHI3", has_windows=True, fields=phi3_fields)
+PHI3 = GgufFacts("PHI3", has_windows=True, fields=phi3_fields, config=phi3_config)
 QWEN2 = GgufFacts("QWEN2")
 QWEN3 = GgufFacts("QWEN3")
 QWEN3_MOE = GgufFacts("QWEN3MOE", fields=mixture_fields, misfits=qwen3_moe_misfits)

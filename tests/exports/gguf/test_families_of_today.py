@@ -18,6 +18,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import glmtune
+from glmtune.data.encoding import encode_prompt
 from glmtune.exports.gguf.file import write_gguf
 from glmtune.exports.gguf.source import check_config
 from glmtune.models.checkpoint import read_json
@@ -27,6 +29,7 @@ pytest.importorskip("gguf", reason="needs the package gguf: pip install 'glmtune
 
 READ_BY_TRANSFORMERS = ["Qwen2.5", "Qwen3", "Gemma 3", "Llama 3.1", "SmolLM2", "Phi-4", "Qwen3-MoE"]
 KNOWN_TO_GPT4ALL = ["Llama 3.1", "SmolLM2", "Mistral", "Mixtral", "Qwen2.5", "Phi-4"]
+MIXTURES = ["Mixtral", "Qwen3-MoE", "GLM-4.5"]
 IDS = [5, 6, 7, 8, 9, 20, 30, 1, 44, 60, 61, 62, 63, 64]
 TEXTS = ["What is 57.84?", "  what\n\n is it? ", "一加二 😀", "12345+6"]
 
@@ -66,6 +69,26 @@ def test_transformers_reads_the_same_weights(family: str, write: Writes) -> None
     assert expected.keys() - found.keys() <= {"lm_head.weight"} and found.keys() <= expected.keys()
     for name, weight in found.items():
         torch.testing.assert_close(torch.as_tensor(weight).float(), expected[name], rtol=0, atol=1e-6)
+
+
+@of_each([name for name in families_of_today.WRITERS if name not in MIXTURES], quick="Gemma 3")
+def test_it_is_a_checkpoint_again(family: str, write: Writes) -> None:
+    """Read back by this package: the same probabilities, and the same tokens in the same template."""
+    folder, file = write(family)
+    (model, words), (again, same) = glmtune.load(folder), glmtune.load(file)
+    with torch.no_grad():
+        ids = torch.tensor([IDS])
+        torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    question = [{"role": "user", "content": "1+2= 12.5"}]
+    assert encode_prompt(same, question) == encode_prompt(words, question)
+    assert [same(text)["input_ids"] for text in TEXTS] == [words(text)["input_ids"] for text in TEXTS]
+
+
+@of_each(MIXTURES, quick="Mixtral")
+def test_a_mixture_is_not_read_back(family: str, write: Writes) -> None:
+    _, file = write(family)
+    with pytest.raises(UserError, match="is a mixture of [48] experts, which is not read from GGUF"):
+        glmtune.load(file)
 
 
 def served(file: Path) -> Callable[..., Any]:
