@@ -87,7 +87,7 @@ def test_it_is_a_checkpoint_again(family: str, write: Writes) -> None:
 @of_each(MIXTURES, quick="Mixtral")
 def test_a_mixture_is_not_read_back(family: str, write: Writes) -> None:
     _, file = write(family)
-    with pytest.raises(UserError, match="is a mixture of [48] experts, which is not read from GGUF"):
+    with pytest.raises(UserError, match=r"is a mixture of [48] experts, which is not read from GGUF"):
         glmtune.load(file)
 
 
