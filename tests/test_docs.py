@@ -34,6 +34,7 @@ SMALL = {
 }
 SLOW = {
     "--to gguf",
+    ".gguf",
     "--to original",
     "ptuning_v2",
     "forgetting",
@@ -95,8 +96,8 @@ def scratch(tmp_path: Path, tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 @pytest.fixture
-def llama_run(scratch: Path, model: Path) -> None:
-    """`runs/mine` is a run on a Llama, which llama.cpp knows."""
+def llama(scratch: Path) -> None:
+    """The folder `llama` is a Llama, which llama.cpp knows."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -110,9 +111,22 @@ def llama_run(scratch: Path, model: Path) -> None:
     LlamaForCausalLM(
         LlamaConfig(vocab_size=tokenizer.get_vocab_size(), bos_token_id=0, eos_token_id=1, **sizes)
     ).save_pretrained("llama")
+
+
+@pytest.fixture
+def llama_run(llama: None) -> None:
+    """`runs/mine` is a run on it."""
     shutil.rmtree("runs/mine")
     settings = {**SMALL, "model.path": "llama", "training.output_dir": "runs/mine", "data.template": "plain"}
     run_command(["train", *(f"{name}={value}" for name, value in settings.items())])
+
+
+@pytest.fixture
+def gguf_file(llama: None) -> None:
+    """The same in a file, in the place of a real one."""
+    from glmtune.exports.gguf.file import write_gguf
+
+    write_gguf(Path("llama"), Path("smollm2.Q4_1.gguf"))
 
 
 def run_command(arguments: list[str]) -> int:
@@ -125,7 +139,7 @@ def run_command(arguments: list[str]) -> int:
 def stand_in(command: str, model: Path) -> list[str]:
     """The arguments of a command, with a small model in the place of a real one and a training of two steps."""
     verb, *words = shlex.split(command)[1:]
-    words = [word.replace("/models/chatglm-6b", str(model)) for word in words]
+    words = [word.replace("/models/chatglm-6b", str(model)).replace("/models/smollm2", "smollm2") for word in words]
     if verb == "train" and "--resume" not in words:
         given = {word.partition("=")[0] for word in words}
         defaults = SMALL if "RECIPE.yaml" in words else {**SMALL, "model.path": str(model)}
@@ -139,6 +153,8 @@ def stand_in(command: str, model: Path) -> list[str]:
 def test_every_command_runs(command: str, scratch: Path, model: Path, request: pytest.FixtureRequest) -> None:
     if "--to gguf" in command:
         request.getfixturevalue("llama_run")
+    if ".gguf" in command:
+        request.getfixturevalue("gguf_file")
     assert run_command(stand_in(command, model)) == 0
 
 

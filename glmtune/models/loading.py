@@ -145,7 +145,10 @@ def load_model(
     place = locate(settings.path)
     folder = fetch(place, weights=not settings.random_init)
     if not (settings.random_init or is_gguf(place) or weight_files(Path(folder))):
-        raise UserError(f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}).")
+        raise UserError(
+            f"model.path: {settings.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}). Where the hub has GGUF "
+            "files under this name, download one, and name the file."
+        )
     config, tokenizer = config or load_config(folder), tokenizer or load_tokenizer(folder)
     ends = ends_alone(Path(folder), config, tokenizer.pad_token_id)
     check_release(settings.path, tokenizer, config)

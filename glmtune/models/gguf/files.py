@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from glmtune.files import check_folder
-from glmtune.models.gguf.header import AGAIN, Header, read_header
+from glmtune.models.gguf.header import AGAIN, MAGIC, Header, read_header
 from glmtune.runtime import UserError
 
 SUFFIX = ".gguf"
@@ -27,8 +27,14 @@ OTHERS = {
 
 
 def is_gguf(path: Path | str) -> bool:
-    """Return whether a path is that of a GGUF file, by its name."""
-    return str(path).endswith(SUFFIX) and not Path(path).is_dir()
+    """Return whether a path is that of a GGUF file, by its name, or by how it begins: Ollama names files by hashes."""
+    path = Path(path)
+    if path.suffix.lower() == SUFFIX:
+        return not path.is_dir()
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(MAGIC)) == MAGIC
 
 
 def find_in(folder: Path) -> Path | None:

@@ -6,6 +6,7 @@ a word that is a token is merged, whether a `bos` is put in front) is as in its 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,6 +191,12 @@ def byte_level(known: Vocabulary) -> tuple[dict[str, Any], bool]:
             f"model.path: {known.header.file}: tokenizer.ggml.pre={name[:60]}: texts are cut into words in a way that "
             "is not known here, and would become other tokens than the model learned. Take the release in "
             f"transformers' format.{registry.suggest(name, list(pre_tokenizers.PRE_TOKENIZERS))}"
+        )
+    if name == "default":
+        warnings.warn(
+            f"{known.header.file} does not say how texts are cut into words (tokenizer.ggml.pre): they are cut as "
+            "llama.cpp does then, which may not be what the model learned.",
+            stacklevel=2,
         )
     vocabulary = known.vocabulary
     pairs = [

@@ -145,8 +145,10 @@ def test_a_file_and_its_folder_are_one_model(make: Makes) -> None:
     assert by_file.values["dtype"] == "float16"
     assert by_file.architecture.parameters == by_file.load()[0].num_parameters()
     assert not by_file.is_remote
-    renamed = file.rename(file.with_name("other.gguf"))
-    assert resolve(renamed).fingerprint == by_file.fingerprint
+    for name in ("other.gguf", "UPPER.GGUF", "sha256-0123"):  # the last is how Ollama names them
+        file = file.rename(file.with_name(name))
+        assert resolve(file).fingerprint == by_file.fingerprint
+        assert resolve(file).tokenizer.eos_token == "<|endoftext|>"
 
 
 def test_sizes_are_known_without_torch(make: Makes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +252,12 @@ def test_a_type_of_blocks_that_nobody_knows(make: Makes) -> None:
     file.write_bytes(content)
     with pytest.raises(UserError, match="is stored as I32, which cannot be made into floats here"):
         resolve(file).load()
+
+
+def test_a_way_to_cut_texts_that_is_not_said(make: Makes, tmp_path: Path) -> None:
+    _, file = make()
+    with pytest.warns(UserWarning, match="does not say how texts are cut into words"):
+        loading.fetch(str(rewritten(file, tmp_path / "other.gguf", **{"tokenizer.ggml.pre": None})), False)
 
 
 def test_a_library_that_is_missing(make: Makes, monkeypatch: pytest.MonkeyPatch) -> None:
