@@ -128,8 +128,9 @@ def refusals() -> str:
 
 def test_the_page_has_this_table() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert support_table() in page
-    assert refusals() in page
+    assert f"<!-- families -->\n{support_table()}\n<!-- /families -->" in page
+    assert page.partition("<!-- refusals -->\n")[2].startswith(f"{refusals()}\n<!-- /refusals -->")
+    assert page.count("<!-- refusals -->") == 1
 
 
 def test_experts_that_stay_as_they_are_are_told(checkpoint_of: Find) -> None:
