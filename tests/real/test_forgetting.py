@@ -7,13 +7,14 @@ import pytest
 
 from glmtune.commands import train
 from glmtune.evaluation.decision import decide
+from glmtune.evaluation.general import GENERAL
 from glmtune.methods.lora import Lora, LoraSettings
 from glmtune.models import loading
 
 SETTINGS = [
     *("model.dtype=float32", "task.operators=+-", "task.kinds=[integer]", "evaluation.forgetting=true"),
-    *("training.steps=30", "training.batch_size=8", "training.eval_steps=30"),
-    *("evaluation.num_examples=32", "evaluation.num_examples_during=4", "generation.batch_size=20"),
+    *("training.steps=20", "training.batch_size=8", "training.eval_steps=20"),
+    *("evaluation.num_examples=16", "evaluation.num_examples_during=2", "generation.batch_size=20"),
 ]
 
 
@@ -21,6 +22,10 @@ SETTINGS = [
 def test_the_verdict_is_true(real_model: Path, tmp_path: Path, times: int, level: str) -> None:
     rate = times * Lora(LoraSettings()).learning_rate(loading.load_config(str(real_model)).hidden_size)
     where = [f"model.path={real_model}", f"training.output_dir={tmp_path / 'run'}", f"training.learning_rate={rate}"]
+    lines = GENERAL.read_text(encoding="utf-8").splitlines()
+    english = tmp_path / "english.jsonl"  # it knows no Chinese
+    english.write_text("\n".join(line for line in lines if '"English"' in line), encoding="utf-8")
+    where.append(f"evaluation.general_file={english}")
     report: dict[str, Any] = train.run(None, [*where, *SETTINGS]).report
     which, _, said = decide(report)
     assert report["forgetting"]["level"] == level, said
