@@ -23,6 +23,7 @@ from glmtune.models.endings import ends_alone
 from glmtune.models.families import FOLDER, all_families, family_of
 from glmtune.models.gguf.files import find_in, is_gguf, open_model
 from glmtune.models.gguf.unpacking import unpack
+from glmtune.models.head import join_rows
 from glmtune.models.releases import check_release
 from glmtune.models.sizes import read_config
 from glmtune.runtime import UserError, release_memory
@@ -170,6 +171,7 @@ def load_model(
             {**options, "config": config, "generation_config": ends},
         )
         model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter
+    join_rows(model)
     return model.to(device).eval(), tokenizer
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -125,6 +125,23 @@ def as_written() -> Iterator[None]:
         yield
     finally:
         library.convert_peft_config_for_transformers = converts
+
+
+@contextmanager
+def uncast_inputs(model: nn.Module) -> Iterator[None]:
+    """Give updates what their layers get, for passes in which autocast brings both to one precision.
+
+    Without it, peft turns each input to the update's fp32, and autocast turns it back: the same numbers, but kept for
+    the backward pass once for every layer that reads them. DoRA computes its lengths in that precision, and keeps it.
+    """
+    layers = [layer for _, layer in updated_layers(model) if isinstance(layer, LoraLayer) and not layer.lora_variant]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True  # type: ignore[attr-defined]
 
 
 def tied_updates(model: Any) -> list[str]:

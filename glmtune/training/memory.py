@@ -167,11 +167,13 @@ class Estimate:
     def saved_by_trained_layers(self, length: int) -> int:
         """Return what one block saves in addition if its linear layers learn: their inputs.
 
-        Each layer casts its input by itself, so that those that read the same save it several times: to fp32 for the
-        update and back by autocast. In fp32 nothing is cast, and bitsandbytes' layers leave the first cast out.
+        Layers that read the same save it together, unless each draws its own dropout of it or casts it by itself: where
+        the norms give fp32, as those that learn and autocast LayerNorms on GPUs do, and for DoRA, to fp32 and back.
+        bitsandbytes' layers leave DoRA's cast out.
         """
-        a, dropout = self.architecture, self.trainable.dropout
-        each = dropout or (self.compute == 2 and (self.bits == 16 or a.packed or not a.rms_norm))
+        a, trainable, dropout = self.architecture, self.trainable, self.trainable.dropout
+        twice = trainable.dora and (self.bits == 16 or a.packed)
+        each = dropout or (self.compute == 2 and (trainable.in_place or self.residual == 4 or twice))
         last = {layer.part: layer for layer in a.linears}
         inputs: dict[LinearLayer | Part, int] = {}
         for layer in self.trainable.linears:
@@ -179,7 +181,8 @@ class Estimate:
         numbers = sum(inputs.values())
         if self.trainable.dora:  # two factors of the learned length of each row
             numbers += sum(2 * layer.outputs for layer in self.trainable.linears)
-        return length * (numbers * self.compute + (sum(inputs.values()) * self.dropped if dropout else 0))
+        mask = min(self.dropped, 4 if trainable.dora else self.compute)  # as wide as what is dropped, on a CPU
+        return length * (numbers * self.compute + (sum(inputs.values()) * mask if dropout else 0))
 
     @cached_property
     def block(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import transformers
@@ -12,6 +13,7 @@ from glmtune.data import EncodedDataset, LengthGroupedSampler
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import IGNORED
 from glmtune.methods import Model
+from glmtune.models.low_rank import uncast_inputs
 from glmtune.runtime import RunFolder
 from glmtune.training.arguments import make_arguments
 from glmtune.training.loss import takes_logits_to_keep, target_loss
@@ -38,6 +40,12 @@ class TargetTrainer(transformers.Trainer):
         # What is packed has no padding; batches of all lengths are the better sample then.
         grouped = not self.data_collator.packed
         return LengthGroupedSampler(dataset, step, self.args.data_seed or self.args.seed, grouped)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; every pass, those of the judge too, is autocast where the base has 16 bits."""
+        mixed = self.args.bf16 or self.args.fp16
+        with uncast_inputs(self.accelerator.unwrap_model(self.model)) if mixed else nullcontext():
+            return super().train(*args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

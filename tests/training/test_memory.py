@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from glmtune.config import load_recipe
 from glmtune.data.collation import target_columns
 from glmtune.models.architecture import Architecture
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.models.low_rank import uncast_inputs
 from glmtune.training.loss import target_loss
 from glmtune.training.memory import GIB, LIBRARIES, Estimate
 from glmtune.training.muon import Muon
@@ -89,7 +91,9 @@ def test_saved_for_the_backward_pass(family: str, method: str, dtype: str) -> No
             saved[storage.data_ptr()] = storage.nbytes(), tensor  # kept, so that no other takes its address
         return tensor
 
-    with torch.autocast("cpu", torch.bfloat16, dtype != "float32"), saved_tensors_hooks(note, lambda tensor: tensor):
+    mixed = dtype != "float32"
+    uncast = uncast_inputs(model) if mixed else nullcontext()
+    with torch.autocast("cpu", torch.bfloat16, mixed), uncast, saved_tensors_hooks(note, lambda tensor: tensor):
         logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits
         target_loss(logits, labels, columns).sum()
     found = sum(size for size, _ in saved.values())

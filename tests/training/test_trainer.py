@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,17 @@ def test_a_bfloat16_base_learns_in_fp32(learn: Callable[..., Weights], tmp_path:
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert not same(weights, learn("fp32"))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "fp32"), rel=0.02)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_updates_take_16_bits_as_they_are(
+    learn: Callable[..., Weights], monkeypatch: pytest.MonkeyPatch, recompute: bool
+) -> None:
+    """Inputs that are not turned to fp32 and back teach the same."""
+    settings = "model.dtype=bfloat16", f"training.gradient_checkpointing={recompute}"
+    uncast = learn("uncast", *settings)
+    monkeypatch.setattr("glmtune.training.trainer.uncast_inputs", lambda model: nullcontext())
+    assert same(uncast, learn("cast", *settings), atol=0)
 
 
 def kill() -> None:
