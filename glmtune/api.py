@@ -76,6 +76,8 @@ def evaluate(
     data: str | Path | None = None,
     settings: Settings | None = None,
     *,
+    recipe: Target | None = None,
+    engine: str | None = None,
     trust_code: bool = False,
 ) -> Evaluation:
     """Score a model on held-out examples of its task, or on the records of a file.
@@ -84,6 +86,8 @@ def evaluate(
         target: who is asked.
         data: records of any known format with answers; default: held-out examples.
         settings: in place of those of the run.
+        recipe: of a target that has none, such as a GGUF file: a recipe (`.yaml`), or a run.
+        engine: which llama.cpp runs a GGUF file: `xllamacpp`, ...; or `torch`. Default: the first that is found.
         trust_code: run .py files that only the target's recipe names. What `settings` name is run.
 
     Raises:
@@ -97,7 +101,8 @@ def evaluate(
     from glmtune.trust import Trust
 
     trust = Trust(everything=trust_code)
-    evaluation, report = run(target, None if data is None else str(data), None, as_overrides(settings), trust)
+    file, values = None if data is None else str(data), as_overrides(settings)
+    evaluation, report = run(target, file, None, values, trust, recipe=recipe, engine=engine)
     if evaluation is None:
         metric = report["metric"]
         raise UserError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -256,7 +256,12 @@ class ResolvedModel:
         return model, tokenizer
 
 
-def resolve(target: Target | None = None, overrides: Iterable[str] = (), trust: Trust = REMEMBERED) -> ResolvedModel:
+def resolve(
+    target: Target | None = None,
+    overrides: Iterable[str] = (),
+    trust: Trust = REMEMBERED,
+    recipe: Target | None = None,
+) -> ResolvedModel:
     """Return the model that a target names, once it is known to be there.
 
     Args:
@@ -264,12 +269,13 @@ def resolve(target: Target | None = None, overrides: Iterable[str] = (), trust: 
             (`.yaml`); None is the default recipe.
         overrides: `section.setting=value` texts. `model.path=...` names the base that an adapter is put on.
         trust: what becomes of code that the target's recipe names.
+        recipe: of a target that has none: a recipe (`.yaml`), or a run. What it says of its own model does not count.
 
     Raises:
         UserError: faults in the recipe, no such model, or an adapter that does not fit its base.
         UntrustedError: the recipe names code that may not run.
     """
-    resolved = identify(target, overrides, trust)
+    resolved = identify(target, overrides, trust) if recipe is None else lend(target, recipe, overrides, trust)
     resolved.check()
     return resolved
 
@@ -294,6 +300,23 @@ def identify(target: Target | None = None, overrides: Iterable[str] = (), trust:
         if adapters.is_adapter_folder(Path(name)):
             return ResolvedModel(recipe, name, adapter=Path(name))
     return ResolvedModel(recipe, name)
+
+
+def lend(target: Target | None, recipe: Target, overrides: Iterable[str], trust: Trust) -> ResolvedModel:
+    """Return what `identify` does of a target without a recipe, with that of a file or a run.
+
+    Raises:
+        UserError: the target has one, or there is no such recipe.
+    """
+    resolved, lender = identify(target), os.fspath(recipe)
+    if resolved.has_recipe:
+        raise UserError(f"{target} has a recipe of its own. Leave {lender} out.")
+    if not lender.endswith(RECIPE_SUFFIXES) and not RunFolder.is_run(lender):
+        raise UserError(
+            f"{lender}: is no recipe (.yaml) and no run, by which {target} could be asked.{loading.suggest(lender)}"
+        )
+    file = lender if lender.endswith(RECIPE_SUFFIXES) else RunFolder(lender).recipe
+    return replace(resolved, recipe=load_recipe(file, ["model={}", *overrides], trust))
 
 
 def look(target: Target | None = None, overrides: Iterable[str] = ()) -> tuple[ResolvedModel, UntrustedError | None]:

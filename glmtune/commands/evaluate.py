@@ -6,17 +6,23 @@ import argparse
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.commands._arguments import add_settings, add_target, add_trust, trust_of
+from glmtune.commands._arguments import add_settings, add_target, add_trust, recipe_and_settings, trust_of
 from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from glmtune.config import Recipe
     from glmtune.evaluation.evaluator import Evaluation
     from glmtune.examples import Example
+    from glmtune.inference.completion import Answering
+    from glmtune.inference.llama_cpp.found import Found
+    from glmtune.methods import Model
     from glmtune.resolution import ResolvedModel, Target
     from glmtune.tasks import Task
 
@@ -24,8 +30,22 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the model, the records, and where the report goes."""
     add_target(parser)
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE_OR_RUN",
+        help="of a model without a recipe, such as a GGUF file that was exported: the recipe or the run by which it is "
+        "asked",
+    )
     parser.add_argument("--data", metavar="FILE", help="records of any known format: JSONL, CSV, Parquet, a folder")
     parser.add_argument("--output", metavar="OUT.json", help="write the report here")
+    parser.add_argument(
+        "--engine",
+        metavar="ENGINE",
+        help="which llama.cpp runs a GGUF file: llama-server, xllamacpp, llama-cpp-python, gpt4all, the path of a "
+        "llama-server, or the address of one that serves the file; or torch, which computes it here. Default: the "
+        "first llama.cpp that is found",
+    )
     add_trust(parser)
     add_settings(parser)
 
@@ -35,7 +55,10 @@ def main(options: argparse.Namespace) -> None:
     from glmtune.libraries import quiet_libraries
 
     quiet_libraries()
-    _, report = run(options.target, options.data, options.output, options.settings, trust_of(options))
+    recipe, settings = recipe_and_settings(options)
+    _, report = run(
+        options.target, options.data, options.output, settings, trust_of(options), recipe=recipe, engine=options.engine
+    )
     show(report, options)
 
 
@@ -45,6 +68,9 @@ def run(
     output: str | None = None,
     overrides: Iterable[str] = (),
     trust: Trust = REMEMBERED,
+    *,
+    recipe: Target | None = None,
+    engine: str | None = None,
 ) -> tuple[Evaluation | None, dict[str, Any]]:
     """Score a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name or `nano`.
 
@@ -54,6 +80,8 @@ def run(
         output: JSON file to write.
         overrides: `section.setting=value` texts.
         trust: what becomes of code that the target's recipe names.
+        recipe: of a target that has none: a recipe (`.yaml`), or a run.
+        engine: which llama.cpp runs a GGUF file, as `find_llama_cpp` takes it; or `torch`.
 
     Returns:
         The evaluation and its report: `n`, `accuracy`, `accuracy_ci95`, `by`, ... Where texts are judged and nothing is
@@ -68,38 +96,75 @@ def run(
     from glmtune.resolution import resolve
     from glmtune.runtime import RunFolder, machine
 
-    resolved = resolve(target, overrides, trust)
+    resolved = resolve(target, overrides, trust, recipe)
+    llama_cpp = choose_engine(resolved, engine)
     if output:
         check_output(output)
     plan = Plan(resolved, RunFolder(os.fspath(target)))
     texts = None if data is None or resolved.objective.asks else read_texts(resolved.task, data)
     is_judged = not resolved.objective.asks and bool(data is None or texts)
-    recipe, examples = (resolved.recipe, []) if is_judged else select_examples(resolved, data)
+    asked, examples = (resolved.recipe, []) if is_judged else select_examples(resolved, data)
     judge = resolved.objective.judge(plan.preparation, texts) if is_judged else None
-    general = plan.general
+    general = plan.general if llama_cpp is None else ()  # whose options are ranked by likelihood
 
-    from glmtune.evaluation.evaluator import evaluate  # torch, when paths and records are known to be right
+    from glmtune.evaluation.evaluator import evaluate_by  # torch, when paths and records are known to be right
+    from glmtune.evaluation.forgetting import probe
 
-    (model, tokenizer), evaluation = resolved.load(), None
-    if judge is not None:
-        figures = {"metric": resolved.objective.metric, **judge(model)}
+    loaded, evaluation = resolved.load() if llama_cpp is None else None, None
+    if judge is not None and loaded is not None:
+        figures = {"metric": resolved.objective.metric, **judge(loaded[0])}
     else:
-        asked = recipe.generation
-        evaluation = evaluate(model, tokenizer, resolved.task, examples, asked, limit=resolved.limit, seed=recipe.seed)
-        figures = evaluation.report(recipe.evaluation.text_metrics)
-    if general:
-        from glmtune.evaluation.forgetting import probe
-
-        figures["general"] = probe(model, tokenizer, general, recipe.generation, resolved.limit).report()
+        with open_engine(resolved, loaded, llama_cpp) as answering:
+            evaluation = evaluate_by(answering, resolved.task, examples, asked.generation, seed=asked.seed)
+        figures = evaluation.report(asked.evaluation.text_metrics)
+    if general and loaded is not None:
+        figures["general"] = probe(*loaded, general, asked.generation, resolved.limit).report()
     report = {
         **figures,
         "model": os.fspath(target),
         "data": str(Path(data)) if data else f"held-out examples of task '{resolved.recipe.task.name}'",
         "machine": machine(),
     }
+    if llama_cpp is not None:
+        report["engine"] = llama_cpp.name
     if output:
         write_json(output, report)
     return evaluation, report
+
+
+def choose_engine(resolved: ResolvedModel, wish: str | None) -> Found | None:
+    """Return the llama.cpp that runs a GGUF file; None where torch computes the model here, as for what texts cost.
+
+    Raises:
+        UserError: there is none, or what is asked is no GGUF file.
+    """
+    from glmtune.models.loading import find_gguf
+    from glmtune.runtime import UserError
+
+    is_file = resolved.adapter is None and resolved.run is None and find_gguf(resolved.base) is not None
+    if wish == "torch" or not (is_file or wish) or not resolved.objective.asks:
+        return None
+    if not is_file:
+        raise UserError(f"--engine {wish}: {resolved.target} is no GGUF file, which llama.cpp runs. Leave it out.")
+
+    from glmtune.inference.llama_cpp.found import find_llama_cpp
+
+    return find_llama_cpp(wish)
+
+
+def open_engine(
+    resolved: ResolvedModel, loaded: tuple[Model, PreTrainedTokenizerBase] | None, llama_cpp: Found | None
+) -> AbstractContextManager[Answering]:
+    """Return who answers for a model: itself, where it is loaded, or the llama.cpp that runs its file."""
+    if llama_cpp is None or loaded is not None:
+        from glmtune.inference.engine import Engine
+
+        assert loaded is not None
+        return nullcontext(Engine(*loaded, resolved.limit))
+
+    from glmtune.inference.llama_cpp.engine import LlamaCppEngine
+
+    return LlamaCppEngine(llama_cpp, Path(resolved.place), resolved.tokenizer, resolved.stops, resolved.limit)
 
 
 def read_texts(task: Task, file: str) -> list[Example] | None:
@@ -125,6 +190,8 @@ def show(report: dict[str, Any], options: argparse.Namespace) -> None:
         console.print(comparison_table(None, report))
     if "general" in report:
         console.print(general_table(report["general"]))
+    if "engine" in report:
+        console.print(f"Answered by {report['engine']}, on {report['data']}.")
     if options.output:
         console.print(f"Written: {options.output}")
 

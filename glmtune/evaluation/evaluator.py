@@ -13,7 +13,7 @@ from glmtune.config import GenerationSettings
 from glmtune.distributed import gather, is_main, share
 from glmtune.evaluation.report import count_finish_reasons, summarize
 from glmtune.examples import Example
-from glmtune.inference.completion import FinishReason
+from glmtune.inference.completion import Answering, FinishReason
 from glmtune.inference.conversation import Conversation
 from glmtune.inference.engine import Engine
 from glmtune.inference.selection import HeldOut
@@ -62,19 +62,30 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
+    """Do what `evaluate_by` does with a model in evaluation mode, which takes `limit` tokens."""
+    return evaluate_by(Engine(model, tokenizer, limit), task, examples, settings, progress, seed=seed)
+
+
+def evaluate_by(
+    engine: Answering,
+    task: Task,
+    examples: Sequence[Example],
+    settings: GenerationSettings,
+    progress: bool = True,
+    *,
+    seed: int = 0,
+) -> Evaluation:
     """Answer all examples in batches, divided among the processes, and score each answer.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: with its template.
+        engine: answers.
         task: offers its tools, and scores the answers.
         examples: what is asked.
         settings: how to decode; greedy unless they say otherwise.
         progress: show a progress bar.
-        limit: longest sequence in tokens that the model takes, where that is less than its config.json says.
         seed: of what is sampled; an example's answer depends on this and on its number alone.
     """
-    conversation = Conversation.about(task, Engine(model, tokenizer, limit))
+    conversation = Conversation.about(task, engine)
     encoded = examples.input_ids if isinstance(examples, HeldOut) else [None] * len(examples)
     questions = [
         conversation.ask(example.prompt, settings, example.tools, input_ids, seed=number)

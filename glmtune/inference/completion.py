@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from glmtune.config import GenerationSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -67,3 +70,21 @@ class Delta:
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[float] | None = None
+
+
+class Answering(Protocol):
+    """Whoever answers requests: `Engine`, or `LlamaCppEngine`.
+
+    Attributes:
+        tokenizer: with the template.
+        limit: longest sequence in tokens that the model takes; None where it states none.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    limit: int | None
+
+    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """Yield (index of a request, its answer) in any order; those that are cancelled get none."""
+
+    def stream(self, request: Request) -> Generator[Delta, None, Completion | None]:
+        """Yield one answer piece by piece; return it whole, or None if the request was cancelled."""

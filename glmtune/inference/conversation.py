@@ -9,8 +9,7 @@ from typing import Any
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.data.parsing import parse_answer
-from glmtune.inference.completion import Completion, Delta, Request
-from glmtune.inference.engine import Engine
+from glmtune.inference.completion import Answering, Completion, Delta, Request
 from glmtune.inference.prompts import encode_within, has_room, with_room
 from glmtune.messages import Message, Prompt, as_messages
 from glmtune.tasks import Task
@@ -71,7 +70,7 @@ class Conversation:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Answering,
         tools: Sequence[Tool] = (),
         refuses: Callable[[Prompt, Message], str | None] | None = None,
     ) -> None:
@@ -85,7 +84,7 @@ class Conversation:
         self.engine, self.tools, self.refuses = engine, tools, refuses
 
     @classmethod
-    def about(cls, task: Task, engine: Engine) -> Conversation:
+    def about(cls, task: Task, engine: Answering) -> Conversation:
         """Return a conversation with the tools and the rules of a task."""
         return cls(engine, task.tools, task.refuses)
 

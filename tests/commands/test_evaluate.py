@@ -2,17 +2,22 @@
 
 import argparse
 import json
+import os
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import gguf_tokenizers
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from glmtune.commands import evaluate
 from glmtune.evaluation.intervals import wilson_interval
 from glmtune.execution import Run
+from glmtune.exports.gguf.file import write_gguf
 from glmtune.models import loading
 from glmtune.resolution import resolve
 from glmtune.runtime import UserError
@@ -154,3 +159,39 @@ def test_a_prompt_too_long_is_told_with_its_line(
     monkeypatch.setattr(loading, "load_model", None)
     with pytest.raises(UserError, match=rf"line 2 of {file} has 203 tokens.*128"):
         evaluate.run(str(tiny_run.folder.path), str(file))
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny Llama as a GGUF file, and a `llama-server` that always says 42."""
+    stand_ins = Path(__file__).parents[1] / "inference/llama_cpp_stand_ins"
+    monkeypatch.setenv("PATH", os.pathsep.join([str(stand_ins), str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv("PYTHONPATH", str(stand_ins))
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=gguf_tokenizers.VOCAB_SIZE)).save_pretrained(tmp_path / "llama")
+    gguf_tokenizers.byte_level("llama").save_pretrained(tmp_path / "llama")
+    write_gguf(tmp_path / "llama", tmp_path / "llama/fine.gguf", "f16")
+    return tmp_path / "llama/fine.gguf"
+
+
+def test_a_gguf_file_is_asked_in_llama_cpp(gguf_file: Path, tiny_run: Run, write_records: Any) -> None:
+    """By the task of a run, or of a recipe."""
+    records = write_records({"prompt": "40+2=", "target": "42"}, {"prompt": "40+3=", "target": "43"})
+    settings = ["data.template=plain"]
+    evaluation, report = evaluate.run(gguf_file, str(records), overrides=settings, recipe=tiny_run.folder.path)
+    assert evaluation is not None and evaluation.completions == ["42", "42"] and report["accuracy"] == 0.5
+    assert report["engine"].startswith("llama-server (") and report["finish_reasons"]["stop"] == 2
+    _, report = evaluate.run(gguf_file, overrides=settings, recipe=tiny_run.folder.path)
+    assert report["n"] == tiny_run.report["after"]["n"]
+    evaluation, report = evaluate.run(gguf_file, str(records), overrides=settings, engine="torch")
+    assert evaluation is not None and evaluation.completions != ["42", "42"] and "engine" not in report
+
+
+def test_what_does_not_fit_a_gguf_file_is_told(gguf_file: Path, tiny_run: Run, tmp_path: Path) -> None:
+    run = str(tiny_run.folder.path)
+    with pytest.raises(UserError, match=r"is no recipe \(.yaml\) and no run"):
+        evaluate.run(gguf_file, recipe=tmp_path)
+    with pytest.raises(UserError, match=rf"{run} has a recipe of its own. Leave .*demo.yaml out"):
+        evaluate.run(run, recipe="demo.yaml")
+    with pytest.raises(UserError, match=rf"--engine gpt4all: {run} is no GGUF file"):
+        evaluate.run(run, engine="gpt4all")
