@@ -47,7 +47,7 @@ from glmtune.data.collation import Collator
 from glmtune.data.encoding import IGNORED, Encoding
 from glmtune.models import loading
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.models.quantization import bits_config
+from glmtune.models.library_layers import bits_config
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder
 from glmtune.training.memory import Device
@@ -184,7 +184,7 @@ def recipe_of(cell: Cell, checkpoint: str) -> Recipe:
 
 def plain_model(cell: Cell, checkpoint: str) -> Any:
     """The checkpoint by transformers and bitsandbytes alone."""
-    dtype = loading.choose_dtype(DTYPE, DEVICE)
+    dtype = loading.choose_dtype(DTYPE, DEVICE, wide=False)
     quantized = {"quantization_config": bits_config(cell.bits, dtype)} if cell.bits < 16 else {}
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, device_map={"": DEVICE}, **quantized)
 
@@ -235,7 +235,7 @@ def measure_training(cell: Cell, checkpoint: str, steps: int) -> dict[str, float
                 max_steps=steps,
                 per_device_train_batch_size=cell.batch,
                 learning_rate=1e-4,
-                bf16=loading.choose_dtype(DTYPE, DEVICE) == torch.bfloat16,
+                bf16=loading.choose_dtype(DTYPE, DEVICE, wide=False) == torch.bfloat16,
                 gradient_checkpointing=cell.method == "lora",
                 gradient_checkpointing_kwargs={"use_reentrant": False} if cell.method == "lora" else None,
                 save_strategy="no",
@@ -291,7 +291,7 @@ class Stamps(list[float], StoppingCriteria):
 
 def matrix_rate(repeats: int = 5) -> float:
     """Multiplications and additions a second of the device, in the precision that is used on it."""
-    dtype = loading.choose_dtype(DTYPE, DEVICE)
+    dtype = loading.choose_dtype(DTYPE, DEVICE, wide=False)
     left, right = (torch.randn(4096, 4096, device=DEVICE, dtype=dtype) for _ in range(2))
     left @ right
     synchronize()

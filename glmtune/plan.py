@@ -11,9 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
+from glmtune import distributed
 from glmtune.config import Recipe
 from glmtune.examples import Example, Split
 from glmtune.methods import Method
+from glmtune.models.architecture import is_wide
+from glmtune.models.loading import choose_dtype
 from glmtune.models.releases import check_release
 from glmtune.objectives import Objective
 from glmtune.resolution import ResolvedModel
@@ -127,10 +130,13 @@ class Plan:
 
     @cached_property
     def asked(self) -> Recipe:
-        """The recipe as the user means it from any folder, with room for the held-out answers."""
+        """The recipe as the user means it from any folder, on any machine, with room for the held-out answers."""
         from glmtune.inference.selection import fit_max_new_tokens
 
-        model = self.model.recipe.model.model_copy(update={"path": self.model.storage.path})
+        device, wide = distributed.local_device(), is_wide(self.model.config.to_dict())
+        dtype = str(choose_dtype(self.model.recipe.model.dtype, device, wide)).removeprefix("torch.")
+        decided = {"path": self.model.storage.path, "dtype": dtype}
+        model = self.model.recipe.model.model_copy(update=decided)
         recipe = self.model.recipe.model_copy(update={"model": model})
         if not self.objective.asks:
             return recipe
@@ -252,8 +258,17 @@ class Plan:
             *self.dataset.remarks,
             *(too_few(len(self.held_out), self.asked.evaluation.num_examples) if self.objective.asks else ()),
             *no_bos(self.encoder),
+            *self._precision(),
             *self._too_much(),
         ]
+
+    def _precision(self) -> Iterator[str]:
+        asked, decided = self.model.recipe.model.dtype, self.asked.model.dtype
+        if asked == "auto" and decided == "bfloat16" and distributed.local_device().type == "cpu":
+            yield (
+                "Computes in bfloat16, for which this CPU has units; more exactly, and more slowly, with "
+                "model.dtype=float32."
+            )
 
     def _too_much(self) -> Iterator[str]:
         try:

@@ -97,12 +97,14 @@ class ModelSettings(Settings):
 
     path: str = Field("nano", description="checkpoint directory, GGUF file, hub name, or 'nano', the embedded model")
     dtype: Dtype = Field(
-        "auto", description="precision of the frozen weights; auto: bfloat16 where the GPU has it, float32 on the CPU"
+        "auto",
+        description="precision of the frozen weights; auto: bfloat16 where the GPU has it, and on a CPU with units for "
+        "it if the files hold 16 bits, else float32",
     )
     bits: Literal[16, 8, 4] = Field(
         16,
-        description="storage of the frozen linear layers: 16 leaves them in `dtype`; 8 (int8) and 4 (nf4, double "
-        "quantization) need bitsandbytes",
+        description="storage of the frozen linear layers: 16 leaves them in `dtype`; 8 (int8) and 4: on a CPU whole "
+        "numbers in groups of 64, on a GPU nf4 with double quantization, by bitsandbytes",
     )
     quantize_embedding: bool = Field(
         False, description="also store the embedding and the head, at 8 bits (ChatGLM-6B: 0.5 GB less)"

@@ -210,18 +210,14 @@ class Lora(Method):
         quantized = [layer for _, layer in named_linear_layers(model) if not layer.weight.is_floating_point()]
         if self.settings.init == "pissa" and quantized:
             raise UserError(PISSA_NEEDS_WEIGHTS)
-        if self.settings.use_dora and any(isinstance(layer, PackedLinear) for layer in quantized):
-            raise UserError(
-                "method.use_dora=true needs the lengths of the base's weights, which cannot be had from a checkpoint "
-                "that is itself packed at 8 or 4 bits. Take the 16-bit release with model.bits=8 or 4, or set "
-                "method.use_dora=false."
-            )
         if self.settings.use_dora and any(
-            layer.weight.device.type == "cpu" and layer.weight.dtype == torch.int8 for layer in quantized
+            layer.weight.device.type == "cpu" and layer.weight.dtype == torch.int8
+            for layer in quantized
+            if not isinstance(layer, PackedLinear)
         ):
             raise UserError(
                 "method.use_dora=true: on a CPU, peft cannot read the lengths of weights that bitsandbytes stores at 8 "
-                "bits. Use model.bits=4 or 16, or a GPU, or set method.use_dora=false."
+                "bits. Take the checkpoint of 16 bits with model.bits=8, or a GPU, or set method.use_dora=false."
             )
 
     def finish(self, model: Model) -> Model:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Part = Literal["attention", "mlp"]
 
 CHUNK = 2**24  # numbers that the loss, and packed matrices, turn into floats at a time: 64 MB in fp32
+OWN_FORMAT = "glmtune"  # `quant_method` of a checkpoint whose linear layers are stored in our form (models/packing.py)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,23 @@ class LinearLayer:
         return self.blocks is None or block in self.blocks
 
 
+def group_size(columns: int) -> int:
+    """Return how many numbers of a row share a scale and a zero at 4 bits; 0 where the row has no such groups."""
+    return next((size for size in (64, 32) if columns % size == 0), 0)
+
+
+def packed_bits(rows: int, columns: int, bits: int) -> int:
+    """Return the bits at which our form stores a matrix: 8 in place of 4 where it cannot be parted into groups."""
+    return bits if bits == 8 or (rows % 16 == 0 and group_size(columns)) else 8
+
+
+def packed_bytes(rows: int, columns: int, bits: int) -> int:
+    """Return the bytes of a matrix of 16 bits that our form stores at 8 or 4."""
+    if packed_bits(rows, columns, bits) == 8:
+        return rows * (columns + 4)
+    return rows * (columns // 2 + 4 * (columns // group_size(columns)))
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What parameter counts and memory follow from.
@@ -87,8 +105,10 @@ class Architecture:
         router: what chooses the experts of a token. It keeps its precision, and no update stands beside it.
         other_parameters: outside of the blocks: learned positions, the bias of the head.
         max_length: longest sequence in tokens; None where the configuration states none.
-        stored_bits: of the blocks' linear layers in the files: 16, or 8 or 4 in a packed release.
+        stored_bits: of the blocks' linear layers in the files: 16, or 8 or 4 where they are packed.
         packed: these are the original's packed matrices, one scale a row, not bitsandbytes'.
+        grouped: these are packed in our form (`packed_bytes`).
+        wide: the files hold numbers of 32 bits, or do not say.
         packed_embedding: the embedding and the head are stored so, too.
     """
 
@@ -112,6 +132,8 @@ class Architecture:
     stored_bits: int = 16
     packed: bool = False
     packed_embedding: bool = False
+    grouped: bool = False
+    wide: bool = True
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Architecture:
@@ -192,15 +214,24 @@ class Architecture:
 
 
 def storage(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how the files hold the weights: `quantization_bit` of the original packed releases, or bitsandbytes'."""
+    """Return how the files hold the weights: as the original packed releases, as bitsandbytes, or as we do."""
     packed = int(values.get("quantization_bit") or 0)
     by_library = values.get("quantization_config") or {}
+    grouped = by_library.get("quant_method") == OWN_FORMAT
     library = 4 if by_library.get("load_in_4bit") else 8 if by_library.get("load_in_8bit") else 16
     return {
-        "stored_bits": packed or library,
+        "stored_bits": packed or (int(by_library["bits"]) if grouped else library),
         "packed": packed > 0,
         "packed_embedding": packed > 0 and bool(values.get("quantization_embeddings")),
+        "grouped": grouped,
+        "wide": is_wide(values),
     }
+
+
+def is_wide(values: Mapping[str, Any]) -> bool:
+    """Return whether the files of a checkpoint hold numbers of 32 bits, or do not say what they hold."""
+    stored = str(values.get("dtype") or values.get("torch_dtype")).removeprefix("torch.")
+    return stored not in ("bfloat16", "float16")
 
 
 def stored_bits(config: PreTrainedConfig) -> int:

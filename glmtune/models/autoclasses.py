@@ -29,7 +29,13 @@ def import_counterparts(name: str) -> None:
         importlib.import_module(module)
 
 
+def import_packed() -> None:
+    """Import what registers our packed checkpoints with what loads models."""
+    importlib.import_module("glmtune.models.packed_checkpoints")
+
+
 def install() -> None:
     """Register now with what is imported already, and with the rest when it is."""
     for name in COUNTERPARTS:
         after_import(name, partial(import_counterparts, name))
+    after_import("transformers.modeling_utils", import_packed)

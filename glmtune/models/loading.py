@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune import distributed, network, registry
-from glmtune.config import ModelSettings
-from glmtune.models.architecture import stored_bits
+from glmtune.config import Dtype, ModelSettings
+from glmtune.models.architecture import is_wide, stored_bits
 from glmtune.models.checkpoint import (
     WEIGHT_PATTERNS,
     check_checkpoint,
@@ -24,6 +24,7 @@ from glmtune.models.families import FOLDER, all_families, family_of
 from glmtune.models.gguf.files import find_in, is_gguf, open_model
 from glmtune.models.gguf.unpacking import unpack
 from glmtune.models.head import join_rows
+from glmtune.models.precision import on_cpu
 from glmtune.models.releases import check_release
 from glmtune.models.sizes import read_config
 from glmtune.runtime import UserError, release_memory
@@ -83,8 +84,13 @@ def suggest(path: str) -> str:
     return registry.suggest(path, [*EMBEDDED, *known])
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+def choose_dtype(name: Dtype, device: torch.device, wide: bool) -> torch.dtype:
     """Return the torch dtype of a `model.dtype` setting on a device.
+
+    Args:
+        name: the setting.
+        device: where the model is to be.
+        wide: the files hold numbers of 32 bits, which auto does not round on CPUs.
 
     Raises:
         UserError: the device has no such precision.
@@ -96,11 +102,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             f"model.dtype=bfloat16: {torch.cuda.get_device_name(device)} has no bfloat16. Use model.dtype=float16, "
             "which trains with loss scaling, or auto, which chooses it."
         )
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if device.type == "cuda":
+    if name == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.float32
+    if device.type == "cpu":
+        name = on_cpu(name, wide)
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
 
 
 def fetch(place: str, weights: bool) -> str:
@@ -153,7 +159,7 @@ def load_model(
     config, tokenizer = config or load_config(folder), tokenizer or load_tokenizer(folder)
     ends = ends_alone(Path(folder), config, tokenizer.pad_token_id)
     check_release(settings.path, tokenizer, config)
-    dtype = choose_dtype(settings.dtype, device)
+    dtype = choose_dtype(settings.dtype, device, is_wide(config.to_dict()))
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None:
         raise UserError(f"model.path: {settings.path} is a {config.model_type} model, no causal language model.")
@@ -189,7 +195,8 @@ def load_weights(settings: ModelSettings, place: Path, device: torch.device, opt
     """
     from transformers import AutoModelForCausalLM
 
-    from glmtune.models.quantization import check_library_layers, mend_library_layers, pack_embedding
+    from glmtune.models.library_layers import check_library_layers, mend_library_layers
+    from glmtune.models.quantization import arrange, pack_embedding
 
     # Names and shapes are compared here: the library only logs what is missing, and fills in random weights.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -207,6 +214,8 @@ def load_weights(settings: ModelSettings, place: Path, device: torch.device, opt
     check_weights(settings.path, info)
     check_library_layers(model, settings.path)
     mend_library_layers(model)
+    if device.type == "cpu":
+        arrange(model)
     if settings.quantize_embedding:
         pack_embedding(model)
     if settings.bits < 16 and device.type == "cpu":
@@ -238,9 +247,16 @@ def load_quantized(place: Path, bits: int, device: torch.device, options: dict[s
     """
     from transformers import AutoModelForCausalLM
 
-    from glmtune.models.quantization import bits_config
+    config: Any
+    if device.type == "cpu":
+        from glmtune.models.packed_checkpoints import PackedConfig
 
-    options = {**options, "quantization_config": bits_config(bits, options["dtype"]), "device_map": {"": device}}
+        config = PackedConfig(bits)
+    else:
+        from glmtune.models.library_layers import bits_config
+
+        config = bits_config(bits, options["dtype"])
+    options = {**options, "quantization_config": config, "device_map": {"": device}}
     if device.type != "cpu" and not is_gguf(place):
         return AutoModelForCausalLM.from_pretrained(str(place), trust_remote_code=False, **options)
     return load_given(read_weights(place, options), options)

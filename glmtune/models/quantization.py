@@ -1,68 +1,34 @@
 """Linear layers stored at 8 or 4 bits. How a layer is stored is no method: whatever trains beside it does not notice.
 
-Two forms. Checkpoints of 16 bits are quantized by bitsandbytes while they are read (int8, https://arxiv.org/abs/2208.07339;
-nf4 with double quantization, https://arxiv.org/abs/2305.14314). The original packed releases (`chatglm-6b-int8`,
-`chatglm-6b-int4`: `quantization_bit` in their config.json) are kept as they are: symmetric, one scale a row, of the
-int4 values the first in the high nibble; `PackedLinear` computes with them on every device.
+The original packed releases (`chatglm-6b-int8`, `chatglm-6b-int4`: `quantization_bit` in their config.json) keep their
+numbers; on CPUs, checkpoints of 16 bits become layers of the same class while they are read (`packed_checkpoints`), and
+`PackedLinear` computes with them on every device. What a number of bits means is in `packing`; on GPUs, bitsandbytes
+stores checkpoints of 16 bits (`library_layers`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from glmtune.models.architecture import CHUNK
+from glmtune.models.architecture import CHUNK, group_size
+from glmtune.models.packing import BLOCK, dequantize, has_blocks, in_blocks, pack, unpack
 from glmtune.runtime import UserError
 
 EMBEDDING_BITS = 8  # of `quantize_embedding`; at 4 bits a row, every token would be heard less clearly
-
-
-def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Quantize a matrix as the original does, row by row.
-
-    Args:
-        weight: (rows, columns), floating point.
-        bits: 8 or 4.
-
-    Returns:
-        packed: (rows, columns * bits / 8) int8.
-        scale: (rows,) fp16. A row of zeros has scale 0.
-    """
-    largest = 2 ** (bits - 1) - 1
-    scale = (weight.abs().amax(dim=1) / largest).half()
-    # The quotient is taken in the precision of the weight, and the rare one that leaves the range of a subnormal scale
-    # is clamped: the original lets it wrap around.
-    quotient = weight / scale.to(weight.dtype)[:, None]
-    integers = quotient.round().nan_to_num(0.0).clamp(-largest - 1, largest).to(torch.int8)
-    if bits == 8:
-        return integers, scale
-    return (integers[:, ::2] << 4) | (integers[:, 1::2] & 0x0F), scale
-
-
-def unpack(packed: Tensor, bits: int) -> Tensor:
-    """Turn (rows, columns * bits / 8) int8 into (rows, columns) int8."""
-    if bits == 8:
-        return packed
-    return torch.stack((packed >> 4, (packed << 4) >> 4), dim=-1).flatten(-2)
-
-
-def dequantize(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Return (rows, columns) in `dtype`. In fp16 the product is taken in fp16, as the original does; else in fp32."""
-    precision = torch.float16 if dtype == torch.float16 else torch.float32
-    return unpack(packed, bits).to(precision).mul_(scale.to(precision)[:, None]).to(dtype)
+FEW_ROWS = 32  # for which unpacking a matrix takes longer than reading it packed, again for every few of them
 
 
 class PackedProduct(torch.autograd.Function):
     """x @ W.T with W unpacked a few rows at a time, again in the backward pass: W itself is never there, nor is x kept.
 
-    But for fp16, which it could overflow, the integers are multiplied as they are (bf16 holds them exactly) and the
-    scales, one for each output, come after: no number of W is rounded or touched twice.
+    But for fp16, which it could overflow, the integers of a row are multiplied as they are (bf16 holds them exactly)
+    and the scales, one for each output, come after: no number of W is rounded or touched twice.
     """
 
     @staticmethod
@@ -70,10 +36,7 @@ class PackedProduct(torch.autograd.Function):
         """Map (..., columns) -> (..., rows)."""
         ctx.save_for_backward(packed, scale)
         ctx.bits = bits
-        outputs = inputs.new_empty((*inputs.shape[:-1], len(packed)))
-        for rows, weight, after in unpacked_rows(packed, scale, bits, inputs.dtype):
-            outputs[..., rows] = inputs @ weight.T if after is None else (inputs @ weight.T).mul_(after)
-        return outputs
+        return multiply(inputs, packed, scale, bits)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -88,13 +51,61 @@ class PackedProduct(torch.autograd.Function):
         return total.to(gradient.dtype), None, None, None
 
 
+def multiply(inputs: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Map (..., columns) -> (..., rows): few rows as they are packed, by torch's kernels, many as floats."""
+    if inputs.numel() <= FEW_ROWS * inputs.shape[-1] and has_kernel(inputs, packed, bits):
+        return multiply_packed(inputs, packed, scale, bits)
+    outputs = inputs.new_empty((*inputs.shape[:-1], len(packed)))
+    for rows, weight, after in unpacked_rows(packed, scale, bits, inputs.dtype):
+        outputs[..., rows] = inputs @ weight.T if after is None else (inputs @ weight.T).mul_(after)
+    return outputs
+
+
+def has_kernel(inputs: Tensor, packed: Tensor, bits: int) -> bool:
+    """Return whether torch multiplies by a packed matrix as it is. In other precisions its kernels are slow loops."""
+    if inputs.device.type != "cpu" or inputs.dtype != torch.bfloat16 or inputs.shape[-1] % 32 or len(packed) % 16:
+        return False
+    return bits == 8 or (packed.dtype == torch.uint8 and has_blocks())
+
+
+def multiply_packed(inputs: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Map (..., columns) -> (..., rows) by the kernels that read a packed matrix once. Scales of rows come after."""
+    rows, columns = len(packed), inputs.shape[-1]
+    flat = inputs.reshape(-1, columns)
+    if bits == 8:
+        outputs = torch.ops.aten._weight_int8pack_mm(flat, packed, ones(rows))
+    else:
+        groups = scale if scale.ndim == 3 else bare_groups(rows, columns)
+        outputs = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, packed, columns // len(groups), groups)
+    if scale.ndim == 1:
+        outputs.mul_(scale)
+    return outputs.view(*inputs.shape[:-1], rows)
+
+
+@cache
+def ones(rows: int) -> Tensor:
+    """Return (rows,) scales that change nothing."""
+    return torch.ones(rows, dtype=torch.bfloat16)
+
+
+@cache
+def bare_groups(rows: int, columns: int) -> Tensor:
+    """Return (groups, rows, 2) scales and zeros with which nibbles are the numbers -8 to 7."""
+    size = next(size for size in (256, 128, 64, 32) if columns % size == 0)
+    return torch.tensor([1.0, 0.0], dtype=torch.bfloat16).repeat(columns // size, rows, 1)
+
+
 def unpacked_rows(
     packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield (rows, their numbers in `dtype`, the scales that are yet to be applied) of a packed matrix."""
     step = max(1, CHUNK * bits // (8 * packed.shape[1]))
+    if packed.dtype == torch.uint8:
+        step = max(1, step // BLOCK) * BLOCK
     for rows in (slice(start, start + step) for start in range(0, len(packed), step)):
-        if dtype == torch.float16:
+        if scale.ndim == 3:
+            yield rows, dequantize(packed[rows], scale[:, rows], bits, dtype), None
+        elif dtype == torch.float16:
             yield rows, dequantize(packed[rows], scale[rows], bits, dtype), None
         else:
             yield rows, unpack(packed[rows], bits).to(dtype), scale[rows].float()
@@ -104,7 +115,8 @@ def packed_linear(inputs: Tensor, packed: Tensor, scale: Tensor, bits: int, bias
     """Compute (..., columns) -> (..., rows), in the precision of autocast where that is on."""
     device = inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
-    outputs = PackedProduct.apply(inputs.to(dtype), packed, scale, bits)
+    product = PackedProduct.apply if inputs.requires_grad and torch.is_grad_enabled() else multiply
+    outputs = product(inputs.to(dtype), packed, scale, bits)
     return outputs if bias is None else outputs.add_(bias.to(dtype))
 
 
@@ -113,19 +125,23 @@ class PackedLayer(nn.Module):
 
     Attributes:
         bits: 8 or 4.
-        weight: (rows, columns * bits / 8) int8.
-        weight_scale: (rows,) fp32; checkpoints hold fp16.
+        weight: (rows, columns * bits / 8) int8; of 4 bits in blocks, uint8.
+        weight_scale: (rows,) fp32, where checkpoints hold fp16; or (groups, rows, 2) bf16.
         dtype: the precision that the model computes in.
     """
 
     weight: Tensor
     weight_scale: Tensor
 
-    def set_storage(self, rows: int, columns: int, bits: int, dtype: torch.dtype | None) -> None:
-        """Make empty storage of a (rows, columns) matrix."""
+    def set_storage(self, rows: int, columns: int, bits: int, dtype: torch.dtype | None, grouped: bool = False) -> None:
+        """Make empty storage of a (rows, columns) matrix: by rows, or by groups."""
         self.bits = bits
-        self.weight = nn.Parameter(torch.empty(rows, columns * bits // 8, dtype=torch.int8), requires_grad=False)
-        self.weight_scale = nn.Parameter(torch.empty(rows, dtype=torch.float32), requires_grad=False)
+        packed = torch.empty(rows, columns * bits // 8, dtype=torch.uint8 if grouped else torch.int8)
+        scale = torch.empty(rows, dtype=torch.float32)
+        if grouped:
+            scale = torch.empty(columns // group_size(columns), rows, 2, dtype=torch.bfloat16)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.weight_scale = nn.Parameter(scale, requires_grad=False)
         self.dtype = dtype or torch.get_default_dtype()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -137,15 +153,30 @@ class PackedLayer(nn.Module):
 
 
 class PackedLinear(PackedLayer, nn.Linear):
-    """A frozen linear layer in the original's packed form. Gradients go through it, to what stands before it."""
+    """A frozen linear layer of packed numbers. Gradients go through it, to what stands before it."""
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, bits: int = 8, dtype: torch.dtype | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        bits: int = 8,
+        dtype: torch.dtype | None = None,
+        grouped: bool = False,
     ):
         nn.Module.__init__(self)
         self.in_features, self.out_features = in_features, out_features
-        self.set_storage(out_features, in_features, bits, dtype)
+        self.set_storage(out_features, in_features, bits, dtype, grouped)
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, dtype=dtype)) if bias else None)
+
+    @property
+    def W_q(self) -> Tensor:
+        """The packed numbers: what has this name, peft asks for its floats, which DoRA needs."""
+        return self.weight
+
+    def dequantize(self) -> Tensor:
+        """Return the (out_features, in_features) numbers that the layer stands for."""
+        return dequantize(self.weight, self.weight_scale, self.bits, self.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) -> (..., out_features)."""
@@ -201,6 +232,16 @@ def fill(layer: PackedLayer, weight: Tensor) -> None:
     layer.weight_scale = nn.Parameter(torch.cat(scales).float(), requires_grad=False)
 
 
+def arrange(model: nn.Module) -> None:
+    """Put linear layers of an original release of 4 bits into blocks, where the processor's kernel reads them so."""
+    for layer in model.modules():
+        if not isinstance(layer, PackedLinear) or layer.bits == 8 or layer.weight.dtype == torch.uint8:
+            continue
+        head = any(other.weight is layer.weight for other in model.modules() if isinstance(other, PackedEmbedding))
+        if not head and layer.in_features % 32 == 0 and layer.out_features % 16 == 0 and has_blocks():
+            layer.weight = nn.Parameter(in_blocks(layer.weight), requires_grad=False)
+
+
 def unpack_layers(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace the packed layers of a model, also those with updates beside them, by ordinary ones of the same numbers.
 
@@ -224,69 +265,6 @@ def unpack_layers(model: nn.Module, dtype: torch.dtype) -> None:
                 plain = nn.Embedding(layer.num_embeddings, layer.embedding_dim, device="meta")
             plain.register_parameter("weight", weight)
             setattr(module, name, plain)
-
-
-def bits_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return bitsandbytes' settings for 8 or 4 bits, computing in `dtype`.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"model.bits={bits} needs bitsandbytes, which is not installed: pip install 'glmtune[quantization]'. "
-            "Or leave model.bits at 16."
-        )
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-
-
-def check_library_layers(model: nn.Module, path: str) -> None:
-    """See whether bitsandbytes' layers hold what it packed; weights of another form it leaves as they are, silently.
-
-    Raises:
-        UserError: one holds a plain weight, which it cannot compute with.
-    """
-    for name, module in model.named_modules():
-        if type(module).__module__.startswith("bitsandbytes.") and type(module.weight) is nn.Parameter:
-            raise UserError(
-                f"model.path: the weights of {path} are not packed ({name}.weight is {module.weight.dtype}), but its "
-                "config.json has a quantization_config. Delete that there, and set model.bits instead."
-            )
-
-
-def mend_library_layers(model: nn.Module) -> None:
-    """Break two habits of bitsandbytes' layers that training suffers from.
-
-    Those of 4 bits repack their weights for bf16 kernels of some CPUs at the first call in evaluation mode, and from
-    then on no gradient passes through them, silently, also in training; and the model answers otherwise than it did
-    while it learned. Those of 8 bits keep what they got for the backward pass, which does not need it, out of reach of
-    gradient checkpointing, and round it to 8 bits on GPUs.
-    """
-    for module in model.modules():
-        if "support_avx512bf16_for_cpu" in vars(module):
-            vars(module)["support_avx512bf16_for_cpu"] = False
-        kind = type(module)  # peft has a wrapper of the same name
-        if kind.__name__ == "Linear8bitLt" and kind.__module__.startswith("bitsandbytes."):
-            module.__class__ = int8_linear()
-
-
-@cache
-def int8_linear() -> type[nn.Linear]:
-    """Return bitsandbytes' layer of 8 bits, computing as `PackedLinear` does: integers are scaled row by row, too."""
-    from bitsandbytes.nn import Linear8bitLt
-
-    class Int8Linear(Linear8bitLt):
-        weight: Any
-
-        def forward(self, x: Tensor) -> Tensor:
-            largest = self.weight.SCB if self.state.SCB is None else self.state.SCB  # of each row
-            return packed_linear(x, self.weight.data, largest.to(x.device) / 127, 8, self.bias)
-
-    return Int8Linear
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -51,7 +51,7 @@ def make_arguments(
     Raises:
         UserError: the device cannot train in the recipe's precision, or an optional package is missing.
     """
-    dtype = choose_dtype(recipe.model.dtype, device)
+    dtype = choose_dtype(recipe.model.dtype, device, wide=True)  # of a plan it is decided
     check_precision(dtype, device)
     if torch.distributed.is_torchelastic_launched():
         raise UserError("torchrun: several processes are not supported yet. Start glmtune without it.")

@@ -14,7 +14,8 @@ from typing import Literal
 
 from glmtune.config import Recipe
 from glmtune.methods import TrainableSpec
-from glmtune.models.architecture import CHUNK, Architecture, LinearLayer, Part
+from glmtune.models.architecture import CHUNK, Architecture, LinearLayer, Part, packed_bytes
+from glmtune.models.precision import on_cpu
 from glmtune.training.optimizers import TABLE
 
 Device = Literal["cuda", "cpu"]
@@ -56,7 +57,9 @@ class Estimate:
     def compute(self) -> int:
         """Bytes of a number in computations: of the base's precision, to which they are autocast."""
         dtype = self.recipe.model.dtype
-        return 4 if dtype == "float32" or (dtype == "auto" and self.device == "cpu") else 2
+        if self.device == "cpu":
+            dtype = on_cpu(dtype, self.architecture.wide)
+        return 4 if dtype == "float32" else 2
 
     @property
     def residual(self) -> int:
@@ -70,6 +73,12 @@ class Estimate:
         """Storage of the blocks' linear layers."""
         return min(self.recipe.model.bits, self.architecture.stored_bits)
 
+    @property
+    def nf4(self) -> bool:
+        """Whether these are bitsandbytes' layers of 4 bits, which become floats whole; ours do a few rows at a time."""
+        a = self.architecture
+        return self.bits == 4 and not a.packed and not a.grouped and (self.device == "cuda" or a.stored_bits == 4)
+
     # What is there all the time
 
     @cached_property
@@ -82,7 +91,8 @@ class Estimate:
         if self.bits < 16:
             linears = matrices * self.bits / 8 + rows * 4
             if self.bits == 4 and not a.packed:
-                linears = matrices * NF4
+                ours = (packed_bytes(layer.outputs, layer.inputs, self.bits) for layer in a.linears)
+                linears = matrices * NF4 if self.nf4 else a.num_layers * sum(ours)
         embedding = a.embedding_parameters * width
         if a.packed_embedding or self.recipe.model.quantize_embedding:
             bits = a.stored_bits if a.packed_embedding else 8
@@ -148,8 +158,7 @@ class Estimate:
     def saved_by_mlp(self, length: int) -> int:
         """Return the same of its MLP: what the activation function gets, and where it is gated, the two factors."""
         inner = self.architecture.mlp_width * (3 if self.architecture.gated else 1)
-        nf4 = self.bits == 4 and not self.architecture.packed
-        size = max(self.compute, self.residual) if nf4 else self.compute  # which give what they get
+        size = max(self.compute, self.residual) if self.nf4 else self.compute  # which give what they get
         return length * (size * inner + self.saved_by_norms // 2)
 
     @property
@@ -221,8 +230,7 @@ class Estimate:
         largest = max(layer.inputs * layer.outputs for layer, _ in self.architecture.matrices)
         if self.bits == 16:
             return 0
-        nf4 = self.bits == 4 and not self.architecture.packed
-        return largest * self.compute if nf4 else min(largest, CHUNK) * (2 + self.compute)
+        return largest * self.compute if self.nf4 else min(largest, CHUNK) * (2 + self.compute)
 
     def answers(self, batch: int, length: int) -> int:
         """Return what decoding takes: the cache, and what reading prompts of nearly that length needs on top.

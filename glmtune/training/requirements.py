@@ -9,7 +9,7 @@ from glmtune import distributed
 from glmtune.config import Recipe
 from glmtune.methods import Method
 from glmtune.models import loading
-from glmtune.models.architecture import stored_bits
+from glmtune.models.architecture import is_wide, stored_bits
 from glmtune.runtime import UserError
 from glmtune.training import optimizers, trackers
 
@@ -30,7 +30,11 @@ def check_packages(recipe: Recipe, config: PreTrainedConfig) -> None:
     bits, training = recipe.model.bits, recipe.training
     optimizers.check_installed(training.optimizer)
     trackers.check_installed(training.trackers)
-    if bits < stored_bits(config) and importlib.util.find_spec("bitsandbytes") is None:
+    if (
+        bits < stored_bits(config)
+        and distributed.local_device().type == "cuda"
+        and importlib.util.find_spec("bitsandbytes") is None
+    ):
         raise UserError(
             f"model.bits={bits}: bitsandbytes is not installed. pip install 'glmtune[quantization]', or leave it out."
         )
@@ -45,7 +49,7 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, method: Method) -> Non
     from glmtune.training.arguments import check_precision
 
     settings, device = recipe.model, distributed.local_device()
-    check_precision(loading.choose_dtype(settings.dtype, device), device)
+    check_precision(loading.choose_dtype(settings.dtype, device, is_wide(config.to_dict())), device)
     method.check_storage(settings, stored_bits(config))
     loading.check_bits(settings, config)
 

@@ -257,6 +257,8 @@ def is_honoured(name: str, past: Past, now: Past) -> bool:
     """Return whether a setting may be changed on the way."""
     if name in ("training.batch_size", "training.gradient_accumulation_steps"):
         return past.recipe.training.examples_per_step == now.recipe.training.examples_per_step
+    if name == "model.dtype":  # an older run did not say what it was on its machine
+        return past.recipe.model.dtype == "auto"
     if name == "model.path":
         return past.base is not None and past.base == now.base
     if name in ("task.file", "task.held_out_file"):

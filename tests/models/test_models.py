@@ -175,20 +175,28 @@ def test_a_hub_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, tmp
     ],
 )
 def test_dtype(name: str, device: str, expected: torch.dtype) -> None:
-    assert loading.choose_dtype(name, torch.device(device)) == expected
+    assert loading.choose_dtype(name, torch.device(device), wide=True) == expected
 
 
 @pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_dtype_of_a_gpu(monkeypatch: pytest.MonkeyPatch, has_it: bool, expected: torch.dtype) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_it)
-    assert loading.choose_dtype("auto", torch.device("cuda")) == expected
+    assert loading.choose_dtype("auto", torch.device("cuda"), wide=False) == expected
+
+
+@pytest.mark.parametrize(("units", "wide"), [(True, True), (True, False), (False, False)])
+def test_dtype_of_a_cpu(monkeypatch: pytest.MonkeyPatch, units: bool, wide: bool) -> None:
+    """Files of 32 bits are not rounded unasked."""
+    monkeypatch.setattr("glmtune.models.precision.has_bf16_units", lambda: units)
+    expected = torch.bfloat16 if units and not wide else torch.float32
+    assert loading.choose_dtype("auto", torch.device("cpu"), wide) == expected
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_settings_reach_the_model(tiny_checkpoint: Path, dtype: str, attention: str) -> None:
     model, tokenizer = load(tiny_checkpoint, dtype=dtype, attention=attention)
-    assert model.dtype == loading.choose_dtype(dtype, torch.device("cpu"))
+    assert model.dtype == loading.choose_dtype(dtype, torch.device("cpu"), wide=True)
     assert model.config._attn_implementation == attention
     assert not model.training and tokenizer.pad_token_id is not None
     assert loading.max_length(model.config) == 128

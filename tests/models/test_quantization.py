@@ -16,19 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 import glmtune
 from glmtune.config import ModelSettings
 from glmtune.methods.lora import Lora, LoraSettings
 from glmtune.models import loading, quantization
-from glmtune.models.quantization import (
-    PackedEmbedding,
-    PackedLinear,
-    count_parameters,
-    dequantize,
-    pack,
-    unpack,
-)
+from glmtune.models.library_layers import bits_config
+from glmtune.models.packed_checkpoints import pack_layers, pack_matrix
+from glmtune.models.packing import dequantize, in_blocks, pack, pack_groups, unpack
+from glmtune.models.quantization import PackedEmbedding, PackedLinear, count_parameters
 from glmtune.runtime import UserError
 
 GLM1 = Path(__file__).parents[1] / "golden/glm1"
@@ -191,7 +188,6 @@ def test_adapters_learn_on_packed_weights(packed: Packs, bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantizes_while_reading(tiny_checkpoint: Path, bits: int) -> None:
-    pytest.importorskip("bitsandbytes")
     plain, tokenizer = glmtune.load(tiny_checkpoint)
     model, _ = glmtune.load(tiny_checkpoint, bits=bits)
     assert is_quantized(model) and not is_quantized(plain)
@@ -203,10 +199,13 @@ def test_quantizes_while_reading(tiny_checkpoint: Path, bits: int) -> None:
     assert torch.corrcoef(torch.stack((expected.flatten(), found.flatten())))[0, 1] > (0.99 if bits == 8 else 0.7)
 
 
-def test_gradients_pass_after_an_evaluation(tiny_checkpoint: Path) -> None:
+def test_gradients_pass_after_an_evaluation(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """bitsandbytes repacks 4-bit weights on some CPUs at the first answer; no gradient would pass from then on."""
     pytest.importorskip("bitsandbytes")
-    model, tokenizer = glmtune.load(tiny_checkpoint, bits=4)
+    stored = Path(shutil.copytree(tiny_checkpoint, tmp_path / "stored"))
+    config = bits_config(4, torch.float32)
+    AutoModelForCausalLM.from_pretrained(tiny_checkpoint, quantization_config=config).save_pretrained(stored)
+    model, tokenizer = glmtune.load(stored)
     ids = torch.tensor([tokenizer("1+2=")["input_ids"]])
     embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
     gradients = []
@@ -221,7 +220,6 @@ def test_gradients_pass_after_an_evaluation(tiny_checkpoint: Path) -> None:
 
 
 def test_shards_are_read_one_by_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
     model, tokenizer = glmtune.load(tiny_checkpoint)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     tokenizer.save_pretrained(tmp_path / "sharded")
@@ -234,8 +232,6 @@ def test_shards_are_read_one_by_one(tiny_checkpoint: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_the_embedding_at_8_bits(tiny_checkpoint: Path, bits: int) -> None:
-    if bits < 16:
-        pytest.importorskip("bitsandbytes")
     model, tokenizer = glmtune.load(tiny_checkpoint, bits=bits, quantize_embedding=True)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert isinstance(embedding, PackedEmbedding) and isinstance(head, PackedLinear)
@@ -284,7 +280,8 @@ def test_plain_weights_that_are_said_to_be_packed(tiny_checkpoint: Path, tmp_pat
     with pytest.raises(UserError, match=r"are not packed \(transformer\.layers\.0.*weight is torch\.float32\)"):
         glmtune.load(folder)
     stored = Path(shutil.copytree(tiny_checkpoint, tmp_path / "stored"))
-    glmtune.load(tiny_checkpoint, bits=bits)[0].save_pretrained(stored)
+    config = bits_config(bits, torch.float32)
+    AutoModelForCausalLM.from_pretrained(tiny_checkpoint, quantization_config=config).save_pretrained(stored)
     assert is_quantized(glmtune.load(stored)[0])
 
 
@@ -294,10 +291,10 @@ def test_other_bits_are_refused(tiny_checkpoint: Path, bits: Any) -> None:
         glmtune.load(tiny_checkpoint, bits=bits)
 
 
-def test_says_what_to_install(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
     with pytest.raises(UserError, match=r"pip install 'glmtune\[quantization\]'"):
-        glmtune.load(tiny_checkpoint, bits=4)
+        bits_config(4, torch.bfloat16)
 
 
 def test_fresh_weights_are_not_quantized(tiny_checkpoint: Path) -> None:
@@ -341,13 +338,79 @@ def test_what_a_layer_got_is_not_kept(tiny_checkpoint: Path, packed: Packs, laye
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_8_bits_of_the_library_are_ours(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
+def test_8_bits_of_the_library_are_ours(tiny_checkpoint: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     """The same integers with scales row by row; what comes in is not rounded to 8 bits."""
     pytest.importorskip("bitsandbytes")
-    model, _ = glmtune.load(tiny_checkpoint, bits=8, dtype=str(dtype).removeprefix("torch."))
+    stored = Path(shutil.copytree(tiny_checkpoint, tmp_path / "stored"))
+    config = bits_config(8, dtype)
+    AutoModelForCausalLM.from_pretrained(tiny_checkpoint, quantization_config=config).save_pretrained(stored)
+    model, _ = glmtune.load(stored, dtype=str(dtype).removeprefix("torch."))
     linear = model.transformer.layers[0].mlp.dense_h_to_4h
     inputs = torch.randn(5, linear.in_features, dtype=dtype)
     weight = linear.weight.data.float() * linear.weight.SCB[:, None] / 127
     expected = nn.functional.linear(inputs.float(), weight, linear.bias.float())
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2 * expected.abs().max().item()
     torch.testing.assert_close(linear(inputs).float(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (80, 32), (208, 96), (16, 256), (12, 20)])
+@pytest.mark.parametrize("form", ["rows of 8", "rows of 4", "groups of 4"])
+@pytest.mark.parametrize("count", [1, 5, quantization.FEW_ROWS, quantization.FEW_ROWS + 1])
+def test_products_are_those_of_the_numbers(shape: tuple[int, int], form: str, count: int) -> None:
+    """Of few inputs by torch's kernels, of many as floats, of shapes that kernels do not take: up to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bits = torch.randn(shape, generator=generator), 8 if form == "rows of 8" else 4
+    if form == "groups of 4" and shape == (12, 20):
+        bits = 8  # which has no groups
+    packed, scale = pack_matrix(weight, bits) if form == "groups of 4" else pack(weight, bits)
+    if form == "rows of 4" and shape != (12, 20):
+        blocks = in_blocks(packed)
+        assert torch.equal(unpack(blocks, 4), unpack(packed, 4))
+        packed = blocks
+    scale = scale if scale.ndim == 3 else scale.float()
+    inputs = torch.randn(count, shape[1], generator=generator).bfloat16()
+    expected = inputs.float() @ dequantize(packed, scale, bits, torch.float32).T
+    found = quantization.multiply(inputs, packed, scale, bits)
+    torch.testing.assert_close(found.float(), expected, rtol=2**-6, atol=2**-7 * float(expected.abs().max()))
+    exact = quantization.multiply(inputs.float(), packed, scale, bits)
+    torch.testing.assert_close(exact, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_groups_are_half_a_step_from_the_weight() -> None:
+    weight = torch.randn(80, 192, generator=torch.Generator().manual_seed(0))
+    packed, scale = pack_groups(weight)
+    step = scale[..., 0].T.float().repeat_interleave(64, dim=1)
+    assert ((dequantize(packed, scale, 4, torch.float32) - weight).abs() <= 0.6 * step).all()
+    assert torch.equal(dequantize(*pack_groups(torch.zeros(16, 32)), 4, torch.float32), torch.zeros(16, 32))
+
+
+def test_gradients_go_through_groups() -> None:
+    layer = PackedLinear(64, 32, bits=4, grouped=True)
+    packed, scale = pack_groups(torch.randn(32, 64))
+    layer.weight.data, layer.weight_scale.data = packed, scale
+    plain = nn.Linear(64, 32)
+    plain.weight.data, plain.bias = layer.dequantize(), layer.bias
+    inputs = torch.randn(3, 64, requires_grad=True)
+    gradients = [torch.autograd.grad(module(inputs).square().sum(), inputs)[0] for module in (plain, layer)]
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_files_are_what_was_packed(tiny_checkpoint: Path, tmp_path: Path, bits: int) -> None:
+    """Packed while read, packed where it is, or read packed: one model. It is told where other bits are asked for."""
+    model, tokenizer = glmtune.load(tiny_checkpoint, bits=bits)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == {
+        "quant_method": "glmtune",
+        "bits": bits,
+    }
+    ids = torch.tensor([tokenizer("1+2=")["input_ids"]])
+    again, _ = glmtune.load(tmp_path)
+    packed, _ = glmtune.load(tiny_checkpoint)
+    pack_layers(packed, bits)
+    for other in (again, packed, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        assert torch.equal(other(ids).logits, model(ids).logits)
+        assert is_quantized(other)
+    with pytest.raises(UserError, match=f"stored at {bits} bits already"):
+        glmtune.load(tmp_path, bits=12 - bits)

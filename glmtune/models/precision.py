@@ -1,0 +1,42 @@
+"""Which precision `model.dtype=auto` is. No torch here: `glmtune estimate` asks, too."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from glmtune.config import Dtype
+
+# What systems call the units: of Intel and AMD, and of Arm.
+UNITS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+@cache
+def has_bf16_units() -> bool:
+    """Return whether this processor multiplies numbers of bfloat16, as its system tells."""
+    if platform.system() == "Darwin":
+        asked = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
+        try:
+            return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() == "1"
+        except OSError:
+            return False
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return bool(UNITS & set(flags.split()))
+
+
+def on_cpu(name: Dtype, wide: bool) -> Dtype:
+    """Return the precision of a `model.dtype` setting on a CPU.
+
+    Args:
+        name: the setting.
+        wide: the files hold numbers of 32 bits (`Architecture.wide`); auto does not round them.
+    """
+    if name != "auto":
+        return name
+    return "bfloat16" if has_bf16_units() and not wide else "float32"
