@@ -161,6 +161,7 @@ def export(
     settings: Settings | None = None,
     *,
     dtype: Precision = "auto",
+    bits: int = 16,
     overwrite: bool = False,
     push_to_hub: str | None = None,
     trust_code: bool = False,
@@ -173,6 +174,7 @@ def export(
         output: folder or, of gguf, file to write; default: in the run folder.
         settings: in place of those of the run.
         dtype: precision of the files; auto: that of the base.
+        bits: 8 or 4: store the linear layers of `merged` so; such a folder is loaded as it is, also to train on it.
         overwrite: replace an output that is there already.
         push_to_hub: repository to upload to; never without.
         trust_code: run .py files that only the target's recipe names. What `settings` name is run.
@@ -187,7 +189,7 @@ def export(
     from glmtune.trust import Trust
 
     place, trust = None if output is None else str(output), Trust(everything=trust_code)
-    return run(target, to, place, as_overrides(settings), dtype, overwrite, push_to_hub, trust=trust)
+    return run(target, to, place, as_overrides(settings), dtype, overwrite, push_to_hub, trust=trust, bits=bits)
 
 
 @takes_names

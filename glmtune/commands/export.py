@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="precision of the files (default: that of the base); q8_0, of gguf alone: 8.5 bits a number",
     )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(16, 8, 4),
+        default=16,
+        help="store the linear layers of --to merged at 8 or 4 bits: small files, which are loaded as they are",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     parser.add_argument("--push-to-hub", metavar="NAME/REPOSITORY", help="upload it; nothing is uploaded without this")
     add_trust(parser)
@@ -55,6 +62,7 @@ def main(options: argparse.Namespace) -> None:
         options.push_to_hub,
         Console(),
         trust_of(options),
+        options.bits,
     )
     show(place)
 
@@ -69,6 +77,7 @@ def run(
     push: str | None = None,
     console: Console | None = None,
     trust: Trust = REMEMBERED,
+    bits: int = 16,
 ) -> Path:
     """Export a model, and publish it only if it is the one that was trained.
 
@@ -82,6 +91,7 @@ def run(
         push: hub repository to upload to; never without.
         console: where to print.
         trust: what becomes of code that the target's recipe names.
+        bits: at which linear layers are stored; below 16 of `merged` alone.
 
     Returns:
         Where it is.
@@ -102,11 +112,11 @@ def run(
     from glmtune.exports.exporting import check_disk, export_checked, few_held_out, refuse
     from glmtune.exports.upload import upload
 
-    refuse(origin, to, precision)
+    refuse(origin, to, precision, bits)
     check_disk(place, origin, precision, copies=2 if to == "gguf" else 1)
     examples = few_held_out(origin)
     try:
-        export_checked(origin, to, place, precision, examples, console)
+        export_checked(origin, to, place, precision, examples, console, bits)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Nothing was exported.") from None
     if push is not None:

@@ -104,7 +104,7 @@ class ModelSettings(Settings):
     bits: Literal[16, 8, 4] = Field(
         16,
         description="storage of the frozen linear layers: 16 leaves them in `dtype`; 8 (int8) and 4: on a CPU whole "
-        "numbers in groups of 64, on a GPU nf4 with double quantization, by bitsandbytes",
+        "numbers in groups of 32, on a GPU nf4 with double quantization, by bitsandbytes",
     )
     quantize_embedding: bool = Field(
         False, description="also store the embedding and the head, at 8 bits (ChatGLM-6B: 0.5 GB less)"

@@ -31,6 +31,7 @@ from glmtune.models import loading
 from glmtune.models.architecture import storage, stored_bits
 from glmtune.models.checkpoint import weight_files
 from glmtune.models.gguf.files import is_gguf, open_model
+from glmtune.models.packed_checkpoints import pack_layers
 from glmtune.resolution import ResolvedModel, resolve
 from glmtune.runtime import UserError
 
@@ -56,8 +57,11 @@ def export_checked(
     precision: Precision,
     examples: Sequence[Example],
     console: Console,
+    bits: int = 16,
 ) -> None:
     """Load, merge, write, read back and compare; the export takes its name at the end.
+
+    What is stored at fewer `bits` is another model: the files are compared with it, and its answers with those before.
 
     Raises:
         UserError: it answers otherwise, or the disk is full.
@@ -74,6 +78,11 @@ def export_checked(
     storage = compare_storage(origin, whole, tokenizer, examples)
     if storage is not None:
         console.print(describe_storage(storage), highlight=False, soft_wrap=True)
+    if bits < 16:
+        pack_layers(whole.to(dtype), bits)  # type: ignore[arg-type]
+        at_16, before = before, ask(whole, tokenizer, problems, origin.recipe.generation)
+        equal = sum(old == new for old, new in zip(at_16.texts, before.texts, strict=True))
+        console.print(f"Stored at {bits} bits, it answers {equal} of {len(problems)} of them as at 16.")
     with staged(place, to) as folder:
         (save_original if to == "original" else save_merged)(whole, tokenizer, folder, dtype)
         family = whole.config.model_type
@@ -82,6 +91,8 @@ def export_checked(
         verification = verify(folder, origin, working, before, problems, dtype, rounded=precision == "q8_0")
         if storage is not None:
             verification["storage"] = storage
+        if bits < 16:
+            verification["packed"] = {"bits": bits, "answers_as_at_16": equal}
         write_provenance(folder, place.name, origin, to, family, precision, verification, problems[0])
         if to == "gguf":
             write_gguf(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
@@ -104,7 +115,7 @@ def few_held_out(origin: ResolvedModel) -> Sequence[Example]:
     return select_held_out(recipe, origin.task, origin.tokenizer, origin.limit, whole=False)
 
 
-def refuse(origin: ResolvedModel, to: Layout, precision: Precision) -> None:
+def refuse(origin: ResolvedModel, to: Layout, precision: Precision, bits: int = 16) -> None:
     """Tell what cannot be had before anything is loaded.
 
     Raises:
@@ -123,6 +134,8 @@ def refuse(origin: ResolvedModel, to: Layout, precision: Precision) -> None:
             f"{origin.base} is stored at {stored['stored_bits']} bits; an update merged into it would be rounded away. "
             "Name the 16-bit release of the same model: model.path=..."
         )
+    if bits < 16 and to != "merged":
+        raise UserError(f"--bits {bits}: is a form of transformers' layout (--to merged), not of --to {to}.")
     if precision == "q8_0" and to != "gguf":
         raise UserError(f"--dtype q8_0: is a form of numbers in GGUF files, not of --to {to}. Try bfloat16.")
     if origin.run is not None and origin.run.report.is_file():

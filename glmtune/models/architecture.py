@@ -69,8 +69,8 @@ class LinearLayer:
 
 
 def group_size(columns: int) -> int:
-    """Return how many numbers of a row share a scale and a zero at 4 bits; 0 where the row has no such groups."""
-    return next((size for size in (64, 32) if columns % size == 0), 0)
+    """Return how many numbers of a row share a scale and a zero at 4 bits; 0 where it cannot be parted so."""
+    return 0 if columns % 32 else 32
 
 
 def packed_bits(rows: int, columns: int, bits: int) -> int:

@@ -17,9 +17,11 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from glmtune.models.architecture import CHUNK, OWN_FORMAT, packed_bits
+from glmtune.models.architecture import OWN_FORMAT, packed_bits
 from glmtune.models.packing import BLOCK, pack, pack_groups
 from glmtune.models.quantization import PackedLinear
+
+PIECE = 2**18  # numbers that are packed at a time: what is made of them on the way stays in the processor's cache
 
 
 @register_quantization_config(OWN_FORMAT)
@@ -56,7 +58,7 @@ class Pack(ConversionOps):
 def pack_matrix(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Return the packed numbers and the scales of a (rows, columns) matrix, as `PackedLinear` holds them."""
     rows, columns = weight.shape
-    step = max(BLOCK, CHUNK // 4 // columns // BLOCK * BLOCK)
+    step = max(BLOCK, PIECE // columns // BLOCK * BLOCK)
     if packed_bits(rows, columns, bits) == 8:
         parts = [pack(some.float(), 8) for some in weight.split(step)]
         return torch.cat([packed for packed, _ in parts]), torch.cat([scale for _, scale in parts]).float()

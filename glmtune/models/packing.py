@@ -3,7 +3,7 @@
 By rows, int8, one scale a row: the original packed releases of ChatGLM-6B and all matrices of 8 bits. Two values of 4
 bits share a byte, the first in the high nibble.
 
-By groups, 4 bits, a scale and a zero for each 64 (or 32) numbers of a row, (q - 8) * scale + zero: what matrices of 16
+By groups, 4 bits, a scale and a zero for each 32 numbers of a row, (q - 8) * scale + zero: what matrices of 16
 bits become. They lie as `torch._weight_int4pack_mm_for_cpu` reads them (uint8): in blocks of 64 rows, column by column,
 32 bytes each, with row i of a block in the low nibble of byte i and row i + 32 in its high one. Of the rows that are
 left over, neighbours share a byte.

@@ -498,3 +498,18 @@ def test_ctrl_c_at_any_time_leaves_nothing_and_takes_nothing(
     with pytest.raises(KeyboardInterrupt, match="Nothing was exported"):
         run(a_run, overwrite=True)
     assert listing(a_run) == before
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_stored_at_few_bits(tiny_run: Run, tmp_path: Path, bits: int) -> None:
+    """The files are smaller, say what they are, and are loaded as they are."""
+    place = run(tiny_run.folder.path, "merged", str(tmp_path / "packed"), FEW, bits=bits)
+    assert read_json(place / "config.json")["quantization_config"] == {"quant_method": "glmtune", "bits": bits}
+    assert read_json(place / "glmtune.json")["verification"]["packed"]["bits"] == bits
+    whole = run(tiny_run.folder.path, "merged", str(tmp_path / "whole"), FEW)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (place, whole)]
+    assert sizes[0] < sizes[1]
+    with pytest.raises(UserError, match=rf"stored at {bits} bits; an update merged into it"):
+        run(place, "merged", str(tmp_path / "again"), FEW)
+    with pytest.raises(UserError, match=rf"--bits {bits}: is a form of transformers' layout"):
+        run(tiny_run.folder.path, "gguf", str(tmp_path / "file.gguf"), FEW, bits=bits)
