@@ -91,8 +91,8 @@ class Estimate:
         if self.bits < 16:
             linears = matrices * self.bits / 8 + rows * 4
             if self.bits == 4 and not a.packed:
-                ours = (packed_bytes(layer.outputs, layer.inputs, self.bits) for layer in a.linears)
-                linears = matrices * NF4 if self.nf4 else a.num_layers * sum(ours)
+                ours = (count * packed_bytes(layer.outputs, layer.inputs, self.bits) for layer, count in a.matrices)
+                linears = matrices * NF4 if self.nf4 else sum(ours)
         embedding = a.embedding_parameters * width
         if a.packed_embedding or self.recipe.model.quantize_embedding:
             bits = a.stored_bits if a.packed_embedding else 8
