@@ -23,7 +23,7 @@ from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 NAME_THEM = "Name linear layers in a list, as in [query_key_value, dense]; a pattern must match their whole names."
@@ -151,6 +151,8 @@ class Lora(Method):
         Raises:
             UserError: the updates are of another kind than plain LoRA.
         """
+        from glmtune.models.low_rank import named_linear_layers
+
         settings = self.settings
         kinds = {
             f"method.dropout={settings.dropout:g}": settings.dropout > 0,
@@ -205,6 +207,7 @@ class Lora(Method):
         """
         import torch
 
+        from glmtune.models.low_rank import named_linear_layers
         from glmtune.models.quantization import PackedLinear
 
         quantized = [layer for _, layer in named_linear_layers(model) if not layer.weight.is_floating_point()]
@@ -300,12 +303,3 @@ class Lora(Method):
             needs_weights=settings.init == "pissa",
             saved=2 * parameters if settings.init == "pissa" else None,
         )
-
-
-def named_linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
-    """Return (name, layer) of all linear layers but the head."""
-    from torch import nn
-
-    head = model.get_output_embeddings()
-    layers = model.named_modules()
-    return [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear) and layer is not head]

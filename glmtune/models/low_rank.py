@@ -16,6 +16,7 @@ from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from glmtune.runtime import UserError
@@ -91,6 +92,13 @@ def updated_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer):
             yield name, layer
+
+
+def named_linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+    """Return (name, layer) of all linear layers but the head."""
+    head = model.get_output_embeddings()
+    layers = model.named_modules()
+    return [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear) and layer is not head]
 
 
 def expert_parameters(model: nn.Module) -> list[str]:

@@ -207,15 +207,12 @@ class Stack:
 
 def stack_experts(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Return weights with those of experts, which files hold one by one, put together."""
-    found: dict[str, list[Any]] = {}
+    experts: dict[str, dict[int, Any]] = {}
     for name, weight in weights.items():
-        found.setdefault(EXPERT.sub(r"\1\3", name), []).append((int((EXPERT.search(name) or [0, 0, 0])[2]), weight))
-    return {
-        name: Stack(tuple(weight for _, weight in sorted(parts, key=lambda part: part[0])))
-        if ".experts." in name
-        else parts[0][1]
-        for name, parts in found.items()
-    }
+        if match := EXPERT.search(name):
+            experts.setdefault(EXPERT.sub(r"\1\3", name), {})[int(match[2])] = weight
+    stacks = {name: Stack(tuple(parts[place] for place in sorted(parts))) for name, parts in experts.items()}
+    return {name: weight for name, weight in weights.items() if not EXPERT.search(name)} | stacks
 
 
 def shape_of(weight: Any) -> tuple[int, ...]:
