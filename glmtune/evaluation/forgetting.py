@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -249,15 +249,21 @@ def opening_of(level: Level, parts: Sequence[Part]) -> str:
 
 
 def compare_probes(before: Probe, after: Probe) -> dict[str, Any]:
-    """Return both probes, the verdict and what got lost, of the worst part first, as `report.json` holds them."""
+    """Return both probes, the verdict and what got lost, as `report.json` holds them.
+
+    Parts that are worst come first, and by turns, so that the first samples show each of them.
+    """
     found = verdict(before, after)
-    order = sorted(found.parts, key=lambda part: -LEVELS.index(part.level))
+    worst = [part.name for part in found.parts if part.level == found.level]
     pairs = zip(before.examples, before.answers, before.right, after.answers, after.right, strict=True)
-    lost = [
+    samples = [
         (part_of(example), {"prompt": example.prompt, "target": example.target, "before": said, "after": now})
         for example, said, was_right, now, is_right_now in pairs
         if was_right and not is_right_now
     ]
+    of_worst = [[sample for part, sample in samples if part == name] for name in worst]
+    lost = [sample for turn in zip_longest(*of_worst) for sample in turn if sample is not None]
+    lost += [sample for part, sample in samples if part not in worst]
     return {
         "level": found.level,
         "statement": found.statement,
@@ -266,7 +272,7 @@ def compare_probes(before: Probe, after: Probe) -> dict[str, Any]:
         "parts": {part.name: {"level": part.level, **part.difference.report()} for part in found.parts},
         "before": before.report(),
         "after": after.report(),
-        "lost": [sample for part in order for name, sample in lost if name == part.name][:LOST],
+        "lost": lost[:LOST],
     }
 
 

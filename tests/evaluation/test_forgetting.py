@@ -94,6 +94,11 @@ def test_the_report_shows_what_was_lost():
     assert "For instance: “short answers 2?” → “b”, “a” before; “short answers 3?” → “b”, “a” before." in said
 
 
+def test_each_part_that_is_worst_is_shown():
+    lost = compare_probes(both(60, 30), both(30, 2))["lost"]
+    assert [sample["prompt"] for sample in lost[:3]] == ["choices 30?", "short answers 2?", "choices 31?"]
+
+
 def test_what_is_lost_is_told_in_short(report_of):
     report = report_of(0.2, 0.7, (40, 40))
     report["forgetting"] |= {
