@@ -325,7 +325,8 @@ def test_rows_that_leave_early_change_nothing(
         monkeypatch.setattr(decoding, "FEW_ROWS", few)
         found.append(Engine(model, tokenizer).answer(prompts, GenerationSettings(max_new_tokens=16)))
     assert found[0] == found[1] and len({answer.text for answer in found[0]}) > 1
-    assert sizes[:2] == [12, 12] and (len(sizes) > 2 or "INT" in family)  # which say the same to everything
+    # Some of random weights say the same to everything, and end together.
+    assert sizes[:2] == [12, 12] and (len(sizes) > 2 or "INT" in family or family == "Gemma 3")
 
 
 @every_family
