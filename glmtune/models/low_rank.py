@@ -111,7 +111,7 @@ def expert_parameters(model: nn.Module) -> list[str]:
         for path, module in model.named_modules()
         if not isinstance(module, _ConvNd)
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3
+        if parameter.ndim == 3 and not name.endswith("weight_scale")  # of packed layers, by groups
     ]
 
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from glmtune.models.architecture import CHUNK, group_size
 from glmtune.models.packing import BLOCK, dequantize, has_blocks, in_blocks, pack, unpack
 from glmtune.runtime import UserError
+
+if TYPE_CHECKING:  # transformers imports `packed_checkpoints`, which imports this
+    from transformers import PreTrainedModel
 
 EMBEDDING_BITS = 8  # of `quantize_embedding`; at 4 bits a row, every token would be heard less clearly
 FEW_ROWS = 32  # for which unpacking a matrix takes longer than reading it packed, again for every few of them
