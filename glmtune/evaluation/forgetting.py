@@ -99,7 +99,7 @@ class Part:
         """What became of it, by `RULE`."""
         if self.difference.change == "worse":
             return "forgot" if self.difference.mean <= -FORGOT else "slightly worse"
-        return "kept" if self.is_measurable or self.name == ARITHMETIC else "unknown"
+        return "kept" if self.is_measurable else "unknown"
 
     @property
     def is_measurable(self) -> bool:
@@ -223,11 +223,12 @@ def verdict(before: Probe, after: Probe) -> Forgetting:
     ]
     known = [place for place, example in enumerate(before.examples) if part_of(example) != ARITHMETIC]
     difference = difference_at(known, before, after)
-    level: Level = max((part.level for part in parts), key=LEVELS.index, default="unknown")
+    counted = [part for part in parts if part.name != ARITHMETIC or part.level != "unknown"] or parts
+    level: Level = max((part.level for part in counted), key=LEVELS.index, default="unknown")
     if level == "kept" and difference.ci95[0] <= -FORGOT:
         level = "unknown"
     figures = "; ".join(part.figures for part in parts) or "none"
-    return Forgetting(level, f"{opening_of(level, parts)} (right answers: {figures}).", difference, parts)
+    return Forgetting(level, f"{opening_of(level, counted)} (right answers: {figures}).", difference, parts)
 
 
 def difference_at(places: Sequence[int], before: Probe, after: Probe) -> Difference:

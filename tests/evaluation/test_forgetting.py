@@ -58,6 +58,11 @@ def test_verdicts(before, after, level):
     assert f"short answers {before[1]} → {after[1]} of 60" in found.statement
 
 
+def test_arithmetic_that_was_not_known_is_not_called_kept():
+    report = compare_probes(both(60, 30, 5), both(60, 30, 5))
+    assert report["level"] == "kept" and report["parts"]["arithmetic"]["level"] == "unknown"
+
+
 def test_equal_probes_of_few_questions_say_little():
     """Of ten questions none was lost; a tenth of all that there is to know may be all the same."""
     few = probe_of(short_answers=(10, 10))
