@@ -14,16 +14,17 @@ define install
 	@touch $@
 endef
 
-.PHONY: help demo demo-real test test-slow test-real check bench nano wide clean
+.PHONY: help demo demo-real test test-slow test-real check bench bench-real nano wide clean
 
 help:
 	@echo "make demo       fine-tune the embedded model on arithmetic (four to five minutes of training on two cores)"
-	@echo "make demo-real  fine-tune SmolLM2-135M-Instruct (98 MB) on sums and differences (ten minutes of training)"
+	@echo "make demo-real  fine-tune SmolLM2-135M-Instruct (98 MB) on sums and differences"
 	@echo "make test       the tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-real  of these, those on SmolLM2-135M-Instruct"
 	@echo "make check      ruff and mypy"
 	@echo "make bench      the benchmarks; results go to benchmarks/results/"
+	@echo "make bench-real the same on SmolLM2-135M-Instruct, with its GGUF files in llama.cpp"
 	@echo "make nano       pre-train the embedded model again (two and a half hours)"
 	@echo "make wide       train checkpoints/arithmetic-wide again (four hours)"
 
@@ -79,6 +80,11 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/styles.py
 	$(BIN)/python benchmarks/long_sums.py
 	$(BIN)/python benchmarks/wide.py
+
+bench-real: $(VENV)/.installed-test $(VENV)/.installed-real
+	$(PIP) --editable '.[llama-cpp]'
+	$(BIN)/python benchmarks/demo_real.py --folder runs/demo-real
+	$(BIN)/python benchmarks/laptop.py --run runs/demo-real
 
 nano: $(VENV)/.installed
 	$(BIN)/python recipes/nano_tokenizer.py glmtune/models/nano
