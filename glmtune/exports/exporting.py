@@ -17,7 +17,7 @@ from glmtune.config import Dtype
 from glmtune.examples import Example
 from glmtune.exports.destination import CARD, RECORD, Layout, Precision, besides
 from glmtune.exports.gguf.file import GgufPrecision, write_gguf
-from glmtune.exports.gguf.source import check_config, load_library
+from glmtune.exports.gguf.source import check_config
 from glmtune.exports.gguf.tensors import round_numbers
 from glmtune.exports.merged import save_merged, unpack_and_merge
 from glmtune.exports.original import original_layout, save_original
@@ -31,6 +31,7 @@ from glmtune.models import loading
 from glmtune.models.architecture import storage, stored_bits
 from glmtune.models.checkpoint import weight_files
 from glmtune.models.gguf.files import is_gguf, open_model
+from glmtune.models.gguf.header import load_library
 from glmtune.models.packed_checkpoints import pack_layers
 from glmtune.resolution import ResolvedModel, resolve
 from glmtune.runtime import UserError

@@ -21,7 +21,7 @@ from glmtune.models.checkpoint import (
 )
 from glmtune.models.endings import ends_alone
 from glmtune.models.families import FOLDER, all_families, family_of
-from glmtune.models.gguf.files import find_in, is_gguf, open_model
+from glmtune.models.gguf.files import SUFFIX, find_in, is_gguf, open_model
 from glmtune.models.gguf.unpacking import unpack
 from glmtune.models.head import join_rows
 from glmtune.models.precision import on_cpu
@@ -49,10 +49,13 @@ def find_gguf(path: str) -> Path | None:
     Raises:
         UserError: a folder holds several.
     """
-    if is_gguf(path):
-        return Path(path)
+    if path in EMBEDDED:
+        return None
     folder = Path(path)
-    return find_in(folder) if folder.is_dir() and not weight_files(folder) else None
+    if is_gguf(path):
+        return folder
+    holds = folder.is_dir() and any(folder.glob(f"*{SUFFIX}")) and not weight_files(folder)
+    return find_in(folder) if holds else None
 
 
 def locate(path: str) -> str:

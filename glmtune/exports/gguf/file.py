@@ -7,10 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from glmtune.exports.gguf.source import Source, load_library, read_source, rope_type
+from glmtune.exports.gguf.source import Source, read_source, rope_type
 from glmtune.exports.gguf.tensors import check_tensor, encode_tensor, tensors_of
 from glmtune.exports.gguf.tokenizer import vocabulary_of
 from glmtune.files import replacing
+from glmtune.models.gguf.header import load_library
 from glmtune.runtime import UserError
 
 GgufPrecision = Literal["f32", "f16", "bf16", "q8_0"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.models.checkpoint import check_checkpoint, lazy_weights, read_json
 from glmtune.models.families import GgufFacts, all_families, family_of
+from glmtune.models.gguf.header import load_library
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
@@ -55,19 +56,6 @@ class Source:
         """Numbers of one attention head."""
         stated = self.config.to_dict().get("head_dim")  # which some configurations do not have
         return int(stated or self.config.hidden_size // self.config.num_attention_heads)
-
-
-def load_library() -> Any:
-    """Import the `gguf` package, which is an extra.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise UserError("A GGUF file needs the package gguf. Install it: pip install 'glmtune[gguf]'") from error
-    return gguf
 
 
 def check_config(config: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.exports.gguf.source import Source, load_library, rope_type, shape_of
+from glmtune.exports.gguf.source import Source, rope_type, shape_of
+from glmtune.models.gguf.header import load_library
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
