@@ -16,9 +16,9 @@ from glmtune.terminal.console import Console
 
 QUESTIONS = ["What is the capital of France?", "What is 7 + 5?", "Name a fruit.", "What is 57 - 13?"]
 SETTINGS = (
-    *("task.operators=+-", "task.kinds=[integer]", "task.style=direct", "task.echo=false", "training.steps=6"),
-    *("training.batch_size=4", "training.learning_rate=0.001", "generation.max_new_tokens=12"),
-    *("evaluation.num_examples=4", "evaluation.num_examples_during=2"),
+    *("task.operators=+-", "task.kinds=[integer]", "task.style=direct", "task.echo=false", "training.steps=2"),
+    *("training.batch_size=2", "training.learning_rate=0.001", "generation.max_new_tokens=12"),
+    *("evaluation.num_examples=2", "evaluation.num_examples_during=1"),
 )
 
 
