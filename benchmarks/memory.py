@@ -11,6 +11,8 @@ needs for its gradients, not those that are recomputed, and the head for target 
 
 Results are written after every cell; `--resume 1` goes on where a run was cut off, with the cells that are missing. A
 checkpoint of 28 layers takes 12.3 GB of disk.
+
+`--real 1` measures SmolLM2-135M-Instruct instead, against the estimate alone (`memory_real.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import memory_real
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model, prepare_model_for_kbit_training
 from recording import RESULTS, options, record
@@ -371,7 +374,11 @@ def with_estimate(row: dict[str, Any], cell: Cell, checkpoint: Path) -> dict[str
 
 def main() -> None:
     """Measure every cell."""
-    chosen = options(__doc__, depth=FULL_DEPTH if ON_GPU else 3, steps=6 if ON_GPU else 3, resume=0)
+    depth, steps = (FULL_DEPTH, 6) if ON_GPU else (3, 3)
+    chosen = options(__doc__, depth=depth, steps=steps, resume=0, real=0, only="", model="")
+    if chosen.real:
+        memory_real.main(chosen.only, chosen.model)
+        return
     name = "memory_gpu" if ON_GPU else "memory_cpu_full_depth" if chosen.depth == FULL_DEPTH else "memory_cpu"
     settings = {"depth": chosen.depth, "steps": chosen.steps}
     wanted, rows = cells(chosen.depth), []
