@@ -19,6 +19,7 @@ from glmtune.models.architecture import is_wide
 from glmtune.models.loading import choose_dtype
 from glmtune.models.releases import check_release
 from glmtune.objectives import Objective
+from glmtune.records import read_mixture
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
@@ -49,6 +50,7 @@ class Preparation(NamedTuple):
     task: Task
     encoder: Encoder
     general: Sequence[Example]
+    mixed: Sequence[Sequence[Example]]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,15 @@ class Plan:
         return accepted(questions, self.tokenizer, self.model.recipe.data)
 
     @cached_property
+    def mixed(self) -> Sequence[Sequence[Example]]:
+        """The records of each source of `data.mixture`.
+
+        Raises:
+            UserError: a file of them cannot be read.
+        """
+        return read_mixture(self.model.recipe.data)
+
+    @cached_property
     def encoder(self) -> Encoder:
         """Examples to token ids, no longer than the model can take.
 
@@ -117,7 +128,7 @@ class Plan:
     @cached_property
     def preparation(self) -> Preparation:
         """What the objective reads to make the data set, and the judge."""
-        return Preparation(self.asked, self.task, self.encoder, self.general)
+        return Preparation(self.asked, self.task, self.encoder, self.general, self.mixed)
 
     @cached_property
     def judge(self) -> Judge | None:
@@ -299,7 +310,7 @@ def prepare(model: ResolvedModel, folder: RunFolder, may_change: bool = True) ->
     """
     plan = Plan(model, folder)
     model.check()
-    _ = (plan.task.records("train"), plan.task.records("held_out"), plan.general)
+    _ = (plan.task.records("train"), plan.task.records("held_out"), plan.mixed, plan.general)
 
     from glmtune.training.checkpoints import check_resumable  # torch, which takes seconds
 

@@ -22,6 +22,7 @@ from glmtune.models.architecture import Architecture
 from glmtune.models.checkpoint import fingerprint
 from glmtune.models.endings import named_ends
 from glmtune.models.sizes import read_config
+from glmtune.models.templates import adopt, read_template
 from glmtune.objectives import Objective
 from glmtune.runtime import RunFolder, UserError
 from glmtune.tasks import Task
@@ -155,8 +156,6 @@ class ResolvedModel:
         Raises:
             UserError: it is damaged, or a run is asked for another template than it learned with.
         """
-        from glmtune.models.templates import adopt
-
         template = self.recipe.data.template
         tokenizer = loading.load_tokenizer(str(self.tokenizer_folder))
         if self.run is None:
@@ -223,11 +222,13 @@ class ResolvedModel:
         )
 
     def check(self) -> None:
-        """See whether the base is there, and an adapter is whole and was trained on it. No weights are loaded.
+        """See whether base and template are there, and an adapter is whole and of this base. No weights are loaded.
 
         Raises:
             UserError: something is missing or damaged, or they do not fit each other.
         """
+        if self.run is None and self.recipe.data.template is not None:
+            read_template(self.recipe.data.template)
         if self.adapter is None:
             _ = self.place
             return

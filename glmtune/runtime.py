@@ -60,7 +60,7 @@ def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class RunFolder:
-    """A run: `recipe.yaml log.jsonl adapter/ (or model/) checkpoints/ report.json *.png`.
+    """A run: `recipe.yaml log.jsonl before.json adapter/ (or model/) checkpoints/ report.json *.png`.
 
     Every other verb needs only this folder.
     """
@@ -69,6 +69,7 @@ class RunFolder:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
         self.log = self.path / "log.jsonl"
+        self.before = self.path / "before.json"
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
         self.checkpoints = self.path / "checkpoints"

@@ -205,6 +205,7 @@ def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
         if is_main() and not folder.checkpoints.exists():
             folder.recipe.unlink(missing_ok=True)
             folder.log.unlink(missing_ok=True)
+            folder.before.unlink(missing_ok=True)
             if not existed:
                 shutil.rmtree(folder.path)
         raise

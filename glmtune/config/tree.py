@@ -269,7 +269,15 @@ class EvaluationSettings(Settings):
     """How the held-out examples are judged."""
 
     num_examples: int = Field(500, ge=1, description="held-out examples before and after training")
-    num_examples_during: int = Field(200, ge=1, description="held-out examples at each evaluation during training")
+    num_examples_during: int = Field(
+        200, ge=1, description="held-out examples at each evaluation during training; never more than `num_examples`"
+    )
+    max_seconds: float = Field(
+        600,
+        gt=0,
+        description="time to answer the held-out examples before a training, again after it, and at all evaluations "
+        "during it together: fewer are asked where more would take longer, as a few timed ones tell",
+    )
     text_metrics: bool = Field(True, description="report rouge and BLEU-4 as the official ChatGLM evaluation does")
     forgetting: bool = Field(
         False,

@@ -14,7 +14,7 @@ from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import Encoding
 from glmtune.data.table import encode_records
 from glmtune.examples import Example, Source
-from glmtune.records import read_examples
+from glmtune.records import read_mixture
 from glmtune.records.leaks import normal_text, without_leaks
 from glmtune.runtime import UserError
 from glmtune.tasks import Task
@@ -69,7 +69,11 @@ def passes(count: int, seed: str) -> Iterator[int]:
 
 
 def training_set(
-    recipe: Recipe, task: Task, encoder: Encoder, general: Sequence[Example] = ()
+    recipe: Recipe,
+    task: Task,
+    encoder: Encoder,
+    general: Sequence[Example] = (),
+    mixed: Sequence[Sequence[Example]] | None = None,
 ) -> tuple[EncodedDataset, int]:
     """Return what a recipe says is learned, and in how many steps. Records are encoded now.
 
@@ -78,6 +82,7 @@ def training_set(
         task: whose examples these are; what it holds out is not learned from a mixture.
         encoder: how they are encoded.
         general: questions by which forgetting is measured; these are not learned either.
+        mixed: the records of each source of `data.mixture`; default: they are read.
 
     Raises:
         UserError: a file that cannot be read, or examples that are too long.
@@ -97,11 +102,8 @@ def training_set(
         return own, steps
     probed = {normal_text(example.prompt) for example in general}
     others = []
-    for source in settings.mixture:
-        how = settings.model_copy(update={"columns": source.columns, "encoding": source.encoding})
-        found = without_leaks(
-            read_examples(source.file, how), lambda prompt: task.holds_out(prompt) or normal_text(prompt) in probed
-        )
+    for source, records in zip(settings.mixture, read_mixture(settings) if mixed is None else mixed, strict=True):
+        found = without_leaks(records, lambda prompt: task.holds_out(prompt) or normal_text(prompt) in probed)
         if not found:
             raise UserError(f"data.mixture: {source.file}: all that it has is asked, too; nothing is left to learn.")
         others.append(encoded(found, encoder, settings, source.file))

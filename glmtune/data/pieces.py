@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from glmtune.data.control_tokens import collect_control_tokens, cut_at, once_per_tokenizer
+from glmtune.data.control_tokens import collect_control_tokens, once_per_tokenizer
 from glmtune.data.rendering import render
 from glmtune.data.signs import Signed, fill_in, sign_texts
 from glmtune.messages import Message, make_tool_call
@@ -46,7 +46,7 @@ def split_pieces(
     """
     bounds = sorted({bound for span in spans for bound in span})
     pieces = []
-    for start, text, is_control in cut_at(collect_control_tokens(tokenizer).pattern, rendered):
+    for start, text, is_control in collect_control_tokens(tokenizer).cut(rendered):
         inner = [bound - start for bound in bounds if start < bound < start + len(text)]
         for first, last in zip([0, *inner], [*inner, len(text)], strict=True):
             learned = any(left <= start + first and start + last <= right for left, right in chosen)
@@ -108,17 +108,16 @@ def _find_end(tokenizer: PreTrainedTokenizerBase, answer: Message, whole: str, s
         return last + len(ending) if last >= 0 else len(whole.rstrip())
     content = answer["content"]
     last = whole.rindex(content, start) + len(content) if content and content in whole[start:] else start
-    found = collect_control_tokens(tokenizer).pattern.search(whole, last)
-    return last if found is None else found.end()
+    place, token = next(collect_control_tokens(tokenizer).find(whole, last), (last, ""))
+    return place + len(token)
 
 
 def _include_end(tokenizer: PreTrainedTokenizerBase, rendered: str, span: Span) -> Span:
     """Return the span of an answer with the control token that ends it, where that stands outside of the marks."""
     first, last = span
     inside = split_pieces(tokenizer, rendered[first:last])
-    following = collect_control_tokens(tokenizer).pattern.match(rendered, last)
     has_end = bool(inside) and inside[-1].is_control
-    return span if has_end or following is None else (first, following.end())
+    return span if has_end else (first, last + len(collect_control_tokens(tokenizer).at(rendered, last)))
 
 
 def _find_ending(tokenizer: PreTrainedTokenizerBase) -> str:

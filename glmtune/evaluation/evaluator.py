@@ -32,6 +32,7 @@ class Evaluation:
         scores: what the task thinks of them.
         axes: of the task, along which the scores are broken down.
         finish_reasons: why the model stopped; empty where nobody looked.
+        tool_calls: the calls of tools that were made for each answer; empty where nobody looked.
     """
 
     examples: list[Example]
@@ -39,6 +40,7 @@ class Evaluation:
     scores: list[Score]
     axes: Sequence[Axis] = ()
     finish_reasons: Sequence[FinishReason] = ()
+    tool_calls: Sequence[Sequence[dict[str, Any]]] = ()
 
     @property
     def accuracy(self) -> float:
@@ -101,4 +103,5 @@ def evaluate_by(
         [task.score(example, exchange.text, exchange.tool_calls) for example, exchange in answered],
         task.axes,
         [exchange.completion.finish_reason for _, exchange in answered],
+        [exchange.tool_calls for _, exchange in answered],
     )

@@ -111,7 +111,8 @@ def find_candidates(
     settings, seed = recipe.evaluation, recipe.seed
     count, part = settings.num_examples, slice(settings.num_examples)
     if during:
-        count, part, seed = settings.num_examples_during, slice(-settings.num_examples_during, None), seed + 1
+        count = min(settings.num_examples_during, count)
+        part, seed = slice(-count, None), seed + 1
     examples = examples_of(task, "held_out", count, seed)
     if tokenizer is not None and recipe.data.on_error == "skip":
         examples = accepted(examples, tokenizer, recipe.data)

@@ -7,7 +7,7 @@ them, so that the settings of a method can be read without.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -21,6 +21,7 @@ from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BASE_RECORD = "base.json"
@@ -114,6 +115,15 @@ class Method(ABC):
     @abstractmethod
     def apply(self, model: PreTrainedModel) -> Model:
         """Return the model with everything frozen but what this method trains; trainable weights are fp32."""
+
+    def initialize(self, model: Model, examples: Sequence[Tensor]) -> None:
+        """Set what `apply` made trainable to where it begins, by what the model makes of what it will learn.
+
+        Args:
+            model: with the method applied, in evaluation mode.
+            examples: (T,) token ids each, the first that are learned; there may be none.
+        """
+        return
 
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """Return what `apply` makes trainable in a model of this architecture, for `glmtune estimate`.

@@ -7,9 +7,9 @@ scripts saved can be read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from glmtune.models.families import all_families, family_of
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 PROJECTION = {"trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
@@ -38,6 +39,11 @@ class PTuningV2Settings(NamedSettings):
         None,
         ge=1,
         description="width between these two layers; the paper has 512. Default: the hidden size, as in ChatGLM-6B",
+    )
+    init: Literal["normal", "neutral"] = Field(
+        "normal",
+        description="start from N(0, 1), as the scripts of ChatGLM-6B do; or from keys that take little attention and "
+        "values of tokens, which leaves the model as it is",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the prefix in training")
 
@@ -64,6 +70,19 @@ class PTuningV2(Method):
             encoder_hidden_size=self.settings.encoder_hidden_size or model.config.get_text_config().hidden_size,
         )
         return PrefixModel(model, config, self.settings.dropout)
+
+    def initialize(self, model: Model, examples: Sequence[Tensor]) -> None:
+        """Let the prefix begin where it changes next to nothing, if the settings say so."""
+        from glmtune.models.neutral_prefix import neutral_numbers
+        from glmtune.models.prefix import PrefixModel
+
+        assert isinstance(model, PrefixModel)
+        if self.settings.init == "neutral" and examples:
+            numbers = neutral_numbers(
+                cast("PreTrainedModel", model.get_base_model()), examples, self.settings.num_virtual_tokens
+            )
+            if numbers is not None:
+                model.start_from(numbers)
 
     def learning_rate(self, hidden_size: int) -> float:
         """Return one rate for the prefix itself at every width: its numbers are N(0, 1), as those of an embedding are.

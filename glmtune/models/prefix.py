@@ -134,6 +134,17 @@ class PrefixModel(PeftModelForCausalLM):
             return None
         return args, {**kwargs, "past_key_values": self.learned_prefix()}
 
+    @torch.no_grad()
+    def start_from(self, numbers: Tensor) -> None:
+        """Let what learns begin at the numbers (P, 2LHD); with a projection, all tokens of it at their mean."""
+        encoder = cast(PrefixEncoder, self.prompt_encoder[self.active_adapter])
+        if not encoder.prefix_projection:
+            encoder.embedding.weight.copy_(numbers)
+            return
+        last = cast(nn.Linear, cast(nn.Sequential, encoder.transform)[-1])
+        last.bias.copy_(numbers.mean(0))
+        last.weight.mul_(0.1)  # else what it draws at random outweighs them
+
     def merge_projection(self) -> None:
         """Replace the projection by the numbers it gives, which is what peft saves."""
         config = cast(PrefixTuningConfig, self.active_peft_config)

@@ -28,7 +28,7 @@ class SupervisedFineTuning(Objective):
         """Return the task's examples, with those of `data.mixture`, and the optimizer steps."""
         from glmtune.data.mixture import training_set
 
-        return training_set(plan.recipe, plan.task, plan.encoder, plan.general)
+        return training_set(plan.recipe, plan.task, plan.encoder, plan.general, plan.mixed)
 
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
         """Return the loop with the loss of the target tokens."""

@@ -7,7 +7,7 @@ the format is told by the fields (`formats.FORMATS`), or the fields are named (`
 from glmtune.records.faults import SHOWN, Fault, explain, until_many
 from glmtune.records.fields import Row
 from glmtune.records.questions import Question, read_questions
-from glmtune.records.reading import Turns, read, read_all, read_examples
+from glmtune.records.reading import Turns, read, read_all, read_examples, read_mixture
 
 __all__ = [
     "SHOWN",
@@ -19,6 +19,7 @@ __all__ = [
     "read",
     "read_all",
     "read_examples",
+    "read_mixture",
     "read_questions",
     "until_many",
 ]

@@ -110,3 +110,15 @@ def read_examples(file: str, data: DataSettings | None = None) -> list[Example]:
     examples = read_all(file, own.columns, own.encoding, own.turns, own.on_error, own.join_turns)
     again = {place for place, _ in repetitions(examples, own.deduplicate)}
     return [example for place, example in enumerate(examples) if place not in again]
+
+
+def read_mixture(data: DataSettings) -> list[list[Example]]:
+    """Return the examples of each source of `data.mixture`.
+
+    Raises:
+        UserError: with file and line number.
+    """
+    return [
+        read_examples(source.file, data.model_copy(update={"columns": source.columns, "encoding": source.encoding}))
+        for source in data.mixture
+    ]

@@ -27,7 +27,7 @@ HONOURED = {
     *(f"training.{name}" for name in ("weight_decay", "adam_beta2", "max_grad_norm", "gradient_checkpointing")),
     *(f"training.{name}" for name in ("logging_steps", "eval_steps", "early_stopping_patience", "save_total_limit")),
     *("training.trackers", "training.output_dir", "model.attention", "data.cache"),
-    *("evaluation.num_examples", "evaluation.text_metrics"),
+    *("evaluation.num_examples", "evaluation.max_seconds", "evaluation.text_metrics"),
     *(f"generation.{name}" for name in ("max_new_tokens", "batch_size", "do_sample", "temperature", "top_p")),
 }
 ENDING = {"training.steps", "training.epochs", "training.early_stopping_patience"}  # what a run may be ended by
@@ -76,6 +76,7 @@ class Past:
         changes: of settings, in their order.
         step: of the last checkpoint; 0 where there is none, so that everything is still open.
         evaluations_without_better: since the best one, which early stopping counts.
+        asked: how many held-out examples it asks before and after, and at each evaluation; None where it is not known.
     """
 
     recipe: Recipe
@@ -84,6 +85,7 @@ class Past:
     changes: Sequence[Change] = field(default=())
     step: int = 0
     evaluations_without_better: int = 0
+    asked: tuple[int, int] | None = None
 
     def has_ended_by(self, training: TrainingSettings) -> bool:
         """Return whether no step is left by some settings: all are made, or early stopping had enough."""
@@ -140,7 +142,9 @@ def read_record(path: Path) -> Past | None:
         changes = [Change(**change) for change in values["changes"]]
         if not all(type(change.step) is int for change in changes):
             raise TypeError("the step of a change is no number")
-        return Past(make_recipe(values["recipe"]), values["base"], values["records"], changes)
+        before, during = values.get("asked") or (None, None)  # older runs ask what their recipes say
+        asked = None if before is None or during is None else (int(before), int(during))
+        return Past(make_recipe(values["recipe"]), values["base"], values["records"], changes, asked=asked)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged: {str(error).splitlines()[0]}. Delete it, and recipe.yaml counts in its place."
@@ -155,6 +159,7 @@ def write_record(folder: RunFolder, past: Past) -> None:
         "base": past.base,
         "records": past.records,
         "changes": [asdict(change) for change in past.changes],
+        "asked": past.asked,
     }
     write_json(folder.checkpoints / RECORD, values)
 

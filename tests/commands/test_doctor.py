@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from glmtune import cli, distributed
 from glmtune.commands.doctor import machine, run
 from glmtune.commands.doctor.checks import Diagnosis
+from glmtune.commands.doctor.tokenizer import padding
 from glmtune.execution import Run
 from glmtune.models import loading
 from glmtune.training.placement import Place
@@ -354,6 +355,28 @@ def test_padding_that_is_the_end_is_warned_of(tmp_path: Path, pad: str | None) -
     check = named(checks, "padding")
     assert not failures(checks) and check.status == "warning"
     assert "padding and end in one" in check.finding and "set pad_token" in check.remedy
+    assert check.remedy.endswith("another token, e.g. <pad>.")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "advised"),
+    [
+        (["<|endoftext|>", "<|pad|>"], ", e.g. <|pad|>."),
+        (["<|endoftext|>", "<unused0>", "<unused1>"], ", e.g. <unused0>."),
+        (["<|endoftext|>", "<|reserved_special_token_0|>"], ", e.g. <|reserved_special_token_0|>."),
+        (["<|endoftext|>", "[UNK]", "<s>"], ", e.g. [UNK]."),
+        (["<|endoftext|>", "keypad>", "1"], "let other tools know padding by its place."),
+    ],
+)
+def test_only_a_token_that_the_tokenizer_has_is_advised(tokens: list[str], advised: str) -> None:
+    known = SimpleNamespace(
+        get_vocab=lambda: {token: index for index, token in enumerate(tokens)},
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>"),
+        **dict.fromkeys(("eos_token_id", "pad_token_id"), 0),
+        unk_token=None,
+    )
+    _, _, remedy = padding(SimpleNamespace(tokenizer=known))  # type: ignore[arg-type]
+    assert remedy.endswith(advised) and "<unk>" not in remedy
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,13 @@ import pytest
 from rich.console import Console
 from safetensors import SafetensorError
 
-from glmtune import execution
 from glmtune.commands import evaluate, export, train
 from glmtune.config import load_recipe, to_yaml
 from glmtune.data.encoder import Encoder
 from glmtune.data.mixture import training_set
 from glmtune.evaluation.decision import decide
 from glmtune.examples import split_of
-from glmtune.execution import Run
+from glmtune.execution import Run, asking
 from glmtune.methods import Method
 from glmtune.models import loading
 from glmtune.plan import Plan
@@ -131,7 +130,7 @@ def test_ctrl_c_before_training_leaves_nothing_behind(
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(execution, "evaluate", interrupt)
+    monkeypatch.setattr(asking, "evaluate", interrupt)
     with pytest.raises(KeyboardInterrupt) as interruption:
         train_tiny(tmp_path / "run")
     assert not str(interruption.value)

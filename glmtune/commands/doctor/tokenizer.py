@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 from glmtune.commands.doctor.checks import Check, Finding
 from glmtune.models.checkpoint import read_json
 from glmtune.models.families import family_of
@@ -9,8 +12,13 @@ from glmtune.models.releases import check_release
 from glmtune.plan import Plan
 from glmtune.runtime import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 REMEDY = "Copy or download the tokenizer's files again, from the release that the weights are of."
 NUMBERS = "57.84+13.64=71.48"
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "<eos>", "<|endoftext|>", "<eop>")
+SPARE = re.compile(r"[<\[]\W*(?:\w*pad|unused_?0|reserved_special_token_0|unk)\W*[>\]]", re.IGNORECASE)
 RARE = "\U0001f9ec"  # a character that few tokenizers have a token for
 
 
@@ -65,6 +73,12 @@ def listed(ids: int | list[int] | None) -> list[int]:
     return ids if isinstance(ids, list) else [ids]
 
 
+def example(known: PreTrainedTokenizerBase, *candidates: str) -> str:
+    """Return `, e.g. TOKEN`: the first one that the tokenizer has, and that neither begins nor ends anything."""
+    vocabulary, taken = known.get_vocab(), (known.bos_token, known.eos_token)
+    return next((f", e.g. {token}" for token in candidates if token in vocabulary and token not in taken), "")
+
+
 def end_token(plan: Plan) -> Finding:
     """See whether there is a real end token, which is learned."""
     from glmtune.data.control_tokens import plain_ids
@@ -72,7 +86,7 @@ def end_token(plan: Plan) -> Finding:
 
     known = plan.tokenizer
     end, number = str(known.eos_token or ""), known.eos_token_id
-    remedy = "Set eos_token in tokenizer_config.json to the token that ends an answer, e.g. </s>."
+    remedy = f"Set eos_token in tokenizer_config.json to the token that ends an answer{example(known, *ENDS)}."
     if not end or known.get_vocab().get(end) != number:
         return "failure", f"the end token {end!r} is not in the vocabulary: no answer would end", remedy
     if number == known.unk_token_id and number in plain_ids(known, RARE):
@@ -96,7 +110,11 @@ def padding(plan: Plan) -> Finding:
         f"{known.eos_token} is padding and end in one. That is harmless here, where padding is known by its place, but "
         "tools that hide every padding token from the loss never teach this model to stop"
     )
-    return "warning", finding, "For other tools, set pad_token in tokenizer_config.json to another token, e.g. <unk>."
+    spare = sorted(token for token in known.get_vocab() if SPARE.fullmatch(token))
+    named = example(known, *spare, str(known.unk_token))
+    if not named:
+        return "warning", finding, "The tokenizer has no token to spare: let other tools know padding by its place."
+    return "warning", finding, f"For other tools, set pad_token in tokenizer_config.json to another token{named}."
 
 
 def template(plan: Plan) -> Finding:

@@ -14,11 +14,14 @@ from transformers import PreTrainedModel
 
 from glmtune import distributed
 from glmtune.config import read_log, to_yaml
+from glmtune.data import EncodedDataset
 from glmtune.evaluation.comparison import compare
-from glmtune.evaluation.evaluator import Evaluation, evaluate
-from glmtune.evaluation.forgetting import Probe, compare_probes, probe
+from glmtune.evaluation.evaluator import Evaluation
+from glmtune.evaluation.examination import Examination
+from glmtune.evaluation.forgetting import Probe, compare_probes
 from glmtune.evaluation.page import write_judged_page, write_page
 from glmtune.evaluation.plots import loss_chart, write_plots
+from glmtune.execution.asking import Asked, choose_asked, examine, examine_before, judge_of
 from glmtune.files import replacing, write_json
 from glmtune.methods import Model
 from glmtune.models.quantization import count_parameters
@@ -30,7 +33,9 @@ from glmtune.terminal.console import Console
 from glmtune.training.callbacks import start_log
 from glmtune.training.placement import readable
 from glmtune.training.resumption import Change, write_record
-from glmtune.training.run_trainer import DivergenceError, Judge
+from glmtune.training.run_trainer import DivergenceError
+
+STARTED_FROM = 16  # examples
 
 
 @dataclass(frozen=True)
@@ -69,21 +74,6 @@ class Run:
         return str(self.path)
 
 
-@dataclass(frozen=True)
-class Examination:
-    """What a model makes of what it is asked before and after a training.
-
-    Attributes:
-        figures: what the log says of it.
-        held_out: its answers to the held-out examples; None where the objective asks nothing.
-        general: its answers to the general questions; None where forgetting is not measured.
-    """
-
-    figures: dict[str, Any]
-    held_out: Evaluation | None
-    general: Probe | None
-
-
 def execute(plan: Plan, console: Console) -> Run:
     """Train as planned, from the last checkpoint of the run folder where it has one.
 
@@ -96,14 +86,22 @@ def execute(plan: Plan, console: Console) -> Run:
     seed_everything(plan.recipe.seed)
     base, _ = plan.model.load()
     assert isinstance(base, PreTrainedModel), "a recipe names no adapter"
-    if plan.objective.asks:
-        console.print(f"Before: {plan.recipe.model.path} answers {len(plan.held_out)} held-out problems ...")
-    before = examine(plan, base)
+    asked = choose_asked(plan, base, console)
+    before = examine_before(plan, base, asked, console)
     seed_everything(plan.recipe.seed)  # what a method draws must not depend on how the questions were answered
     model = plan.method.apply(base)
+    plan.method.initialize(model, first_examples(plan))
     distributed.on_main(lambda: begin(plan, before))
     announce_training(plan, model, console)
-    return learn(plan, model, before, console)
+    return learn(plan, model, before, asked, console)
+
+
+def first_examples(plan: Plan) -> list[torch.Tensor]:
+    """Return the token ids of the first examples that are learned, for a method that starts from them."""
+    dataset = plan.dataset
+    if not isinstance(dataset, EncodedDataset):  # of an objective of the user's own
+        return []
+    return [torch.tensor(dataset[index]["input_ids"]) for index in range(min(STARTED_FROM, len(dataset)))]
 
 
 def begin(plan: Plan, before: Examination) -> None:
@@ -123,7 +121,7 @@ def changes_of(plan: Plan) -> list[Change]:
     return [*(plan.past.changes if plan.past else ()), *plan.changes]
 
 
-def learn(plan: Plan, model: Model, before: Examination, console: Console) -> Run:
+def learn(plan: Plan, model: Model, before: Examination, asked: Asked, console: Console) -> Run:
     """Train a model to which the method is applied, save it, and report on it.
 
     Raises:
@@ -131,48 +129,22 @@ def learn(plan: Plan, model: Model, before: Examination, console: Console) -> Ru
         KeyboardInterrupt: after Ctrl-C; says how to go on.
     """
     try:
-        trainer = plan.objective.trainer(plan, model, plan.judge or judge_of(plan))
-        distributed.on_main(lambda: write_record(plan.folder, replace(plan.present, changes=changes_of(plan))))
+        trainer = plan.objective.trainer(plan, model, plan.judge or judge_of(plan, asked))
+        present = replace(plan.present, changes=changes_of(plan), asked=(len(asked.before), len(asked.during)))
+        distributed.on_main(lambda: write_record(plan.folder, present))
         trainer.run()
         model = save(plan, model)
         if plan.objective.asks:
             console.print("After: the same problems again ...")
-        return report(plan, before, examine(plan, model))
+        return report(plan, before, examine(plan, model, asked))
     except DivergenceError as error:
         if not error.rescued:
             raise
         model = save(plan, model)
-        report(plan, before, examine(plan, model))
+        report(plan, before, examine(plan, model, asked))
         raise UserError(f"{error} The best weights before that are in {plan.folder.path}, ready for use.") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Go on with: glmtune train --resume {plan.folder.path}") from None
-
-
-def examine(plan: Plan, model: Model) -> Examination:
-    """Ask a model what it is asked before and after the training, or have it judged."""
-    generation, limit, seed = plan.recipe.generation, plan.model.limit, plan.recipe.seed
-    general = probe(model, plan.tokenizer, plan.general, generation, limit) if plan.general else None
-    if plan.judge is not None:
-        return Examination(plan.judge(model), None, general)
-    held_out = evaluate(model, plan.tokenizer, plan.task, plan.held_out, generation, limit=limit, seed=seed)
-    return Examination(figures_of(held_out), held_out, general)
-
-
-def judge_of(plan: Plan) -> Judge:
-    """Return what scores a model during the training: greedy decoding on held-out examples of its own."""
-    greedy = plan.recipe.generation.model_copy(update={"do_sample": False})
-
-    def judge(model: Model) -> dict[str, Any]:
-        asked = plan.tokenizer, plan.task, plan.held_out_during, greedy
-        return figures_of(evaluate(model, *asked, progress=False, limit=plan.model.limit))
-
-    return judge
-
-
-def figures_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what the log says of an evaluation."""
-    report = evaluation.report(text_metrics=False)
-    return {name: report[name] for name in ("accuracy", "accuracy_ci95", "n")}
 
 
 def announce(plan: Plan, console: Console) -> None:

@@ -1,0 +1,49 @@
+"""A fresh prefix leaves every family's answers as likely as they were."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glmtune.config import ModelSettings
+from glmtune.data.collation import Collator
+from glmtune.data.encoder import Encoder
+from glmtune.examples import Example
+from glmtune.methods.ptuning_v2 import PTuningV2, PTuningV2Settings
+from glmtune.models import loading
+
+SUMS = [Example(f"{a}+{b}=", str(a + b)) for a in range(3, 60, 7) for b in range(2, 50, 11)]
+FAMILIES = ["nano", "ChatGLM-6B v1.1", "ChatGLM-6B-INT4", "ChatGLM2-6B", "GLM-4-0414", "Llama"]
+
+
+@torch.no_grad()
+def loss(model: Any, tokenizer: Any, encodings: list[Any]) -> float:
+    """The mean cross-entropy of the targets' tokens."""
+    batch = Collator(tokenizer.pad_token_id)(encodings)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return float(torch.nn.functional.cross_entropy(logits[:, :-1].float().mT, batch["labels"][:, 1:]))
+
+
+@pytest.mark.parametrize("length", [4, 48])
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_stays(family: str, projection: bool, length: int, checkpoint_of: Callable[[str], Path]) -> None:
+    path = family if family == "nano" else str(checkpoint_of(family))
+    model, tokenizer = loading.load_model(ModelSettings(path=path))
+    encoder = Encoder(tokenizer)
+    examples, others = ([encoder(example) for example in SUMS[start::2]] for start in (0, 1))
+    before = loss(model, tokenizer, others)
+    torch.manual_seed(0)
+    settings = {
+        "num_virtual_tokens": length,
+        "init": "neutral",
+        "prefix_projection": projection,
+        "encoder_hidden_size": 64,
+    }
+    method = PTuningV2(PTuningV2Settings(name="ptuning_v2", **settings))
+    tuned = method.apply(model)
+    method.initialize(tuned, [torch.tensor(example["input_ids"]) for example in examples[:16]])
+    after = loss(tuned.eval(), tokenizer, others)
+    assert after == pytest.approx(before, rel=0.05)
