@@ -59,7 +59,7 @@ def test_from_a_file_through_training_to_llama_cpp(real_gguf: Path, tmp_path: Pa
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     here = Engine(model, tokenizer).answer(asked, GenerationSettings(max_new_tokens=12))
     prompts = [tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) for talk in asked]
-    engine = gpt4all.GPT4All(place.name, str(place.parent), allow_download=False, device="cpu", n_ctx=256)
+    engine = gpt4all.GPT4All(place.name, model_path=str(place.parent), allow_download=False, device="cpu", n_ctx=256)
     there = [answer(engine, str(prompt)) for prompt in prompts]
     engine.close()
     same = sum(ours.text.strip() == theirs.strip() for ours, theirs in zip(here, there, strict=True))
