@@ -74,15 +74,22 @@ def connect(found: Found, file: Path, context: int, threads: int) -> Connection:
     """
     if found.address is not None:
         return Server(found, found.address).serving(file, context)
+    port = free_port()
     if found.binary is not None:
-        port = free_port()
         options = ["--host", "127.0.0.1", "--port", port, "-c", context, "-t", threads, "-np", 1]
-        process = Process(found, file, [found.binary, "-m", file, *options])
-        return Server(found, f"http://127.0.0.1:{port}", process).wait()
-    worker = Path(__file__).with_name("worker.py")
-    process = Process(found, file, [sys.executable, worker, found.package, file, context, threads])
-    address = process.ask(None).get("address")
-    return Server(found, address, process) if address else Pipe(process)
+        words = [found.binary, "-m", file, *options]
+    else:
+        worker = Path(__file__).with_name("worker.py")
+        words = [sys.executable, worker, found.package, file, context, threads]
+    process = Process(found, file, words)
+    try:
+        if found.binary is not None:
+            return Server(found, f"http://127.0.0.1:{port}", process).wait()
+        address = process.ask(None).get("address")
+        return Server(found, address, process) if address else Pipe(process)
+    except BaseException:
+        process.close()
+        raise
 
 
 def free_port() -> int:
