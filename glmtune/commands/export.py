@@ -29,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="PLACE", help="folder or file to write (default: in the run folder)")
     parser.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16", "q8_0"),
+        choices=("auto", "float32", "bfloat16", "float16", "q8_0", "q4_0", "q4_k_m"),
         default="auto",
-        help="precision of the files (default: that of the base); q8_0, of gguf alone: 8.5 bits a number",
+        help="precision of the files (default: that of the base); of gguf alone: q8_0, q4_0, q4_k_m, of 8.5, 4.5 and "
+        "about 4.9 bits a number",
     )
     parser.add_argument(
         "--bits",
@@ -106,7 +107,7 @@ def run(
 
     console = console or Console(stderr=True)
     origin = resolve(target, overrides, trust)
-    place = choose_destination(origin, to, output, overwrite)
+    place = choose_destination(origin, to, output, overwrite, precision)
 
     # They import torch, which is not needed to find out what is there.
     from glmtune.exports.exporting import check_disk, export_checked, few_held_out, refuse

@@ -50,7 +50,11 @@ model, tokenizer = glmtune.load({place!r})"""
 USE_GGUF = """\
 For llama.cpp and what is built on it; the chat template is in the file:
 
-{code}"""
+{code}
+
+For Ollama, by the `Modelfile` beside it:
+
+{ollama}"""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MARKUP = re.compile(r"[\\`*_{}\[\]()#!|<>&~$@]|(?<=www)\.|:(?=/)", re.IGNORECASE)
 
@@ -84,7 +88,9 @@ def write_card(
     checked = record["verification"]
     known = family_of({"model_type": family})
     if layout == "gguf":
-        use = USE_GGUF.format(code=block(f"llama-cli -m {shlex.quote(place)} --jinja", "sh"))
+        name, modelfile = place.removesuffix(".gguf").lower(), f"{place}.Modelfile"
+        ollama = block(f"ollama create {shlex.quote(name)} -f {shlex.quote(modelfile)}", "sh")
+        use = USE_GGUF.format(code=block(f"llama-cli -m {shlex.quote(place)} --jinja", "sh"), ollama=ollama)
     elif layout == "original":
         use = USE_ORIGINAL.format(release=", ".join(known.releases), code=block(LOAD.format(place=place), "python"))
     else:
@@ -97,8 +103,12 @@ def write_card(
     )
     if layout == "gguf":
         verified += " These became the GGUF file, which was read back and compared with them, number by number."
-        if record["precision"] == "q8_0":
-            verified += " Its numbers are rounded to q8_0; with these, too, all answers were the same."
+        if "quantized" in checked:
+            few = checked["quantized"]
+            verified += (
+                f" Stored in {record['precision']} it is another model: with these numbers {few['equal_answers']} of "
+                f"{few['problems']} answers were the same. {few.get('statement', '')}"
+            ).rstrip()
     if checked.get("storage"):
         verified += f" {describe_storage(checked['storage'])}"
     parts = [f"{metadata(record['base'], layout)}\n\n# {plain(title)}", origin(record), f"## Use\n\n{use}"]

@@ -10,12 +10,16 @@ from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
 
 Layout = Literal["merged", "original", "gguf"]
-Precision = Literal["auto", "float32", "bfloat16", "float16", "q8_0"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "q8_0", "q4_0", "q4_k_m"]
+QUANTIZED: tuple[Precision, ...] = ("q8_0", "q4_0", "q4_k_m")  # of GGUF files alone
 RECORD = "glmtune.json"
 CARD = "README.md"
+MODELFILE = "Modelfile"  # of Ollama
 
 
-def choose_destination(origin: ResolvedModel, to: Layout, output: str | None, overwrite: bool) -> Path:
+def choose_destination(
+    origin: ResolvedModel, to: Layout, output: str | None, overwrite: bool, precision: Precision = "auto"
+) -> Path:
     """Return where the export goes.
 
     Raises:
@@ -24,7 +28,8 @@ def choose_destination(origin: ResolvedModel, to: Layout, output: str | None, ov
     target = str(origin.target)
     if output is None and not RunFolder.is_run(target):
         raise UserError(f"--output: name a {'file' if to == 'gguf' else 'folder'} to write; {target} is no run folder.")
-    name = f"{Path(target).resolve().name}.gguf" if to == "gguf" else to
+    named = f"-{precision}" if precision in QUANTIZED else ""
+    name = f"{Path(target).resolve().name}{named}.gguf" if to == "gguf" else to
     place = Path(output) if output is not None else Path(target) / name
     for written in (place, *(besides(place) if to == "gguf" else ())):
         try:
@@ -45,6 +50,7 @@ def choose_destination(origin: ResolvedModel, to: Layout, output: str | None, ov
     return place
 
 
-def besides(place: Path) -> tuple[Path, Path]:
-    """Return where the record and the card of a GGUF file go, beside it."""
-    return place.with_name(f"{place.name}.json"), place.with_name(f"{place.name}.md")
+def besides(place: Path) -> tuple[Path, Path, Path]:
+    """Return where the record, the card and the Modelfile of a GGUF file go, beside it."""
+    json, md, modelfile = (place.with_name(f"{place.name}.{ending}") for ending in ("json", "md", "Modelfile"))
+    return json, md, modelfile

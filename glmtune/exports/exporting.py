@@ -15,18 +15,26 @@ import torch
 from glmtune import adapters
 from glmtune.config import Dtype
 from glmtune.examples import Example
-from glmtune.exports.destination import CARD, RECORD, Layout, Precision, besides
-from glmtune.exports.gguf.file import GgufPrecision, write_gguf
+from glmtune.exports.destination import CARD, MODELFILE, QUANTIZED, RECORD, Layout, Precision, besides
+from glmtune.exports.gguf.file import read_numbers, write_gguf
+from glmtune.exports.gguf.modelfile import modelfile_of
+from glmtune.exports.gguf.precisions import GgufPrecision
 from glmtune.exports.gguf.source import check_config
-from glmtune.exports.gguf.tensors import round_numbers
 from glmtune.exports.merged import save_merged, unpack_and_merge
 from glmtune.exports.original import original_layout, save_original
 from glmtune.exports.provenance import check_report, write_provenance
+from glmtune.exports.reference import refer
 from glmtune.exports.storage import compare_storage, describe_storage
-from glmtune.exports.verification import Answers, ask, compare, compare_answers
+from glmtune.exports.verification import (
+    check_weights,
+    compare,
+    compare_quantized,
+    describe_quantized,
+    describe_rounding,
+    digests,
+)
 from glmtune.files import replacing
 from glmtune.inference.selection import choose_held_out, select_held_out
-from glmtune.messages import Prompt
 from glmtune.models import loading
 from glmtune.models.architecture import storage, stored_bits
 from glmtune.models.checkpoint import weight_files
@@ -41,11 +49,15 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-GGUF_PRECISION: dict[torch.dtype, GgufPrecision] = {
-    torch.float32: "f32",
-    torch.bfloat16: "bf16",
-    torch.float16: "f16",
+GGUF_PRECISION: dict[str, GgufPrecision] = {
+    "float32": "f32",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "q8_0": "q8_0",
+    "q4_0": "q4_0",
+    "q4_k_m": "q4_k_m",
 }
+WHOLE: dict[str, Any] = {"highlight": False, "soft_wrap": True}  # of a line that is printed as it is
 BEGINNING = 40  # characters of a text, which a model goes on with
 # Files beside the weights, and what a disk should have left.
 SPARE_BYTES = 50 * 2**20
@@ -67,39 +79,55 @@ def export_checked(
     Raises:
         UserError: it answers otherwise, or the disk is full.
     """
-    dtype, problems = dtype_of(origin.config, precision), [example.prompt for example in examples]
+    dtype, problem = dtype_of(origin.config, precision), examples[0].prompt
     console.print(f"Loading {origin.base}{f' with {origin.adapter}' if origin.adapter else ''} ...")
     # Neither the base nor what is written is rounded on the way, whatever the recipe computed in.
     working = NAMES[torch.promote_types(dtype_of(origin.config, "auto"), dtype)]
     model, tokenizer = origin.load(dtype=working, bits=16, quantize_embedding=False)
-    console.print(f"It answers {len(problems)} held-out problems ...")
-    before = ask(model, tokenizer, problems, origin.recipe.generation)
-    whole = unpack_and_merge(model, tokenizer, problems[0])
+    console.print(f"It answers {len(examples)} held-out problems ...")
+    reference = refer(model, tokenizer, examples, origin.recipe.generation, origin.task, dtype)
+    whole = unpack_and_merge(model, tokenizer, problem)
     del model
     storage = compare_storage(origin, whole, tokenizer, examples)
     if storage is not None:
-        console.print(describe_storage(storage), highlight=False, soft_wrap=True)
+        console.print(describe_storage(storage), **WHOLE)
     if bits < 16:
         pack_layers(whole.to(dtype), bits)  # type: ignore[arg-type]
-        at_16, before = before, ask(whole, tokenizer, problems, origin.recipe.generation)
-        equal = sum(old == new for old, new in zip(at_16.texts, before.texts, strict=True))
-        console.print(f"Stored at {bits} bits, it answers {equal} of {len(problems)} of them as at 16.")
+        at_16, reference = reference, refer(whole, tokenizer, examples, origin.recipe.generation, origin.task, dtype)
+        pairs = zip(at_16.completions, reference.completions, strict=True)
+        equal = sum(old.text == new.text for old, new in pairs)
+        console.print(f"Stored at {bits} bits, it answers {equal} of {len(examples)} of them as at 16.")
+    written = digests(whole, dtype)
     with staged(place, to) as folder:
         (save_original if to == "original" else save_merged)(whole, tokenizer, folder, dtype)
         family = whole.config.model_type
         del whole
         console.print("The same problems, from the exported files ...")
-        verification = verify(folder, origin, working, before, problems, dtype, rounded=precision == "q8_0")
+        model, tokenizer = resolve(folder).load(dtype=working)
+        check_weights(model, written, dtype)
+        asked = (examples, origin.recipe.generation, origin.task)
+        verification = compare(reference, model, tokenizer, *asked, dtype)
+        console.print(describe_rounding(verification), **WHOLE)
         if storage is not None:
             verification["storage"] = storage
         if bits < 16:
             verification["packed"] = {"bits": bits, "answers_as_at_16": equal}
-        write_provenance(folder, place.name, origin, to, family, precision, verification, problems[0])
+        file = folder / place.name
         if to == "gguf":
-            write_gguf(folder, place, "q8_0" if precision == "q8_0" else GGUF_PRECISION[dtype])
-            for file, beside in zip((RECORD, CARD), besides(place), strict=True):
-                with replacing(beside) as temporary:
-                    shutil.copy(folder / file, temporary)
+            write_gguf(folder, file, GGUF_PRECISION[precision if precision in QUANTIZED else NAMES[dtype]])
+        if precision in QUANTIZED and read_numbers(folder, file, model):
+            console.print(f"The same problems, with the numbers of {precision} ...")
+            verification["quantized"] = compare_quantized(reference, model, tokenizer, *asked)
+            console.print(describe_quantized(verification["quantized"], precision, place), **WHOLE)
+        write_provenance(folder, place.name, origin, to, family, precision, verification, problem)
+        if to == "gguf":
+            prompts = [example.prompt for example in examples]
+            modelfile = modelfile_of(file, tokenizer, origin.recipe.generation, prompts)
+            (folder / MODELFILE).write_text(modelfile, encoding="utf-8")
+            made = (file, *(folder / name for name in (RECORD, CARD, MODELFILE)))
+            for part, destination in zip(made, (place, *besides(place)), strict=True):
+                with replacing(destination) as temporary:
+                    part.replace(temporary)
 
 
 def few_held_out(origin: ResolvedModel) -> Sequence[Example]:
@@ -137,8 +165,8 @@ def refuse(origin: ResolvedModel, to: Layout, precision: Precision, bits: int = 
         )
     if bits < 16 and to != "merged":
         raise UserError(f"--bits {bits}: is a form of transformers' layout (--to merged), not of --to {to}.")
-    if precision == "q8_0" and to != "gguf":
-        raise UserError(f"--dtype q8_0: is a form of numbers in GGUF files, not of --to {to}. Try bfloat16.")
+    if precision in QUANTIZED and to != "gguf":
+        raise UserError(f"--dtype {precision}: is a form of numbers in GGUF files, not of --to {to}. Try bfloat16.")
     if origin.run is not None and origin.run.report.is_file():
         check_report(origin.run)
     if to == "original":
@@ -149,7 +177,7 @@ def refuse(origin: ResolvedModel, to: Layout, precision: Precision, bits: int = 
 
 
 def dtype_of(config: Any, precision: Precision) -> torch.dtype:
-    """Return the precision of the exported weights: as asked for, or the base's, from which q8_0 is made."""
+    """Return the precision of the exported weights: as asked for, or the base's, from which few bits are made."""
     if precision in DTYPES:
         return DTYPES[precision]
     stored = config.dtype
@@ -194,26 +222,3 @@ def staged(place: Path, to: Layout) -> Iterator[Path]:
     with replacing(place) as folder_path:
         folder_path.mkdir()
         yield folder_path
-
-
-def verify(
-    folder: Path,
-    origin: ResolvedModel,
-    working: Dtype,
-    before: Answers,
-    problems: Sequence[Prompt],
-    dtype: torch.dtype,
-    rounded: bool,
-) -> dict[str, Any]:
-    """Read the exported files as anyone would, and compare what they answer; also with numbers rounded to q8_0.
-
-    Raises:
-        UserError: something else.
-    """
-    model, tokenizer = resolve(folder).load(dtype=working)
-    found = compare(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, dtype)
-    if rounded:
-        round_numbers(model)
-        remedy = " q8_0 is too coarse for it: --dtype float16."
-        compare_answers(before, ask(model, tokenizer, problems, origin.recipe.generation), problems, remedy)
-    return found

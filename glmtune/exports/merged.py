@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from glmtune.data.encoding import encode_prompt
-from glmtune.exports.verification import TOLERANCE, relative_difference
+from glmtune.exports.reference import TOLERANCE, relative_difference
 from glmtune.files import write_json
 from glmtune.inference.reading import stops_of
 from glmtune.messages import Prompt
@@ -22,6 +23,8 @@ from glmtune.models.families import family_of
 from glmtune.models.low_rank import base_weight, tied_updates, updated_layers
 from glmtune.models.quantization import unpack_layers
 from glmtune.runtime import UserError
+
+PROBES = 8  # inputs on which a layer is compared with itself merged
 
 
 def unpack_and_merge(model: Model, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> PreTrainedModel:
@@ -46,6 +49,9 @@ def merge_adapter(model: PeftModel, input_ids: Tensor) -> PreTrainedModel:
         input_ids: (B, T) a prompt on which the merged model must give the logits that it gave unmerged, up to
             `TOLERANCE` times their size.
 
+    Each layer is merged in fp32 and rounded once, one at a time, so that no second copy of the base is held; what it
+    makes of random inputs must be what it made of them unmerged, by fp32.
+
     Returns:
         The merged model, in evaluation mode.
 
@@ -61,7 +67,8 @@ def merge_adapter(model: PeftModel, input_ids: Tensor) -> PreTrainedModel:
         expected = model(input_ids=input_ids).logits.float()
     try:
         with torch.no_grad():
-            tuner.merge_adapter(safe_merge=True)
+            for name, layer in updated_layers(model):
+                merge_layer(name, layer)
             found = model(input_ids=input_ids).logits.float()
         difference = relative_difference(found, expected)
         tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
@@ -79,6 +86,45 @@ def merge_adapter(model: PeftModel, input_ids: Tensor) -> PreTrainedModel:
             raise UserError(f"The adapter cannot be merged: {error}. Nothing was merged.") from error
         raise
     return tuner.unload().eval()
+
+
+def merge_layer(name: str, layer: Any) -> None:
+    """Make the update beside a layer part of it, in fp32, rounded once to the layer's own precision.
+
+    Raises:
+        UserError: of random inputs the merged layer makes something else.
+        ValueError: weights that are no finite numbers.
+    """
+    base = layer.get_base_layer()
+    held = {key: weight.dtype for key, weight in base.named_parameters(recurse=False) if weight.is_floating_point()}
+    try:
+        for key in held:
+            weight = base.get_parameter(key)
+            weight.data = weight.data.float()
+        inputs = random_inputs(base)
+        expected = layer(inputs) if inputs is not None else None
+        layer.merge(safe_merge=True)
+        off = relative_difference(layer(inputs), expected) if expected is not None else 0.0
+        if not off <= TOLERANCE[torch.float32]:
+            raise UserError(
+                f"{name} answers otherwise once it is merged: it differs by {off:.1e} of its size in fp32. Nothing was "
+                "merged. Look whether the adapter holds very large weights."
+            )
+    finally:
+        for key, dtype in held.items():
+            weight = base.get_parameter(key)
+            weight.data = weight.data.to(dtype)
+
+
+def random_inputs(base: nn.Module) -> Tensor | None:
+    """Return something that a layer can be given alone; None where it is of a kind that needs more."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(base, nn.Embedding):
+        return torch.randint(base.num_embeddings, (1, PROBES), generator=generator).to(base.weight.device)
+    if isinstance(base, nn.Linear | Conv1D):
+        width = base.in_features if isinstance(base, nn.Linear) else base.weight.shape[0]
+        return torch.randn(1, PROBES, width, generator=generator).to(base.weight.device)
+    return None
 
 
 def check_mergeable(model: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glmtune import network
-from glmtune.exports.destination import CARD, RECORD
+from glmtune.exports.destination import CARD, MODELFILE, RECORD, besides
 from glmtune.runtime import UserError
 from glmtune.terminal import say
 
@@ -28,8 +28,7 @@ def upload(place: Path, repository: str) -> None:
         else:
             for file, name in (
                 (place, place.name),
-                (place.with_name(f"{place.name}.json"), RECORD),
-                (place.with_name(f"{place.name}.md"), CARD),
+                *zip(besides(place), (RECORD, CARD, MODELFILE), strict=True),
             ):
                 hub.upload_file(repo_id=repository, path_or_fileobj=str(file), path_in_repo=name)
     except Exception as error:  # of the hub, of the network, of the disk

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
+from glmtune.exports.gguf.precisions import PRECISIONS, GgufPrecision
 from glmtune.exports.gguf.source import Source, read_source, rope_type
-from glmtune.exports.gguf.tensors import check_tensor, encode_tensor, tensors_of
+from glmtune.exports.gguf.tensors import check_tensor, encode_tensor, kinds_of, tensors_of
 from glmtune.exports.gguf.tokenizer import vocabulary_of
 from glmtune.files import replacing
 from glmtune.models.gguf.header import load_library
 from glmtune.runtime import UserError
 
-GgufPrecision = Literal["f32", "f16", "bf16", "q8_0"]
-FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+if TYPE_CHECKING:
+    import torch
 
 
 def write_gguf(folder: Path, output: Path, precision: GgufPrecision = "f16") -> None:
@@ -24,7 +27,7 @@ def write_gguf(folder: Path, output: Path, precision: GgufPrecision = "f16") -> 
     Args:
         folder: in transformers' layout, with a `tokenizer.json`.
         output: the file; one that is there is replaced.
-        precision: of the matrices. q8_0 takes 8.5 bits a number; rows that are no multiple of 32 become f16.
+        precision: of the matrices, by `precisions.py`.
 
     Raises:
         UserError: a model that cannot be written, a file that is missing or damaged, numbers too large for f16, a full
@@ -33,6 +36,7 @@ def write_gguf(folder: Path, output: Path, precision: GgufPrecision = "f16") -> 
     gguf = load_library()
     source = read_source(Path(folder))
     tensors = list(tensors_of(source))
+    kinds = kinds_of(tensors, precision, source.config.num_hidden_layers)
     with replacing(output) as temporary:
         with closing(gguf.GGUFWriter(temporary, source.architecture)) as writer:
             writer.add_name(Path(output).stem)
@@ -40,14 +44,17 @@ def write_gguf(folder: Path, output: Path, precision: GgufPrecision = "f16") -> 
                 kind = gguf.GGUFValueType.get_type(value)
                 writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if kind.name == "INT32" else kind)
             for tensor in tensors:
-                kind = gguf.GGMLQuantizationType[tensor.kind(precision)]
+                kind = gguf.GGMLQuantizationType[kinds[tensor.name]]
                 numbers, size = gguf.GGML_QUANT_SIZES[kind]
                 writer.add_tensor_info(tensor.name, tensor.shape, None, math.prod(tensor.shape) // numbers * size, kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for tensor in tensors:
-                writer.write_tensor_data(encode_tensor(tensor, tensor.kind(precision)))
+            total = sum(math.prod(tensor.shape) for tensor in tensors)
+            with tqdm(total=total, desc=f"writing {precision}", unit="number", unit_scale=True, delay=1) as bar:
+                for tensor in tensors:
+                    writer.write_tensor_data(encode_tensor(tensor, kinds[tensor.name]))
+                    bar.update(math.prod(tensor.shape))
         verify_gguf(folder, temporary)
 
 
@@ -61,7 +68,8 @@ def verify_gguf(folder: Path, output: Path) -> None:
     source = read_source(Path(folder))
     found, stored = read_contents(Path(output))
     file_type = found.get("general.file_type")
-    precision = {file_types[name]: precision for precision, name in FILE_TYPES.items()}.get(file_type)
+    by_type = {int(file_types[known.file_type]): precision for precision, known in PRECISIONS.items()}
+    precision = by_type.get(file_type)  # type: ignore[arg-type]
     if precision is None:
         raise UserError(f"{output}: general.file_type={file_type} is none that is written here. Export again.")
     expected = {"general.architecture": source.architecture, **fields_of(source, precision)}
@@ -74,8 +82,33 @@ def verify_gguf(folder: Path, output: Path) -> None:
             f"{output} holds {len(stored)} tensors, {folder} makes {len(tensors)}; {odd[0]} is only in one of them. "
             "Export again."
         )
+    kinds = kinds_of(list(tensors.values()), precision, source.config.num_hidden_layers)
     for name, tensor in tensors.items():
-        check_tensor(tensor, stored[name], tensor.kind(precision), Path(output))
+        check_tensor(tensor, stored[name], kinds[name], Path(output))
+
+
+def read_numbers(folder: Path, output: Path, model: torch.nn.Module) -> bool:
+    """Give a model the numbers that a GGUF file holds of it; return whether it has a place for each of them.
+
+    Args:
+        folder: the checkpoint that the file was written from.
+        output: the file.
+        model: loaded from the folder.
+    """
+    import torch
+
+    dequantize = load_library().quants.dequantize
+    _, stored = read_contents(output)
+    weights = model.state_dict()
+    tensors = [tensor for tensor in tensors_of(read_source(folder)) if tensor.origin]
+    if any(tensor.origin not in weights for tensor in tensors):
+        return False
+    with torch.no_grad():
+        for tensor in tensors:
+            found = stored[tensor.name]
+            values = dequantize(found.data, found.tensor_type).reshape(tensor.shape)
+            weights[tensor.origin].copy_(torch.tensor(tensor.back(values)))
+    return True
 
 
 def read_contents(output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -103,12 +136,12 @@ def shorten(value: Any) -> str:
     return f"a list of {len(value)}" if isinstance(value, list) else repr(value)[:100]
 
 
-def fields_of(source: Source, precision: str) -> dict[str, Any]:
+def fields_of(source: Source, precision: GgufPrecision) -> dict[str, Any]:
     """Return all that the file says beside its weights, by GGUF's keys; its architecture and name are the writer's."""
     gguf = load_library()
     return {
         "general.type": "model",
-        "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[precision]]),
+        "general.file_type": int(gguf.LlamaFileType[PRECISIONS[precision].file_type]),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
         **sizes_of(source),
         **vocabulary_of(source),

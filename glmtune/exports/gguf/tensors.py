@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmtune.exports.gguf.blocks import FORMATS, quantize_blocks
+from glmtune.exports.gguf.precisions import BLOCKS, GgufPrecision, kind_of
 from glmtune.exports.gguf.source import Source, rope_type, shape_of
 from glmtune.models.gguf.header import load_library
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
-    import torch
     from numpy import ndarray
 
-ROUTER = ".ffn_gate_inp.weight"
 CHUNK = 2**24  # numbers that are compared at a time: 64 MB in fp32
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+# Numbers with one step, and how far one may be off: shares of the largest of them, and of the largest of their block,
+# in fractions of which their step is stored.
+ERRORS = {
+    "Q8_0": (32, 0.5 / 127, 0.0),
+    "Q4_0": (32, 0.3, 0.0),
+    "Q5_0": (32, 0.15, 0.0),
+    "Q4_K": (32, 0.3, 0.03),
+    "Q6_K": (16, 0.07, 0.01),
+}
 
 
 @dataclass(frozen=True)
@@ -26,12 +36,14 @@ class Tensor:
     Attributes:
         name: ggml's.
         weight: the checkpoint's, not read yet.
+        origin: its name in the checkpoint.
         heads: of a projection whose rows are reordered; 0 where they stay.
         more: what is added to each number: 1 for norms that are kept less one.
     """
 
     name: str
     weight: Any
+    origin: str = ""
     heads: int = 0
     more: int = 0
 
@@ -46,19 +58,17 @@ class Tensor:
         Rotary pairs are reordered where llama.cpp has 2i and 2i + 1 of a head instead of i and i + D/2.
         """
         values: ndarray = (self.weight[...].float() + self.more).numpy()
+        return self.reordered(values, (self.heads, 2, -1))
+
+    def back(self, values: ndarray) -> ndarray:
+        """Return numbers of the file in the order of the checkpoint."""
+        return self.reordered(values, (self.heads, -1, 2)) - self.more
+
+    def reordered(self, values: ndarray, rows: tuple[int, ...]) -> ndarray:
+        """Return the numbers with the rows of each head in another order."""
         if not self.heads:
             return values
-        return values.reshape(self.heads, 2, -1, *self.shape[1:]).swapaxes(1, 2).reshape(self.shape)
-
-    def kind(self, precision: str) -> str:
-        """Return its type in a file of some precision, as a member of gguf.GGMLQuantizationType.
-
-        What is no matrix stays in fp32: llama.cpp's kernels add it to numbers in fp32. So does what chooses experts,
-        which would choose others.
-        """
-        if len(self.shape) < 2 or self.name.endswith(ROUTER):
-            return "F32"
-        return "F16" if precision == "q8_0" and self.shape[-1] % 32 else precision.upper()
+        return values.reshape(*rows, *self.shape[1:]).swapaxes(1, 2).reshape(self.shape)
 
 
 def tensors_of(source: Source) -> Iterator[Tensor]:
@@ -70,8 +80,8 @@ def tensors_of(source: Source) -> Iterator[Tensor]:
     for name, weight in source.weights.items():
         heads = rotary.get(name.split(".")[-2], 0) if source.facts.interleaves_rotary else 0
         more = int(source.facts.norms_add_one and name.endswith("norm.weight"))
-        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
-        yield Tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), weight, heads, more)
+        theirs = name.replace("e_score_correction_bias", "e_score_correction.bias")
+        yield Tensor(names.get_name(theirs, try_suffixes=(".weight", ".bias")), weight, name, heads, more)
     if rope_type(config.to_dict()) == "llama3":
         yield Tensor("rope_freqs.weight", llama3_divisors(source))
 
@@ -86,6 +96,13 @@ def llama3_divisors(source: Source) -> Any:
     return source.config.rope_parameters["rope_theta"] ** -exponents / divided
 
 
+def kinds_of(tensors: Sequence[Tensor], precision: GgufPrecision, layers: int) -> dict[str, str]:
+    """Return name -> type of the tensors of a file."""
+    names = {tensor.name for tensor in tensors}
+    head = OUTPUT if OUTPUT in names else EMBEDDING
+    return {tensor.name: kind_of(tensor.name, tensor.shape, precision, layers, head) for tensor in tensors}
+
+
 def encode_tensor(tensor: Tensor, kind: str) -> ndarray:
     """Return the bytes of a tensor, as the file holds them.
 
@@ -94,11 +111,18 @@ def encode_tensor(tensor: Tensor, kind: str) -> ndarray:
     """
     import numpy as np
 
-    gguf = load_library()
     values = tensor.read()
     if kind == "F16" and (largest := np.abs(values).max()) > np.finfo(np.float16).max:
         raise UserError(f"{tensor.name} has numbers up to {largest:.3g}, and f16 ends at 65504. Use precision bf16.")
-    encoded: ndarray = gguf.quants.quantize(np.ascontiguousarray(values), gguf.GGMLQuantizationType[kind])
+    return encode(np.ascontiguousarray(values), kind)
+
+
+def encode(values: ndarray, kind: str) -> ndarray:
+    """Return numbers in fp32 as the bytes of a type."""
+    gguf = load_library()
+    if kind in FORMATS:
+        return quantize_blocks(values, kind)
+    encoded: ndarray = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
     return encoded
 
 
@@ -125,30 +149,22 @@ def check_tensor(tensor: Tensor, stored: Any, kind: str, output: Path) -> None:
 
 
 def rounding_of(values: ndarray, kind: str) -> Any:
-    """Return how far numbers may be off, each or all, by being stored in a type: half a step, and no more.
+    """Return how far numbers may be off, each or all, by being stored in a type.
 
-    A block of q8_0 counts in steps of its largest number / 127; the step itself is rounded to f16.
+    It is half a step of q8_0, which is the largest number of a block / 127, rounded to f16. Of 4 to 6 bits those steps
+    are taken with which most numbers are right, and one less is counted on one side of zero, so that the largest number
+    may be off by more.
     """
     import numpy as np
 
     if kind == "F32":
         return 0.0
-    if kind == "Q8_0":
-        largest = np.abs(values).reshape(*values.shape[:-1], -1, 32).max(-1).repeat(32, -1)
-        return largest * (0.5 / 127 + 2.0**-10) + 127 * 2.0**-24
-    return np.abs(values) * 2.0 ** (-11 if kind == "F16" else -8) + 2.0**-25
+    if kind in ("F16", "BF16"):
+        return np.abs(values) * 2.0 ** (-11 if kind == "F16" else -8) + 2.0**-25
+    part, share, share_of_block = ERRORS[kind]
 
+    def largest(count: int) -> ndarray:
+        found: ndarray = np.abs(values).reshape(*values.shape[:-1], -1, count).max(-1).repeat(count, -1)
+        return found
 
-def round_numbers(model: torch.nn.Module) -> None:
-    """Give a model the numbers that a file of q8_0 holds of it."""
-    import torch
-
-    quants = load_library().quants
-    kind = load_library().GGMLQuantizationType.Q8_0
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim >= 2 and weight.shape[-1] % 32 == 0:
-                values = quants.dequantize(quants.quantize(weight.float().cpu().numpy(), kind), kind)
-                weight.copy_(torch.from_numpy(values))
-            elif weight.ndim >= 2:
-                weight.copy_(weight.half())
+    return largest(part) * (share + 2.0**-10) + largest(BLOCKS[kind]) * share_of_block + 1024 * 2.0**-24

@@ -119,13 +119,29 @@ def bracketed_words(tokenizer: Mapping[str, Any]) -> dict[str, str]:
 
 
 def pre_tokenizer_name(source: Source) -> str:
-    """Return llama.cpp's name for the way in which a byte-level tokenizer cuts a text into words."""
+    """Return llama.cpp's name for the way in which a byte-level tokenizer cuts a text into words.
+
+    Raises:
+        UserError: it has none.
+    """
     tokenizer = source.tokenizer
     steps = steps_of(tokenizer, "pre_tokenizer")
     name = pre_tokenizers.name_of(steps, bool(tokenizer["model"].get("ignore_merges")))
-    if name is None or steps[-1].get("add_prefix_space") or tokenizer.get("normalizer"):
+    if name is None:
+        raise UserError(
+            f"tokenizer.json: llama.cpp has no name for its pre_tokenizer {shorten(steps)}, so that texts would become "
+            "other tokens than in training. Use --to merged."
+        )
+    if steps[-1].get("add_prefix_space") or tokenizer.get("normalizer"):
         warn("prepares texts in a way that llama.cpp has no name for")
-    return (source.facts.pre_tokenizers or {}).get(name or "", name) or "default"
+    return (source.facts.pre_tokenizers or {}).get(name, name)
+
+
+def shorten(steps: list[dict[str, Any]]) -> str:
+    """Return steps of a pre-tokenizer for a message: their types, and where the first expression begins."""
+    names = " + ".join(str(step["type"]) for step in steps)
+    patterns = [step["pattern"]["Regex"] for step in steps if "Regex" in step.get("pattern", {})]
+    return f"{names} ({patterns[0][:60]!r})" if patterns else names
 
 
 def adds_blank(tokenizer: Mapping[str, Any]) -> bool:

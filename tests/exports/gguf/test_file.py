@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from glmtune.exports.gguf import tensors
-from glmtune.exports.gguf.file import FILE_TYPES, verify_gguf, write_gguf
+from glmtune.exports.gguf.file import read_numbers, verify_gguf, write_gguf
+from glmtune.exports.gguf.precisions import PRECISIONS
 from glmtune.exports.gguf.source import check_config
 from glmtune.models.templates import read_preset
 from glmtune.runtime import UserError
@@ -167,7 +168,7 @@ def transformers_logits(model: Any, ids: list[int]) -> Any:
         return model.eval()(torch.tensor([ids])).logits[0].numpy()
 
 
-@pytest.mark.parametrize("precision", FILE_TYPES)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_file_holds_the_checkpoint(make: Makes, tmp_path: Path, family: str, precision: Any) -> None:
     folder, file = make(family), tmp_path / "out" / f"tiny-{precision}.gguf"
@@ -176,13 +177,16 @@ def test_a_file_holds_the_checkpoint(make: Makes, tmp_path: Path, family: str, p
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
     assert {kind for name, kind in kinds.items() if "norm" in name or "bias" in name} == {"F32"}
-    assert {kind for name, kind in kinds.items() if not ("norm" in name or "bias" in name)} == {precision.upper()}
+    others = {kind for name, kind in kinds.items() if not ("norm" in name or "bias" in name or name == "output.weight")}
+    assert others == {"q4_k_m": {"Q5_0", "Q8_0"}}.get(precision, {precision.upper()})
+    assert kinds["output.weight"] == {"q4_0": "Q8_0", "q4_k_m": "Q8_0"}.get(precision, precision.upper())
     weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     for theirs, ours in (("model.embed_tokens", "token_embd"), ("model.layers.1.mlp.down_proj", "blk.1.ffn_down")):
         stored = next(tensor for tensor in gguf.GGUFReader(file).tensors if tensor.name == f"{ours}.weight")
         weight = weights[f"{theirs}.weight"].numpy()
         off = np.abs(gguf.dequantize(stored.data, stored.tensor_type) - weight).max() / np.abs(weight).max()
-        assert off <= {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 250}[precision]
+        bounds = {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 250, "q4_0": 1 / 8, "q4_k_m": 1 / 16}
+        assert off <= bounds[precision]
 
 
 @pytest.mark.parametrize(
@@ -343,7 +347,6 @@ def test_several_templates_and_metaspace(make: Makes, tmp_path: Path) -> None:
     [
         ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}, "no name for"),
         ("normalizer", {"type": "NFC"}, "no name for"),
-        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}, "no name for"),
     ],
 )
 def test_what_llama_cpp_has_no_name_for_is_told(
@@ -353,8 +356,42 @@ def test_what_llama_cpp_has_no_name_for_is_told(
     change(folder / "tokenizer.json", **{part: value})
     with pytest.warns(UserWarning, match=what):
         write_gguf(folder, file)
-    expected = "default" if value.get("use_regex") is False else "gpt-2" if "use_regex" in value else "llama-bpe"
-    assert fields(file)["tokenizer.ggml.pre"] == expected
+    assert fields(file)["tokenizer.ggml.pre"] == ("gpt-2" if "use_regex" in value else "llama-bpe")
+
+
+def test_a_way_to_cut_texts_that_llama_cpp_does_not_have_is_refused(make: Makes, tmp_path: Path) -> None:
+    """By its steps; it is not guessed."""
+    folder = make("llama")
+    steps = [{"type": "Split", "pattern": {"Regex": "[aeiou]"}, "behavior": "Isolated"}, {"type": "ByteLevel"}]
+    change(folder / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
+    with pytest.raises(
+        UserError, match=r"no name for its pre_tokenizer Split \+ ByteLevel \('\[aeiou\]'\).*--to merged"
+    ):
+        write_gguf(folder, tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_mixture_is_that_of_llama_cpp(make: Makes, tmp_path: Path, tied: bool) -> None:
+    """Of 8 layers the first and the last, and each third between, have finer values and ways out."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "tie_word_embeddings": tied}
+    write_gguf(make("llama", **sizes), tmp_path / "tiny.gguf", "q4_k_m")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "tiny.gguf").tensors}
+    for name in ("attn_v", "ffn_down"):
+        finer = [layer for layer in range(8) if kinds[f"blk.{layer}.{name}.weight"] == "Q6_K"]
+        assert finer == [0, 3, 6, 7]
+    assert {kinds[f"blk.{layer}.{name}.weight"] for layer in range(8) for name in ("attn_q", "ffn_up")} == {"Q4_K"}
+    assert kinds["token_embd.weight"] == ("Q6_K" if tied else "Q4_K") and ("output.weight" in kinds) is not tied
+
+
+@pytest.mark.parametrize("precision", ["bf16", "q8_0", "q4_0", "q4_k_m"])
+def test_a_model_can_be_given_the_numbers_of_a_file(make: Makes, tmp_path: Path, precision: Any) -> None:
+    """Back in the order of the checkpoint: what it then computes is what llama.cpp's graph computes from the file."""
+    folder, file = make("llama", hidden_size=256, head_dim=64), tmp_path / "tiny.gguf"
+    write_gguf(folder, file, precision)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert read_numbers(folder, file, model)
+    expected = logits(file, IDS)
+    np.testing.assert_allclose(transformers_logits(model, IDS), expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("moved, told", [(False, False), (True, True), (None, True)])
@@ -387,7 +424,7 @@ def test_a_damaged_file_is_told(make: Makes, tmp_path: Path, size: int) -> None:
         verify_gguf(folder, file)
 
 
-@pytest.mark.parametrize("precision", FILE_TYPES)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_changed_number_is_told(make: Makes, tmp_path: Path, precision: Any) -> None:
     folder, file = make("llama"), tmp_path / "tiny.gguf"
     write_gguf(folder, file, precision)
