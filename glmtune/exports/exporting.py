@@ -107,7 +107,8 @@ def export_checked(
         check_weights(model, written, dtype)
         asked = (examples, origin.recipe.generation, origin.task)
         verification = compare(reference, model, tokenizer, *asked, dtype)
-        console.print(describe_rounding(verification), **WHOLE)
+        if verification["logits_difference"]:
+            console.print(describe_rounding(verification), **WHOLE)
         if storage is not None:
             verification["storage"] = storage
         if bits < 16:

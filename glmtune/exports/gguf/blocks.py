@@ -1,74 +1,42 @@
-"""Blocks of 4 to 6 bits: llama.cpp's search for the steps in which numbers are counted, in numpy.
+"""Blocks of 256 numbers, of 4 and 6 bits, which the gguf package reads and cannot write: llama.cpp's search, in numpy.
 
-The formats are those of ggml-common.h. The search is that of ggml-quants.c (make_qx_quants, make_qkx2_quants:
+The formats are those of ggml-common.h, the search is that of ggml-quants.c (make_qx_quants, make_qkx2_quants:
 https://github.com/ggml-org/llama.cpp): of some trial steps the one counts with which a weighted square error is least.
-The gguf package has none for q4_0 and q5_0, and cannot write q4_K and q6_K at all.
 
-Letters: n blocks, p parts of a block, k numbers of a part. A part has one step; the steps of a block of 256 numbers are
-whole multiples of one of the block.
+Letters: n blocks, p parts of a block, k numbers of a part. A part has one step; the steps of a block are multiples of
+one of the block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
 
 ZERO = np.float32(1e-15)  # parts without a larger number are zeros
-AT_ONCE = 2**17  # numbers: what is computed with them stays in a processor's cache
+BLOCK = 256  # numbers
+AT_ONCE = 2**9  # blocks: what is computed with them stays in a processor's cache
 
 
-def quantize_blocks(values: ndarray, kind: str, importance: ndarray | None = None) -> ndarray:
+def quantize_blocks(values: ndarray, kind: str) -> ndarray:
     """Return rows of numbers as rows of bytes.
 
     Args:
-        values: (..., m) fp32, m a multiple of the type's block.
+        values: (..., m) fp32, m a multiple of 256.
         kind: a key of `FORMATS`.
-        importance: (m,) mean square of what each column is multiplied with: how much its errors count.
     """
-    form = FORMATS[kind]
-    parts = values.reshape(-1, form.block // form.part, form.part)
-    of_row = values.shape[-1] // form.block
-    step = max(1, AT_ONCE // form.block // of_row) * of_row  # whole rows
-
-    def encode(start: int) -> ndarray:
-        some = parts[start : start + step]
-        return form.encode(some, weights_of(some, importance))
-
+    part, encode = FORMATS[kind]
+    parts = values.reshape(-1, BLOCK // part, part)
     with ThreadPoolExecutor() as pool:
-        encoded = pool.map(encode, range(0, len(parts), step))
+        encoded = pool.map(encode, (parts[start : start + AT_ONCE] for start in range(0, len(parts), AT_ONCE)))
         return np.concatenate(list(encoded)).reshape(*values.shape[:-1], -1)
 
 
-def weights_of(parts: ndarray, importance: ndarray | None) -> ndarray | None:
-    """Return how much the square error of each number counts, (n, p, k); None where the format is to say."""
-    if importance is None:
-        return None
-    columns = np.resize(importance.astype(np.float32), parts.shape)
-    size = (parts * parts).mean((-2, -1), keepdims=True)
-    return columns * np.sqrt(size + parts * parts)
-
-
-def encode_q4_0(parts: ndarray, weights: ndarray | None) -> ndarray:
-    """Return (n, 18) bytes of (n, 1, 32) numbers: step * q, with q from -8 to 7."""
-    step, codes = around_zero(parts, weights, 8)
-    return np.concatenate([as_bytes(step), halves(codes)], axis=1)
-
-
-def encode_q5_0(parts: ndarray, weights: ndarray | None) -> ndarray:
-    """Return (n, 22) bytes of (n, 1, 32) numbers: step * q, with q from -16 to 15; the fifth bits stand together."""
-    step, codes = around_zero(parts, weights, 16)
-    fifth = np.packbits(codes >> 4, axis=-1, bitorder="little")
-    return np.concatenate([as_bytes(step), fifth, halves(codes & 0xF)], axis=1)
-
-
-def encode_q4_k(parts: ndarray, weights: ndarray | None) -> ndarray:
+def encode_q4_k(parts: ndarray) -> ndarray:
     """Return (n, 144) bytes of (n, 8, 32) numbers: step * q - lowest, with q from 0 to 15, both of 6 bits a part."""
-    if weights is None:
-        weights = np.sqrt((parts * parts).mean(-1, keepdims=True)) + np.abs(parts)
+    weights = np.sqrt((parts * parts).mean(-1, keepdims=True)) + np.abs(parts)
     steps, lowest = steps_with_lowest(parts, weights)
     (step, steps), (low, lowest) = (in_63rds(values) for values in (steps, lowest))
     scale, offset = (step * steps)[..., None], (low * lowest)[..., None]
@@ -77,9 +45,9 @@ def encode_q4_k(parts: ndarray, weights: ndarray | None) -> ndarray:
     return np.concatenate([as_bytes(step), as_bytes(low), pack_6_bits(steps, lowest), numbers], axis=1)
 
 
-def encode_q6_k(parts: ndarray, weights: ndarray | None) -> ndarray:
+def encode_q6_k(parts: ndarray) -> ndarray:
     """Return (n, 210) bytes of (n, 16, 16) numbers: step * q, with q from -32 to 31, steps of 8 bits a part."""
-    steps = steps_around_zero(parts, weights, 32)
+    steps = steps_around_zero(parts, 32)
     factor = np.float32(-128) * inverse(at_largest(steps))
     step = in_f16(inverse(factor))
     steps = np.minimum(np.rint(factor * steps), 127)
@@ -92,20 +60,13 @@ def encode_q6_k(parts: ndarray, weights: ndarray | None) -> ndarray:
     return np.concatenate([*rows, as_bytes(step)], axis=1)
 
 
-def around_zero(parts: ndarray, weights: ndarray | None, count: int) -> tuple[ndarray, ndarray]:
-    """Return the step of each block of one part, (n, 1), and its numbers in steps, from 0 to 2 * count - 1, (n, k)."""
-    step = in_f16(steps_around_zero(parts, weights, count))
-    q = np.rint(parts[:, 0] * inverse(step)).clip(-count, count - 1)
-    return step, (q + count).astype(np.uint8)
-
-
-def steps_around_zero(parts: ndarray, weights: ndarray | None, count: int) -> ndarray:
+def steps_around_zero(parts: ndarray, count: int) -> ndarray:
     """Return the step of each part, (n, p), of which multiples from -count to count - 1 lie nearest.
 
-    Its sign may be negative. 19 trial steps; unless weights are given, a number counts by its square.
+    Its sign may be negative. 19 trial steps; a number counts by its square.
     """
     largest = at_largest(parts)
-    weights = parts * parts if weights is None else weights
+    weights = parts * parts
 
     def fit(trial: int) -> tuple[ndarray, ndarray]:
         factor = -np.float32(count + 0.1 * trial) * inverse(largest)
@@ -194,24 +155,5 @@ def as_bytes(values: ndarray) -> ndarray:
     return values.astype(np.float16).view(np.uint8)
 
 
-@dataclass(frozen=True)
-class Format:
-    """How numbers are stored.
-
-    Attributes:
-        block: numbers that are stored together.
-        part: numbers with one step.
-        encode: (n, p, k) numbers in fp32 and how much each counts -> (n, bytes).
-    """
-
-    block: int
-    part: int
-    encode: Callable[[ndarray, ndarray | None], ndarray]
-
-
-FORMATS = {
-    "Q4_0": Format(32, 32, encode_q4_0),
-    "Q5_0": Format(32, 32, encode_q5_0),
-    "Q4_K": Format(256, 32, encode_q4_k),
-    "Q6_K": Format(256, 16, encode_q6_k),
-}
+# type -> numbers of a part, and (n, p, k) numbers -> (n, bytes)
+FORMATS: dict[str, tuple[int, Callable[[ndarray], ndarray]]] = {"Q4_K": (32, encode_q4_k), "Q6_K": (16, encode_q6_k)}

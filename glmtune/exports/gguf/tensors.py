@@ -22,8 +22,8 @@ EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 # in fractions of which their step is stored.
 ERRORS = {
     "Q8_0": (32, 0.5 / 127, 0.0),
-    "Q4_0": (32, 0.3, 0.0),
-    "Q5_0": (32, 0.15, 0.0),
+    "Q4_0": (32, 1 / 8, 0.0),
+    "Q5_0": (32, 1 / 16, 0.0),
     "Q4_K": (32, 0.3, 0.03),
     "Q6_K": (16, 0.07, 0.01),
 }
@@ -151,9 +151,9 @@ def check_tensor(tensor: Tensor, stored: Any, kind: str, output: Path) -> None:
 def rounding_of(values: ndarray, kind: str) -> Any:
     """Return how far numbers may be off, each or all, by being stored in a type.
 
-    It is half a step of q8_0, which is the largest number of a block / 127, rounded to f16. Of 4 to 6 bits those steps
-    are taken with which most numbers are right, and one less is counted on one side of zero, so that the largest number
-    may be off by more.
+    It is half a step of q8_0, which is the largest number of a block / 127, rounded to f16, and a whole one where one
+    less is counted on one side of zero. Blocks of 256 numbers have the steps with which most of them are right: the
+    largest may be off by more.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Blocks of 4 to 6 bits: the gguf package reads them as they were meant, and their errors stay within bounds."""
+"""Blocks of 4 and 6 bits: the gguf package reads them as they were meant, and their errors stay within bounds."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from glmtune.exports.gguf.blocks import FORMATS, quantize_blocks
-from glmtune.exports.gguf.tensors import rounding_of
+from glmtune.exports.gguf.blocks import BLOCK, FORMATS
+from glmtune.exports.gguf.tensors import ERRORS, encode, rounding_of
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install 'glmtune[gguf]'")
 
 # Largest error of normal numbers, as a share of them (both root mean square): what llama.cpp's own reach, and no more.
-SHARES = {"Q4_0": 0.085, "Q5_0": 0.045, "Q4_K": 0.075, "Q6_K": 0.020}
+SHARES = {"Q4_K": 0.075, "Q6_K": 0.020}
 
 
-def there_and_back(values: Any, kind: str, importance: Any = None) -> Any:
-    encoded = quantize_blocks(values, kind, importance)
+def there_and_back(values: Any, kind: str) -> Any:
+    encoded = encode(values, kind)
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     assert encoded.dtype == np.uint8 and encoded.shape == (*values.shape[:-1], values.shape[-1] // block * size)
-    assert (block, FORMATS[kind].block % FORMATS[kind].part) == (FORMATS[kind].block, 0)
+    assert kind not in FORMATS or block == BLOCK
     return gguf.quants.dequantize(encoded, gguf.GGMLQuantizationType[kind])
 
 
-def share(found: Any, expected: Any, weights: Any = 1.0) -> float:
-    return float(np.sqrt((weights * (found - expected) ** 2).sum() / (weights * expected**2).sum()))
+def share(found: Any, expected: Any) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -38,24 +38,6 @@ def test_errors_of_normal_numbers(kind: str) -> None:
     found = there_and_back(values, kind)
     assert share(found, values) < SHARES[kind]
     assert np.all(np.abs(found - values) <= rounding_of(values, kind))
-
-
-@pytest.mark.parametrize("kind", ["Q4_0", "Q5_0"])
-def test_the_search_is_better_than_none(kind: str) -> None:
-    """The gguf package takes the largest number for the end of the scale."""
-    values = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32)
-    type_ = gguf.GGMLQuantizationType[kind]
-    plain = gguf.quants.dequantize(gguf.quants.quantize(values, type_), type_)
-    assert share(there_and_back(values, kind), values) < 0.99 * share(plain, values)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_what_counts_more_is_more_exact(kind: str) -> None:
-    generator = np.random.default_rng(2)
-    values = generator.standard_normal((32, 512)).astype(np.float32)
-    importance = (generator.random(512) ** 4 * 10 + 1e-3).astype(np.float32)
-    found = [share(there_and_back(values, kind, weights), values, importance) for weights in (None, importance)]
-    assert found[1] < 0.95 * found[0]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -70,7 +52,7 @@ def test_zeros_and_what_is_alike(kind: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     values=arrays(np.float32, (2, 256), elements=st.floats(-8, 8, width=32)),
-    kind=st.sampled_from(sorted(FORMATS)),
+    kind=st.sampled_from(sorted(ERRORS)),
 )
 def test_errors_stay_within_what_is_taken_for_rounding(values: Any, kind: str) -> None:
     found = there_and_back(values, kind)
