@@ -16,9 +16,9 @@ from glmtune import adapters
 from glmtune.config import Dtype
 from glmtune.examples import Example
 from glmtune.exports.destination import CARD, MODELFILE, QUANTIZED, RECORD, Layout, Precision, besides
-from glmtune.exports.gguf.file import read_numbers, write_gguf
+from glmtune.exports.gguf.file import kinds_in, read_numbers, write_gguf
 from glmtune.exports.gguf.modelfile import modelfile_of
-from glmtune.exports.gguf.precisions import GgufPrecision
+from glmtune.exports.gguf.precisions import GgufPrecision, describe_fallbacks
 from glmtune.exports.gguf.source import check_config
 from glmtune.exports.merged import save_merged, unpack_and_merge
 from glmtune.exports.original import original_layout, save_original
@@ -115,7 +115,10 @@ def export_checked(
             verification["packed"] = {"bits": bits, "answers_as_at_16": equal}
         file = folder / place.name
         if to == "gguf":
-            write_gguf(folder, file, GGUF_PRECISION[precision if precision in QUANTIZED else NAMES[dtype]])
+            stored = GGUF_PRECISION[precision if precision in QUANTIZED else NAMES[dtype]]
+            write_gguf(folder, file, stored)
+            if told := describe_fallbacks(kinds_in(file), stored):
+                console.print(told, **WHOLE)
         if precision in QUANTIZED and read_numbers(folder, file, model):
             console.print(f"The same problems, with the numbers of {precision} ...")
             verification["quantized"] = compare_quantized(reference, model, tokenizer, *asked)

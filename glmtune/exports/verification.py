@@ -27,7 +27,7 @@ from glmtune.methods import Model
 from glmtune.runtime import UserError
 from glmtune.tasks import Task
 
-FACTOR = 2.0  # times what computing in 16 bits moves the logits is as much as merging in them may move them
+FACTOR = 1.5  # times what computing in 16 bits moves the logits is as much as merging in them may move them
 SHOWN = 60  # characters
 
 

@@ -211,7 +211,7 @@ def test_merging_in_16_bits_passes(tiny_run: Run, tmp_path: Path, precision: Any
     console = Console(file=told, width=1000)
     place = export.run(tiny_run.folder.path, output=str(tmp_path / "out"), precision=precision, console=console)
     checked = read_json(place / "glmtune.json")["verification"]
-    assert checked["dtype"] == precision and 0 < checked["logits_difference"] <= 2 * checked["noise"]
+    assert checked["dtype"] == precision and 0 < checked["logits_difference"] <= 1.5 * checked["noise"]
     assert describe_rounding(checked) in told.getvalue()
 
 

@@ -111,6 +111,11 @@ def read_numbers(folder: Path, output: Path, model: torch.nn.Module) -> bool:
     return True
 
 
+def kinds_in(output: Path) -> list[str]:
+    """Return the type of each tensor of a file, as a member of gguf.GGMLQuantizationType."""
+    return [tensor.tensor_type.name for tensor in read_contents(output)[1].values()]
+
+
 def read_contents(output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return key -> value, and name -> tensor, of a GGUF file; the tensors are mapped, not read.
 

@@ -99,6 +99,8 @@ def test_a_gguf_export_as_a_whole(checkpoint: Path, tmp_path: Path, precision: A
     assert lines[2].startswith('TEMPLATE """{{ if .System }}<|im_start|>system')
     assert lines[-2:] == ['PARAMETER stop "<|im_end|>"', "PARAMETER temperature 0"]
     checked = read_json(file.with_name(f"{file.name}.json"))["verification"]
+    fallbacks = "q4_k_m: rows that are no multiple of 256 are stored in blocks that fit, as llama.cpp does:"
+    assert (fallbacks in told.getvalue()) == (precision != "auto")
     assert ("quantized" in checked) == (precision != "auto") == (f"glmtune evaluate {file}" in told.getvalue())
     assert f"ollama create tiny-{precision} -f {file.name}.Modelfile" in file.with_name(f"{file.name}.md").read_text()
 
