@@ -317,7 +317,7 @@ def mixture() -> Any:
         (["experts.gate_up_proj"], {"experts.gate_up_proj"}),
         (["shared_experts.up_proj"], {"shared_experts.up_proj"}),
     ],
-    ids=str,
+    ids=["all-linear", "q-down", "gate", "experts-gate-up", "shared-up"],
 )
 def test_a_mixture_of_experts(mixture: Any, targets: Any, learn: set[str], tmp_path: Path) -> None:
     """What is named learns, layer or parameter, and no router; merged and read back it is the same."""

