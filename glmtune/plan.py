@@ -15,8 +15,7 @@ from glmtune import distributed
 from glmtune.config import Recipe
 from glmtune.examples import Example, Split
 from glmtune.methods import Method
-from glmtune.models.architecture import is_wide
-from glmtune.models.loading import choose_dtype
+from glmtune.models.loading import dtype_of
 from glmtune.models.releases import check_release
 from glmtune.objectives import Objective
 from glmtune.records import read_mixture
@@ -144,9 +143,8 @@ class Plan:
         """The recipe as the user means it from any folder, on any machine, with room for the held-out answers."""
         from glmtune.inference.selection import fit_max_new_tokens
 
-        device, wide = distributed.local_device(), is_wide(self.model.config.to_dict())
-        dtype = str(choose_dtype(self.model.recipe.model.dtype, device, wide)).removeprefix("torch.")
-        decided = {"path": self.model.storage.path, "dtype": dtype}
+        dtype = dtype_of(self.model.recipe.model, self.model.config, distributed.local_device())
+        decided = {"path": self.model.storage.path, "dtype": str(dtype).removeprefix("torch.")}
         model = self.model.recipe.model.model_copy(update=decided)
         recipe = self.model.recipe.model_copy(update={"model": model})
         if not self.objective.asks:
@@ -276,10 +274,7 @@ class Plan:
     def _precision(self) -> Iterator[str]:
         asked, decided = self.model.recipe.model.dtype, self.asked.model.dtype
         if asked == "auto" and decided == "bfloat16" and distributed.local_device().type == "cpu":
-            yield (
-                "Computes in bfloat16, for which this CPU has units; more exactly, and more slowly, with "
-                "model.dtype=float32."
-            )
+            yield ("Computes in bfloat16, in which this CPU is faster; model.dtype=float32 is more exact.")
 
     def _too_much(self) -> Iterator[str]:
         try:

@@ -87,13 +87,20 @@ def suggest(path: str) -> str:
     return registry.suggest(path, [*EMBEDDED, *known])
 
 
-def choose_dtype(name: Dtype, device: torch.device, wide: bool) -> torch.dtype:
+def dtype_of(settings: ModelSettings, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """Return the precision in which a model computes, as `choose_dtype` does."""
+    packed = min(settings.bits, stored_bits(config)) < 16
+    return choose_dtype(settings.dtype, device, is_wide(config.to_dict()), packed)
+
+
+def choose_dtype(name: Dtype, device: torch.device, wide: bool, packed: bool = False) -> torch.dtype:
     """Return the torch dtype of a `model.dtype` setting on a device.
 
     Args:
         name: the setting.
         device: where the model is to be.
         wide: the files hold numbers of 32 bits, which auto does not round on CPUs.
+        packed: linear layers are of 8 or 4 bits, which CPUs multiply in bfloat16.
 
     Raises:
         UserError: the device has no such precision.
@@ -108,7 +115,7 @@ def choose_dtype(name: Dtype, device: torch.device, wide: bool) -> torch.dtype:
     if name == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
-        name = on_cpu(name, wide)
+        name = on_cpu(name, wide, packed)
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
 
 
@@ -162,7 +169,7 @@ def load_model(
     config, tokenizer = config or load_config(folder), tokenizer or load_tokenizer(folder)
     ends = ends_alone(Path(folder), config, tokenizer.pad_token_id)
     check_release(settings.path, tokenizer, config)
-    dtype = choose_dtype(settings.dtype, device, is_wide(config.to_dict()))
+    dtype = dtype_of(settings, config, device)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None:
         raise UserError(f"model.path: {settings.path} is a {config.model_type} model, no causal language model.")

@@ -58,7 +58,7 @@ class Estimate:
         """Bytes of a number in computations: of the base's precision, to which they are autocast."""
         dtype = self.recipe.model.dtype
         if self.device == "cpu":
-            dtype = on_cpu(dtype, self.architecture.wide)
+            dtype = on_cpu(dtype, self.architecture.wide, self.bits < 16)
         return 4 if dtype == "float32" else 2
 
     @property

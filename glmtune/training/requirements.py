@@ -9,7 +9,7 @@ from glmtune import distributed
 from glmtune.config import Recipe
 from glmtune.methods import Method
 from glmtune.models import loading
-from glmtune.models.architecture import is_wide, stored_bits
+from glmtune.models.architecture import stored_bits
 from glmtune.runtime import UserError
 from glmtune.training import optimizers, trackers
 
@@ -49,7 +49,7 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, method: Method) -> Non
     from glmtune.training.arguments import check_precision
 
     settings, device = recipe.model, distributed.local_device()
-    check_precision(loading.choose_dtype(settings.dtype, device, is_wide(config.to_dict())), device)
+    check_precision(loading.dtype_of(settings, config, device), device)
     method.check_storage(settings, stored_bits(config))
     loading.check_bits(settings, config)
 

@@ -1,5 +1,6 @@
 """Checkpoints: found, looked over before anything is read, and loaded whole or not at all."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -184,12 +185,12 @@ def test_dtype_of_a_gpu(monkeypatch: pytest.MonkeyPatch, has_it: bool, expected:
     assert loading.choose_dtype("auto", torch.device("cuda"), wide=False) == expected
 
 
-@pytest.mark.parametrize(("units", "wide"), [(True, True), (True, False), (False, False)])
-def test_dtype_of_a_cpu(monkeypatch: pytest.MonkeyPatch, units: bool, wide: bool) -> None:
-    """Files of 32 bits are not rounded unasked."""
+@pytest.mark.parametrize(("units", "wide", "packed"), itertools.product((True, False), repeat=3))
+def test_dtype_of_a_cpu(monkeypatch: pytest.MonkeyPatch, units: bool, wide: bool, packed: bool) -> None:
+    """Files of 32 bits are not rounded unasked; packed layers are multiplied in bfloat16 on any CPU."""
     monkeypatch.setattr("glmtune.models.precision.has_bf16_units", lambda: units)
-    expected = torch.bfloat16 if units and not wide else torch.float32
-    assert loading.choose_dtype("auto", torch.device("cpu"), wide) == expected
+    expected = torch.bfloat16 if (units or packed) and not wide else torch.float32
+    assert loading.choose_dtype("auto", torch.device("cpu"), wide, packed) == expected
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])

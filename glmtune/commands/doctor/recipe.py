@@ -12,7 +12,6 @@ from glmtune.commands.doctor.checks import Check, Finding
 from glmtune.config import DataSettings, ModelSettings, Source
 from glmtune.examples import Split
 from glmtune.models import loading
-from glmtune.models.architecture import is_wide
 from glmtune.plan import Plan
 from glmtune.records import read_examples
 from glmtune.runtime import UserError
@@ -134,7 +133,7 @@ def precision(plan: Plan) -> Finding:
         check_model(recipe, config, plan.method)
     settings = recipe.model
     loading.check_bits(settings, config)
-    dtype = loading.choose_dtype(settings.dtype, device, is_wide(config.to_dict()))
+    dtype = loading.dtype_of(settings, config, device)
     names = [str(name).removeprefix("torch.") for name in (dtype, config.dtype or dtype)]
     wider = f"; the files hold {names[1]}" if names[0] != names[1] else ""
     return "ok", f"{names[0]} on the {device.type}{wider}", ""
