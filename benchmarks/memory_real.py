@@ -87,7 +87,8 @@ def no_judge(model: Any) -> dict[str, Any]:
 
 def measure(cell: Cell, checkpoint: str, folder: Path) -> dict[str, float]:
     """Do it in this process; the peak, and what was expected."""
-    from glmtune.execution import execute, judge_of
+    from glmtune.execution import execute
+    from glmtune.execution.asking import Asked, judge_of
     from glmtune.plan import prepare
     from glmtune.resolution import resolve
     from glmtune.runtime import RunFolder, seed_everything
@@ -108,7 +109,7 @@ def measure(cell: Cell, checkpoint: str, folder: Path) -> dict[str, float]:
         trainer.args.load_best_model_at_end = False
         trainer.run()
         return {"peak_gib": peak(), "estimate_gib": estimate.step / GIB}
-    trainer.judge = judge_of(plan)
+    trainer.judge = judge_of(plan, Asked(plan.held_out, plan.held_out_during))
     trainer.evaluate()
     return {"peak_gib": peak(), "estimate_gib": estimate.judging / GIB}
 
