@@ -54,5 +54,5 @@ def check_sizes(values: dict[str, Any], file: Path, largest: Mapping[str, int]) 
         if not fits:
             raise UserError(
                 f"{file}: {name} is {str(value)[:60]!r}, and must be a whole number from 1 to {most:,}. Take "
-                "config.json of the release again."
+                f"{file.name} of the release again."
             )

@@ -27,6 +27,7 @@ SIZES = {
 # llama.cpp stretches positions by its own divisors; transformers makes them by this rule, of these numbers (Llama 3.1).
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ORIGINAL_LENGTHS = [2**power for power in range(6, 21)]
+LARGEST = (2 - 2**-23) * 2.0**127  # number of fp32
 DTYPES = {"F32": "float32", "BF16": "bfloat16"}
 
 
@@ -58,9 +59,9 @@ def config_of(header: Header) -> dict[str, Any]:
         "bos_token_id": header.get("tokenizer.ggml.bos_token_id", int),
         "eos_token_id": header.get("tokenizer.ggml.eos_token_id", int),
     }
+    values["head_dim"] = header.get(f"{prefix}.attention.key_length", int, values["hidden_size"] // max(1, heads))
     check_sizes(values, header.file, MOST)
-    values["head_dim"] = header.get(f"{prefix}.attention.key_length", int, values["hidden_size"] // heads)
-    values["rms_norm_eps"] = shortest(required(header, f"{prefix}.attention.layer_norm_rms_epsilon", float))
+    values["rms_norm_eps"] = positive(header, f"{prefix}.attention.layer_norm_rms_epsilon")
     values["rope_parameters"] = rope_of(header, values["head_dim"])
     if family.gguf is not None and family.gguf.config is not None:
         values |= family.gguf.config(lambda key, kind: header.get(f"{prefix}.{key}", kind), values)
@@ -102,6 +103,18 @@ def required(header: Header, key: str, kind: type) -> Any:
     return value
 
 
+def positive(header: Header, key: str, default: float | None = None) -> float:
+    """Return a number that must be there, unless it has a default, and that a model can compute with.
+
+    Raises:
+        UserError: it is missing, or not between 0 and the largest of fp32.
+    """
+    value = required(header, key, float) if default is None else header.get(key, float, default)
+    if not 0 < value <= LARGEST:
+        raise UserError(f"model.path: {header.file}: {key} is {value}. {AGAIN}")
+    return shortest(value)
+
+
 def rope_of(header: Header, head_dim: int) -> dict[str, Any]:
     """Return how positions turn the numbers of a head.
 
@@ -112,15 +125,18 @@ def rope_of(header: Header, head_dim: int) -> dict[str, Any]:
     kind = header.get(f"{prefix}scaling.type", str, "none")
     values: dict[str, Any] = {
         "rope_type": "default" if kind == "none" else kind,
-        "rope_theta": shortest(header.get(f"{prefix}freq_base", float, 10000.0)),
+        "rope_theta": positive(header, f"{prefix}freq_base", 10000.0),
     }
-    if not 0 < values["rope_theta"] < math.inf:
-        raise UserError(f"model.path: {header.file}: {prefix}freq_base is {values['rope_theta']}. {AGAIN}")
     turned = header.get(f"{prefix}dimension_count", int, head_dim)
+    if not 0 < turned <= head_dim:
+        raise UserError(
+            f"model.path: {header.file}: {prefix}dimension_count is {turned}, and a head has {head_dim} numbers. "
+            f"{AGAIN}"
+        )
     if turned != head_dim:
         values["partial_rotary_factor"] = turned / head_dim
     if kind in ("linear", "yarn"):
-        values["factor"] = shortest(required(header, f"{prefix}scaling.factor", float))
+        values["factor"] = positive(header, f"{prefix}scaling.factor")
     elif kind != "none":
         raise UserError(
             f"model.path: {header.file}: {prefix}scaling.type={kind[:40]} is not read from GGUF. Take the release in "
@@ -145,7 +161,7 @@ def llama3_rope(header: Header, values: dict[str, Any], turned: int) -> dict[str
         with info.file.open("rb") as stream:
             stream.seek(info.start)
             divisors = struct.unpack(f"<{count}f", stream.read(info.size))
-        for length in ORIGINAL_LENGTHS if min(divisors) > 0 else ():
+        for length in ORIGINAL_LENGTHS if min(divisors, default=0) > 0 else ():
             rule = {"factor": shortest(max(divisors)), **LLAMA3, "original_max_position_embeddings": length}
             made = llama3_divisors(values["rope_theta"], turned, **rule)
             if all(math.isclose(one, other, rel_tol=1e-4) for one, other in zip(divisors, made, strict=True)):
