@@ -72,17 +72,27 @@ class PTuningV2(Method):
         return PrefixModel(model, config, self.settings.dropout)
 
     def initialize(self, model: Model, examples: Sequence[Tensor]) -> None:
-        """Let the prefix begin where it changes next to nothing, if the settings say so."""
+        """Let the prefix begin where it changes next to nothing, if the settings say so.
+
+        Raises:
+            UserError: there are no examples, or the model does not show how it attends to them.
+        """
         from glmtune.models.neutral_prefix import neutral_numbers
         from glmtune.models.prefix import PrefixModel
 
         assert isinstance(model, PrefixModel)
-        if self.settings.init == "neutral" and examples:
-            numbers = neutral_numbers(
-                cast("PreTrainedModel", model.get_base_model()), examples, self.settings.num_virtual_tokens
+        if self.settings.init != "neutral":
+            return
+        if not examples:
+            raise UserError("method.init=neutral: there are no examples to start from. Use method.init=normal.")
+        base = cast("PreTrainedModel", model.get_base_model())
+        numbers = neutral_numbers(base, examples, self.settings.num_virtual_tokens)
+        if numbers is None:
+            raise UserError(
+                f"method.init=neutral: {type(base).__name__} does not compute its attention by torch's function. Use "
+                "model.attention=sdpa, or method.init=normal."
             )
-            if numbers is not None:
-                model.start_from(numbers)
+        model.start_from(numbers)
 
     def learning_rate(self, hidden_size: int) -> float:
         """Return one rate for the prefix itself at every width: its numbers are N(0, 1), as those of an embedding are.
