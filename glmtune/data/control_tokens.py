@@ -91,7 +91,7 @@ def once_per_tokenizer(function: Callable[[PreTrainedTokenizerBase], T]) -> Call
     def remembered(tokenizer: PreTrainedTokenizerBase) -> T:
         known = results.get(tokenizer)
         if known is None or known[1] != state_of(tokenizer, known[0]):
-            following = max(len(tokenizer), *(index + 1 for index in tokenizer.added_tokens_decoder))
+            following = max([len(tokenizer), *(index + 1 for index in tokenizer.added_tokens_decoder)])
             known = results[tokenizer] = following, state_of(tokenizer, following), function(tokenizer)
         return known[2]
 

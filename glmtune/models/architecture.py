@@ -209,7 +209,7 @@ class Architecture:
         if experts and bits < 16:
             yield (
                 f"model.bits={bits}: the experts, {experts / self.parameters:.0%} of the parameters, stay as they are: "
-                "those of a block are one parameter, and bitsandbytes stores linear layers alone."
+                "those of a block are one parameter, and linear layers alone are stored at fewer bits."
             )
 
 
@@ -220,7 +220,7 @@ def storage(values: Mapping[str, Any]) -> dict[str, Any]:
     grouped = by_library.get("quant_method") == OWN_FORMAT
     library = 4 if by_library.get("load_in_4bit") else 8 if by_library.get("load_in_8bit") else 16
     return {
-        "stored_bits": packed or (int(by_library["bits"]) if grouped else library),
+        "stored_bits": packed or (int(by_library.get("bits", 4)) if grouped else library),
         "packed": packed > 0,
         "packed_embedding": packed > 0 and bool(values.get("quantization_embeddings")),
         "grouped": grouped,

@@ -84,7 +84,7 @@ REFUSALS = {
 }
 STARRED = (
     "model.bits=4: the experts, 39% of the parameters, stay as they are: those of a block are one parameter, and "
-    "bitsandbytes stores linear layers alone."
+    "linear layers alone are stored at fewer bits."
 )
 BITS = {"16 8 4": (16, 8, 4), "16 8* 4*": (16, 8, 4), "as stored": (16,)}
 QUICK = {("GLM-4.5", "lora", 4), ("Gemma 3", "ptuning_v2", 16), ("Phi-4", "lora", 16)}
