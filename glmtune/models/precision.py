@@ -9,8 +9,8 @@ from pathlib import Path
 
 from glmtune.config import Dtype
 
-# What systems call the units that multiply matrices of bfloat16: of Intel and of Arm. Those of AVX-512 (`avx512_bf16`) do
-# vectors, with which SmolLM2-135M trains at 0.67 of the speed of float32 (docs/log.md).
+# What systems call the units that multiply matrices of bfloat16: of Intel and of Arm. Those of AVX-512 (`avx512_bf16`)
+# do vectors, with which SmolLM2-135M trains at 0.67 of the speed of float32 (docs/log.md).
 UNITS = {"amx_bf16", "bf16"}
 
 

@@ -143,6 +143,7 @@ def modelfile_of(
     tokens = values["tokenizer.ggml.tokens"]
     ends = [values.get(f"tokenizer.ggml.{end}_token_id") for end in ENDS]
     lines += [f"PARAMETER stop {json.dumps(tokens[index], ensure_ascii=False)}" for index in ends if index is not None]
+    lines.append("PARAMETER repeat_penalty 1")  # Ollama's own default makes repeated digits less likely
     if settings.do_sample:
         lines += [f"PARAMETER temperature {settings.temperature}", f"PARAMETER top_p {settings.top_p}"]
     else:

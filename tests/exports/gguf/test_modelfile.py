@@ -97,7 +97,7 @@ def test_a_gguf_export_as_a_whole(checkpoint: Path, tmp_path: Path, precision: A
     lines = file.with_name(f"{file.name}.Modelfile").read_text().splitlines()
     assert lines[:2] == [f"# ollama create tiny-{precision} -f {file.name}.Modelfile", f"FROM ./{file.name}"]
     assert lines[2].startswith('TEMPLATE """{{ if .System }}<|im_start|>system')
-    assert lines[-2:] == ['PARAMETER stop "<|im_end|>"', "PARAMETER temperature 0"]
+    assert lines[-3:] == ['PARAMETER stop "<|im_end|>"', "PARAMETER repeat_penalty 1", "PARAMETER temperature 0"]
     checked = read_json(file.with_name(f"{file.name}.json"))["verification"]
     fallbacks = "q4_k_m: rows that are no multiple of 256 are stored in blocks that fit, as llama.cpp does:"
     assert (fallbacks in told.getvalue()) == (precision != "auto")
