@@ -22,7 +22,7 @@ from real_model import real_model
 from recording import RESULTS, record
 
 GIB = 2**30
-STEPS = 6
+STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def measure(cell: Cell, checkpoint: str, folder: Path) -> dict[str, float]:
     """Do it in this process; the peak, and what was expected."""
     from glmtune.execution import execute
     from glmtune.execution.asking import Asked, judge_of
+    from glmtune.inference import reading
     from glmtune.plan import prepare
     from glmtune.resolution import resolve
     from glmtune.runtime import RunFolder, seed_everything
@@ -109,6 +110,7 @@ def measure(cell: Cell, checkpoint: str, folder: Path) -> dict[str, float]:
         trainer.args.load_best_model_at_end = False
         trainer.run()
         return {"peak_gib": peak(), "estimate_gib": estimate.step / GIB}
+    reading.stops_of = lambda *_: []  # answers are as long as they may be: what is estimated is the most they take
     trainer.judge = judge_of(plan, Asked(plan.held_out, plan.held_out_during))
     trainer.evaluate()
     return {"peak_gib": peak(), "estimate_gib": estimate.judging / GIB}

@@ -266,6 +266,20 @@ def wide_table(name: str = "wide") -> str:
     )
 
 
+def memory_real_table() -> str:
+    """Peaks on the real model and what was expected."""
+    rows = [
+        [
+            row["what"],
+            f"`{row['settings']}`",
+            f"{row['peak_gib']:.2f}",
+            f"{row['estimate_gib']:.2f} ({row['error']:+.1%})",
+        ]
+        for row in read("memory_real")["rows"]
+    ]
+    return markdown(["", "settings", "peak", "estimate"], rows)
+
+
 def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
     """What ours and plain have in common."""
     return tuple(row[name] for name in ("method", "bits", "batch", "length", "target", "quantize_embedding"))
@@ -279,6 +293,7 @@ if __name__ == "__main__":
         methods_table,
         memory_table,
         speed_table,
+        memory_real_table,
         demo_table,
         styles_table,
         long_table,

@@ -232,19 +232,20 @@ class Estimate:
             return 0
         return largest * self.compute if self.nf4 else min(largest, CHUNK) * (2 + self.compute)
 
-    def answers(self, batch: int, length: int) -> int:
-        """Return what decoding takes: the cache, and what reading prompts of nearly that length needs on top.
+    def answers(self, batch: int, length: int, read: int) -> int:
+        """Return what decoding takes: the cache, and what reading the prompts needs on top.
 
         Args:
-            batch: prompts that are answered together.
+            batch: prompts that are answered together, each to its greatest length.
             length: tokens of the longest, its answer included.
+            read: those of them that are read at once.
         """
         a, prefix = self.architecture, self.trainable.prefix
         # Room for an eighth more is made at once (`glmtune.models.growing_cache`).
         cache = batch * (length + prefix) * 9 // 8 * a.prefix_width * self.compute
         inner = a.mlp_width * (3 if a.gated else 2)
         attention = 4 * a.num_attention_heads * a.head_dim + 2 * a.num_key_value_heads * a.head_dim
-        reading = batch * length * (max(inner, attention) + 2 * a.hidden_size) * self.compute
+        reading = batch * read * (max(inner, attention) + 2 * a.hidden_size) * self.compute
         return cache + reading + batch * a.vocab_size * (4 + self.compute) + self.workspace
 
     # What it comes to
@@ -267,8 +268,8 @@ class Estimate:
     def judging(self) -> int:
         """Peak of answering held-out problems between the steps."""
         generation = self.recipe.generation
-        length = self.length - self.target_length + generation.longest
-        return self.resident + self.answers(generation.batch_size, length)
+        prompt = self.length - self.target_length
+        return self.resident + self.answers(generation.batch_size, prompt + generation.longest, prompt)
 
     @property
     def peak(self) -> int:
@@ -276,10 +277,10 @@ class Estimate:
         return max(self.step, self.judging)
 
     def inference(self, length: int, batch: int = 1) -> int:
-        """Return the peak of answering prompts with what was trained, up to `length` tokens, answer included."""
+        """Return the peak of answering prompts of nearly `length` tokens with what was trained, answer included."""
         learned = self.trainable.parameters * (4 - self.compute)
         trained = -learned if self.trainable.in_place else self.saved
-        return LIBRARIES[self.device] + self.weights + trained + self.answers(batch, length)
+        return LIBRARIES[self.device] + self.weights + trained + self.answers(batch, length, length)
 
     @property
     def disk(self) -> int:

@@ -165,6 +165,15 @@ def test_answers_grow_with_the_batch() -> None:
     assert many.peak == max(many.judging, many.step)
 
 
+def test_prompts_are_read_at_once_and_answers_are_not() -> None:
+    """While all of a sequence has room in the cache, the blocks see the prompts alone."""
+    expected = estimate_of("llama")
+    a, batch = expected.architecture, 64
+    inner = 3 * a.mlp_width + 2 * a.hidden_size  # gate, up, their product, and the stream twice
+    difference = expected.answers(batch, 100, 100) - expected.answers(batch, 100, 20)
+    assert difference == batch * 80 * inner * expected.compute
+
+
 def test_paged_moments_are_not_counted_on_a_gpu() -> None:
     settings = ["model.dtype=bfloat16", "method={name: full}"]
     plain = estimate_of("llama", *settings, device="cuda")
