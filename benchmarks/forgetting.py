@@ -1,4 +1,4 @@
-"""What models know before any training, and whether a planted loss is told from a harmless run.
+"""What models know before any training, and whether a loss that was planted is called one.
 
 The base models are nano and SmolLM2-135M-Instruct: `--model`, or what `make demo-real` has installed. SmolLM2 learns
 sums and differences with LoRA, once at the default rate and once at a rate ten times as high; before and after, it
@@ -83,7 +83,7 @@ def main() -> None:
     rate = Lora(LoraSettings()).learning_rate(loading.load_config(model).hidden_size)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(chosen.folder or temporary)
-        asked = {"harmless": rate, "planted": 10 * rate}
+        asked = {"default rate": rate, "ten times that": 10 * rate}
         runs = [run(name, model, asked[name], chosen.steps, folder) for name in asked if chosen.only in ("", name)]
         if chosen.only:
             return

@@ -12,10 +12,10 @@ import sys
 from hashlib import sha256
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
+from glmtune.config import ModelSettings
 from glmtune.files import replacing, write_json
 from glmtune.libraries import quiet_libraries
 from glmtune.runtime import UserError
@@ -33,7 +33,7 @@ class NotInstalled(UserError):
 
 
 def real_model() -> Path:
-    """Return the folder of the converted checkpoint; the first time, convert it, which takes half a minute.
+    """Return the folder of the converted checkpoint; the first time, convert it, which takes seconds.
 
     Raises:
         NotInstalled: there is neither the package nor the folder.
@@ -59,7 +59,10 @@ def gguf_file() -> Path:
     found = util.find_spec(PACKAGE.replace("-", "_"))
     if found is None or found.origin is None:
         raise NotInstalled(f"The package {PACKAGE} is not installed. Install it: {INSTALL}")
-    version = metadata.version(PACKAGE)
+    try:
+        version = metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:  # a folder of its name that pip did not install
+        version = "unknown"
     if version != VERSION:
         raise UserError(f"{PACKAGE} is installed in version {version}, not {VERSION}. Install that: {INSTALL}")
     file = Path(found.origin).with_name(FILE)
@@ -99,19 +102,12 @@ def convert(file: Path, folder: Path) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    import torch
     from safetensors import SafetensorError
-    from tokenizers.pre_tokenizers import Digits, Sequence
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print(f"Converting {file.name} into {folder}, once: half a minute ...", file=sys.stderr)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    dequantize = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, quantization_config=dequantize)
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    # transformers forgets this step, which every tokenizer of the scheme that the file names (`smollm`) has.
-    bytewise = tokenizer.backend_tokenizer.pre_tokenizer
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), bytewise])
+    from glmtune.models.loading import load_model
+
+    print(f"Converting {file.name} into {folder}, once ...", file=sys.stderr)
+    model, tokenizer = load_model(ModelSettings(path=str(file), dtype="bfloat16"))
     with replacing(folder) as temporary:
         try:
             model.save_pretrained(temporary)

@@ -115,7 +115,7 @@ def general_table() -> str:
 
 
 def forgetting_table() -> str:
-    """A harmless run and a planted loss, with the verdict on each."""
+    """A run at the default rate and a planted loss, with the verdict on each."""
     head = ["run", "rate", "task, before → after", "choices", "short answers", "arithmetic", "verdict", "decision"]
     rows = []
     for run in read("forgetting")["runs"]:

@@ -105,7 +105,14 @@ def run(
     is_judged = not resolved.objective.asks and bool(data is None or texts)
     asked, examples = (resolved.recipe, []) if is_judged else select_examples(resolved, data)
     judge = resolved.objective.judge(plan.preparation, texts) if is_judged else None
-    general = plan.general if llama_cpp is None else ()  # whose options are ranked by likelihood
+    general = plan.general
+    if general and llama_cpp is not None:
+        warnings.warn(
+            "evaluation.forgetting: the general questions are left out, as their options are ranked by likelihood; "
+            "--engine torch asks them.",
+            stacklevel=2,
+        )
+        general = []
 
     from glmtune.evaluation.evaluator import evaluate_by  # torch, when paths and records are known to be right
     from glmtune.evaluation.forgetting import probe
@@ -142,6 +149,8 @@ def choose_engine(resolved: ResolvedModel, wish: str | None) -> Found | None:
     from glmtune.runtime import UserError
 
     is_file = resolved.adapter is None and resolved.run is None and find_gguf(resolved.base) is not None
+    if wish not in (None, "torch") and not resolved.objective.asks:
+        raise UserError(f"--engine {wish}: what texts cost a model is computed by torch alone. Leave it out.")
     if wish == "torch" or not (is_file or wish) or not resolved.objective.asks:
         return None
     if not is_file:

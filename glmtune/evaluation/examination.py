@@ -54,7 +54,9 @@ ADAPTER = TypeAdapter(Kept)
 
 def key_of(said: Sequence[Any], examples: Sequence[Example]) -> str:
     """Return a short hash of questions, and of all else that answers to them depend on."""
-    asked = [(example.question, example.target, example.tools, example.tool_calls) for example in examples]
+    asked = [
+        (example.question, example.target, example.tools, example.tool_calls, example.facts) for example in examples
+    ]
     return sha256(repr((*said, asked)).encode()).hexdigest()[:16]
 
 

@@ -143,13 +143,14 @@ def uncast_inputs(model: nn.Module) -> Iterator[None]:
     the backward pass once for every layer that reads them. DoRA computes its lengths in that precision, and keeps it.
     """
     layers = [layer for _, layer in updated_layers(model) if isinstance(layer, LoraLayer) and not layer.lora_variant]
+    before = [layer.cast_input_dtype_enabled for layer in layers]
     for layer in layers:
-        layer.cast_input_dtype_enabled = False  # type: ignore[attr-defined]
+        layer.cast_input_dtype_enabled = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.cast_input_dtype_enabled = True  # type: ignore[attr-defined]
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.cast_input_dtype_enabled = enabled
 
 
 def tied_updates(model: Any) -> list[str]:

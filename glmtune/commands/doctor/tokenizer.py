@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from glmtune.commands.doctor.checks import Check, Finding
 from glmtune.models.checkpoint import read_json
 from glmtune.models.families import family_of
+from glmtune.models.loading import find_gguf
 from glmtune.models.releases import check_release
 from glmtune.plan import Plan
 from glmtune.runtime import UserError
@@ -38,7 +39,7 @@ def tokenizer(plan: Plan) -> Finding:
         finding = f"{declared}: {name or 'its class'} runs only with code from its repository, which is never run here"
         return "failure", finding, "Take a checkpoint whose tokenizer transformers knows, most often a tokenizer.json."
     found, folder = plan.tokenizer, plan.model.tokenizer_folder
-    place = plan.model.place if folder == plan.model.folder else folder
+    place = (folder == plan.model.folder and find_gguf(plan.model.base)) or folder
     return "ok", f"{type(found).__name__}, {len(found):,} tokens, from {place}", ""
 
 

@@ -119,7 +119,8 @@ class Process:
         assert self.running.stdin is not None and self.running.stdout is not None
         try:
             if question is not None:
-                self.running.stdin.write(json.dumps(question) + "\n")
+                asked = json.dumps(question)  # for a program, in ASCII: no terminal gets to see it
+                self.running.stdin.write(f"{asked}\n")
                 self.running.stdin.flush()
             line = self.running.stdout.readline()
         except BrokenPipeError:

@@ -102,7 +102,8 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
 
     def say(**values: Any) -> None:
-        answers.write(json.dumps(values) + "\n")
+        line = json.dumps(values)  # for a program, in ASCII: no terminal gets to see it
+        answers.write(f"{line}\n")
         answers.flush()
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from glmtune.models.gguf.configuration import config_of
 from glmtune.models.gguf.files import Stamps, open_parts, stamps_of
 from glmtune.models.gguf.tokenizer import tokenizer_of
+from glmtune.terminal import to_json
 
 
 def unpack(file: Path | str) -> Path:
@@ -33,5 +33,5 @@ def _unpacked(stamps: Stamps) -> tempfile.TemporaryDirectory[str]:
     folder = Path(temporary.name) / header.file.name
     folder.mkdir()
     for name, content in contents.items():
-        (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        (folder / name).write_text(to_json(content), encoding="utf-8")
     return temporary
