@@ -54,7 +54,8 @@ class PTuningV2(Method):
     Settings = PTuningV2Settings
     settings: PTuningV2Settings
     mergeable: ClassVar[bool] = False
-    rate: ClassVar[float] = 2e-2  # of the scripts of ChatGLM-6B
+    # The first is that of the scripts of ChatGLM-6B.
+    rates: ClassVar[dict[str, float]] = {"normal": 2e-2, "neutral": 2e-1}
     rate_times_width: ClassVar[float] = 1.28
 
     def apply(self, model: PreTrainedModel) -> Model:
@@ -97,9 +98,12 @@ class PTuningV2(Method):
     def learning_rate(self, hidden_size: int) -> float:
         """Return one rate for the prefix itself at every width: its numbers are N(0, 1), as those of an embedding are.
 
+        A neutral prefix passes on little of what is learned, and wants ten times the rate (docs/log.md).
         Of a projection, 1e-2 for nano, where it was measured (docs/log.md), and less for wider ones, as for any matrix.
         """
-        return self.rate_times_width / hidden_size if self.settings.prefix_projection else self.rate
+        if self.settings.prefix_projection:
+            return self.rate_times_width / hidden_size
+        return self.rates[self.settings.init]
 
     def num_prefix_positions(self, model_type: str) -> int:
         """Return the length of the prefix where it shifts the positions of what follows, by the model's family."""
