@@ -1,7 +1,6 @@
-"""Draws the problems that the fourth and fifth stages of `arithmetic_wide` mix in.
+"""Draws the problems that the fourth stage of `arithmetic_wide` mixes in.
 
 python recipes/wide_mixture.py runs
-python recipes/wide_mixture.py runs 5
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ COMMON = [
     "task.operators=+-*/",
     "task.trailing_zeros=0",
     "task.round_all=true",
+    "task.working_decimals=6",
+    "task.longest_working=1500",
     "task.equals_sign=always",
 ]
 SMALL = [
@@ -40,17 +41,11 @@ DECIMALS = [
 ]
 
 
-STAGES = {
-    "4": ["seed=5", "task.working_decimals=6", "task.longest_working=1500"],
-    "5": ["seed=6", "task.working_decimals=4", "task.inner_decimals=12", "task.longest_working=1900"],
-}
-
-
-def main(folder: str, stage: str = "4") -> None:
-    """Write both files of a stage."""
+def main(folder: str) -> None:
+    """Write both files."""
     for name, count, settings in (("small", 20_000, SMALL), ("decimals", 15_000, DECIMALS)):
-        file = f"{folder}/arithmetic-wide-{name}{'' if stage == '4' else f'-{stage}'}.jsonl"
-        data.run("arithmetic", count, file, overrides=[*STAGES[stage], *COMMON, *settings])
+        file = f"{folder}/arithmetic-wide-{name}.jsonl"
+        data.run("arithmetic", count, file, overrides=["seed=5", *COMMON, *settings])
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def test_debug_shows_the_traceback(places: dict[str, str]) -> None:
 
 
 def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch, places: dict[str, str]) -> None:
-    def defect(*args: Any) -> None:
+    def defect(*args: Any, **options: Any) -> None:
         raise KeyError("ours")
 
     monkeypatch.setattr(evaluate, "run", defect)
@@ -177,7 +177,7 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch, places: dict[st
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
 def test_too_little_memory(glmtune: Runs, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
         raise error
 
     monkeypatch.setattr(evaluate, "run", fail)
@@ -186,7 +186,7 @@ def test_too_little_memory(glmtune: Runs, monkeypatch: pytest.MonkeyPatch, error
 
 
 def test_ctrl_c(glmtune: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args: Any) -> None:
+    def interrupt(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "run", interrupt)
@@ -198,7 +198,7 @@ def test_kill_is_ctrl_c(glmtune: Runs, monkeypatch: pytest.MonkeyPatch, ignores_
     """Also in the background, where a shell lets Ctrl-C be ignored."""
     before = signal.getsignal(signal.SIGTERM)
     had = signal.signal(signal.SIGINT, signal.SIG_IGN if ignores_ctrl_c else signal.default_int_handler)
-    monkeypatch.setattr(evaluate, "run", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(evaluate, "run", lambda *_, **options: signal.raise_signal(signal.SIGTERM))
     try:
         assert glmtune("evaluate", "nano") == (130, "", "\nInterrupted. What is written stays.\n")
     finally:

@@ -46,7 +46,7 @@ def test_the_run_folder(tiny_run: Run) -> None:
     plots = {"loss.png", "accuracy.png", "breakdown.png"}
     assert (
         names(folder.path)
-        == {"recipe.yaml", "log.jsonl", "adapter", "checkpoints", "report.json", "report.html"} | plots
+        == {"recipe.yaml", "log.jsonl", "before.json", "adapter", "checkpoints", "report.json", "report.html"} | plots
     )
     assert all((folder.path / name).read_bytes().startswith(b"\x89PNG") for name in plots)
     assert {"adapter_config.json", "adapter_model.safetensors", "base.json", "tokenizer_config.json"} <= names(
@@ -158,7 +158,7 @@ def test_a_full_disk_at_the_end_costs_nothing(
         with pytest.raises(UserError, match="adapter: cannot be written: No space left on device") as told:
             train_tiny(folder, "training.steps=12")
     assert "MB free" in str(told.value)
-    assert names(folder) == {"recipe.yaml", "log.jsonl", "checkpoints"}
+    assert names(folder) == {"recipe.yaml", "log.jsonl", "before.json", "checkpoints"}
     done = train.run(resume=str(folder))
     assert done.after.completions == tiny_run.after.completions
     assert names(folder) == names(tiny_run.folder.path)

@@ -71,7 +71,7 @@ SUPPORT: dict[str, dict[str, str]] = {
     "Qwen3-MoE": OURS | MIXTURE | {"class": "Qwen3MoeForCausalLM"},
     "GLM-4.5": OURS | MIXTURE | {"class": "Glm4MoeForCausalLM"},
 }
-WRITTEN = "chatglm, glm, glm4, gemma3_text, glm4_moe, llama, mistral, mixtral, phi3, qwen2, qwen3, qwen3_moe"
+WRITTEN = "glm, glm4, gemma3_text, glm4_moe, llama, mistral, mixtral, phi3, qwen2, qwen3, qwen3_moe"
 REFUSALS = {
     "Freeze or Full at 8 or 4 bits": "method.name=freeze changes the weights of the model itself, and model.bits=4 "
     "stores them as whole numbers, which cannot take small steps. Use method.name=lora or ptuning_v2, or 16 bits.",

@@ -141,13 +141,13 @@ def test_the_whole_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert log[0]["bits_per_character"] == report["before"]["bits_per_character"]
     assert {path.name for path in run.iterdir()} == {
-        *("recipe.yaml", "log.jsonl", "adapter", "checkpoints", "report.json", "report.html", "loss.png")
+        *("recipe.yaml", "log.jsonl", "before.json", "adapter", "checkpoints", "report.json", "report.html", "loss.png")
     }
     assert ls.run(str(tmp_path / "runs"))["runs"][str(run)].startswith("held-out bits per character ")
     before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     page = read_page((run / "report.html").read_text(encoding="utf-8"))
     assert f"{report['after']['bits_per_character']:.4f} after." in page.text
-    assert {"run", "results", "curves", "costs", "recipe"} == set(page.ids) and not page.links
+    assert {"run", "results", "forgetting", "curves", "costs", "recipe"} == set(page.ids) and not page.links
     capsys.readouterr()
     for data in ([], ["--data", str(corpus)]):
         assert command("evaluate", str(run), "--output", str(tmp_path / "judged.json"), *data) == 0
