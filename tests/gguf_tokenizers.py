@@ -14,6 +14,29 @@ CORPUS = [
 CONTROLS = ["[MASK]", "[gMASK]", "[sMASK]"]
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
 VOCAB_SIZE = 512
+# What configurations of the models beside them have in common, and the rotary embedding of Llama 3.1.
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 def byte_level(family: str) -> PreTrainedTokenizerFast:

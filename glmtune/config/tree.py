@@ -264,6 +264,10 @@ class TrainingSettings(Settings):
         """Examples of one update of the weights."""
         return self.batch_size * self.gradient_accumulation_steps
 
+    def evaluated_every(self, steps: int) -> int:
+        """Return the steps between two evaluations of a run of so many."""
+        return self.eval_steps or max(1, -(-steps // 10))
+
 
 class EvaluationSettings(Settings):
     """How the held-out examples are judged."""

@@ -45,7 +45,7 @@ def choose_asked(plan: Plan, model: Model, console: Console) -> Asked:
 
     recipe, generation = plan.recipe, plan.recipe.generation
     seconds = measure_seconds(answer, before, generation.batch_size, recipe.evaluation.max_seconds)
-    evaluations = -(-plan.steps // (recipe.training.eval_steps or max(1, -(-plan.steps // 10))))
+    evaluations = -(-plan.steps // recipe.training.evaluated_every(plan.steps))
     pace = Pace(seconds, (len(before), len(during)), evaluations, recipe.evaluation)
     if pace.asked != pace.wanted:
         console.print(str(pace), highlight=False, soft_wrap=True)

@@ -180,10 +180,8 @@ class Lora(Method):
 
         targets = self.settings.target_modules
         layers = {name: module for name, module in model.named_modules() if name}
-        linear, experts = (
-            [name for name, layer in layers.items() if isinstance(layer, nn.Linear)],
-            expert_parameters(model),
-        )
+        linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+        experts = expert_parameters(model)
         known = sorted({name.rpartition(".")[2] for name in (*linear, *experts)})
         for target in targets if isinstance(targets, list) else []:
             if not any(name == target or name.endswith(f".{target}") for name in (*layers, *experts)):

@@ -112,7 +112,7 @@ def prepare_layers(model: PreTrainedModel, bits: int) -> None:
         stored = packed_bits(rows, columns, bits)
         with torch.device(layer.weight.device):
             small = PackedLinear(columns, rows, layer.bias is not None, stored, dtype, grouped=stored == 4)
-        parent, own = get_module_from_name(model, f"{name}")
+        parent, own = get_module_from_name(model, name)
         parent._modules[own] = small
 
 

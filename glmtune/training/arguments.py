@@ -104,7 +104,7 @@ def steps_of(settings: TrainingSettings, steps: int) -> dict[str, Any]:
 
 def records_of(settings: TrainingSettings, steps: int) -> dict[str, Any]:
     """Return the arguments that say when the loop logs, judges and saves, and what it keeps."""
-    eval_steps = settings.eval_steps or max(1, -(-steps // 10))
+    eval_steps = settings.evaluated_every(steps)
     return {
         "logging_steps": settings.logging_steps,
         "logging_nan_inf_filter": False,

@@ -42,11 +42,6 @@ PRECISIONS: dict[GgufPrecision, Precision] = {
 }
 
 
-def is_quantized(precision: GgufPrecision) -> bool:
-    """Return whether numbers are stored in blocks, as multiples of a step."""
-    return PRECISIONS[precision].most in BLOCKS
-
-
 def kind_of(name: str, shape: tuple[int, ...], precision: GgufPrecision, layers: int, head: str) -> str:
     """Return the type of a tensor, as a member of gguf.GGMLQuantizationType.
 

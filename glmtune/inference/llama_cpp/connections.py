@@ -219,10 +219,10 @@ class Server:
             raise UserError(
                 f"{self.found.name} cannot be asked: {error}. Start it: llama-server -m {file} -c {context}"
             ) from error
-        if named and Path(named).name != file.name:
+        is_other = Path(named).is_file() and not file.samefile(named)  # of another machine, the name is all there is
+        if named and (Path(named).name != file.name or is_other):
             raise UserError(
-                f"{self.found.name} serves {Path(named).name}, not {file.name}. Start it: llama-server -m {file} "
-                f"-c {context}"
+                f"{self.found.name} serves {named}, not {file}. Start it: llama-server -m {file} -c {context}"
             )
         if room < context:
             raise UserError(

@@ -6,9 +6,7 @@ those that are older than it.
 
 from __future__ import annotations
 
-import json
 import math
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import families_of_today
 import pytest
 import torch
+from llama_cpp_server import served
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import glmtune
@@ -89,22 +88,6 @@ def test_a_mixture_is_not_read_back(family: str, write: Writes) -> None:
     _, file = write(family)
     with pytest.raises(UserError, match=r"is a mixture of [48] experts, which is not read from GGUF"):
         glmtune.load(file)
-
-
-def served(file: Path) -> Callable[..., Any]:
-    """Return a function that asks a llama.cpp server for what it makes of a file."""
-    xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
-    settings = xllamacpp.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_gpu_layers, settings.warmup = str(file), 128, 0, False
-    settings.cpuparams.n_threads = settings.n_parallel = 1
-    server = xllamacpp.Server(settings)
-
-    def ask(path: str, **body: Any) -> Any:
-        head = {"Content-Type": "application/json"}
-        request = urllib.request.Request(server.listening_address + path, json.dumps(body).encode(), head)
-        return json.load(urllib.request.urlopen(request, timeout=60))
-
-    return ask
 
 
 @of_each(list(families_of_today.WRITERS))

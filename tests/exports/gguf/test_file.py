@@ -9,7 +9,6 @@ import json
 import math
 import re
 import sys
-import urllib.request
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf_tokenizers import CORPUS, VOCAB_SIZE, byte_level, sentencepiece
+from gguf_tokenizers import CORPUS, LLAMA3, SIZES, VOCAB_SIZE, byte_level, sentencepiece
+from llama_cpp_server import served
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -50,21 +50,7 @@ def make(tmp_path: Path) -> Makes:
 
     def run(family: str, tokenizer: Any = byte_level, template: str | None = None, **settings: Any) -> Path:
         folder = tmp_path / "checkpoint"
-        sizes: dict[str, Any] = {
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 128,
-            "initializer_range": 0.2,
-            "rms_norm_eps": 1.5625e-7,
-            "eos_token_id": None,
-            "bos_token_id": None,
-            "pad_token_id": None,
-        }
+        sizes: dict[str, Any] = {**SIZES, "rms_norm_eps": 1.5625e-7}
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(CONFIGS[family](**{**sizes, **settings}))
         for name, weight in model.named_parameters():
@@ -209,16 +195,7 @@ def test_a_file_holds_the_checkpoint(make: Makes, tmp_path: Path, family: str, p
         ("llama", {"attention_bias": True, "mlp_bias": True}),
         (
             "llama",
-            {
-                "rope_parameters": {
-                    "rope_type": "llama3",
-                    "rope_theta": 5e5,
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 64,
-                }
-            },
+            {"rope_parameters": LLAMA3},
         ),
     ],
 )
@@ -560,20 +537,9 @@ def test_the_package_is_asked_for(make: Makes, tmp_path: Path, monkeypatch: pyte
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_llama_cpp_itself(make: Makes, tmp_path: Path, family: str, tokenizer: Any, template: str) -> None:
-    xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
     folder, file = make(family, tokenizer, read_preset(template)), tmp_path / "tiny.gguf"
     write_gguf(folder, file, "f32")
-    settings = xllamacpp.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_gpu_layers, settings.warmup = str(file), 128, 0, False
-    settings.cpuparams.n_threads = settings.n_parallel = 1
-    server = xllamacpp.Server(settings)
-
-    def ask(path: str, **body: Any) -> Any:
-        head = {"Content-Type": "application/json"}
-        request = urllib.request.Request(server.listening_address + path, json.dumps(body).encode(), head)
-        return json.load(urllib.request.urlopen(request, timeout=60))
-
-    words = AutoTokenizer.from_pretrained(folder)
+    ask, words = served(file), AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": "philosophy of people 1234"}]
     prompt = ask("/apply-template", messages=messages)["prompt"]
     ids = words.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -582,10 +548,7 @@ def test_llama_cpp_itself(make: Makes, tmp_path: Path, family: str, tokenizer: A
         assert ask("/tokenize", content=text)["tokens"] == words(text, add_special_tokens=False)["input_ids"]
     expected = transformers_logits(AutoModelForCausalLM.from_pretrained(folder), IDS)[-1].astype(np.float64)
     expected -= math.log(np.exp(expected).sum())
-    letter = [
-        words.convert_tokens_to_ids("a"),
-        100,
-    ]  # a byte or an end, which would be shown without numbers, is not it
+    letter = [words.convert_tokens_to_ids("a"), 100]  # no byte and no end, which are shown without numbers
     answer = ask("/completion", prompt=IDS, n_predict=1, n_probs=5, temperature=0.0, logit_bias=[letter])
     for place in answer["completion_probabilities"][0]["top_logprobs"]:
         assert math.isclose(place["logprob"], expected[place["id"]], abs_tol=0.02)  # keys and values in f16

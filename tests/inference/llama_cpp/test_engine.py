@@ -119,8 +119,11 @@ def test_a_server_that_runs_is_asked(open_file: Opens, tmp_path: Path) -> None:
     assert [answer.text for _, answer in engine.complete([request(engine)])] == ["42"]
     with pytest.raises(UserError, match=r"has room for 128 tokens, and prompts with their answers need 512. Start it"):
         list(open_file(address, limit=512).complete([request(engine, max_new_tokens=300)]))
-    with pytest.raises(UserError, match=r"serves fine.gguf, not other.gguf. Start it: llama-server -m"):
+    with pytest.raises(UserError, match=r"serves \S+/fine.gguf, not \S+/other.gguf. Start it: llama-server -m"):
         list(open_file(address, "other").complete([request(engine)]))
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(UserError, match=r"serves \S+/fine.gguf, not \S+/elsewhere/fine.gguf. Start it"):
+        list(open_file(address, "elsewhere/fine").complete([request(engine)]))
     first.close()
     with pytest.raises(UserError, match=r"cannot be asked: .* Start it: llama-server -m"):
         list(open_file(address).complete([request(engine)]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gguf_tokenizers import VOCAB_SIZE, byte_level
+from gguf_tokenizers import SIZES, byte_level
 from transformers import AutoModelForCausalLM, Glm4Config, GlmConfig, LlamaConfig
 
 from glmtune.exports.gguf.file import write_gguf
@@ -25,22 +25,8 @@ def make(tmp_path: Path) -> Makes:
         family: str = "llama", words: Any = byte_level, precision: Any = "f32", **settings: Any
     ) -> tuple[Path, Path]:
         folder, file = tmp_path / "checkpoint", tmp_path / "file" / "tiny.gguf"
-        sizes: dict[str, Any] = {
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 128,
-            "initializer_range": 0.2,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": None,
-        }
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(CONFIGS[family](**{**sizes, **settings}))
+        model = AutoModelForCausalLM.from_config(CONFIGS[family](**{**SIZES, **settings}))
         model.save_pretrained(folder)
         tokenizer = words(family)
         tokenizer.chat_template = TEMPLATE

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf_tokenizers import byte_level, sentencepiece
+from gguf_tokenizers import LLAMA3, byte_level, sentencepiece
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glmtune.config import ModelSettings
@@ -23,14 +23,6 @@ from glmtune.runtime import UserError
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install 'glmtune[gguf]'")
 
 FAMILIES = ["glm", "glm4", "llama"]
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 Makes = Callable[..., tuple[Path, Path]]
 
 
