@@ -22,7 +22,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from real_model import real_model
 from recording import options, record
-from transformers import DataCollatorForSeq2Seq, TrainingArguments
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, TrainingArguments
 from transformers import Trainer as PlainTrainer
 from transformers.utils import logging
 
@@ -58,7 +58,10 @@ def no_judge(model: Any) -> dict[str, Any]:
 
 def train_plain(recipe: Recipe, rows: list[Any], folder: Path, clock: Clock = time.perf_counter) -> float:
     """Seconds of a plain Trainer loop by a clock, on the same examples."""
-    model, tokenizer = loading.load_model(recipe.model)
+    folder_of = loading.locate(recipe.model.path)
+    dtype = loading.dtype_of(recipe.model, loading.load_config(folder_of), torch.device("cpu"))
+    model = AutoModelForCausalLM.from_pretrained(folder_of, dtype=dtype)
+    tokenizer = loading.load_tokenizer(folder_of)
     settings: Any = recipe.method
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.target_modules)
     tokenizer.padding_side = "right"

@@ -158,6 +158,8 @@ def load_model(
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+    from glmtune.models.upcasting import upcast_products
+
     device = device or distributed.local_device()
     place = locate(settings.path)
     folder = fetch(place, weights=not settings.random_init)
@@ -188,7 +190,9 @@ def load_model(
         )
         model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter
     join_rows(model)
-    return model.to(device).eval(), tokenizer
+    model = model.to(device)
+    upcast_products(model, model.dtype)
+    return model.eval(), tokenizer
 
 
 def load_weights(settings: ModelSettings, place: Path, device: torch.device, options: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import platform
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from glmtune.config import Dtype
 
@@ -14,21 +15,35 @@ from glmtune.config import Dtype
 UNITS = {"amx_bf16", "bf16"}
 
 
-@cache
+# With these, torch multiplies vectors of 16 bits; without, it does so by loops (`upcasting`).
+VECTORS = {"bfloat16": UNITS | {"avx512_bf16"}, "float16": {"amx_fp16", "avx512_fp16", "asimdhp"}}
+
+
 def has_bf16_units() -> bool:
     """Return whether this processor multiplies matrices of bfloat16, as its system tells."""
+    return bool(UNITS & flags())
+
+
+def has_units(name: Literal["bfloat16", "float16"]) -> bool:
+    """Return whether this processor multiplies matrices or vectors of a precision, as its system tells."""
+    return bool(VECTORS[name] & flags())
+
+
+@cache
+def flags() -> set[str]:
+    """Return what this processor can do, in the words of its system."""
     if platform.system() == "Darwin":
         asked = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
         try:
-            return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() == "1"
+            said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
         except OSError:
-            return False
+            return set()
+        return {"bf16", "asimdhp"} if said == "1" else {"asimdhp"} if platform.machine() == "arm64" else set()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return bool(UNITS & set(flags.split()))
+        return set()
+    return set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
 
 
 def on_cpu(name: Dtype, wide: bool, packed: bool = False) -> Dtype:

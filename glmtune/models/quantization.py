@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from glmtune.models.architecture import CHUNK, group_size
 from glmtune.models.packing import BLOCK, dequantize, has_blocks, in_blocks, pack, unpack
+from glmtune.models.upcasting import upcasts
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:  # transformers imports `packed_checkpoints`, which imports this
@@ -47,9 +48,10 @@ class PackedProduct(torch.autograd.Function):
         packed, scale = ctx.saved_tensors
         columns = packed.shape[1] * 8 // ctx.bits
         total = gradient.new_zeros((*gradient.shape[:-1], columns), dtype=torch.float32)
-        for rows, weight, after in unpacked_rows(packed, scale, ctx.bits, gradient.dtype):
-            part = gradient[..., rows] if after is None else (gradient[..., rows] * after).to(gradient.dtype)
-            total += part @ weight
+        dtype = torch.float32 if upcasts(gradient.device, gradient.dtype) else gradient.dtype
+        for rows, weight, after in unpacked_rows(packed, scale, ctx.bits, dtype):
+            part = gradient[..., rows] if after is None else gradient[..., rows] * after
+            total += part.to(dtype) @ weight
         return total.to(gradient.dtype), None, None, None
 
 
@@ -58,6 +60,8 @@ def multiply(inputs: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor
     if inputs.numel() <= FEW_ROWS * inputs.shape[-1] and has_kernel(inputs, packed, bits):
         return multiply_packed(inputs, packed, scale, bits)
     outputs = inputs.new_empty((*inputs.shape[:-1], len(packed)))
+    if upcasts(inputs.device, inputs.dtype):
+        inputs = inputs.float()
     for rows, weight, after in unpacked_rows(packed, scale, bits, inputs.dtype):
         outputs[..., rows] = inputs @ weight.T if after is None else (inputs @ weight.T).mul_(after)
     return outputs

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, cast
 
+import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +14,7 @@ from glmtune.data.collation import Collator
 from glmtune.data.encoding import IGNORED
 from glmtune.methods import Model
 from glmtune.models.low_rank import uncast_inputs
+from glmtune.models.upcasting import upcast_while
 from glmtune.runtime import RunFolder
 from glmtune.training.arguments import make_arguments
 from glmtune.training.loss import takes_logits_to_keep, target_loss
@@ -43,8 +44,10 @@ class TargetTrainer(transformers.Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; every pass, those of the judge too, is autocast where the base has 16 bits."""
-        mixed = self.args.bf16 or self.args.fp16
-        with uncast_inputs(self.accelerator.unwrap_model(self.model)) if mixed else nullcontext():
+        if not (self.args.bf16 or self.args.fp16):
+            return super().train(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        with uncast_inputs(model), upcast_while(model, torch.bfloat16 if self.args.bf16 else torch.float16):
             return super().train(*args, **kwargs)
 
     def compute_loss(

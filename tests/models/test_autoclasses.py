@@ -89,6 +89,14 @@ def test_auto_classes_know_chatglm(imports: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_module_imports() -> None:
+    """Last first, so that none waits for what another has done: there are no circles (tests/test_floors.py)."""
+    assert len(modules()) > 30
+    done = python(f"import importlib\nfor name in {modules()[::-1]}:\n    importlib.import_module(name)")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_every_module_imports_alone() -> None:
     assert len(modules()) > 30

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 from glmtune.inference.llama_cpp.found import Found
 from glmtune.runtime import UserError
 
-PATIENCE = 600  # seconds for one answer of a server
+PATIENCE = 600  # seconds for one answer
 START = 300  # seconds in which a server has opened a file
 ANOTHER = "Name another with --engine, or install a later version of it."
 
@@ -103,7 +104,7 @@ class Process:
     """A process that holds the file, and what it says on its way."""
 
     def __init__(self, found: Found, file: Path, words: Sequence[Any]) -> None:
-        self.found, self.file, self.is_open = found, file, False
+        self.found, self.file, self.is_open, self.is_late = found, file, False, False
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115, as long as it runs
         pipe = subprocess.PIPE
         self.running = subprocess.Popen(
@@ -114,9 +115,12 @@ class Process:
         """Write a line, and return what is answered; None: read the first line, by which the file is open.
 
         Raises:
-            UserError: the process has ended, or says what is wrong.
+            UserError: the process has ended, says what is wrong, or takes longer than `PATIENCE`.
         """
         assert self.running.stdin is not None and self.running.stdout is not None
+        deadline = threading.Timer(PATIENCE, self.give_up)
+        deadline.daemon = True
+        deadline.start()
         try:
             if question is not None:
                 asked = json.dumps(question)  # for a program, in ASCII: no terminal gets to see it
@@ -125,6 +129,8 @@ class Process:
             line = self.running.stdout.readline()
         except BrokenPipeError:
             line = ""
+        finally:
+            deadline.cancel()
         if not line:
             raise self.death()
         answer: dict[str, Any] = json.loads(line)
@@ -132,6 +138,11 @@ class Process:
             raise self.fault(answer["error"])
         self.is_open = True
         return answer
+
+    def give_up(self) -> None:
+        """End it, as it gives no answer: who waits for one then reads that there is none."""
+        self.is_late = True
+        self.running.kill()
 
     def has_ended(self) -> bool:
         """Whether it has ended, or does so within a second: a connection ends before its process."""
@@ -142,6 +153,8 @@ class Process:
     def death(self) -> UserError:
         """Return how the process has ended, for the user."""
         code = self.running.wait()
+        if self.is_late:
+            return self.fault(f"no answer within {PATIENCE} seconds")
         ending = f"it ended with {signal.Signals(-code).name}" if code < 0 else f"it ended with code {code}"
         return self.fault(ending)
 

@@ -100,7 +100,8 @@ class LlamaCppEngine:
         """Open the file with room for so many tokens, or anew with more."""
         if self.connection is None or needed > self.context:
             self.close()
-            context = -(-needed // ROOM) * ROOM
+            step = ROOM if self.found.address is None else 1  # a server that is running has what it has
+            context = -(-needed // step) * step
             context = context if self.limit is None else min(context, max(self.limit, needed))
             self.connection = connect(self.found, self.file, context, self.threads)
             self.context = context

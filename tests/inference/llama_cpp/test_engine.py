@@ -13,6 +13,7 @@ import pytest
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
 from glmtune.inference.completion import Request
+from glmtune.inference.llama_cpp import connections
 from glmtune.inference.llama_cpp.engine import LlamaCppEngine
 from glmtune.inference.llama_cpp.found import PACKAGES, find_llama_cpp
 from glmtune.models.templates import adopt
@@ -94,6 +95,14 @@ def test_what_goes_wrong_is_told(kind: str, name: str, message: str, open_file: 
         list(engine.complete([request(engine)]))
 
 
+def test_no_answer_is_told(open_file: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_file("gpt4all", "sleeping")
+    engine._open(8)
+    monkeypatch.setattr(connections, "PATIENCE", 0.5)
+    with pytest.raises(UserError, match=r"stopped answering from .*sleeping.gguf: no answer within 0.5 seconds"):
+        list(engine.complete([request(engine)]))
+
+
 def test_other_tokens_are_told_once(open_file: Opens) -> None:
     engine = open_file("gpt4all", "misreading")
     with pytest.warns(UserWarning, match=r"reads a prompt as .* tokens .* for \['\+'") as told:
@@ -117,7 +126,7 @@ def test_a_server_that_runs_is_asked(open_file: Opens, tmp_path: Path) -> None:
     engine = open_file(address)
     assert engine.found.name.startswith("llama-server at 127.0.0.1:")
     assert [answer.text for _, answer in engine.complete([request(engine)])] == ["42"]
-    with pytest.raises(UserError, match=r"has room for 128 tokens, and prompts with their answers need 512. Start it"):
+    with pytest.raises(UserError, match=r"has room for 128 tokens, and prompts with their answers need 30\d. Start it"):
         list(open_file(address, limit=512).complete([request(engine, max_new_tokens=300)]))
     with pytest.raises(UserError, match=r"serves \S+/fine.gguf, not \S+/other.gguf. Start it: llama-server -m"):
         list(open_file(address, "other").complete([request(engine)]))

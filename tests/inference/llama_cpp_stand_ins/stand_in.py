@@ -1,6 +1,7 @@
 """A llama.cpp that always says the same: 42. What it does beside that, the name of its file says."""
 
 import signal
+import time
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -27,6 +28,8 @@ class StandIn:
 
     def answer(self, most: int) -> list[int]:
         """The tokens of the answer, with the one that ends it, if there is room."""
+        if self.name == "sleeping":
+            time.sleep(60)
         if self.name == "dying":
             signal.raise_signal(signal.SIGSEGV)
         return [*self.words.encode("42", add_special_tokens=False).ids, self.end][:most]

@@ -1,0 +1,116 @@
+"""Products of 16 bits in fp32, on a processor without units for them: stored as they were, and rounded after.
+
+There torch multiplies matrices of bfloat16 and fp16 by loops: 9 against 75 GFLOP/s in fp32 on a core with AVX2, so that
+a step of training takes five times as long (docs/log.md). Weights are turned to fp32 a few rows at a time, again in the
+backward pass; neither they nor the inputs are kept in fp32. A few rows of inputs are faster by the loops, which read a
+weight once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glmtune.models.architecture import UPCAST_CHUNK
+from glmtune.models.precision import has_units
+
+FEW_ROWS = 8  # of inputs, from which on turning the weight to fp32 pays
+
+
+def upcasts(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether products of a precision are computed in fp32 there."""
+    names: dict[torch.dtype, Any] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+    return device.type == "cpu" and dtype in names and not has_units(names[dtype])
+
+
+class UpcastProduct(torch.autograd.Function):
+    """x @ W.T + b in fp32, rounded once. Gradients are sums in fp32 as well."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Map (..., columns) -> (..., rows) in `dtype`."""
+        ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, weight)
+        ctx.input_dtype, ctx.bias_dtype = inputs.dtype, None if bias is None else bias.dtype
+        return multiply(inputs, weight, bias, dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """Map (..., rows) -> (..., columns), with the gradients of what learns."""
+        inputs, weight = ctx.saved_tensors
+        wants_input, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        wide = inputs.reshape(-1, inputs.shape[-1]).float() if wants_weight else None
+        total = flat.new_zeros((len(flat), weight.shape[1]), dtype=torch.float32) if wants_input else None
+        to_weight = torch.empty_like(weight) if wants_weight else None
+        to_bias = flat.new_empty(len(weight), dtype=ctx.bias_dtype) if wants_bias else None
+        with torch.autocast("cpu", enabled=False):
+            for rows in blocks(weight):
+                part = flat[:, rows].float()
+                if total is not None:
+                    total.addmm_(part, weight[rows].float())
+                if to_weight is not None and wide is not None:
+                    to_weight[rows] = part.T @ wide
+                if to_bias is not None:
+                    to_bias[rows] = part.sum(0)
+        to_input = None if total is None else total.to(ctx.input_dtype).view(*gradient.shape[:-1], -1)
+        return to_input, to_weight, to_bias, None
+
+
+def multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Map (..., columns) -> (..., rows) in `dtype`, computed in fp32."""
+    with torch.autocast("cpu", enabled=False):
+        wide = inputs.float()
+        outputs = inputs.new_empty((*inputs.shape[:-1], len(weight)), dtype=dtype)
+        for rows in blocks(weight):
+            shift = None if bias is None else bias[rows].float()
+            outputs[..., rows] = nn.functional.linear(wide, weight[rows].float(), shift)
+    return outputs
+
+
+def blocks(weight: Tensor) -> Iterator[slice]:
+    """Yield rows of a weight that are turned to fp32 together."""
+    step = max(1, UPCAST_CHUNK // weight.shape[1])
+    return (slice(start, start + step) for start in range(0, len(weight), step))
+
+
+class UpcastLinear(nn.Linear):
+    """A linear layer whose products of many rows are computed in fp32, be it of 16 bits or autocast to them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in_features) -> (..., out_features)."""
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        few = input.numel() < FEW_ROWS * input.shape[-1]
+        if few or not upcasts(input.device, dtype):
+            return super().forward(input)
+        if torch.is_grad_enabled():
+            product: Tensor = UpcastProduct.apply(input, self.weight, self.bias, dtype)
+            return product
+        return multiply(input, self.weight, self.bias, dtype)
+
+
+def upcast_products(model: nn.Module, dtype: torch.dtype) -> list[nn.Linear]:
+    """Let the linear layers of a model compute so, where it pays, and return those that did not yet."""
+    first = next(model.parameters(), None)
+    if first is None or not upcasts(first.device, dtype):
+        return []
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    for layer in layers:
+        layer.__class__ = UpcastLinear
+    return layers
+
+
+@contextmanager
+def upcast_while(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let the linear layers of a model compute so meanwhile: those of fp32, too, which autocast brings to 16 bits."""
+    layers = upcast_products(model, dtype)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__class__ = nn.Linear
