@@ -61,6 +61,7 @@ test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
 
 test-real: $(VENV)/.installed-test $(VENV)/.installed-real
+	$(PIP) --editable '.[llama-cpp]'
 	$(BIN)/python benchmarks/real_model.py
 	$(BIN)/python -m pytest -m real
 
@@ -85,6 +86,12 @@ bench-real: $(VENV)/.installed-test $(VENV)/.installed-real
 	$(PIP) --editable '.[llama-cpp]'
 	$(BIN)/python benchmarks/demo_real.py --folder runs/demo-real
 	$(BIN)/python benchmarks/laptop.py --run runs/demo-real
+	$(BIN)/python benchmarks/forgetting.py
+	$(BIN)/python benchmarks/prefix.py
+	$(BIN)/python benchmarks/memory.py --real 1
+	$(BIN)/python benchmarks/train_throughput.py --real 1
+	$(BIN)/python benchmarks/decode_quantized.py
+	$(BIN)/python benchmarks/packed_full_size.py
 
 nano: $(VENV)/.installed
 	$(BIN)/python recipes/nano_tokenizer.py glmtune/models/nano

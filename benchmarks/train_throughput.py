@@ -134,8 +134,8 @@ def compare_real(overrides: list[str], repeats: int, settings: dict[str, Any]) -
             row |= {f"{who}_{name}": figure for name, figure in started(who, overrides).items()}
         row["speed"] = row["ours_tokens_per_cpu_s"] / row["plain_tokens_per_cpu_s"]
         rows.append(row | {"peak": row["ours_peak_gib"] / row["plain_peak_gib"]})
-    middle = {f"median_{name}": sorted(row[name] for row in rows)[len(rows) // 2] for name in ("speed", "peak")}
-    record("train_throughput_real", settings, rows, **middle)
+        middle = {f"median_{name}": sorted(row[name] for row in rows)[len(rows) // 2] for name in ("speed", "peak")}
+        record("train_throughput_real", settings, rows, **middle)
 
 
 def main() -> None:

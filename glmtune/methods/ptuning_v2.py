@@ -41,11 +41,17 @@ class PTuningV2Settings(NamedSettings):
         description="width between these two layers; the paper has 512. Default: the hidden size, as in ChatGLM-6B",
     )
     init: Literal["normal", "neutral"] = Field(
-        "normal",
-        description="start from N(0, 1), as the scripts of ChatGLM-6B do; or from keys that take little attention and "
-        "values of tokens, which leaves the model as it is",
+        "neutral",
+        description="start from keys that take little attention and values of tokens, which leaves the model as it is; "
+        "or from N(0, 1), as the scripts of ChatGLM-6B do",
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the prefix in training")
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="dropout of the prefix in training. Default: 0.1 with init=normal, as in the scripts of ChatGLM-6B; "
+        "0 with neutral, whose keys would take attention without some of their numbers",
+    )
 
 
 class PTuningV2(Method):
@@ -56,7 +62,14 @@ class PTuningV2(Method):
     mergeable: ClassVar[bool] = False
     # The first is that of the scripts of ChatGLM-6B.
     rates: ClassVar[dict[str, float]] = {"normal": 2e-2, "neutral": 2e-1}
-    rate_times_width: ClassVar[float] = 1.28
+    dropouts: ClassVar[dict[str, float]] = {"normal": 0.1, "neutral": 0.0}
+    rates_times_width: ClassVar[dict[str, float]] = {"normal": 1.28, "neutral": 2.56}
+
+    @property
+    def dropout(self) -> float:
+        """The share of the prefix that is dropped in training, 0 to 1."""
+        given = self.settings.dropout
+        return self.dropouts[self.settings.init] if given is None else given
 
     def apply(self, model: PreTrainedModel) -> Model:
         """Put a random prefix, N(0, 1) or what the fresh projection makes of it, before every layer."""
@@ -70,7 +83,7 @@ class PTuningV2(Method):
             prefix_projection=self.settings.prefix_projection,
             encoder_hidden_size=self.settings.encoder_hidden_size or model.config.get_text_config().hidden_size,
         )
-        return PrefixModel(model, config, self.settings.dropout)
+        return PrefixModel(model, config, self.dropout)
 
     def initialize(self, model: Model, examples: Sequence[Tensor]) -> None:
         """Let the prefix begin where it changes next to nothing, if the settings say so.
@@ -99,10 +112,11 @@ class PTuningV2(Method):
         """Return one rate for the prefix itself at every width: its numbers are N(0, 1), as those of an embedding are.
 
         A neutral prefix passes on little of what is learned, and wants ten times the rate (docs/log.md).
-        Of a projection, 1e-2 for nano, where it was measured (docs/log.md), and less for wider ones, as for any matrix.
+        Of a projection, 1e-2 for nano and twice as much from a neutral start, as was measured there (docs/log.md), and
+        less for wider ones, as for any matrix.
         """
         if self.settings.prefix_projection:
-            return self.rate_times_width / hidden_size
+            return self.rates_times_width[self.settings.init] / hidden_size
         return self.rates[self.settings.init]
 
     def num_prefix_positions(self, model_type: str) -> int:
@@ -124,7 +138,7 @@ class PTuningV2(Method):
             architecture.num_layers,
             prefix=tokens,
             cast=projection,
-            dropout=settings.dropout > 0,
+            dropout=self.dropout > 0,
             saved=tokens * width,
         )
 

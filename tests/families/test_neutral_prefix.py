@@ -13,6 +13,7 @@ from glmtune.data.encoder import Encoder
 from glmtune.examples import Example
 from glmtune.methods.ptuning_v2 import PTuningV2, PTuningV2Settings
 from glmtune.models import loading
+from glmtune.runtime import UserError
 
 SUMS = [Example(f"{a}+{b}=", str(a + b)) for a in range(3, 60, 7) for b in range(2, 50, 11)]
 FAMILIES = ["nano", "ChatGLM-6B v1.1", "ChatGLM-6B-INT4", "ChatGLM2-6B", "GLM-4-0414", "Llama"]
@@ -51,3 +52,21 @@ def test_the_loss_stays(
     method.initialize(tuned, [torch.tensor(example["input_ids"]) for example in examples[:16]])
     after = loss(tuned.eval(), tokenizer, others)
     assert after == pytest.approx(before, rel=0.05)
+
+
+def test_what_does_not_show_its_attention_is_refused() -> None:
+    model, _ = loading.load_model(ModelSettings(path="nano", attention="eager"))
+    method = PTuningV2(PTuningV2Settings(name="ptuning_v2", num_virtual_tokens=4))
+    with pytest.raises(UserError, match=r"method.init=neutral: ChatGLM\w+ does not compute its attention by torch's"):
+        method.initialize(method.apply(model), [torch.arange(9)])
+    with pytest.raises(UserError, match=r"method.init=neutral: there are no examples to start from"):
+        method.initialize(method.apply(model), [])
+
+
+def test_dropout_is_of_random_prefixes() -> None:
+    """A neutral key that loses some of its numbers takes any share of the attention."""
+    dropouts = [
+        PTuningV2(PTuningV2Settings(name="ptuning_v2", **given)).dropout
+        for given in ({}, {"init": "normal"}, {"dropout": 0.3}, {"init": "normal", "dropout": 0.0})
+    ]
+    assert dropouts == [0.0, 0.1, 0.3, 0.0]

@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,8 +9,13 @@ import torch
 import glmtune
 from glmtune.commands import export, train
 from glmtune.config import GenerationSettings, ModelSettings
+from glmtune.data.encoding import encode_prompt
+from glmtune.inference.completion import Request
 from glmtune.inference.engine import Engine
+from glmtune.inference.llama_cpp.engine import LlamaCppEngine
+from glmtune.inference.llama_cpp.found import find_llama_cpp
 from glmtune.models import loading
+from glmtune.resolution import resolve
 from glmtune.terminal.console import Console
 
 QUESTIONS = ["What is the capital of France?", "What is 7 + 5?", "Name a fruit.", "What is 57 - 13?"]
@@ -34,35 +38,20 @@ def test_the_file_is_the_converted_model(real_gguf: Path, real_model: Path) -> N
         torch.testing.assert_close(weight, converted[name], rtol=2**-8, atol=1e-6)
 
 
-def answer(engine: Any, prompt: str) -> str:
-    """What gpt4all's llama.cpp goes on with, greedily, after a prompt with control tokens."""
-    parts: list[str] = []
-
-    def keep(_: int, text: str) -> bool:
-        parts.append(text)
-        return True
-
-    greedy = {"n_predict": 12, "temp": 0.0, "repeat_penalty": 1.0, "reset_context": True, "special": True}
-    engine.model.prompt_model(prompt, "%1%2", keep, **greedy)
-    return "".join(parts)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_from_a_file_through_training_to_llama_cpp(real_gguf: Path, tmp_path: Path) -> None:
-    gpt4all = pytest.importorskip("gpt4all", reason="needs llama.cpp: pip install gpt4all")
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install 'glmtune[llama-cpp]'")
     console = Console(file=io.StringIO())
     run = train.run(
         overrides=[*SETTINGS, f"model.path={real_gguf}", f"training.output_dir={tmp_path / 'run'}"], console=console
     )
     place = export.run(run.folder.path, "gguf", str(tmp_path / "tuned.gguf"), precision="float16", console=console)
     model, tokenizer = glmtune.load(run.folder.path, dtype="float32")
-    asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    here = Engine(model, tokenizer).answer(asked, GenerationSettings(max_new_tokens=12))
-    prompts = [tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) for talk in asked]
-    engine = gpt4all.GPT4All(place.name, model_path=str(place.parent), allow_download=False, device="cpu", n_ctx=256)
-    there = [answer(engine, str(prompt)) for prompt in prompts]
-    engine.close()
-    if not any(there):
-        pytest.skip("this llama.cpp is older than the pre-tokenizer smollm, and opens no file that names it")
-    same = sum(ours.text.strip() == theirs.strip() for ours, theirs in zip(here, there, strict=True))
-    assert same >= len(QUESTIONS) - 1, [(ours.text, theirs) for ours, theirs in zip(here, there, strict=True)]
+    settings = GenerationSettings(max_new_tokens=12)
+    requests = [Request(encode_prompt(tokenizer, question), settings) for question in QUESTIONS]
+    here = dict(Engine(model, tokenizer).complete(requests))
+    stops = resolve(place, recipe=run.folder.path).stops
+    with LlamaCppEngine(find_llama_cpp("xllamacpp"), place, tokenizer, stops) as engine:
+        there = dict(engine.complete(requests))
+        assert engine.differing == 0
+    both = [(here[place].text, there[place].text) for place in here]
+    assert sum(ours == theirs for ours, theirs in both) >= len(QUESTIONS) - 1, both

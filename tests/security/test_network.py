@@ -18,6 +18,7 @@ from stand_in_hub import Hub
 
 import glmtune
 from glmtune import cli, network
+from glmtune.evaluation.general import GENERAL as GENERAL_QUESTIONS
 from glmtune.execution import Run
 from glmtune.models.checkpoint import local_folder
 
@@ -368,9 +369,12 @@ def test_a_data_set_sends_nobody_elsewhere(
 def test_a_day_without_the_network(hub: Hub, called: Any, tiny_settings: list[str]) -> None:
     """Every verb that works on what is here asks nobody."""
     write("".join(json.dumps(record) + "\n" for record in RECORDS), "own.jsonl")
+    few = GENERAL_QUESTIONS.read_text(encoding="utf-8").splitlines(keepends=True)[::40]
+    write("".join(few), "few.jsonl")
     run = "runs/own"
+    forgetting = ["evaluation.forgetting=true", "evaluation.general_file=few.jsonl"]
     for words in (
-        ["train", *tiny_settings, f"training.output_dir={run}", "evaluation.forgetting=true"],
+        ["train", *tiny_settings, f"training.output_dir={run}", *forgetting],
         ["evaluate", run, "--data", "own.jsonl"],
         ["predict", run, "--input", "own.jsonl", "--output", "answers.jsonl"],
         ["chat", run, "-q", "1+1="],
