@@ -1,4 +1,4 @@
-"""Tables of docs/methods.md and docs/results.md, from the files in `results/`: `python benchmarks/tables.py`."""
+"""Tables of the pages in docs/, made of the files in `results/` and put there: `python benchmarks/tables.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 # The official table of ChatGLM-6B (https://github.com/THUDM/ChatGLM-6B), GB: inference, fine-tuning.
 OFFICIAL = {16: (13, 14), 8: (8, 9), 4: (6, 7)}
 
@@ -280,9 +281,78 @@ def memory_real_table() -> str:
     return markdown(["", "settings", "peak", "estimate"], rows)
 
 
+def demo_real_table() -> str:
+    """The demo on the real model: each operator, before and after."""
+    shares = {row["examples"]: row["accuracy"] for row in read("demo_real")["rows"]}
+    rows = [
+        [f"`{name}`" if name != "all" else name, *(f"{shares[f'{when}, {name}']:.1%}" for when in ("before", "after"))]
+        for name in ("+", "-", "all")
+    ]
+    return markdown(["", "before", "after"], rows)
+
+
+def prefix_table() -> str:
+    """P-Tuning v2 beside LoRA: the first loss against the bare model's, and what was learned."""
+    result = read("prefix")
+    rows = []
+    for run, first in result["first_losses"].items():
+        last = [row for row in result["rows"] if row["run"] == run][-1]
+        rows.append([run, f"{first['ratio']:.2f}", f"{last['loss']:.2f}", f"{last['accuracy']:.0%}"])
+    steps = result["settings"]["steps"]
+    return markdown(["", "first loss / bare model's", f"held-out loss, step {steps}", "right"], rows)
+
+
+def speed_real_table() -> str:
+    """The real model against plain libraries: training, and decoding one stream at 8 and 4 bits."""
+    trained = read("train_throughput_real")
+    rows = [
+        [
+            "LoRA in bfloat16, tokens a CPU-second, against plain `Trainer` + peft",
+            f"{trained['median_speed']:.2f}x, peak {trained['median_peak']:.2f}",
+        ]
+    ]
+    decoded = {(row["who"], row["bits"]): row for row in read("decode_quantized")["rows"]}
+    for bits in (8, 4):
+        ours, theirs = decoded["glmtune", bits], decoded["bitsandbytes", bits]
+        rows.append(
+            [
+                f"one stream at {bits} bits, tokens a CPU-second, against ours at 16 bits and against bitsandbytes",
+                f"{ours['cpu_ratio_to_16']:.2f}x, {ours['tokens_per_cpu_s'] / theirs['tokens_per_cpu_s']:.2f}x",
+            ]
+        )
+    return markdown(["SmolLM2-135M-Instruct", "figure"], rows)
+
+
+def laptop_table() -> str:
+    """GGUF files of the demo on the real model, as llama.cpp runs them."""
+    rows = [
+        [
+            f"`{row['precision']}`",
+            f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})",
+            f"{row['size_mib']:.0f}",
+            f"{row['memory_gib']:.2f}",
+            f"{row['llama_cpp_tokens_per_cpu_s']:.1f}",
+            f"{row['ours_tokens_per_cpu_s']:.1f} ({row['ours_against_llama_cpp']:.2f}x)",
+        ]
+        for row in read("laptop")["rows"]
+    ]
+    head = ["precision", "right (95 %)", "MiB", "memory, GiB", "tokens a CPU-second", "`--engine torch`"]
+    return markdown(head, rows)
+
+
 def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
     """What ours and plain have in common."""
     return tuple(row[name] for name in ("method", "bits", "batch", "length", "target", "quantize_embedding"))
+
+
+def put(name: str, table: str) -> None:
+    """Let a table stand in the pages that have its marks."""
+    for page in DOCS.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        if begin in text:
+            before, _, rest = text.partition(begin)
+            page.write_text(f"{before}{begin}{table}{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -298,9 +368,15 @@ if __name__ == "__main__":
         styles_table,
         long_table,
         wide_table,
+        demo_real_table,
+        prefix_table,
+        speed_real_table,
+        laptop_table,
     )
     for table in tables:
         try:
-            print(table(), end="\n\n")
+            text = table()
+            put(table.__name__.removesuffix("_table"), text)
+            print(text, end="\n\n")
         except FileNotFoundError as error:
             print(f"{table.__name__}: {error.filename} is yet to be measured\n")
