@@ -49,8 +49,8 @@ class PTuningV2Settings(NamedSettings):
         None,
         ge=0,
         lt=1,
-        description="dropout of the prefix in training. Default: 0.1 with init=normal, as in the scripts of ChatGLM-6B; "
-        "0 with neutral, whose keys would take attention without some of their numbers",
+        description="dropout of the prefix in training. Default: with init=normal 0.1, as in ChatGLM-6B's scripts; "
+        "with neutral 0, as its keys would take attention without some of their numbers",
     )
 
 
