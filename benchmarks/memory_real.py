@@ -144,10 +144,9 @@ def main(only: str, model: str) -> None:
 
 def child(spec: str, checkpoint: str, folder: str) -> None:
     """One cell, in its own process."""
-    from glmtune.libraries import quiet_libraries, use_huge_pages
+    from glmtune.libraries import quiet_libraries
 
     quiet_libraries()
-    use_huge_pages()  # as every command does
     values = json.loads(spec)
     print(json.dumps(measure(Cell(values["what"], tuple(values["settings"])), checkpoint, Path(folder))))
 

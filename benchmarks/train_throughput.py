@@ -30,7 +30,6 @@ from glmtune import registry
 from glmtune.config import Recipe, load_recipe
 from glmtune.data import EncodedDraws, examples_of
 from glmtune.data.encoder import Encoder
-from glmtune.libraries import use_huge_pages
 from glmtune.methods import Method
 from glmtune.models import loading
 from glmtune.runtime import RunFolder
@@ -169,8 +168,6 @@ def quiet() -> None:
 if __name__ == "__main__":
     if "--loop" in sys.argv:
         quiet()
-        if sys.argv[2] == "ours":
-            use_huge_pages()  # as every command does
         print(json.dumps(measure(sys.argv[2], sys.argv[3:])))
     else:
         main()

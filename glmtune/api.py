@@ -63,11 +63,9 @@ def train(
         >>> run = glmtune.train(settings={"task.operators": "+", "training.steps": 50})
     """
     from glmtune.commands.train import run
-    from glmtune.libraries import use_huge_pages
     from glmtune.terminal.console import Console
     from glmtune.trust import Trust
 
-    use_huge_pages()
     trust = Trust(everything=trust_code, remembers=True)
     return run(recipe, as_overrides(settings), resume, Console(stderr=True, quiet=quiet), trust)
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from glmtune import __version__, network, registry
-from glmtune.libraries import use_huge_pages
 from glmtune.terminal import complain, say, secure, visible
 
 DESCRIPTION = """\
@@ -79,7 +78,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     network.withhold_telemetry()
-    use_huge_pages()
     code = 0
     try:
         with network.asked_by(arguments, options.fetch), as_ctrl_c(signal.SIGTERM):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -73,16 +72,6 @@ def quiet_libraries() -> None:
     after_import("transformers.utils.logging", _quiet_transformers)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels that it would rather have
     warnings.simplefilter("ignore", FutureWarning)
-
-
-def use_huge_pages() -> None:
-    """Have torch ask Linux for large pages for its larger tensors, unless the user's environment says otherwise.
-
-    Such tensors then lie in regions of their own. In the heap they leave holes, in which a step of LoRA on SmolLM2-135M
-    in fp32 loses 1.1 of 4.3 GiB, and a page fault for each 4 KB takes longer (docs/log.md). torch reads the setting at
-    its first tensor.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def _quiet_transformers() -> None:

@@ -63,6 +63,12 @@ def test_what_does_not_show_its_attention_is_refused() -> None:
         method.initialize(method.apply(model), [])
 
 
+def test_a_neutral_prefix_learns_at_higher_rates() -> None:
+    made = [{}, {"prefix_projection": True}, {"init": "normal"}, {"init": "normal", "prefix_projection": True}]
+    methods = [PTuningV2(PTuningV2Settings(name="ptuning_v2", **given)) for given in made]
+    assert [method.learning_rate(128) for method in methods] == [0.2, 0.02, 0.02, 0.01]
+
+
 def test_dropout_is_of_random_prefixes() -> None:
     """A neutral key that loses some of its numbers takes any share of the attention."""
     dropouts = [

@@ -42,7 +42,7 @@ METHODS = [
     "{name: lora, dropout: 0.1}",
     "{name: lora, use_dora: true}",
     "{name: ptuning_v2, num_virtual_tokens: 32, dropout: 0}",
-    "{name: ptuning_v2, num_virtual_tokens: 32}",
+    "{name: ptuning_v2, num_virtual_tokens: 32, dropout: 0.1}",
     "{name: freeze, num_layers: 1}",
     "{name: freeze, num_layers: 2}",
     "{name: full}",
