@@ -349,10 +349,10 @@ def put(name: str, table: str) -> None:
     """Let a table stand in the pages that have its marks."""
     for page in DOCS.glob("*.md"):
         text = page.read_text(encoding="utf-8")
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-        if begin in text:
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if begin in text and end in text:
             before, _, rest = text.partition(begin)
-            page.write_text(f"{before}{begin}{table}{end}{rest.partition(end)[2]}", encoding="utf-8")
+            page.write_text(f"{before}{begin}{table}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
