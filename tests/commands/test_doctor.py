@@ -32,7 +32,15 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<a>{% endif %}"
 )
 
+FEW = ["evaluation.num_examples=30", "evaluation.num_examples_during=5"]
+
 Damage = Callable[[Path], Any]
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths are those of a few examples."""
+    monkeypatch.setattr("glmtune.data.lengths.CHECKED_DRAWS", 20)
 
 
 @pytest.fixture
@@ -159,13 +167,12 @@ def minimal_install(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_nothing_is_wrong_with_a_shipped_recipe(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an earlier recipe makes is awaited; with another model in its place, all the rest can be looked at."""
-    awaits = [check.finding for check in run(str(recipe)) if check.status == "awaited"]
+    awaits = [check.finding for check in run(str(recipe), FEW) if check.status == "awaited"]
     starts = {"demo", "demo_real", "nano"}
     assert bool(awaits) == (recipe.stem not in starts) and all("is not there yet" in finding for finding in awaits)
-    monkeypatch.setattr("glmtune.data.lengths.CHECKED_DRAWS", 20)
     monkeypatch.setattr("glmtune.models.precision.has_bf16_units", lambda: False)  # of which a run is told
     base = "checkpoints/arithmetic-wide" if "wide" in recipe.stem else "nano"
-    few = ["evaluation.num_examples=30", "evaluation.num_examples_during=5", "data.mixture=[]"]
+    few = [*FEW, "data.mixture=[]"]
     few += ["data.template=null"] * (recipe.stem == "demo_real")  # which is of its model's control tokens
     checks = run(str(recipe), [f"model.path={base}", *few])
     assert [check for check in checks if check.status != "ok"] == []
@@ -591,7 +598,7 @@ def test_a_run_that_would_fail(
     settings: list[str], name: str, finding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    check = the_failure(run(None, settings))
+    check = the_failure(run(None, [*FEW, *settings]))
     assert check.name == name and finding in check.finding
 
 
