@@ -127,7 +127,7 @@ def test_a_recipe_is_healthy(write_records: Any, tiny_checkpoint: Path, tmp_path
 
 
 def test_a_head_that_cannot_learn_is_told(tiny_checkpoint: Path) -> None:
-    checks = run(None, ["method.target_modules=[lm_head]", f"model.path={tiny_checkpoint}"])
+    checks = run(None, ["method.target_modules=[lm_head]", f"model.path={tiny_checkpoint}", *FEW])
     assert "lm_head cannot learn by itself" in failures(checks)["method"].finding
 
 
@@ -642,7 +642,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("trains", "status"), [(True, "failure"), (False, "warning")])
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, trains: bool, status: str) -> None:
     monkeypatch.setattr("glmtune.training.placement.at_hand", lambda *_: Place("cpu", "the CPU", int(0.7 * 2**30)))
-    checks = run(None if trains else "nano", ["training.batch_size=512"])
+    checks = run(None if trains else "nano", ["training.batch_size=512", *FEW])
     check = named(checks, "run memory")
     assert check.status == status and "too little" in check.finding and "training.batch_size" in check.remedy
     assert bool(failures(checks)) == trains
@@ -662,7 +662,7 @@ def test_too_little_memory_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_little_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2**20))
-    check = the_failure(run(None, ["seed=1"]))
+    check = the_failure(run(None, ["seed=1", *FEW]))
     assert check.name == "run disk" and "1.0 MiB are free" in check.finding and "output_dir" in check.remedy
 
 

@@ -15,7 +15,6 @@ from huggingface_hub import constants
 from glmtune.config import DataSettings
 from glmtune.data import EncodedDataset
 from glmtune.data import cache as cached_rows
-from glmtune.data.cache import ROWS
 from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import IGNORED, encode_example
 from glmtune.data.table import EncodedTable, encode_records
@@ -25,6 +24,12 @@ from glmtune.messages import as_messages
 from glmtune.runtime import UserError
 
 LONG = Example("1+" * 50 + "1=", "51")
+ROWS = 60  # of a batch of the table, which is larger elsewhere
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glmtune.data.table.ROWS", ROWS)
 
 
 @pytest.fixture
