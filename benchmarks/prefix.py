@@ -1,4 +1,4 @@
-"""P-Tuning v2 beside LoRA on SmolLM2-135M-Instruct: the first loss with a fresh prefix, and curves of held-out loss.
+"""P-Tuning v2 beside LoRA on SmolLM2-135M-Instruct: the first loss with a fresh prefix, and the curves of both.
 
 All learn the sums and differences of the demo by the same examples in the same order, at their methods' learning rates.
 """
@@ -36,7 +36,7 @@ RUNS = {
 @torch.no_grad()
 def loss_of(plan: Plan, model: Any, tokenizer: Any) -> float:
     """The mean cross-entropy of the targets' tokens of 64 examples from which no prefix started."""
-    examples = EncodedDraws(examples_of(plan.task, "test", 64, 0), Encoder(tokenizer))
+    examples = EncodedDraws(examples_of(plan.task, "held_out", 64, 0), Encoder(tokenizer))
     batch = Collator(tokenizer.pad_token_id)([examples[index] for index in range(64)])
     logits = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return float(torch.nn.functional.cross_entropy(logits[:, :-1].float().mT, batch["labels"][:, 1:]))
@@ -55,23 +55,27 @@ def first_losses(settings: list[str]) -> tuple[float, float]:
 
 
 def curve(run: str, settings: list[str]) -> list[dict[str, Any]]:
-    """A run, and its held-out loss and accuracy over the steps."""
+    """A run: its training loss, the mean of the steps since the last, and its held-out accuracy, where judged."""
     with tempfile.TemporaryDirectory() as work:
         train.run(RECIPE, [*settings, f"training.output_dir={work}/run"])
         log = [line for _, line in read_json_lines(Path(work, "run/log.jsonl"))]
-    kept = [line for line in log if "accuracy" in line]
-    return [{"run": run, **{name: line[name] for name in ("step", "loss", "accuracy")}} for line in kept]
+    rows: dict[int, dict[str, Any]] = {}
+    for line in log:
+        row = rows.setdefault(line["step"], {"run": run, "step": line["step"], "loss": None, "accuracy": None})
+        row |= {name: line[name] for name in ("loss", "accuracy") if name in line}
+    return list(rows.values())
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """The held-out loss and accuracy of each run."""
+    """The training loss and the held-out accuracy of each run."""
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots(1, 2)
-    for cell, name, label in zip(axes, ("loss", "accuracy"), ("loss (nats per target token)", "accuracy"), strict=True):
+    labels = ("training loss (nats per target token)", "held-out accuracy")
+    for cell, name, label in zip(axes, ("loss", "accuracy"), labels, strict=True):
         for run in RUNS:
-            points = [(row["step"], row[name]) for row in rows if row["run"] == run]
+            points = [(row["step"], row[name]) for row in rows if row["run"] == run and row[name] is not None]
             cell.plot(*zip(*points, strict=True), marker="o", markersize=3, label=run)
-        cell.set(xlabel="optimizer step", ylabel=f"held-out {label}")
+        cell.set(xlabel="optimizer step", ylabel=label)
     axes[0].legend()
     figure.savefig(path)
 
@@ -85,6 +89,7 @@ def main() -> None:
         f"training.steps={chosen.steps}",
         f"training.batch_size={chosen.batch_size}",
         f"training.eval_steps={max(1, chosen.steps // 5)}",
+        f"training.logging_steps={max(1, chosen.steps // 10)}",
         f"evaluation.num_examples={chosen.held_out}",
         f"evaluation.num_examples_during={chosen.held_out}",
         "evaluation.forgetting=false",

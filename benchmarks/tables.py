@@ -296,10 +296,11 @@ def prefix_table() -> str:
     result = read("prefix")
     rows = []
     for run, first in result["first_losses"].items():
-        last = [row for row in result["rows"] if row["run"] == run][-1]
-        rows.append([run, f"{first['ratio']:.2f}", f"{last['loss']:.2f}", f"{last['accuracy']:.0%}"])
+        own = [row for row in result["rows"] if row["run"] == run]
+        loss, accuracy = ([row[name] for row in own if row[name] is not None][-1] for name in ("loss", "accuracy"))
+        rows.append([run, f"{first['ratio']:.2f}", f"{loss:.2f}", f"{accuracy:.0%}"])
     steps = result["settings"]["steps"]
-    return markdown(["", "first loss / bare model's", f"held-out loss, step {steps}", "right"], rows)
+    return markdown(["", "first loss / bare model's", f"loss after {steps} steps", "right"], rows)
 
 
 def speed_real_table() -> str:
