@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, TrainingA
 from transformers import Trainer as PlainTrainer
 from transformers.utils import logging
 
-from glmtune import registry
+from glmtune import distributed, registry
 from glmtune.config import Recipe, load_recipe
 from glmtune.data import EncodedDraws, examples_of
 from glmtune.data.encoder import Encoder
@@ -58,10 +58,10 @@ def no_judge(model: Any) -> dict[str, Any]:
 
 def train_plain(recipe: Recipe, rows: list[Any], folder: Path, clock: Clock = time.perf_counter) -> float:
     """Seconds of a plain Trainer loop by a clock, on the same examples."""
-    folder_of = loading.locate(recipe.model.path)
-    dtype = loading.dtype_of(recipe.model, loading.load_config(folder_of), torch.device("cpu"))
-    model = AutoModelForCausalLM.from_pretrained(folder_of, dtype=dtype)
-    tokenizer = loading.load_tokenizer(folder_of)
+    place = loading.locate(recipe.model.path)
+    dtype = loading.dtype_of(recipe.model, loading.load_config(place), distributed.local_device())
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
+    tokenizer = loading.load_tokenizer(place)
     settings: Any = recipe.method
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.target_modules)
     tokenizer.padding_side = "right"

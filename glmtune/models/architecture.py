@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Part = Literal["attention", "mlp"]
 
 CHUNK = 2**24  # numbers that the loss, and packed matrices, turn into floats at a time: 64 MB in fp32
-UPCAST_CHUNK = 2**21  # numbers of a weight that stand in fp32 at a time, in the cache of the processor: 8 MB
 OWN_FORMAT = "glmtune"  # `quant_method` of a checkpoint whose linear layers are stored in our form (models/packing.py)
 
 

@@ -13,8 +13,6 @@ from glmtune.config import Dtype
 # What systems call the units that multiply matrices of bfloat16: of Intel and of Arm. Those of AVX-512 (`avx512_bf16`)
 # do vectors, with which SmolLM2-135M trains at 0.67 of the speed of float32 (docs/log.md).
 UNITS = {"amx_bf16", "bf16"}
-
-
 # With these, torch multiplies vectors of 16 bits; without, it does so by loops (`upcasting`).
 VECTORS = {"bfloat16": UNITS | {"avx512_bf16"}, "float16": {"amx_fp16", "avx512_fp16", "asimdhp"}}
 
@@ -24,6 +22,7 @@ def has_bf16_units() -> bool:
     return bool(UNITS & flags())
 
 
+@cache  # every layer asks
 def has_units(name: Literal["bfloat16", "float16"]) -> bool:
     """Return whether this processor multiplies matrices or vectors of a precision, as its system tells."""
     return bool(VECTORS[name] & flags())
@@ -38,7 +37,8 @@ def flags() -> set[str]:
             said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
         except OSError:
             return set()
-        return {"bf16", "asimdhp"} if said == "1" else {"asimdhp"} if platform.machine() == "arm64" else set()
+        half = {"asimdhp"} if platform.machine() == "arm64" else set()  # as Linux calls it
+        return half | {"bf16"} if said == "1" else half
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from glmtune.models.architecture import CHUNK, group_size
 from glmtune.models.packing import BLOCK, dequantize, has_blocks, in_blocks, pack, unpack
-from glmtune.models.upcasting import upcasts
+from glmtune.models.upcasting import computed_in, upcasts
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:  # transformers imports `packed_checkpoints`, which imports this
@@ -119,8 +119,7 @@ def unpacked_rows(
 
 def packed_linear(inputs: Tensor, packed: Tensor, scale: Tensor, bits: int, bias: Tensor | None) -> Tensor:
     """Compute (..., columns) -> (..., rows), in the precision of autocast where that is on."""
-    device = inputs.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+    dtype = computed_in(inputs)
     product = PackedProduct.apply if inputs.requires_grad and torch.is_grad_enabled() else multiply
     outputs = product(inputs.to(dtype), packed, scale, bits)
     return outputs if bias is None else outputs.add_(bias.to(dtype))

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmtune.models.architecture import UPCAST_CHUNK
 from glmtune.models.precision import has_units
 
+UPCAST_CHUNK = 2**21  # numbers of a weight that stand in fp32 at a time, in the cache of the processor: 8 MB
 FEW_ROWS = 8  # of inputs, from which on turning the weight to fp32 pays
 
 
@@ -25,6 +25,12 @@ def upcasts(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether products of a precision are computed in fp32 there."""
     names: dict[torch.dtype, Any] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
     return device.type == "cpu" and dtype in names and not has_units(names[dtype])
+
+
+def computed_in(inputs: Tensor) -> torch.dtype:
+    """Return the precision of what a layer makes of its inputs: that of autocast where it is on, or their own."""
+    device = inputs.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
 
 
 class UpcastProduct(torch.autograd.Function):
@@ -83,8 +89,7 @@ class UpcastLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) -> (..., out_features)."""
-        device = input.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        dtype = computed_in(input)
         few = input.numel() < FEW_ROWS * input.shape[-1]
         if few or not upcasts(input.device, dtype):
             return super().forward(input)
