@@ -2,7 +2,7 @@
 
 The run is that of `python benchmarks/demo_real.py --folder RUN`. Each file is asked the run's held-out problems by
 `glmtune evaluate`. Then one prompt after the other is answered with long texts, on one thread: tokens a second of
-processor time, in llama.cpp and by torch from the same file.
+processor time, in llama.cpp and by torch from the same file, stored there at the bits of the file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from glmtune.inference.llama_cpp.found import Found, find_llama_cpp
 from glmtune.libraries import quiet_libraries
 from glmtune.resolution import ResolvedModel, resolve
 
+BITS = {"float16": 16, "q8_0": 8, "q4_0": 4, "q4_k_m": 4}  # of the linear layers here
 PROMPTS = ("Write about the sea.", "Why is the sky blue?", "Tell a story of a horse.", "What is a prime number?")
 
 
@@ -50,8 +51,9 @@ def in_llama_cpp(found: Found, resolved: ResolvedModel, tokens: int) -> tuple[fl
     return count / (after.user + after.system - before.user - before.system), memory / 2**30
 
 
-def in_torch(resolved: ResolvedModel, tokens: int) -> float:
+def in_torch(run: str, file: Path, tokens: int) -> float:
     """Tokens a second of processor time of this process on one thread."""
+    resolved = resolve(file, [f"model.bits={BITS[file.stem]}"], recipe=run)
     engine = Engine(*resolved.load(), resolved.limit)
     tokens_of(engine, 1)
     start = time.process_time()
@@ -64,7 +66,7 @@ def measure(run: str, file: Path, found: Found, tokens: int, problems: int) -> d
     _, report = evaluate.run(file, overrides=asked, recipe=run, engine=None)
     resolved = resolve(file, recipe=run)
     theirs, memory = in_llama_cpp(found, resolved, tokens)
-    ours = in_torch(resolved, tokens)
+    ours = in_torch(run, file, tokens)
     return {
         "precision": file.stem,
         "accuracy": report["accuracy"],

@@ -10,16 +10,20 @@ from typing import Literal
 
 from glmtune.config import Dtype
 
-# What systems call the units that multiply matrices of bfloat16: of Intel and of Arm. Those of AVX-512 (`avx512_bf16`)
-# do vectors, with which SmolLM2-135M trains at 0.67 of the speed of float32 (docs/log.md).
+# What systems call the units that multiply matrices of bfloat16: of Intel and of Arm.
 UNITS = {"amx_bf16", "bf16"}
+# Those of vectors, which an AMD core has for twice the products of fp32, and trains with at 1.5 times the speed; an
+# Intel core has for as many, and trains with at 0.67 of the speed (SmolLM2-135M, docs/log.md).
+VECTOR_UNITS = "avx512_bf16"
+FAST_VECTORS = "AuthenticAMD"
 # With these, torch multiplies vectors of 16 bits; without, it does so by loops (`upcasting`).
-VECTORS = {"bfloat16": UNITS | {"avx512_bf16"}, "float16": {"amx_fp16", "avx512_fp16", "asimdhp"}}
+VECTORS = {"bfloat16": UNITS | {VECTOR_UNITS}, "float16": {"amx_fp16", "avx512_fp16", "asimdhp"}}
 
 
 def has_bf16_units() -> bool:
-    """Return whether this processor multiplies matrices of bfloat16, as its system tells."""
-    return bool(UNITS & flags())
+    """Return whether this processor multiplies matrices of bfloat16 faster than those of fp32, as its system tells."""
+    known = flags()
+    return bool(UNITS & known) or {VECTOR_UNITS, FAST_VECTORS} <= known
 
 
 @cache  # every layer asks
@@ -30,7 +34,7 @@ def has_units(name: Literal["bfloat16", "float16"]) -> bool:
 
 @cache
 def flags() -> set[str]:
-    """Return what this processor can do, in the words of its system."""
+    """Return what this processor can do and, on Linux, who made it, in the words of its system."""
     if platform.system() == "Darwin":
         asked = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
         try:
@@ -43,7 +47,8 @@ def flags() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
-    return set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
+    told = [next((line for line in lines if line.startswith(name)), "") for name in ("flags", "Features", "vendor_id")]
+    return set(" ".join(told).split())
 
 
 def on_cpu(name: Dtype, wide: bool, packed: bool = False) -> Dtype:

@@ -13,6 +13,7 @@ from glmtune.data import EncodedDataset, LengthGroupedSampler
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import IGNORED
 from glmtune.methods import Model
+from glmtune.models.attention import precise_attention
 from glmtune.models.low_rank import uncast_inputs
 from glmtune.models.upcasting import upcast_while
 from glmtune.runtime import RunFolder
@@ -47,7 +48,8 @@ class TargetTrainer(transformers.Trainer):
         if not (self.args.bf16 or self.args.fp16):
             return super().train(*args, **kwargs)
         model = self.accelerator.unwrap_model(self.model)
-        with uncast_inputs(model), upcast_while(model, torch.bfloat16 if self.args.bf16 else torch.float16):
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16
+        with uncast_inputs(model), upcast_while(model, dtype), precise_attention():
             return super().train(*args, **kwargs)
 
     def compute_loss(
