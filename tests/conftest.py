@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import family_checkpoints
 import pytest
 import torch
 from hypothesis import settings
@@ -66,6 +67,21 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(loading.EMBEDDED["nano"]).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`checkpoint_of("GLM-4-9B")`: the directory of a tiny checkpoint. No test may change it."""
+    written: dict[str, Path] = {}
+
+    def find(family: str) -> Path:
+        if family not in written:
+            folder = tmp_path_factory.mktemp("families")
+            family_checkpoints.WRITERS[family](folder)
+            written[family] = folder
+        return written[family]
+
+    return find
 
 
 @pytest.fixture(scope="session")

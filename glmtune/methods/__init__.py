@@ -94,8 +94,12 @@ class Method(ABC):
         """
         return self.rate_times_width / hidden_size
 
-    def check_storage(self, base: ModelSettings, stored_bits: int) -> None:
-        """Check that the method can train weights that are stored as the recipe or the checkpoint says.
+    def check_base(self, base: ModelSettings, stored_bits: int) -> None:
+        """Check that the method can train a base that is loaded as the recipe says.
+
+        Args:
+            base: settings of the recipe.
+            stored_bits: of the checkpoint's linear layers.
 
         Raises:
             UserError: it cannot.

@@ -188,8 +188,8 @@ class Lora(Method):
                 hint = registry.suggest(target, known)
                 raise UserError(f"method.target_modules: no layer is named '{target}'.{hint}")
 
-    def check_storage(self, base: ModelSettings, stored_bits: int) -> None:
-        """See whether the base is stored rightly: plain LoRA takes any form, PiSSA needs the weights themselves.
+    def check_base(self, base: ModelSettings, stored_bits: int) -> None:
+        """Check that the base is stored rightly: plain LoRA takes any form, PiSSA needs the weights themselves.
 
         Raises:
             UserError: the base is stored at 8 or 4 bits, and PiSSA is to start from it.

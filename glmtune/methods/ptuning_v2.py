@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import Field
 
-from glmtune.config import NamedSettings
+from glmtune.config import ModelSettings, NamedSettings
 from glmtune.methods import Method, Model, TrainableSpec
 from glmtune.models.adapter_config import ADAPTER_CONFIG
 from glmtune.models.architecture import Architecture
@@ -25,7 +25,27 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+NO_SDPA = "does not compute its attention by torch's function. Use model.attention=sdpa, or method.init=normal."
 PROJECTION = {"trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
+
+
+class Start(NamedTuple):
+    """What goes with numbers that a prefix starts from.
+
+    Attributes:
+        rate: learning rate of the prefix itself.
+        rate_times_width: of a projection, times the hidden size.
+        dropout: share of the prefix that is dropped in training.
+    """
+
+    rate: float
+    rate_times_width: float
+    dropout: float
+
+
+# The first has the rate and the dropout of the scripts of ChatGLM-6B. A neutral prefix passes on little of what is
+# learned, and wants ten times the rate; without some of their numbers its keys would take attention (docs/log.md).
+STARTS = {"normal": Start(2e-2, 1.28, 0.1), "neutral": Start(2e-1, 2.56, 0.0)}
 
 
 class PTuningV2Settings(NamedSettings):
@@ -60,16 +80,27 @@ class PTuningV2(Method):
     Settings = PTuningV2Settings
     settings: PTuningV2Settings
     mergeable: ClassVar[bool] = False
-    # The first is that of the scripts of ChatGLM-6B.
-    rates: ClassVar[dict[str, float]] = {"normal": 2e-2, "neutral": 2e-1}
-    dropouts: ClassVar[dict[str, float]] = {"normal": 0.1, "neutral": 0.0}
-    rates_times_width: ClassVar[dict[str, float]] = {"normal": 1.28, "neutral": 2.56}
+
+    @property
+    def start(self) -> Start:
+        """What goes with the numbers that the prefix starts from."""
+        return STARTS[self.settings.init]
 
     @property
     def dropout(self) -> float:
         """The share of the prefix that is dropped in training, 0 to 1."""
         given = self.settings.dropout
-        return self.dropouts[self.settings.init] if given is None else given
+        return self.start.dropout if given is None else given
+
+    def check_base(self, base: ModelSettings, stored_bits: int) -> None:
+        """Check that a neutral prefix will see how the base attends.
+
+        Raises:
+            UserError: the base computes attention itself.
+        """
+        super().check_base(base, stored_bits)
+        if self.settings.init == "neutral" and base.attention == "eager":
+            raise UserError(f"method.init=neutral: with model.attention=eager, the model {NO_SDPA}")
 
     def apply(self, model: PreTrainedModel) -> Model:
         """Put a random prefix, N(0, 1) or what the fresh projection makes of it, before every layer."""
@@ -102,22 +133,15 @@ class PTuningV2(Method):
         base = cast("PreTrainedModel", model.get_base_model())
         numbers = neutral_numbers(base, examples, self.settings.num_virtual_tokens)
         if numbers is None:
-            raise UserError(
-                f"method.init=neutral: {type(base).__name__} does not compute its attention by torch's function. Use "
-                "model.attention=sdpa, or method.init=normal."
-            )
+            raise UserError(f"method.init=neutral: {type(base).__name__} {NO_SDPA}")
         model.start_from(numbers)
 
     def learning_rate(self, hidden_size: int) -> float:
         """Return one rate for the prefix itself at every width: its numbers are N(0, 1), as those of an embedding are.
 
-        A neutral prefix passes on little of what is learned, and wants ten times the rate (docs/log.md).
-        Of a projection, 1e-2 for nano and twice as much from a neutral start, as was measured there (docs/log.md), and
-        less for wider ones, as for any matrix.
+        Of a projection, what was measured with nano (docs/log.md), and less for wider ones, as for any matrix.
         """
-        if self.settings.prefix_projection:
-            return self.rates_times_width[self.settings.init] / hidden_size
-        return self.rates[self.settings.init]
+        return self.start.rate_times_width / hidden_size if self.settings.prefix_projection else self.start.rate
 
     def num_prefix_positions(self, model_type: str) -> int:
         """Return the length of the prefix where it shifts the positions of what follows, by the model's family."""

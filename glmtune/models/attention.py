@@ -57,14 +57,15 @@ class Attention(torch.autograd.Function):
 
 def in_fp32(attend: Attend, given: list[Tensor], mask: Tensor | None) -> Tensor:
     """Return attention in fp32."""
+    query, key, value = given
     with torch.autocast("cpu", enabled=False):
-        return attend(*given, mask.float() if mask is not None and mask.is_floating_point() else mask)
+        return attend(query, key, value, mask.float() if mask is not None and mask.is_floating_point() else mask)
 
 
 @contextmanager
 def precise_attention() -> Iterator[None]:
     """Let models compute attention that learns so meanwhile, where a CPU computes it in 16 bits."""
-    library = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    compute: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def attention(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
@@ -72,7 +73,7 @@ def precise_attention() -> Iterator[None]:
         """Compute attention as the library's function of the same arguments."""
 
         def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-            outputs: Tensor = library(module, query, key, value, mask, **options)[0]
+            outputs: Tensor = compute(module, query, key, value, mask, **options)[0]
             return outputs
 
         dtype = computed_in(query)

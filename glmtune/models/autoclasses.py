@@ -1,4 +1,4 @@
-"""Registers the model families with transformers' Auto classes without importing transformers.
+"""Registers the model families with transformers' Auto classes, and with peft, without importing either.
 
 `import glmtune` must be fast, and `AutoModelForCausalLM.from_pretrained` must know `model_type: chatglm` afterwards.
 The modules of a family that has classes of its own register them when they are imported; so whenever one of
@@ -34,8 +34,25 @@ def import_packed() -> None:
     importlib.import_module("glmtune.models.packed_checkpoints")
 
 
+def name_targets() -> None:
+    """Put the families' layers into peft's tables of those that it takes unasked, where it has none of them itself."""
+    from peft.utils import constants
+
+    from glmtune.models.families import all_families
+
+    start, end = "TRANSFORMERS_MODELS_TO_", "_MODULES_MAPPING"
+    for family in all_families():
+        for name, table in vars(constants).items():
+            if not (name.startswith(start) and name.endswith(end)):
+                continue
+            known = family.peft_targets.get(name.removeprefix(start).removesuffix(end), table.get(family.peft_like))
+            for model_type in family.model_types if known else ():
+                table.setdefault(model_type, list(known))
+
+
 def install() -> None:
     """Register now with what is imported already, and with the rest when it is."""
     for name in COUNTERPARTS:
         after_import(name, partial(import_counterparts, name))
     after_import("transformers.modeling_utils", import_packed)
+    after_import("peft.utils.constants", name_targets)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,8 @@ class Family:
         gguf: how llama.cpp computes it; None where it cannot.
         gguf_remedy: why it cannot, and what to do instead.
         original_layout: how its release holds a model, where one can be written.
+        peft_targets: name of one of peft's tables -> the layers that it takes where a configuration names none.
+        peft_like: a `model_type` of peft's tables whose layers have the same names; `peft_targets` goes before it.
     """
 
     model_types: tuple[str, ...]
@@ -124,6 +126,8 @@ class Family:
     gguf: GgufFacts | None = None
     gguf_remedy: str = ""
     original_layout: OriginalLayout | None = None
+    peft_targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    peft_like: str = ""
 
 
 def families_by_package() -> dict[str, list[Family]]:

@@ -66,7 +66,7 @@ def append(row: Tensor, old: Tensor, new: Tensor, past: int, length: int) -> Ten
 
 
 def make_room(cache: Cache) -> None:
-    """Let the plain layers of a cache grow in this way from now on; what they hold stays."""
-    for layer in [] if cache.offloading else cache.layers:
+    """Let the plain layers of a cache grow in this way from now on; what they hold stays. In a graph they cannot."""
+    for layer in [] if cache.offloading or torch.compiler.is_compiling() else cache.layers:
         if type(layer) is DynamicLayer:
             layer.__class__ = GrowingLayer

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # transformers imports `packed_checkpoints`, which imports th
     from transformers import PreTrainedModel
 
 EMBEDDING_BITS = 8  # of `quantize_embedding`; at 4 bits a row, every token would be heard less clearly
+ALIGNED = 16  # bytes: where torch's kernel for 8 bits reads a matrix from, if there is more than a row of inputs
 FEW_ROWS = 32  # for which unpacking a matrix takes longer than reading it packed, again for every few of them
 
 
@@ -71,7 +72,9 @@ def has_kernel(inputs: Tensor, packed: Tensor, bits: int) -> bool:
     """Return whether torch multiplies by a packed matrix as it is. In other precisions its kernels are slow loops."""
     if inputs.device.type != "cpu" or inputs.dtype != torch.bfloat16 or inputs.shape[-1] % 32 or len(packed) % 16:
         return False
-    return bits == 8 or (packed.dtype == torch.uint8 and has_blocks())
+    if bits == 8:  # a matrix that is mapped from a file may begin anywhere, and reading on would end the process
+        return packed.data_ptr() % ALIGNED == 0 or inputs.numel() == inputs.shape[-1]
+    return packed.dtype == torch.uint8 and has_blocks()
 
 
 def multiply_packed(inputs: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -122,7 +125,10 @@ def packed_linear(inputs: Tensor, packed: Tensor, scale: Tensor, bits: int, bias
     dtype = computed_in(inputs)
     product = PackedProduct.apply if inputs.requires_grad and torch.is_grad_enabled() else multiply
     outputs = product(inputs.to(dtype), packed, scale, bits)
-    return outputs if bias is None else outputs.add_(bias.to(dtype))
+    if bias is None:
+        return outputs
+    # What a step of the graph returns may be a view, into which nothing can be written.
+    return outputs + bias.to(dtype) if outputs.requires_grad else outputs.add_(bias.to(dtype))
 
 
 class PackedLayer(nn.Module):

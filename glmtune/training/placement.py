@@ -96,7 +96,7 @@ def estimate(recipe: Recipe, architecture: Architecture, device: Device, length:
         UserError: the method does not tell what it trains, or cannot train this model.
     """
     method: Method = registry.admitted("glmtune.methods", recipe.method.name)(recipe.method)
-    method.check_storage(recipe.model, architecture.stored_bits)
+    method.check_base(recipe.model, architecture.stored_bits)
     return Estimate(recipe, architecture, method.trainable_spec(architecture), device, length, target_length)
 
 

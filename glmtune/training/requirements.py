@@ -50,7 +50,7 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, method: Method) -> Non
 
     settings, device = recipe.model, distributed.local_device()
     check_precision(loading.dtype_of(settings, config, device), device)
-    method.check_storage(settings, stored_bits(config))
+    method.check_base(settings, stored_bits(config))
     loading.check_bits(settings, config)
 
 

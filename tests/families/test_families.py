@@ -179,11 +179,11 @@ def test_every_method_at_every_storage(
     learns = registry.find("glmtune.methods", recipe.method.name)(recipe.method)
     if cell == "no" or (cell != "as stored" and str(bits) not in cell.replace("*", "").split()):
         with pytest.raises(UserError) as error:
-            learns.check_storage(recipe.model, stored_bits(loading.load_config(recipe.model.path)))
+            learns.check_base(recipe.model, stored_bits(loading.load_config(recipe.model.path)))
         told = REFUSALS["Freeze or Full at 8 or 4 bits"].replace("freeze", method)
         assert str(error.value) in (told, told.replace("=4", "=8"))
         return
-    learns.check_storage(recipe.model, stored_bits(loading.load_config(recipe.model.path)))
+    learns.check_base(recipe.model, stored_bits(loading.load_config(recipe.model.path)))
     base, tokenizer = load(checkpoint_of(family), bits=bits)
     before = logits(base, tokenizer)
     torch.manual_seed(0)

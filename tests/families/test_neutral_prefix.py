@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from glmtune.config import ModelSettings
+from glmtune.config import ModelSettings, load_recipe
 from glmtune.data.collation import Collator
 from glmtune.data.encoder import Encoder
 from glmtune.examples import Example
 from glmtune.methods.ptuning_v2 import PTuningV2, PTuningV2Settings
 from glmtune.models import loading
 from glmtune.runtime import UserError
+from glmtune.training.requirements import check_model
 
 SUMS = [Example(f"{a}+{b}=", str(a + b)) for a in range(3, 60, 7) for b in range(2, 50, 11)]
 FAMILIES = ["nano", "ChatGLM-6B v1.1", "ChatGLM-6B-INT4", "ChatGLM2-6B", "GLM-4-0414", "Llama"]
@@ -61,6 +62,19 @@ def test_what_does_not_show_its_attention_is_refused() -> None:
         method.initialize(method.apply(model), [torch.arange(9)])
     with pytest.raises(UserError, match=r"method.init=neutral: there are no examples to start from"):
         method.initialize(method.apply(model), [])
+
+
+def test_eager_attention_is_refused_before_the_model_is_loaded() -> None:
+    refused = ["method={name: ptuning_v2}", "model.attention=eager", "model.path=nano"]
+    recipe = load_recipe(None, refused)
+    method = PTuningV2(PTuningV2Settings(name="ptuning_v2"))
+    with pytest.raises(
+        UserError, match=r"with model.attention=eager, the model does not compute .* Use model.attention"
+    ):
+        method.check_base(recipe.model, 16)
+    with pytest.raises(UserError, match=r"model\.attention=eager"):
+        check_model(recipe, loading.load_config(loading.locate("nano")), method)
+    PTuningV2(PTuningV2Settings(name="ptuning_v2", init="normal")).check_base(recipe.model, 16)
 
 
 def test_a_neutral_prefix_learns_at_higher_rates() -> None:

@@ -124,6 +124,46 @@ def test_scales_keep_their_digits_in_every_precision(packed: Packs, dtype: Any) 
     torch.testing.assert_close(logits(model), torch.from_numpy(ORIGINAL[8]["single_gmask.logits"]), rtol=0, atol=0.5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("family", ["ChatGLM-6B v1.1", "ChatGLM3-6B", "Llama"])
+def test_a_packed_copy_is_read_as_it_was(
+    family: str, bits: int, dtype: Any, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With the scales that its layers compute by; and what learns beside it learns the same."""
+    model, tokenizer = glmtune.load(checkpoint_of(family), bits=bits, dtype=dtype)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    copy, _ = glmtune.load(tmp_path, dtype=dtype)
+    ids = torch.tensor([tokenizer("1+2=", "3" if "6B v1" in family else None)["input_ids"]])
+    scales = [{name: part.dtype for name, part in one.named_parameters() if "scale" in name} for one in (model, copy)]
+    assert scales[0] == scales[1] and scales[0]
+    gradients = []
+    for one in (model, copy):
+        one.requires_grad_(False)
+        inputs = one.get_input_embeddings()(ids).requires_grad_()
+        logits = (
+            one(input_ids=ids, inputs_embeds=inputs).logits if "6B v1" in family else one(inputs_embeds=inputs).logits
+        )
+        logits.float().square().mean().backward()
+        gradients += [logits, inputs.grad]
+    assert torch.equal(gradients[0], gradients[2]) and torch.equal(gradients[1], gradients[3])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 32])
+@pytest.mark.parametrize("start", [0, 8])
+def test_a_matrix_may_begin_anywhere(rows: int, start: int) -> None:
+    """One that is mapped from a file does; torch's kernel would end the process."""
+    torch.manual_seed(0)
+    store = torch.empty(64 * 64 + 16, dtype=torch.int8)
+    offset = -store.data_ptr() % 16 + start
+    weight = store[offset : offset + 64 * 64].view(64, 64).random_(-127, 128)
+    inputs, scale = torch.randn(rows, 64).bfloat16(), torch.full((64,), 0.01)
+    expected = inputs.float() @ (weight.float() * 0.01).T
+    found = quantization.multiply(inputs, weight, scale, 8)
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.05)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_packed_embedding_is_the_head_as_well(packed: Packs, bits: int) -> None:
     model, _ = glmtune.load(packed(bits, embedding=True))
@@ -170,10 +210,11 @@ def test_adapters_learn_on_packed_weights(packed: Packs, bits: int) -> None:
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
     model = Lora(LoraSettings(name="lora", rank=2)).apply(base).train()
     ids = torch.from_numpy(ORIGINAL[8]["single_gmask.input_ids"])
+    labels = ids.masked_fill(ids.eq(base.config.bos_token_id).cumsum(-1) == 0, -100)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(6):
-        loss = model(ids, labels=ids).loss
+        loss = model(ids, labels=labels).loss
         losses.append(float(loss))
         optimizer.zero_grad()
         loss.backward()
@@ -206,11 +247,12 @@ def test_gradients_pass_after_an_evaluation(tiny_checkpoint: Path, tmp_path: Pat
     config = bits_config(4, torch.float32)
     AutoModelForCausalLM.from_pretrained(tiny_checkpoint, quantization_config=config).save_pretrained(stored)
     model, tokenizer = glmtune.load(stored)
-    ids = torch.tensor([tokenizer("1+2=")["input_ids"]])
+    ids = torch.tensor([tokenizer("1+2=", "3")["input_ids"]])
+    labels = ids.masked_fill(ids.eq(model.config.bos_token_id).cumsum(-1) == 0, -100)
     embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
     gradients = []
     for _ in range(2):
-        model.train()(input_ids=ids, inputs_embeds=embeds, labels=ids).loss.backward()
+        model.train()(input_ids=ids, inputs_embeds=embeds, labels=labels).loss.backward()
         gradients.append(embeds.grad)
         embeds.grad = None
         with torch.no_grad():

@@ -26,6 +26,7 @@ Render = Callable[[Messages], str]
 USER, ANSWER, SYSTEM = "QX1Q", "AX2A", "SX3S"  # texts that stand in no template
 TRIED = ("Hi", "What is 1+2?", "a\nb", "你好")
 ENDS = ("eos", "eot", "eom")
+LONGEST_CONTEXT = 8192  # whose keys and values a laptop has memory for
 UNSAID = "# Its chat template is not one that Go's language was seen to say exactly: Ollama looks for one of its own."
 
 
@@ -143,11 +144,17 @@ def modelfile_of(
     tokens = values["tokenizer.ggml.tokens"]
     ends = [values.get(f"tokenizer.ggml.{end}_token_id") for end in ENDS]
     lines += [f"PARAMETER stop {json.dumps(tokens[index], ensure_ascii=False)}" for index in ends if index is not None]
-    lines.append("PARAMETER repeat_penalty 1")  # Ollama's own default makes repeated digits less likely
+    # Ollama has defaults of its own: it forgets what is beyond 4,096 tokens, goes on without end, makes repeated digits
+    # less likely, and samples from the 40 likeliest.
+    limit = values.get(f"{values['general.architecture']}.context_length")
+    chosen: dict[str, Any] = {"num_ctx": min(limit, LONGEST_CONTEXT)} if limit else {}
+    chosen |= {"num_predict": settings.max_new_tokens} if settings.max_new_tokens else {}
+    chosen |= {"repeat_penalty": 1}
     if settings.do_sample:
-        lines += [f"PARAMETER temperature {settings.temperature}", f"PARAMETER top_p {settings.top_p}"]
+        chosen |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0, "min_p": 0}
     else:
-        lines.append("PARAMETER temperature 0")
+        chosen |= {"temperature": 0}
+    lines += [f"PARAMETER {name} {value}" for name, value in chosen.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -138,6 +138,8 @@ def read_reply(reader: AnswerReader, request: Request, reply: Reply) -> Completi
     if stopped is not None:
         ids = ids[: stopped + 1]
     elif reply.has_ended:
+        if ids and ids[-1] in reader.tokenizer.all_special_ids:  # another of those that llama.cpp ends at
+            ids.pop()
         with suppress(StopIteration):
             ids.append(next(iter(reader.stops)))
     cut = reader.is_stopped(ids, request.stop)

@@ -113,9 +113,18 @@ def release_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return tokens | settings | {"padding_side": "left"} | code
 
 
+ATTENTION, MLP = ("query_key_value", "dense"), ("dense_h_to_4h", "dense_4h_to_h")
 CHATGLM = Family(
     model_types=("chatglm",),
     sizes=sizes,
+    peft_targets={
+        "ADALORA_TARGET": ATTENTION[:1],
+        "VBLORA_TARGET": ATTENTION[:1],
+        "OSF_TARGET": ATTENTION + MLP,
+        "IA3_TARGET": (ATTENTION[0], MLP[1]),
+        "IA3_FEEDFORWARD": MLP[1:],
+        "LNTUNING_TARGET": ("input_layernorm", "post_attention_layernorm", "final_layernorm"),
+    },
     releases=("ChatGLM-6B",),
     own_classes=True,
     template="chatglm",

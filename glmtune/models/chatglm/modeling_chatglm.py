@@ -21,13 +21,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
+from types import MethodType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
@@ -35,6 +50,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.models.chatglm.layout import IN_PARTS, PromptLayout, keep_layout, kept_layout, sequences_of
 from glmtune.models.growing_cache import make_room
 from glmtune.models.quantization import PackedEmbedding, PackedLayer, PackedLinear
 
@@ -42,100 +58,21 @@ from glmtune.models.quantization import PackedEmbedding, PackedLayer, PackedLine
 # layers to its blocks, so the factor is that of 28 layers at any depth (quirk 1).
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 ROPE_BASE = 10000.0
-# Where `PromptLayout` lives on a cache, so that a call with one token knows the prompt that came before.
-LAYOUT_ATTRIBUTE = "chatglm_prompt_layout"
-
-
-@dataclass(frozen=True)
-class PromptLayout:
-    """Where the prompt of each row ends: all that positions and masks depend on.
-
-    In packed rows, which hold several sequences, each token has the layout of its own: (B, T) in place of (B, 1).
-
-    Attributes:
-        mask_position: (B, 1) row-0 position of `[gMASK]`, or of `[MASK]` where the row has no `[gMASK]`.
-        bos_position: (B, 1) row-0 position that `<sop>` would have if positions went on counting.
-        uses_gmask: (B, 1) bool, True where the row has a `[gMASK]`.
-        prefix_length: columns of the cache that a learned prefix takes.
-    """
-
-    mask_position: Tensor
-    bos_position: Tensor
-    uses_gmask: Tensor
-    prefix_length: int
-
-    @classmethod
-    def find(cls, input_ids: Tensor, places: Tensor, prefix_length: int, config: ChatGLMConfig) -> PromptLayout:
-        """Read the layout off a prompt.
-
-        Args:
-            input_ids: (B, T).
-            places: (B, T) index of each token among the real (unpadded) tokens of its row; negative for left padding.
-            prefix_length: columns of the cache before this prompt.
-            config: for the special token ids.
-
-        Raises:
-            ValueError: a row lacks `<sop>`, or both `[gMASK]` and `[MASK]` (quirk 5).
-        """
-
-        def first(token_id: Any) -> tuple[Tensor, Tensor]:
-            hits = input_ids.eq(token_id)
-            return hits.any(-1, keepdim=True), places.gather(1, hits.int().argmax(-1, keepdim=True))
-
-        has_bos, bos_position = first(config.bos_token_id)
-        has_gmask, gmask_position = first(config.gmask_token_id)
-        has_mask, mask_position = first(config.mask_token_id)
-        whole = has_bos & (has_gmask | has_mask)
-        if not whole.all():
-            row = int((~whole).squeeze(-1).int().argmax())
-            raise ValueError(
-                f"Row {row} of input_ids is not a ChatGLM-6B prompt: it needs [gMASK] (id {config.gmask_token_id}) or "
-                f"[MASK] (id {config.mask_token_id}), then <sop> (id {config.bos_token_id}). Encode the text with this "
-                "model's tokenizer and add_special_tokens=True, and check that tokenizer and model are of one release."
-            )
-        return cls(torch.where(has_gmask, gmask_position, mask_position), bos_position, has_gmask, prefix_length)
-
-    @classmethod
-    def find_packed(cls, input_ids: Tensor, places: Tensor, config: ChatGLMConfig) -> PromptLayout:
-        """Read the layouts off packed rows.
-
-        Args:
-            input_ids: (B, T). What is padding has no layout, and needs none.
-            places: (B, T) index of each token in its own sequence.
-            config: for the special token ids.
-
-        Raises:
-            ValueError: a sequence lacks `<sop>`, or both `[gMASK]` and `[MASK]` (quirk 5).
-        """
-        sequences, nowhere = sequences_of(places), places.shape[1]
-
-        def first(hits: Tensor) -> Tensor:
-            start = places.new_full(places.shape, nowhere)
-            return start.scatter_reduce(1, sequences, places.masked_fill(~hits, nowhere), "amin").gather(1, sequences)
-
-        ids: list[Any] = [config.bos_token_id, config.gmask_token_id, config.mask_token_id]
-        bos, gmask, mask = (first(input_ids.eq(token_id)) for token_id in ids)
-        whole = (bos < nowhere) & (torch.minimum(gmask, mask) < nowhere)
-        pad: Any = config.pad_token_id
-        is_padding = first(input_ids.ne(pad)) == nowhere
-        if not (whole | is_padding).all():
-            row, column = (~(whole | is_padding)).nonzero()[0].tolist()
-            raise ValueError(
-                f"Row {row} of input_ids holds a sequence around token {column} that is not a ChatGLM-6B prompt: it "
-                f"needs [gMASK] (id {config.gmask_token_id}), then <sop> (id {config.bos_token_id})."
-            )
-        return cls(torch.where(gmask < nowhere, gmask, mask), bos, gmask < nowhere, 0)
-
-    def positions(self, places: Tensor, two_rows: bool) -> Tensor:
-        """Return position ids of tokens at `places` (B, T): (B, 2, T), or (B, T) without the second row."""
-        in_answer = places >= self.bos_position
-        if two_rows:
-            row = torch.where(in_answer, self.mask_position, places)
-            block = places - self.bos_position + 1
-            return torch.stack((row, block), dim=1).clamp(min=0)
-        # One row: positions stay at [MASK], but go on counting after [gMASK]. The original forgets the latter when it
-        # decodes with a cache (quirk 9).
-        return torch.where(in_answer & ~self.uses_gmask, self.mask_position, places).clamp(min=0)
+# What of `generate` takes a prompt to pieces, and why that cannot be.
+WHOLE_PROMPTS = {
+    "prefill_chunk_size": "a chunk of a prompt has no <sop>, up to which all of it is to be seen. Leave it out.",
+    "token_healing": "a prompt ends with <sop>, behind which the answer begins, so that no token of it is cut off. "
+    "Leave it out.",
+    "guidance_scale": "the answer without guidance needs a prompt of its own. Pass negative_prompt_ids, encoded by the "
+    "tokenizer.",
+}
+APART = (
+    "The prompt has the label -100. Encode prompt and answer apart: as a pair, tokenizer(prompt, answer); or give trl "
+    'conversational records, {"prompt": [{"role": "user", ...}], "completion": [{"role": "assistant", ...}]}, or '
+    '{"messages": [...]} with assistant_only_loss=True.'
+)
+# Of the largest number of a row of embeddings or values: by less than this, products in batches of other sizes differ.
+NEAR = 0.02
 
 
 @dataclass(frozen=True)
@@ -147,16 +84,13 @@ class Placement:
         context: (B, S) bool, True before `<sop>`, where one sees in both directions; None where nothing is added to
             what goes before a token, as after a prompt.
         sequences: (B, T) number of the sequence of packed rows that each token belongs to; None where rows are one.
+        layout: of prompts that a cache is about to hold.
     """
 
     position_ids: Tensor
     context: Tensor | None = None
     sequences: Tensor | None = None
-
-
-def sequences_of(places: Tensor) -> Tensor:
-    """Return (B, T): the number of the sequence of each token in packed rows; one begins at every place 0."""
-    return places.eq(0).cumsum(-1) - 1
+    layout: PromptLayout | None = None
 
 
 def linear(config: ChatGLMConfig, inputs: int, outputs: int) -> nn.Linear:
@@ -295,8 +229,12 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     # The tables are computed from their definition; what checkpoints store of them was never read (quirk 2).
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
     _can_record_outputs = {"hidden_states": ChatGLMBlock, "attentions": ChatGLMAttention}
-    # The scales of packed layers keep their fp16 digits in every precision.
-    _keep_in_fp32_modules_strict = {"weight_scale"}
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        # The scales of the original packed layers keep their fp16 digits in every precision; other packed layers have
+        # scales of groups, in the precision that torch's kernels read.
+        plan: dict[str, torch.dtype] = super()._get_dtype_plan(dtype)
+        return {**plan, "weight_scale": torch.float32} if self.config.quantization_bit else plan
 
     def _init_weights(self, module: nn.Module) -> None:
         if not isinstance(module, PackedLayer):  # there are no fresh packed weights
@@ -316,6 +254,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self.layers = nn.ModuleList([ChatGLMBlock(config, i) for i in range(config.num_layers)])
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.gradient_checkpointing = False
+        self.prefix_length = 0  # columns that a learned prefix took before the latest prompts
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -330,11 +269,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         past_key_values: Cache | None,
+        inputs_embeds: Tensor,
     ) -> Placement:
         """Find where the tokens of a call stand. Arguments as for `forward`, of which there are four kinds.
 
         Packed rows, whose places are in `position_ids`; a prompt, or tokens that follow one; the same with positions
-        that are given; and positions with a 4-D mask, which leave nothing to derive.
+        that are given; and positions with a 4-D mask, which leave nothing to derive. Without `input_ids`, special
+        tokens are known by their embeddings.
 
         Raises:
             ValueError: no special tokens to derive the prompt from, or positions of another shape.
@@ -351,12 +292,17 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             )
         if position_ids is not None and mask_is_ready:
             return Placement(position_ids)
-        if input_ids is None:
+        ids = self.marks_in(inputs_embeds, self.word_embeddings) if input_ids is None else input_ids
+        try:
+            placement = self.place_prompt(ids, None if mask_is_ready else attention_mask, past_key_values)
+        except ValueError as error:
+            if input_ids is not None:
+                raise
             raise ValueError(
-                "ChatGLM-6B derives positions and masks from the special tokens in input_ids, and inputs_embeds have "
-                "none. Pass input_ids beside inputs_embeds (prompt tuning by peft cannot; use LoRA or prefix tuning)."
-            )
-        placement = self.place_prompt(input_ids, None if mask_is_ready else attention_mask, past_key_values)
+                "ChatGLM-6B derives positions and masks from [gMASK] (or [MASK]) and <sop>, and no row of "
+                "inputs_embeds is what get_input_embeddings() gives for them. Embed the whole prompt with its special "
+                "tokens, as they are, or pass input_ids beside inputs_embeds."
+            ) from error
         return placement if position_ids is None else replace(placement, position_ids=position_ids)
 
     def place_packed(self, input_ids: Tensor, places: Tensor) -> Placement:
@@ -382,7 +328,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             real = input_ids.new_ones((input_ids.shape[0], seen))
         else:
             real = attention_mask[:, :seen].long()
-        layout = vars(past_key_values).get(LAYOUT_ATTRIBUTE) if past_length else None
+        layout = None
+        if past_key_values is not None and past_length:
+            layout = self.layout_of(past_key_values, input_ids, real, past_length)
         two_rows = self.config.position_encoding_2d
         if layout is not None:
             places = real[:, layout.prefix_length :].cumsum(-1)[:, -input_ids.shape[1] :] - 1
@@ -392,10 +340,63 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         layout = PromptLayout.find(
             input_ids.masked_fill(real[:, past_length:] == 0, -1), places, past_length, self.config
         )
-        if past_key_values is not None:
-            setattr(past_key_values, LAYOUT_ATTRIBUTE, layout)
+        self.prefix_length = past_length
         context = nn.functional.pad(places < layout.bos_position, (past_length, 0), value=True)
-        return Placement(layout.positions(places, two_rows), context)
+        return Placement(layout.positions(places, two_rows), context, layout=layout)
+
+    def layout_of(self, cache: Cache, input_ids: Tensor, real: Tensor, past_length: int) -> PromptLayout | None:
+        """Return the layout of the prompts that a cache holds; None where it holds a prefix, and they are to come.
+
+        Args:
+            cache: holds `past_length` columns.
+            input_ids: (B, T) of this call.
+            real: (B, S) 1 for real tokens.
+            past_length: columns of the cache.
+
+        Raises:
+            ValueError: it was made of tensors which are none of this model's.
+        """
+        layout = kept_layout(cache)
+        bos: Any = self.config.bos_token_id
+        if layout is not None or torch.compiler.is_compiling() or input_ids.eq(bos).any(-1).all():
+            return layout
+        # What the first layer makes of a token depends on nothing else, but for the keys, which are rotated.
+        values = cast(Any, cache.layers[0]).values[:, :, :past_length]  # (B, H, S, D)
+        held = self.marks_in(values.transpose(1, 2).flatten(2), self.first_values)
+        start = self.prefix_length
+        places = real[:, start:past_length].cumsum(-1) - 1
+        try:
+            found = held[:, start:].masked_fill(real[:, start:past_length] == 0, -1)
+            layout = PromptLayout.find(found, places, start, self.config)
+        except ValueError as error:
+            raise ValueError(
+                f"past_key_values hold {past_length} columns that are no whole prompt of this model, and input_ids are "
+                f"none. {IN_PARTS}"
+            ) from error
+        keep_layout(cache, layout)
+        return layout
+
+    def first_values(self, token_ids: Tensor) -> Tensor:
+        """Return the values (N, C) of the first layer of tokens (N,)."""
+        first = cast(ChatGLMBlock, self.layers[0])
+        qkv = first.attention.query_key_value(first.input_layernorm(self.word_embeddings(token_ids)))
+        values: Tensor = qkv.unflatten(-1, (-1, 3, self.config.head_dim))[:, :, 2].flatten(1)
+        return values
+
+    def marks_in(self, rows: Tensor, known: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return (B, T): the id of `[gMASK]`, `[MASK]` or `<sop>` where a row of numbers is what one gives, else -1.
+
+        Args:
+            rows: (B, T, C).
+            known: (N,) token ids -> (N, C), their rows.
+        """
+        marks: list[Any] = [self.config.gmask_token_id, self.config.mask_token_id, self.config.bos_token_id]
+        found = rows.new_full(rows.shape[:2], -1, dtype=torch.long)
+        for token_id, row in zip(marks, known(torch.tensor(marks, device=self.device)), strict=True):
+            row = row.to(rows.device)
+            is_near = (rows - row).abs().amax(-1) <= NEAR * row.abs().amax()
+            found = found.masked_fill(is_near, token_id)
+        return found.to(self.device)
 
     def forward_mask(
         self,
@@ -448,8 +449,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         """Run the blocks.
 
         Args:
-            input_ids: (B, T). Needed even beside `inputs_embeds`, for masks and positions, unless `position_ids` and a
-                4-D mask are given.
+            input_ids: (B, T). Needed for masks and positions beside `inputs_embeds` that do not hold the embeddings of
+                the special tokens, unless `position_ids` and a 4-D mask are given.
             attention_mask: (B, S) with 1 for real tokens; or a ready-made (B, 1, T, S) mask, True where one may look.
             position_ids: leave it out. If given, (B, 2, T), or (B, T) in one-row models. In two-row models (B, T)
                 without an `attention_mask` and a cache is packing: places of the tokens in their own sequences, each of
@@ -470,12 +471,12 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if past_key_values is not None:
             make_room(past_key_values)
 
-        placement = self.place_inputs(input_ids, attention_mask, position_ids, past_key_values)
+        placement = self.place_inputs(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
         mask = self.forward_mask(inputs_embeds, attention_mask, past_key_values, placement)
 
         hidden_states = inputs_embeds
         position_embeddings = rotary_tables(placement.position_ids, self.config.head_dim, hidden_states.dtype)
-        for layer in self.layers:
+        for layer in self.layers[: self.config.num_layers]:  # fewer while a draft is decoded (`assistant_early_exit`)
             hidden_states = layer(
                 hidden_states,
                 position_embeddings=position_embeddings,
@@ -483,6 +484,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
+        if past_key_values is not None and past_key_values.layers and placement.layout is not None:
+            keep_layout(past_key_values, placement.layout)
         return BaseModelOutputWithPast(
             last_hidden_state=self.final_layernorm(hidden_states), past_key_values=past_key_values
         )
@@ -513,11 +516,66 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
                 setattr(self.lm_head, key.rpartition(".")[2], self.get_parameter(source))
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
 
-    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute. Another `forward` looks at what is learned, too: trl's does not come to the one below."""
+        if name == "forward" and isinstance(value, MethodType):
+            value = MethodType(checking(value.__func__), value.__self__)
+        super().__setattr__(name, value)
+
+    def check_learned(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        """See whether what is learned is not seen already, when something is learned. Arguments as for `forward`.
+
+        Raises:
+            ValueError: it is.
+        """
+        if self.training and torch.is_grad_enabled() and input_ids is not None and not torch.compiler.is_compiling():
+            check_learned(input_ids, attention_mask, position_ids, labels, self.config.bos_token_id)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Decode, as `GenerationMixin.generate` of the same arguments.
+
+        Raises:
+            ValueError: a way of decoding that takes a prompt to pieces, which is read as a whole here.
+        """
+        asked = kwargs.get("generation_config") or (args[1:2] or [None])[0] or self.generation_config
+        for name, what in WHOLE_PROMPTS.items():
+            value = kwargs.get(name, vars(asked).get(name))
+            if value and not (name == "guidance_scale" and (value == 1 or "negative_prompt_ids" in kwargs)):
+                raise ValueError(f"generate({name}={value}): {what} {IN_PARTS}")
+        if self.training and self.is_gradient_checkpointing:  # for which layers put nothing into a cache
+            kwargs["use_cache"] = False
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Any, *args: Any, inputs_embeds: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Return the inputs of `forward`, to which positions and 4-D masks are left: it knows the prompt."""
         kwargs.pop("position_ids", None)
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
+        )
+        embeds = inputs.get("inputs_embeds")
+        if embeds is not None and input_ids is not None and input_ids.shape == embeds.shape[:2]:
+            inputs["input_ids"] = input_ids  # which tell the layout where the embeddings do not
         return {**inputs, "attention_mask": kwargs.get("attention_mask")}
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse what the library decodes from paged caches, `generate_batch` among it.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "Continuous batching (generate_batch) lets no token see what stands behind it, and ChatGLM-6B reads its "
+            "prompts in both directions: the answers would be others. Use generate() on prompts that are padded on the "
+            "left, or glmtune predict."
+        )
 
     @can_return_tuple
     def forward(
@@ -538,7 +596,11 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
             labels: (B, T), unshifted, -100 where nothing is learned. The loss is their mean, or their sum over
                 `num_items_in_batch` as the Trainer passes it for a whole optimizer step.
             logits_to_keep: compute logits (B, logits_to_keep, V) of the last tokens only; 0 for all.
+
+        Raises:
+            ValueError: in training, what is to be learned stands where it is seen (`check_learned`).
         """
+        self.check_learned(input_ids, attention_mask, position_ids, labels)
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -562,4 +624,83 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         )
 
 
+def checking(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the forward pass of a model that first looks at what is learned."""
+
+    @wraps(forward)
+    def checked(model: ChatGLMForCausalLM, *args: Any, **kwargs: Any) -> Any:
+        named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False)) | kwargs
+        model.check_learned(*(named.get(name) for name in ("input_ids", "attention_mask", "position_ids", "labels")))
+        return forward(model, *args, **kwargs)
+
+    return checked
+
+
+def check_learned(
+    input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, labels: Tensor | None, bos: Any
+) -> None:
+    """See whether what is learned stands behind `<sop>`: before it a token is predicted where it is seen already.
+
+    Where prompt and answer are encoded as one text, the tokenizer's `[gMASK] <sop>` stands behind both, and training
+    lowers a loss that no answer ever meets.
+
+    Args:
+        input_ids: (B, T).
+        attention_mask: (B, T), 1 for real tokens, or of another shape.
+        position_ids: (B, T) places in their own sequences of packed rows; of another shape where rows are one.
+        labels: (B, T), -100 where nothing is learned; None where the loss is computed elsewhere, as for preferences:
+            then each row needs an answer.
+        bos: the id of `<sop>`.
+
+    Raises:
+        ValueError: it does not.
+    """
+    begun = input_ids.eq(bos)
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        begun = begun & attention_mask.bool()
+    behind = begun.cumsum(-1)
+    if position_ids is not None and position_ids.dim() == 2:  # of packed rows, each sequence begins anew
+        before = (behind - begun.long()).masked_fill(position_ids.ne(0), 0).cummax(-1).values
+        behind = behind - before
+    if behind.gt(1).any():
+        row = int(behind.amax(-1).argmax())
+        raise ValueError(
+            f"Row {row} of input_ids holds <sop> twice: sequences that are packed need position_ids, each from 0 on "
+            f'(in trl packing_strategy="bfd"), as but the first prompt is read in both directions else. {APART}'
+        )
+    if labels is not None:
+        early = (behind.eq(0) & labels.ne(-100)).sum(-1)
+        if early.any():
+            row = int(early.argmax())
+            raise ValueError(
+                f"Row {row} of labels has {int(early[row])} tokens before <sop>, which the model reads in both "
+                f"directions: it sees what it is to predict, and learns nothing for answers. {APART}"
+            )
+        return
+    answers = behind.gt(0) & ~begun
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        answers = answers & attention_mask.bool()
+    if not answers.any(-1).all():
+        row = int((~answers.any(-1)).int().argmax())
+        raise ValueError(
+            f"Row {row} of input_ids ends with <sop>, behind which an answer stands: there is nothing to learn, or "
+            f"what is to be learned stands before it, where the model sees it. {APART}"
+        )
+
+
+class ChatGLMForSequenceClassification(GenericForSequenceClassification, ChatGLMPreTrainedModel):  # type: ignore[misc]
+    """ChatGLM-6B with a score for each class at the last real token of a row, as reward models have it."""
+
+    base_model_prefix = "transformer"
+
+
+class ChatGLMForTokenClassification(GenericForTokenClassification, ChatGLMPreTrainedModel):  # type: ignore[misc]
+    """ChatGLM-6B with a score for each class at each token."""
+
+    base_model_prefix = "transformer"
+
+
+AutoModel.register(ChatGLMConfig, ChatGLMModel, exist_ok=True)
 AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
+AutoModelForSequenceClassification.register(ChatGLMConfig, ChatGLMForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(ChatGLMConfig, ChatGLMForTokenClassification, exist_ok=True)

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sentencepiece import SentencePieceProcessor
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
+from transformers import AddedToken, AutoTokenizer, BatchEncoding, PreTrainedTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.models.checkpoint import LFS_MARK, local_folder, parse_sentencepiece, read_json
@@ -156,10 +157,16 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         tokenize: bool = True,
+        return_tensors: Any = None,
+        return_dict: bool = True,
+        return_assistant_tokens_mask: bool = False,
         tokenizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Render as for every tokenizer; a `[gMASK]` of the template becomes its id, one in the messages stays text."""
+        """Render as for every tokenizer; a `[gMASK]` of the template becomes its id, one in the messages stays text.
+
+        `assistant_masks`, for which the library wants a fast tokenizer, are worked out here.
+        """
         render = partial(
             super().apply_chat_template,
             conversation,
@@ -174,12 +181,48 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         rendered: Any = render(chat_template=chat_template, tokenize=False)  # a text, or one of each conversation
         written = "".join(rendered)
         sign = next(sign for sign in map(chr, range(0x100000, 0x10FFFE)) if sign not in written)
-        return render(
-            chat_template=self.get_chat_template(chat_template).replace(str(self.gmask_token), sign),
+        template = self.get_chat_template(chat_template).replace(str(self.gmask_token), sign)
+        masked = return_assistant_tokens_mask and return_dict
+        encoded = render(
+            chat_template=template,
             tokenize=True,
+            return_tensors=None if masked else return_tensors,
+            return_dict=return_dict,
+            return_assistant_tokens_mask=return_assistant_tokens_mask and not masked,  # the library says why not
             tokenizer_kwargs={**(tokenizer_kwargs or {}), "gmask_sign": sign},
             **kwargs,
         )
+        if not masked:
+            return encoded
+        columns: dict[str, Any] = dict(cast(BatchEncoding, encoded))
+        alone = isinstance(rendered, str)
+        conversations = [conversation] if alone else conversation
+        named = {**self.special_tokens_map, **kwargs}
+        texts, spans = cast(Any, render_jinja_template)(conversations, tools, documents, template, True, **named)
+        real = [columns["attention_mask"]] if alone else columns["attention_mask"]
+        rows: Any = zip(texts, spans, real, strict=True)
+        masks = [self._assistant_mask(text, written, kept, sign) for text, written, kept in rows]
+        columns["assistant_masks"] = masks[0] if alone else masks
+        return BatchEncoding(columns, tensor_type=return_tensors, prepend_batch_axis=alone)
+
+    def _assistant_mask(self, text: str, written: Iterable[tuple[int, int]], real: list[int], sign: str) -> list[int]:
+        """Return 1 for each token of a row that the assistant has written, and 0 for each other one.
+
+        Args:
+            text: of the conversation.
+            written: first character of each answer, and the one after its last. Both are at special tokens, at which
+                the text is split, so that what stands before them is as many tokens alone.
+            real: attention mask of the row: 0 for padding.
+            sign: that stands for `[gMASK]`.
+        """
+        bounds = [[len(self.tokenize(text[:place], gmask_sign=sign)) for place in span] for span in written]
+        mask = [
+            int(any(start <= place < end for start, end in bounds))
+            for place in range(len(self.tokenize(text, gmask_sign=sign)))
+        ]
+        kept = sum(real)
+        left = iter(mask[len(mask) - kept :] if self.truncation_side == "left" else mask[:kept])
+        return [next(left) if is_real else 0 for is_real in real]
 
     def tokenize(self, text: str, *args: Any, gmask_sign: str | None = None, **kwargs: Any) -> list[str]:
         """Return the tokens of a text, in which a sign may stand for `[gMASK]`: the word itself is no special token."""

@@ -68,6 +68,11 @@ def read_vocabulary(header: Header) -> Vocabulary:
     tokens = listed(header, "tokens", str)
     if not tokens:
         raise incomplete(header, "it has no tokens")
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]  # as llama.cpp calls them
+    places = {token: index for index, token in enumerate(tokens)}
+    for index, token in enumerate(tokens):
+        if places[token] != index:
+            raise incomplete(header, f"its tokens number {index} and {places[token]} are both {token!r}")
     kinds = listed(header, "token_type", int) or [NORMAL] * len(tokens)
     if len(kinds) != len(tokens):
         raise incomplete(header, f"{len(tokens):,} tokens have {len(kinds):,} types")
@@ -118,7 +123,7 @@ def tokenizer_of(header: Header) -> dict[str, dict[str, Any]]:
             f"{' and '.join(BUILDERS)}. Take the release in transformers' format."
         )
     parts, adds_bos = BUILDERS[kind](known)
-    special = [added(known, index) for index, one in enumerate(known.kinds) if one in MATCHED and known.tokens[index]]
+    special = [added(known, index) for index, one in enumerate(known.kinds) if one in MATCHED]
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,

@@ -92,6 +92,8 @@ ORIGINAL = Family(
 GLM = Family(
     model_types=("glm",),
     sizes=sizes,
+    peft_targets={"OSF_TARGET": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")},
+    peft_like="llama",
     check_tokenizer=check_tokenizer,
     extra_config=legacy_keys,
     gguf=LLAMA_CPP("CHATGLM", heads_fill_width=True),

@@ -7,12 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    GenerationConfig,
+)
 from transformers.models.glm.configuration_glm import GlmConfig
-from transformers.models.glm.modeling_glm import GlmForCausalLM
+from transformers.models.glm.modeling_glm import (
+    GlmForCausalLM,
+    GlmForSequenceClassification,
+    GlmForTokenClassification,
+    GlmModel,
+)
 
 from glmtune.models.checkpoint import lazy_weights, local_folder
 from glmtune.models.glm.configuration_glm import OriginalGlmConfig
@@ -72,13 +83,18 @@ def rename_weight(name: str, weight: Any, config: GlmConfig) -> Iterator[tuple[s
         yield ours.replace(FUSED, f"self_attn.{part}."), Rows(weight, slice(first, last))
 
 
-class OriginalGlmForCausalLM(GlmForCausalLM):
-    """The way from an original checkpoint to a plain `GlmForCausalLM`, which is what loading gives."""
+class OriginalLayout:
+    """The way from an original checkpoint to a plain class of transformers, which is what loading gives.
+
+    Attributes:
+        plain: the class.
+    """
 
     config_class = OriginalGlmConfig
+    plain: ClassVar[Any]
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | None,
         *args: Any,
@@ -96,19 +112,24 @@ class OriginalGlmForCausalLM(GlmForCausalLM):
         if folder is not None:
             state_dict = lazy_weights(folder, mapped="quantization_config" not in kwargs)
         weights = rename_weights(state_dict or {}, config)
-        loaded = GlmForCausalLM.from_pretrained(None, *args, config=as_plain(config), state_dict=weights, **kwargs)
+        loaded = cls.plain.from_pretrained(None, *args, config=as_plain(config), state_dict=weights, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if folder is not None:
             model.name_or_path = model.config.name_or_path = path
         is_told = "generation_config" in kwargs
-        if folder is not None and not is_told and (folder / "generation_config.json").is_file():
+        if (
+            folder is not None
+            and not is_told
+            and model.can_generate()
+            and (folder / "generation_config.json").is_file()
+        ):
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return loaded
 
     @classmethod
     def _from_config(cls, config: OriginalGlmConfig, **kwargs: Any) -> Any:
-        """Return a fresh `GlmForCausalLM`."""
-        return GlmForCausalLM._from_config(as_plain(config), **kwargs)
+        """Return a fresh model."""
+        return cls.plain._from_config(as_plain(config), **kwargs)
 
 
 def as_plain(config: OriginalGlmConfig) -> GlmConfig:
@@ -116,4 +137,31 @@ def as_plain(config: OriginalGlmConfig) -> GlmConfig:
     return GlmConfig.from_dict(config.to_dict())
 
 
+class OriginalGlmModel(OriginalLayout, GlmModel):  # type: ignore[misc]
+    """`GlmModel` of an original checkpoint."""
+
+    plain = GlmModel
+
+
+class OriginalGlmForCausalLM(OriginalLayout, GlmForCausalLM):  # type: ignore[misc]
+    """`GlmForCausalLM` of an original checkpoint."""
+
+    plain = GlmForCausalLM
+
+
+class OriginalGlmForSequenceClassification(OriginalLayout, GlmForSequenceClassification):  # type: ignore[misc]
+    """`GlmForSequenceClassification` of an original checkpoint, whose scores are fresh."""
+
+    plain = GlmForSequenceClassification
+
+
+class OriginalGlmForTokenClassification(OriginalLayout, GlmForTokenClassification):  # type: ignore[misc]
+    """`GlmForTokenClassification` of an original checkpoint, whose scores are fresh."""
+
+    plain = GlmForTokenClassification
+
+
+AutoModel.register(OriginalGlmConfig, OriginalGlmModel, exist_ok=True)
 AutoModelForCausalLM.register(OriginalGlmConfig, OriginalGlmForCausalLM, exist_ok=True)
+AutoModelForSequenceClassification.register(OriginalGlmConfig, OriginalGlmForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(OriginalGlmConfig, OriginalGlmForTokenClassification, exist_ok=True)

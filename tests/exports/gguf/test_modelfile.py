@@ -97,7 +97,13 @@ def test_a_gguf_export_as_a_whole(checkpoint: Path, tmp_path: Path, precision: A
     lines = file.with_name(f"{file.name}.Modelfile").read_text().splitlines()
     assert lines[:2] == [f"# ollama create tiny-{precision} -f {file.name}.Modelfile", f"FROM ./{file.name}"]
     assert lines[2].startswith('TEMPLATE """{{ if .System }}<|im_start|>system')
-    assert lines[-3:] == ['PARAMETER stop "<|im_end|>"', "PARAMETER repeat_penalty 1", "PARAMETER temperature 0"]
+    assert [line.removeprefix("PARAMETER ") for line in lines[-5:]] == [
+        'stop "<|im_end|>"',
+        "num_ctx 256",
+        "num_predict 4",
+        "repeat_penalty 1",
+        "temperature 0",
+    ]
     checked = read_json(file.with_name(f"{file.name}.json"))["verification"]
     fallbacks = "q4_k_m: rows that are no multiple of 256 are stored in blocks that fit, as llama.cpp does:"
     assert (fallbacks in told.getvalue()) == (precision != "auto")
@@ -112,7 +118,10 @@ def test_what_decoding_and_examples_add(checkpoint: Path, tmp_path: Path) -> Non
     sampling = GenerationSettings(do_sample=True, temperature=0.5, top_p=0.9)
     with_system = [{"role": "system", "content": "Count."}, {"role": "user", "content": "1+1="}]
     made = modelfile_of(file, tokenizer_of(), sampling, [with_system, with_system])
-    assert 'SYSTEM """Count."""\n' in made and made.endswith("PARAMETER temperature 0.5\nPARAMETER top_p 0.9\n")
+    assert 'SYSTEM """Count."""\n' in made and made.endswith(
+        "PARAMETER temperature 0.5\nPARAMETER top_p 0.9\nPARAMETER top_k 0\nPARAMETER min_p 0\n"
+    )
+    assert "num_predict" not in made
     assert "SYSTEM" not in modelfile_of(file, tokenizer_of(), sampling, [with_system, "1+1="])
 
 

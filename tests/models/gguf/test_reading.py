@@ -198,6 +198,7 @@ def test_parts_are_one_model(make: Makes) -> None:
         ({"tokenizer.ggml.tokens": None}, "its tokenizer is incomplete: it has no tokens. Take another file"),
         ({"tokenizer.ggml.merges": None}, "its tokenizer is incomplete: it has no merges"),
         ({"tokenizer.ggml.merges": ["zz qq"]}, "its merge zz qq needs the token 'zz', which it lacks"),
+        ({"tokenizer.ggml.tokens": ["<s>", "a", "b", "a"]}, "its tokens number 1 and 3 are both 'a'"),
         ({"tokenizer.ggml.token_type": [1, 2, 3]}, "512 tokens have 3 types"),
         ({"tokenizer.ggml.eos_token_id": None}, "it names no token that ends an answer"),
         ({"tokenizer.ggml.eos_token_id": 512}, "its eos token is number 512 of 512"),

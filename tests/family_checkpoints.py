@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import families_of_today
-import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,7 +29,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from glmtune.models.quantization import pack
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 TEXT = [
     "1+2=3 12.5-7.25=5.25 99*3=297 100/8=12.5 " * 3,
     "What is 57.84 + 13.64? The answer is 71.48.",
@@ -225,18 +224,3 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "CodeGen": codegen,
     **families_of_today.WRITERS,
 }
-
-
-@pytest.fixture(scope="session")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`checkpoint_of("GLM-4-9B")`: the directory of a tiny checkpoint. No test may change it."""
-    written: dict[str, Path] = {}
-
-    def find(family: str) -> Path:
-        if family not in written:
-            folder = tmp_path_factory.mktemp("families")
-            WRITERS[family](folder)
-            written[family] = folder
-        return written[family]
-
-    return find

@@ -1,0 +1,181 @@
+"""Where the prompts of ChatGLM-6B end, read off token ids, and kept beside the keys and values of a cache.
+
+Letters in shapes: B batch, T tokens of this call, S tokens seen so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache as once
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+
+IN_PARTS = (
+    "The prompt is read as a whole, in both directions: it cannot come in parts, and what truncation leaves of it must "
+    "hold its end (raise max_length, or drop longer records)."
+)
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """Where the prompt of each row ends: all that positions and masks depend on.
+
+    In packed rows, which hold several sequences, each token has the layout of its own: (B, T) in place of (B, 1).
+
+    Attributes:
+        mask_position: (B, 1) row-0 position of `[gMASK]`, or of `[MASK]` where the row has no `[gMASK]`.
+        bos_position: (B, 1) row-0 position that `<sop>` would have if positions went on counting.
+        uses_gmask: (B, 1) bool, True where the row has a `[gMASK]`.
+        prefix_length: columns of the cache that a learned prefix takes.
+    """
+
+    mask_position: Tensor
+    bos_position: Tensor
+    uses_gmask: Tensor
+    prefix_length: int
+
+    @classmethod
+    def find(cls, input_ids: Tensor, places: Tensor, prefix_length: int, config: ChatGLMConfig) -> PromptLayout:
+        """Read the layout off a prompt.
+
+        Args:
+            input_ids: (B, T).
+            places: (B, T) index of each token among the real (unpadded) tokens of its row; negative for left padding.
+            prefix_length: columns of the cache before this prompt.
+            config: for the special token ids.
+
+        Raises:
+            ValueError: a row lacks `<sop>`, or both `[gMASK]` and `[MASK]` (quirk 5).
+        """
+
+        def first(token_id: Any) -> tuple[Tensor, Tensor]:
+            hits = input_ids.eq(token_id)
+            return hits.any(-1, keepdim=True), places.gather(1, hits.int().argmax(-1, keepdim=True))
+
+        has_bos, bos_position = first(config.bos_token_id)
+        has_gmask, gmask_position = first(config.gmask_token_id)
+        has_mask, mask_position = first(config.mask_token_id)
+        whole = has_bos & (has_gmask | has_mask)
+        if not torch.compiler.is_compiling() and not whole.all():  # a graph decides nothing by what is in it
+            row = int((~whole).squeeze(-1).int().argmax())
+            raise ValueError(
+                f"Row {row} of input_ids is not a ChatGLM-6B prompt: it needs [gMASK] (id {config.gmask_token_id}) or "
+                f"[MASK] (id {config.mask_token_id}), then <sop> (id {config.bos_token_id}). Encode the text with this "
+                "model's tokenizer and add_special_tokens=True, and check that tokenizer and model are of one release. "
+                f"{IN_PARTS}"
+            )
+        return cls(torch.where(has_gmask, gmask_position, mask_position), bos_position, has_gmask, prefix_length)
+
+    @classmethod
+    def find_packed(cls, input_ids: Tensor, places: Tensor, config: ChatGLMConfig) -> PromptLayout:
+        """Read the layouts off packed rows.
+
+        Args:
+            input_ids: (B, T). What is padding has no layout, and needs none.
+            places: (B, T) index of each token in its own sequence.
+            config: for the special token ids.
+
+        Raises:
+            ValueError: a sequence lacks `<sop>`, or both `[gMASK]` and `[MASK]` (quirk 5).
+        """
+        sequences, nowhere = sequences_of(places), places.shape[1]
+
+        def first(hits: Tensor) -> Tensor:
+            start = places.new_full(places.shape, nowhere)
+            return start.scatter_reduce(1, sequences, places.masked_fill(~hits, nowhere), "amin").gather(1, sequences)
+
+        ids: list[Any] = [config.bos_token_id, config.gmask_token_id, config.mask_token_id]
+        bos, gmask, mask = (first(input_ids.eq(token_id)) for token_id in ids)
+        whole = (bos < nowhere) & (torch.minimum(gmask, mask) < nowhere)
+        pad: Any = config.pad_token_id
+        is_padding = first(input_ids.ne(pad)) == nowhere
+        if not torch.compiler.is_compiling() and not (whole | is_padding).all():
+            row, column = (~(whole | is_padding)).nonzero()[0].tolist()
+            raise ValueError(
+                f"Row {row} of input_ids holds a sequence around token {column} that is not a ChatGLM-6B prompt: it "
+                f"needs [gMASK] (id {config.gmask_token_id}), then <sop> (id {config.bos_token_id}). {IN_PARTS}"
+            )
+        return cls(torch.where(gmask < nowhere, gmask, mask), bos, gmask < nowhere, 0)
+
+    def positions(self, places: Tensor, two_rows: bool) -> Tensor:
+        """Return position ids of tokens at `places` (B, T): (B, 2, T), or (B, T) without the second row."""
+        in_answer = places >= self.bos_position
+        if two_rows:
+            row = torch.where(in_answer, self.mask_position, places)
+            block = places - self.bos_position + 1
+            return torch.stack((row, block), dim=1).clamp(min=0)
+        # One row: positions stay at [MASK], but go on counting after [gMASK]. The original forgets the latter when it
+        # decodes with a cache (quirk 9).
+        return torch.where(in_answer & ~self.uses_gmask, self.mask_position, places).clamp(min=0)
+
+    def rows(self, select: Callable[[Tensor], Tensor]) -> PromptLayout:
+        """Return the layout of other rows, each of which is one of these."""
+        mask_position, bos_position = select(self.mask_position), select(self.bos_position)
+        return PromptLayout(mask_position, bos_position, select(self.uses_gmask), self.prefix_length)
+
+
+def sequences_of(places: Tensor) -> Tensor:
+    """Return (B, T): the number of the sequence of each token in packed rows; one begins at every place 0."""
+    return places.eq(0).cumsum(-1) - 1
+
+
+class LaidOutLayer(CacheLayerMixin):
+    """What a cache's first layer is besides: the holder of the layout, whose rows move with its own.
+
+    The layout is an attribute of the layer and not of the cache, as it is the layers that a cache asks to reorder,
+    repeat, select and forget rows.
+    """
+
+    layout: PromptLayout | None = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take rows in another order."""
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        self.move(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Take each row several times."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self.move(lambda rows: rows.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Take some of the rows, by number or by a mask."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self.move(lambda rows: rows[indices.to(rows.device)])
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.layout = None
+
+    def move(self, select: Callable[[Tensor], Tensor]) -> None:
+        """Let the rows of the layout become others."""
+        if self.layout is not None:
+            self.layout = self.layout.rows(select)
+
+
+@once
+def laid_out(kind: type) -> type:
+    """Return the kind of layer that also holds a layout."""
+    return type(f"LaidOut{kind.__name__}", (LaidOutLayer, kind), {"_layer_type": None})  # the library registers others
+
+
+def keep_layout(cache: Cache, layout: PromptLayout) -> None:
+    """Let a cache that holds a prompt know its layout, so that a call with the tokens that follow finds it."""
+    first: Any = cache.layers[0]
+    if not isinstance(first, LaidOutLayer) and not torch.compiler.is_compiling():
+        first.__class__ = laid_out(type(first))  # type: ignore[arg-type]
+    first.layout = layout
+
+
+def kept_layout(cache: Cache) -> PromptLayout | None:
+    """Return the layout of the prompt that a cache holds; None where the cache was made of tensors alone."""
+    layout: PromptLayout | None = vars(cache.layers[0]).get("layout") if cache.layers else None
+    return layout
