@@ -158,7 +158,7 @@ def load_model(
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    from glmtune.models.upcasting import upcast_products
+    from glmtune.models.upcasting import suit_products
 
     device = device or distributed.local_device()
     place = locate(settings.path)
@@ -191,7 +191,7 @@ def load_model(
         model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter
     join_rows(model)
     model = model.to(device)
-    upcast_products(model, model.dtype)
+    suit_products(model, model.dtype)
     return model.eval(), tokenizer
 
 

@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from glmtune.models.architecture import OWN_FORMAT, packed_bits
 from glmtune.models.packing import BLOCK, pack, pack_groups
 from glmtune.models.quantization import PackedLinear
+from glmtune.models.upcasting import RowLinear, UpcastLinear
 
 PIECE = 2**18  # numbers that are packed at a time: what is made of them on the way stays in the processor's cache
 
@@ -101,7 +102,7 @@ def plain_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and should_convert_module(name, kept)
+        if type(module) in (nn.Linear, UpcastLinear, RowLinear) and should_convert_module(name, kept)
     }
 
 

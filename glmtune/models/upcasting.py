@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from glmtune.models.precision import has_units
 
 UPCAST_CHUNK = 2**21  # numbers of a weight that stand in fp32 at a time, in the cache of the processor: 8 MB
+OWN_ROWS = 2  # of inputs, up to which torch's own loop is the faster one
 FEW_ROWS = 8  # of inputs, from which on turning the weight to fp32 pays
 
 
@@ -99,21 +100,40 @@ class UpcastLinear(nn.Linear):
         return multiply(input, self.weight, self.bias, dtype)
 
 
-def upcast_products(model: nn.Module, dtype: torch.dtype) -> list[nn.Linear]:
-    """Let the linear layers of a model compute so, where it pays, and return those that did not yet."""
+class RowLinear(nn.Linear):
+    """A linear layer whose products of a row or two of bfloat16 are torch's own, where oneDNN computes those of many.
+
+    oneDNN reads a weight at 6 GB/s for a row, on a core where torch's loop reads 15 (docs/log.md).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in_features) -> (..., out_features)."""
+        few = input.numel() <= OWN_ROWS * input.shape[-1] and input.dtype == self.weight.dtype == torch.bfloat16
+        if not few or torch.is_grad_enabled() or torch.compiler.is_compiling() or not torch._C._get_mkldnn_enabled():
+            return super().forward(input)
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return super().forward(input)
+        finally:
+            torch._C._set_mkldnn_enabled(True)
+
+
+def suit_products(model: nn.Module, dtype: torch.dtype) -> list[nn.Linear]:
+    """Let the linear layers of a model compute as the processor does it best, and return those that did not yet."""
     first = next(model.parameters(), None)
-    if first is None or not upcasts(first.device, dtype):
+    if first is None or first.device.type != "cpu":
         return []
-    layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    kind = UpcastLinear if upcasts(first.device, dtype) else RowLinear if dtype == torch.bfloat16 else nn.Linear
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and kind is not nn.Linear]
     for layer in layers:
-        layer.__class__ = UpcastLinear
+        layer.__class__ = kind
     return layers
 
 
 @contextmanager
 def upcast_while(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Let the linear layers of a model compute so meanwhile: those of fp32, too, which autocast brings to 16 bits."""
-    layers = upcast_products(model, dtype)
+    layers = suit_products(model, dtype)
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ def test_counts_what_is_built(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_cache_holds_what_a_prefix_replaces(name: str) -> None:
     sizes = Architecture.from_config(CONFIGS[name].to_dict())
-    model = AutoModelForCausalLM.from_config(CONFIGS[name])
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
     special = [CONFIGS[name].gmask_token_id, CONFIGS[name].bos_token_id] if sizes.family == "chatglm" else [1, 2]
     if max(special) >= sizes.vocab_size:
         model.config.gmask_token_id, model.config.bos_token_id = special = [1, 2]

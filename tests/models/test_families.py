@@ -110,7 +110,9 @@ def test_folders_are_the_registry() -> None:
 def test_a_folder_has_the_fixed_files() -> None:
     for folder in {file.parent for file in MODELS.glob("*/family.py")}:
         others = {file.name for file in folder.glob("*.py")} - {"__init__.py", "family.py", "llama_cpp.py"}
-        assert all(re.fullmatch(rf"(configuration|modeling|tokenization)_{folder.name}\.py", name) for name in others)
+        assert all(
+            re.fullmatch(rf"(configuration|modeling|tokenization|layout)_{folder.name}\.py", name) for name in others
+        )
 
 
 @pytest.mark.parametrize(

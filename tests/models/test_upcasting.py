@@ -8,7 +8,9 @@ from torch import nn
 
 from glmtune.config import ModelSettings
 from glmtune.models import loading, upcasting
-from glmtune.models.upcasting import UpcastLinear, upcast_products, upcast_while
+from glmtune.models.packed_checkpoints import pack_layers
+from glmtune.models.quantization import PackedLinear
+from glmtune.models.upcasting import RowLinear, UpcastLinear, suit_products, upcast_while
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def pair(dtype: torch.dtype, bias: bool) -> tuple[nn.Linear, UpcastLinear]:
     layer = nn.Linear(24, 37, bias=bias).to(dtype)
     exact = nn.Linear(24, 37, bias=bias)
     exact.load_state_dict({name: value.float() for name, value in layer.state_dict().items()})
-    assert len(upcast_products(nn.Sequential(layer), dtype)) == 1
+    assert len(suit_products(nn.Sequential(layer), dtype)) == 1
     return exact, layer  # type: ignore[return-value]
 
 
@@ -83,4 +85,43 @@ def test_models_are_loaded_so(dtype: Any, kind: type[nn.Linear], monkeypatch: py
     assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)} == {kind}
     monkeypatch.setattr(upcasting, "has_units", lambda name: True)
     model, _ = loading.load_model(ModelSettings(path="nano", dtype=dtype))
-    assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)} == {nn.Linear}
+    expected = RowLinear if dtype == "bfloat16" else nn.Linear
+    assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)} == {expected}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_row_or_two_are_multiplied_by_torch_itself(
+    rows: int, dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And afterwards everything is computed as before, also when it fails."""
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 37, bias=bias).to(dtype)
+    inputs = torch.randn(1, rows, 24).to(dtype)
+    expected = nn.functional.linear(inputs.float(), layer.weight.float(), layer.bias.float() if bias else None)
+    layer.__class__ = RowLinear
+    seen: list[bool] = []
+    linear = nn.functional.linear
+
+    def note(*args: Any) -> Any:
+        seen.append(torch._C._get_mkldnn_enabled())
+        return linear(*args)
+
+    monkeypatch.setattr(nn.functional, "linear", note)
+    with torch.no_grad():
+        found = layer(inputs)
+        with pytest.raises(RuntimeError):
+            layer(inputs[..., :5])
+    layer(inputs)
+    assert seen[0] == (rows > 2 or dtype != torch.bfloat16) and seen[-1] and torch._C._get_mkldnn_enabled()
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_layers_that_compute_otherwise_are_packed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_units in (False, True):
+        monkeypatch.setattr(upcasting, "has_units", lambda name, has_units=has_units: has_units)
+        model, _ = loading.load_model(ModelSettings(path="nano", dtype="bfloat16"))
+        pack_layers(model, 8)
+        kinds = {type(layer) for name, layer in model.named_modules() if name.endswith(("dense", "query_key_value"))}
+        assert kinds == {PackedLinear}

@@ -21,10 +21,19 @@ from glmtune.training.run_trainer import DivergenceError, RunTrainer
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
+
+def asked(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def answered(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
 QUESTIONS = [f"{a}+{b}=" for a in range(1, 5) for b in range(1, 3)]
 ROWS = {
-    "SFT": [{"prompt": question, "completion": "3"} for question in QUESTIONS],
-    "DPO": [{"prompt": question, "chosen": "3", "rejected": "45"} for question in QUESTIONS],
+    "SFT": [{"prompt": asked(question), "completion": answered("3")} for question in QUESTIONS],
+    "DPO": [{"prompt": asked(question), "chosen": answered("3"), "rejected": answered("45")} for question in QUESTIONS],
     "GRPO": [{"prompt": question} for question in QUESTIONS],
 }
 OPTIONS: dict[str, dict[str, Any]] = {

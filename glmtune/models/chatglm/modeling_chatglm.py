@@ -50,7 +50,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.models.chatglm.layout import IN_PARTS, PromptLayout, keep_layout, kept_layout, sequences_of
+from glmtune.models.chatglm.layout_chatglm import IN_PARTS, PromptLayout, keep_layout, kept_layout, sequences_of
 from glmtune.models.growing_cache import make_room
 from glmtune.models.quantization import PackedEmbedding, PackedLayer, PackedLinear
 

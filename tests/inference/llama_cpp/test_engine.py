@@ -31,9 +31,10 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(STAND_INS))
     monkeypatch.setenv("PYTHONPATH", str(STAND_INS))
     monkeypatch.setenv("PATH", os.pathsep.join([str(STAND_INS), str(Path(sys.executable).parent), os.environ["PATH"]]))
+    names = {"llama_cpp", "gpt4all", "xllamacpp"}
+    before = names & sys.modules.keys()  # of tests that compare with them
     yield
-    for name in ("llama_cpp", "gpt4all", "xllamacpp"):
-        assert name not in sys.modules  # they run in a process of their own
+    assert names & sys.modules.keys() == before  # they run in a process of their own
 
 
 @pytest.fixture
