@@ -44,6 +44,7 @@ def overview_table() -> str:
     speeds = {row["decoder"]: row["ratio"] for row in read("decode_throughput")["rows"]}
     data, load = read("data"), read("load_cpu")
     times, peaks = load["load_and_touch_against_plain"].values(), load["peak_against_plain"].values()
+    whole, packed = read("packed_full_size")["rows"]
     startup = {row["command"]: row["median_s"] for row in read("startup")["rows"]}
     rows = [
         (
@@ -87,6 +88,12 @@ def overview_table() -> str:
             "against plain `from_pretrained` of a native class",
             f"{', '.join(f'{time:.2f}x' for time in times)} of its time; {max(peaks):.2f}x of its peak",
             "load_cpu",
+        ),
+        (
+            "ChatGLM-6B at full size and 4 bits on two cores, random weights: loading fp16 files, loading a packed copy "
+            "(`glmtune export --bits 4`), one token",
+            f"{whole['touched_s']:.0f} s, {packed['touched_s']:.1f} s, {max(whole['token_s'], packed['token_s']):.2f} s",
+            "packed_full_size",
         ),
         (
             "`import glmtune`, `glmtune --help`",

@@ -98,8 +98,8 @@ class ModelSettings(Settings):
     path: str = Field("nano", description="checkpoint directory, GGUF file, hub name, or 'nano', the embedded model")
     dtype: Dtype = Field(
         "auto",
-        description="precision of the frozen weights; auto: bfloat16 where the GPU has it, and on a CPU with units "
-        "for its matrices, or at 8 and 4 bits, if the files hold 16 bits, else float32",
+        description="precision of the frozen weights; auto: bfloat16 where the GPU has it, and on a CPU that "
+        "multiplies it faster, or at 8 and 4 bits, if the files hold 16 bits, else float32",
     )
     bits: Literal[16, 8, 4] = Field(
         16,
