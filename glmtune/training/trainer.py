@@ -16,13 +16,11 @@ from glmtune.methods import Model
 from glmtune.models.attention import precise_attention
 from glmtune.models.low_rank import uncast_inputs
 from glmtune.models.upcasting import upcast_while
-from glmtune.runtime import RunFolder, release_memory
+from glmtune.runtime import RunFolder
 from glmtune.training.arguments import make_arguments
 from glmtune.training.loss import takes_logits_to_keep, target_loss
 from glmtune.training.packing import check_packing
 from glmtune.training.run_trainer import Judge, RunTrainer
-
-LARGE = 2**27  # bytes of weights, below which holes between the blocks of memory are not worth the time
 
 
 class TargetTrainer(transformers.Trainer):
@@ -35,10 +33,7 @@ class TargetTrainer(transformers.Trainer):
     def __init__(self, **options: Any):
         super().__init__(**options)
         self.model_accepts_loss_kwargs = True  # the loss below is a mean over the step, whatever the model can do
-        model = self.accelerator.unwrap_model(self.model)
-        self.takes_logits_to_keep = takes_logits_to_keep(model)
-        size = sum(weight.nbytes for weight in model.parameters())
-        self.trims = size >= LARGE and model.device.type == "cpu"
+        self.takes_logits_to_keep = takes_logits_to_keep(self.accelerator.unwrap_model(self.model))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -72,8 +67,6 @@ class TargetTrainer(transformers.Trainer):
         logits = logits if self.takes_logits_to_keep else logits[:, kept]
         count = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = target_loss(logits, labels, kept) / count
-        if self.trims:  # what the backward pass needs is of other sizes than the holes that this one leaves
-            release_memory()
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
 
