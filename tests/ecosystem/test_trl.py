@@ -201,6 +201,8 @@ def test_masks_of_what_the_assistant_wrote(checkpoint_of: Callable[[str], Path])
         alone = tokenizer.apply_chat_template(talk, **options)
         assert written(alone["input_ids"], alone["assistant_masks"]) == answer
         assert alone["input_ids"][-1] == tokenizer.eos_token_id and alone["assistant_masks"][-1] == 1
+    begun = tokenizer.apply_chat_template(talks[0] + asked("5+5="), add_generation_prompt=True, **options)
+    assert len(begun["assistant_masks"]) == len(begun["input_ids"]) and not any(begun["assistant_masks"])
     for side in ("left", "right"):
         tokenizer.padding_side = side
         batch = tokenizer.apply_chat_template([*talks, long], padding=True, return_tensors="pt", **options)

@@ -197,7 +197,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         columns: dict[str, Any] = dict(cast(BatchEncoding, encoded))
         alone = isinstance(rendered, str)
         conversations = [conversation] if alone else conversation
-        named = {**self.special_tokens_map, **kwargs}
+        named = {**self.special_tokens_map, **kwargs, "add_generation_prompt": add_generation_prompt}
         texts, spans = cast(Any, render_jinja_template)(conversations, tools, documents, template, True, **named)
         real = [columns["attention_mask"]] if alone else columns["attention_mask"]
         rows: Any = zip(texts, spans, real, strict=True)
