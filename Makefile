@@ -89,7 +89,7 @@ bench-real: $(VENV)/.installed-test $(VENV)/.installed-real
 	$(BIN)/python benchmarks/forgetting.py
 	$(BIN)/python benchmarks/prefix.py
 	$(BIN)/python benchmarks/memory.py --real 1
-	$(BIN)/python benchmarks/train_throughput.py --real 1 --steps 2 --batch_size 8
+	$(BIN)/python benchmarks/train_throughput.py --real 1 --steps 8 --batch_size 8
 	$(BIN)/python benchmarks/decode_quantized.py
 	$(BIN)/python benchmarks/packed_full_size.py
 

@@ -21,6 +21,7 @@ def everywhere(cell: str) -> Row:
 NO_TARGETS = "Please specify `target_modules` in `peft_config`"
 # Of peft's types of adapters, those that are not trained everywhere.
 PEFT: Mapping[str, Row] = {
+    "ADAMSS": everywhere("scikit-learn is required for AdaMSS"),
     "ADAPTION_PROMPT": {
         "ChatGLM-6B": "Unsupported model type for adaption prompt: 'chatglm'.",
         "ChatGLM3-6B": "Unsupported model type for adaption prompt: 'glm'.",
@@ -117,5 +118,5 @@ def table(title: str, rows: Mapping[str, Row]) -> str:
     """A table of docs/ecosystem.md, in Markdown."""
     lines = [[title, *FAMILIES], ["---"] * (1 + len(FAMILIES))]
     for name, row in rows.items():
-        lines.append([name, *(cell if cell == WORKS else f"*{cell}*" for cell in row.values())])
+        lines.append([name, *(cell if cell == WORKS else f"*{cell}*".replace("<", r"\<") for cell in row.values())])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -123,8 +123,10 @@ def suit_products(model: nn.Module, dtype: torch.dtype) -> list[nn.Linear]:
     first = next(model.parameters(), None)
     if first is None or first.device.type != "cpu":
         return []
-    kind = UpcastLinear if upcasts(first.device, dtype) else RowLinear if dtype == torch.bfloat16 else nn.Linear
-    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and kind is not nn.Linear]
+    kind = UpcastLinear if upcasts(first.device, dtype) else RowLinear
+    if kind is RowLinear and dtype != torch.bfloat16:
+        return []
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
     for layer in layers:
         layer.__class__ = kind
     return layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ SETTINGS: dict[str, dict[str, Any]] = {  # that a small model needs
     "VERA": {"r": 8},
     "WAVEFT": {"n_frequency": 48},
 }
-MISSING = {"ADAMSS": "sklearn"}  # packages that peft wants for it
 PAIRS = [("1+2=", "3"), ("12+7=", "19")]
 
 Batch = dict[str, Tensor]
@@ -94,14 +94,14 @@ CELLS = [
 def test_every_kind_of_adapter(
     kind: str, family: str, base_of: Callable[[str], tuple[Any, Batch]], tmp_path: Path
 ) -> None:
-    if kind in MISSING:
-        pytest.importorskip(MISSING[kind])
+    if kind == "ADAMSS" and importlib.util.find_spec("sklearn") is not None:
+        pytest.skip("the cell says what is read without scikit-learn")
     base, batch = base_of(family)
     if kind in ("MULTITASK_PROMPT_TUNING", "POLY"):
         batch = batch | {"task_ids": torch.tensor([0, 1])}
     expected = cell_of(kind, family)
     if expected != WORKS:
-        with pytest.raises(ValueError) as error:
+        with pytest.raises((ValueError, ImportError)) as error:
             train(kind, copy.deepcopy(base), batch)
         assert expected in str(error.value)
         return

@@ -1,4 +1,4 @@
-"""Where the prompts of ChatGLM-6B end, read off token ids, and kept beside the keys and values of a cache.
+"""Where the prompts of ChatGLM-6B end, kept beside a cache, and whether what is learned stands behind that.
 
 Letters in shapes: B batch, T tokens of this call, S tokens seen so far.
 """
@@ -20,6 +20,12 @@ from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 IN_PARTS = (
     "The prompt is read as a whole, in both directions: it cannot come in parts, and what truncation leaves of it must "
     "hold its end (raise max_length, or drop longer records)."
+)
+
+APART = (
+    "The prompt has the label -100. Encode prompt and answer apart: as a pair, tokenizer(prompt, answer); or give trl "
+    'conversational records, {"prompt": [{"role": "user", ...}], "completion": [{"role": "assistant", ...}]}, or '
+    '{"messages": [...]} with assistant_only_loss=True.'
 )
 
 
@@ -179,3 +185,54 @@ def kept_layout(cache: Cache) -> PromptLayout | None:
     """Return the layout of the prompt that a cache holds; None where the cache was made of tensors alone."""
     layout: PromptLayout | None = vars(cache.layers[0]).get("layout") if cache.layers else None
     return layout
+
+
+def check_learned(
+    input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, labels: Tensor | None, bos: Any
+) -> None:
+    """See whether what is learned stands behind `<sop>`: before it a token is predicted where it is seen already.
+
+    Where prompt and answer are encoded as one text, the tokenizer's `[gMASK] <sop>` stands behind both, and training
+    lowers a loss that no answer ever meets.
+
+    Args:
+        input_ids: (B, T).
+        attention_mask: (B, T), 1 for real tokens, or of another shape.
+        position_ids: (B, T) places in their own sequences of packed rows; of another shape where rows are one.
+        labels: (B, T), -100 where nothing is learned; None where the loss is computed elsewhere, as for preferences:
+            then each row needs an answer.
+        bos: the id of `<sop>`.
+
+    Raises:
+        ValueError: it does not.
+    """
+    is_real = torch.ones_like(input_ids, dtype=torch.bool)
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        is_real = attention_mask.bool()
+    begun = input_ids.eq(bos) & is_real
+    behind = begun.cumsum(-1)
+    if position_ids is not None and position_ids.dim() == 2:  # of packed rows, each sequence begins anew
+        before = (behind - begun.long()).masked_fill(position_ids.ne(0), 0).cummax(-1).values
+        behind = behind - before
+    if behind.gt(1).any():
+        row = int(behind.amax(-1).argmax())
+        raise ValueError(
+            f"Row {row} of input_ids holds <sop> twice: sequences that are packed need position_ids, each from 0 on "
+            f'(in trl packing_strategy="bfd"), as but the first prompt is read in both directions else. {APART}'
+        )
+    if labels is not None:
+        early = (behind.eq(0) & labels.ne(-100)).sum(-1)
+        if early.any():
+            row = int(early.argmax())
+            raise ValueError(
+                f"Row {row} of labels has {int(early[row])} tokens before <sop>, which the model reads in both "
+                f"directions: it sees what it is to predict, and learns nothing for answers. {APART}"
+            )
+        return
+    has_answer = (behind.gt(0) & ~begun & is_real).any(-1)
+    if not has_answer.all():
+        row = int((~has_answer).int().argmax())
+        raise ValueError(
+            f"Row {row} of input_ids ends with <sop>, behind which an answer stands: there is nothing to learn, or "
+            f"what is to be learned stands before it, where the model sees it. {APART}"
+        )

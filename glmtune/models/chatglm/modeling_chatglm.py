@@ -50,7 +50,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.models.chatglm.layout_chatglm import IN_PARTS, PromptLayout, keep_layout, kept_layout, sequences_of
+from glmtune.models.chatglm.layout_chatglm import (
+    IN_PARTS,
+    PromptLayout,
+    check_learned,
+    keep_layout,
+    kept_layout,
+    sequences_of,
+)
 from glmtune.models.growing_cache import make_room
 from glmtune.models.quantization import PackedEmbedding, PackedLayer, PackedLinear
 
@@ -66,11 +73,6 @@ WHOLE_PROMPTS = {
     "guidance_scale": "the answer without guidance needs a prompt of its own. Pass negative_prompt_ids, encoded by the "
     "tokenizer.",
 }
-APART = (
-    "The prompt has the label -100. Encode prompt and answer apart: as a pair, tokenizer(prompt, answer); or give trl "
-    'conversational records, {"prompt": [{"role": "user", ...}], "completion": [{"role": "assistant", ...}]}, or '
-    '{"messages": [...]} with assistant_only_loss=True.'
-)
 # Of the largest number of a row of embeddings or values: by less than this, products in batches of other sizes differ.
 NEAR = 0.02
 
@@ -634,58 +636,6 @@ def checking(forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward(model, *args, **kwargs)
 
     return checked
-
-
-def check_learned(
-    input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, labels: Tensor | None, bos: Any
-) -> None:
-    """See whether what is learned stands behind `<sop>`: before it a token is predicted where it is seen already.
-
-    Where prompt and answer are encoded as one text, the tokenizer's `[gMASK] <sop>` stands behind both, and training
-    lowers a loss that no answer ever meets.
-
-    Args:
-        input_ids: (B, T).
-        attention_mask: (B, T), 1 for real tokens, or of another shape.
-        position_ids: (B, T) places in their own sequences of packed rows; of another shape where rows are one.
-        labels: (B, T), -100 where nothing is learned; None where the loss is computed elsewhere, as for preferences:
-            then each row needs an answer.
-        bos: the id of `<sop>`.
-
-    Raises:
-        ValueError: it does not.
-    """
-    begun = input_ids.eq(bos)
-    if attention_mask is not None and attention_mask.shape == input_ids.shape:
-        begun = begun & attention_mask.bool()
-    behind = begun.cumsum(-1)
-    if position_ids is not None and position_ids.dim() == 2:  # of packed rows, each sequence begins anew
-        before = (behind - begun.long()).masked_fill(position_ids.ne(0), 0).cummax(-1).values
-        behind = behind - before
-    if behind.gt(1).any():
-        row = int(behind.amax(-1).argmax())
-        raise ValueError(
-            f"Row {row} of input_ids holds <sop> twice: sequences that are packed need position_ids, each from 0 on "
-            f'(in trl packing_strategy="bfd"), as but the first prompt is read in both directions else. {APART}'
-        )
-    if labels is not None:
-        early = (behind.eq(0) & labels.ne(-100)).sum(-1)
-        if early.any():
-            row = int(early.argmax())
-            raise ValueError(
-                f"Row {row} of labels has {int(early[row])} tokens before <sop>, which the model reads in both "
-                f"directions: it sees what it is to predict, and learns nothing for answers. {APART}"
-            )
-        return
-    answers = behind.gt(0) & ~begun
-    if attention_mask is not None and attention_mask.shape == input_ids.shape:
-        answers = answers & attention_mask.bool()
-    if not answers.any(-1).all():
-        row = int((~answers.any(-1)).int().argmax())
-        raise ValueError(
-            f"Row {row} of input_ids ends with <sop>, behind which an answer stands: there is nothing to learn, or "
-            f"what is to be learned stands before it, where the model sees it. {APART}"
-        )
 
 
 class ChatGLMForSequenceClassification(GenericForSequenceClassification, ChatGLMPreTrainedModel):  # type: ignore[misc]
