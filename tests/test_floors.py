@@ -25,7 +25,7 @@ FLOORS = [
     {"objectives"},
     {"resolution", "evaluation"},
     {"plan"},
-    {"execution", "prediction", "exports", "inspection"},
+    {"execution", "prediction", "exports", "inspection", "serving"},
     {"commands"},
     {"cli", "api"},
 ]

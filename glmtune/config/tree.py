@@ -311,6 +311,14 @@ class GenerationSettings(Settings):
     do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
     temperature: float = Field(0.95, gt=0, description="sampling temperature")
     top_p: float = Field(0.7, gt=0, le=1, description="sample from the likeliest tokens of this total probability")
+    top_k: int | None = Field(None, ge=1, description="sample from so many of the likeliest tokens; default: all")
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="divide the scores of tokens that prompt or answer hold by this; 1: as they are"
+    )
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="taken from the scores of tokens of the answer")
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="taken from the scores of tokens of the answer, once for each time"
+    )
 
     @property
     def longest(self) -> int:

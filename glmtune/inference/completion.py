@@ -10,9 +10,28 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from glmtune.config import GenerationSettings
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+Likeliest = Sequence[tuple[int, float]]  # tokens with their log-probabilities, the likeliest first
+
+
+class Matcher(Protocol):
+    """How far an answer has come in what it must be. One answer has one matcher."""
+
+    def allowed(self) -> Tensor:
+        """Return (V,) bool on the CPU: which tokens may be next; at least one, if only one that ends the answer."""
+
+    def advance(self, token_id: int) -> None:
+        """Go on with the next token of the answer, an allowed one."""
+
+
+class Constraint(Protocol):
+    """What an answer must be: JSON of a schema, a text of a pattern, a text of a grammar."""
+
+    def matcher(self) -> Matcher:
+        """Return a matcher at the beginning of an answer."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,9 @@ class Request:
         seed: of what is sampled, which then depends on nothing else in the batch; None: torch's own generator.
         stop: texts that end the answer, of which they are no part.
         logprobs: whether the log-probabilities of the tokens are asked for.
+        top_logprobs: how many of the likeliest tokens are told beside each, where `logprobs` are asked for.
+        constraint: what the answer must be; None: anything.
+        adapter: name of the adapter that answers, of an engine that has several; None: the model as it is.
         cancellation: once set, the request leaves its batch without an answer; from any thread.
     """
 
@@ -33,6 +55,9 @@ class Request:
     seed: int | None = None
     stop: Sequence[str] = ()
     logprobs: bool = False
+    top_logprobs: int = 0
+    constraint: Constraint | None = None
+    adapter: str | None = None
     cancellation: Event = field(default_factory=Event, compare=False, repr=False)
 
 
@@ -48,6 +73,8 @@ class Completion:
             `tool_calls` where it ended with calls of tools.
         logprobs: natural logarithm of the probability that the model gave each token, before temperature and `top_p`;
             as many as `token_ids`. None where nobody asked for them.
+        top_logprobs: for each token, the likeliest ones at its place with theirs, the likeliest first; None where
+            nobody asked for them.
     """
 
     text: str
@@ -55,6 +82,7 @@ class Completion:
     prompt_tokens: int
     finish_reason: FinishReason
     logprobs: Sequence[float] | None = None
+    top_logprobs: Sequence[Likeliest] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +93,13 @@ class Delta:
         text: may be empty, while it is open what the tokens will mean.
         token_ids: the tokens that came with it.
         logprobs: theirs; None where nobody asked for them.
+        top_logprobs: the likeliest tokens at their places; None where nobody asked for them.
     """
 
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[float] | None = None
+    top_logprobs: Sequence[Likeliest] | None = None
 
 
 class Answering(Protocol):

@@ -1,0 +1,1 @@
+"""Answers over HTTP, in the dialects that programs speak."""
