@@ -118,7 +118,7 @@ class Conversation:
         return Question(prompt, Request(input_ids, room, **request), settings, tools)
 
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Exchange]]:
-        """Answer questions in batches; each goes on by itself.
+        """Answer questions together; each goes on by itself.
 
         Yields:
             (index of the question, its exchange), in the order in which they end; none for those that are cancelled.
@@ -127,16 +127,16 @@ class Conversation:
             UserError: a prompt is too long for the model; told before any is answered.
         """
         talks = [self._converse(question, []) for question in questions]
-        requests = {index: next(talk) for index, talk in enumerate(talks)}
-        while requests:
-            order, following = list(requests), {}
-            for place, completion in self.engine.complete(list(requests.values())):
-                index = order[place]
-                try:
-                    following[index] = talks[index].send(completion)
-                except StopIteration as end:
-                    yield index, end.value
-            requests = following
+        requests, asking = [next(talk) for talk in talks], [*range(len(talks))]
+        for place, completion in self.engine.complete(requests):
+            index = asking[place]
+            try:
+                following = talks[index].send(completion)
+            except StopIteration as end:
+                yield index, end.value
+            else:
+                requests.append(following)
+                asking.append(index)
 
     def stream(self, question: Question) -> Generator[Delta | Message, None, Exchange | None]:
         """Answer a question piece by piece. Who stops listening stops the model.

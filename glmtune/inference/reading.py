@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.data.encoding import stop_ids
 from glmtune.data.pieces import lead_in, without_lead_in
+from glmtune.inference.completion import Delta
 from glmtune.methods import Model
+
+if TYPE_CHECKING:
+    from glmtune.inference.rows import Row
 
 HALF_CHARACTER = "\ufffd"  # decoded from bytes of which some are yet to come
 
@@ -52,6 +57,32 @@ class AnswerReader:
         begun = (length for one in stop for length in range(len(one) - 1, 0, -1) if text.endswith(one[:length]))
         return text[: len(text) - max(begun, default=0)]
 
+    def follow(self) -> Reading:
+        """Return what reads an answer as it comes."""
+        return Reading(self)
+
     def is_stopped(self, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
         """Whether one of the texts that end the answer has been written."""
         return any(one in self.read(token_ids) for one in stop)
+
+
+class Reading:
+    """An answer that is read as it comes: each token once, and its text as soon as no later token can change it."""
+
+    def __init__(self, reader: AnswerReader) -> None:
+        self.reader, self.tokens, self.text = reader, 0, ""
+
+    def next(self, row: Row) -> Delta:
+        """Return what is new since the last time; with the last token, all that is left."""
+        begun = self.reader.read if row.has_ended else self.reader.read_begun
+        text = begun(row.token_ids, row.request.stop)
+        piece = text[len(self.text) :] if text.startswith(self.text) else ""
+        self.text += piece
+        start, self.tokens = self.tokens, len(row.token_ids)
+        wanted = row.request
+        return Delta(
+            piece,
+            row.token_ids[start:],
+            row.logprobs[start:] if wanted.logprobs else None,
+            row.top_logprobs[start:] if wanted.logprobs and wanted.top_logprobs else None,
+        )
