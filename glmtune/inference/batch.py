@@ -35,6 +35,7 @@ class Batch:
 
     Attributes:
         waiting: rows that have no slot yet, in their order.
+        joining: rows whose prompts are being read.
         rows: who has which slot.
     """
 
@@ -54,6 +55,7 @@ class Batch:
         self.slots = slots if has_plain_cache(self.base) else 1
         self.prefix = prefix_length(model)
         self.waiting: deque[Row] = deque()
+        self.joining: list[Row] = []
         self.rows: list[Row | None] = []
         self.cache: SlotCache | SingleCache | None = None
         self.cache_name = ALL_CACHE_NAMES[0]  # what the model calls it
@@ -89,9 +91,22 @@ class Batch:
         joined: list[Row] = []
         while group := self.next_group():
             self.waiting = deque(row for row in self.waiting if row not in group)
+            self.joining = group
             self.join(group)
+            self.joining = []
             joined += group
         return [*going, *joined]
+
+    def drop(self) -> list[Row]:
+        """Forget the rows of a step that has failed, and return them; those that wait go on waiting.
+
+        Where prompts could not be read, their rows alone are forgotten.
+        """
+        dropped = self.joining or self.running
+        if not self.joining:
+            self.rows, self.cache = [], None
+        self.joining = []
+        return dropped
 
     def decode(self) -> None:
         """Give every row its next token."""

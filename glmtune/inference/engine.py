@@ -107,5 +107,5 @@ class Engine:
         reading = self.reader.follow()
         while not batch.is_idle:
             if batch.step():
-                yield reading.next(row)
+                yield reading.next(row, len(row.token_ids), row.has_ended)
         return row.complete()

@@ -72,17 +72,23 @@ class Reading:
     def __init__(self, reader: AnswerReader) -> None:
         self.reader, self.tokens, self.text = reader, 0, ""
 
-    def next(self, row: Row) -> Delta:
-        """Return what is new since the last time; with the last token, all that is left."""
-        begun = self.reader.read if row.has_ended else self.reader.read_begun
-        text = begun(row.token_ids, row.request.stop)
+    def next(self, row: Row, until: int, is_last: bool) -> Delta:
+        """Return what is new since the last time; with the last token, all that is left.
+
+        Args:
+            row: which may be going on meanwhile.
+            until: how many of its tokens count.
+            is_last: the answer ends with these.
+        """
+        begun = self.reader.read if is_last else self.reader.read_begun
+        text = begun(row.token_ids[:until], row.request.stop)
         piece = text[len(self.text) :] if text.startswith(self.text) else ""
         self.text += piece
-        start, self.tokens = self.tokens, len(row.token_ids)
+        new, self.tokens = slice(self.tokens, until), until
         wanted = row.request
         return Delta(
             piece,
-            row.token_ids[start:],
-            row.logprobs[start:] if wanted.logprobs else None,
-            row.top_logprobs[start:] if wanted.logprobs and wanted.top_logprobs else None,
+            row.token_ids[new],
+            row.logprobs[new] if wanted.logprobs else None,
+            row.top_logprobs[new] if wanted.logprobs and wanted.top_logprobs else None,
         )
