@@ -35,7 +35,6 @@ class Batch:
 
     Attributes:
         waiting: rows that have no slot yet, in their order.
-        joining: rows whose prompts are being read.
         rows: who has which slot.
     """
 
@@ -55,7 +54,6 @@ class Batch:
         self.slots = slots if has_plain_cache(self.base) else 1
         self.prefix = prefix_length(model)
         self.waiting: deque[Row] = deque()
-        self.joining: list[Row] = []
         self.rows: list[Row | None] = []
         self.cache: SlotCache | SingleCache | None = None
         self.cache_name = ALL_CACHE_NAMES[0]  # what the model calls it
@@ -79,8 +77,8 @@ class Batch:
         """Go on by one token.
 
         Returns:
-            The rows that have a new token; `has_ended` tells for which it is the last. Rows that are cancelled leave
-            without a word.
+            The rows that have a new token; `has_ended` tells for which it is the last. Those whose prompts cannot be
+            read have an `error` instead. Rows that are cancelled leave without a word.
         """
         self.waiting = deque(row for row in self.waiting if not row.is_cancelled)
         self.leave()
@@ -91,21 +89,25 @@ class Batch:
         joined: list[Row] = []
         while group := self.next_group():
             self.waiting = deque(row for row in self.waiting if row not in group)
-            self.joining = group
-            self.join(group)
-            self.joining = []
+            self.admit(group)
             joined += group
         return [*going, *joined]
 
-    def drop(self) -> list[Row]:
-        """Forget the rows of a step that has failed, and return them; those that wait go on waiting.
+    def admit(self, group: Sequence[Row]) -> None:
+        """Let rows join, together or, where that fails, each by itself: those that cannot have an `error`."""
+        try:
+            self.join(group)
+        except Exception as error:
+            if len(group) == 1:
+                group[0].error = error
+                return
+            for row in group:
+                self.admit([row])
 
-        Where prompts could not be read, their rows alone are forgotten.
-        """
-        dropped = self.joining or self.running
-        if not self.joining:
-            self.rows, self.cache = [], None
-        self.joining = []
+    def drop(self) -> list[Row]:
+        """Forget the rows of a step that has failed, and return them; those that wait go on waiting."""
+        dropped = self.running
+        self.rows, self.cache = [], None
         return dropped
 
     def decode(self) -> None:

@@ -61,7 +61,7 @@ class Engine:
             if batch.is_idle:
                 return
             for row in batch.step():
-                if row.has_ended and (completion := row.complete()):
+                if (completion := row.complete()) is not None:
                     yield rows[row], completion
 
     def open(self, slots: int, most_tokens: int | None = None) -> Batch:

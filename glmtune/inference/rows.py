@@ -66,8 +66,14 @@ class Row:
         self.has_ended = len(self.token_ids) >= self.request.settings.longest or self.is_whole
 
     def complete(self) -> Completion | None:
-        """Return the answer; None for a request that was cancelled before its end."""
+        """Return the answer; None where it has not ended, or was cancelled before.
+
+        Raises:
+            Exception: what the model answered instead.
+        """
         request = self.request
+        if self.error is not None:
+            raise self.error
         if not self.has_ended:
             return None
         reason: FinishReason = "stop" if self.is_whole else "length"

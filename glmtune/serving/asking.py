@@ -230,14 +230,14 @@ class Service(Protocol):
     def token_texts(self, model: str | None, token_ids: Sequence[int]) -> list[str]:
         """Return the text of each token by itself; what is half a character has U+FFFD in its place."""
 
-    def load_adapter(self, name: str, path: str) -> None:
+    async def load_adapter(self, name: str, path: str) -> None:
         """Let an adapter or a run be asked by a name.
 
         Raises:
             RefusedError: adapters may not be loaded, the name is taken, or it does not fit a base that is served.
         """
 
-    def unload_adapter(self, name: str) -> None:
+    async def unload_adapter(self, name: str) -> None:
         """Forget one.
 
         Raises:

@@ -129,14 +129,12 @@ class Worker:
         """
         row, reading = ticket.row, ticket.row.reader.follow()
         try:
-            while not ticket.is_over or ticket.tokens > reading.tokens:
+            while not ticket.is_over or (row.error is None and ticket.tokens > reading.tokens):
                 await ticket.news.wait()
                 ticket.news.clear()
                 is_last = ticket.is_over and row.has_ended
-                if ticket.tokens > reading.tokens:
+                if row.error is None and ticket.tokens > reading.tokens:
                     yield reading.next(row, ticket.tokens, is_last)
-            if row.error is not None:
-                raise row.error
             if (completion := row.complete()) is not None:
                 yield completion
         finally:
