@@ -14,10 +14,13 @@ import glmtune
 from glmtune.serving.answering import Server
 from glmtune.serving.asking import Access, Limits, RefusedError, Service
 from glmtune.serving.calls import OpenCalls
+from glmtune.serving.dialects.completions import CompletionBody, CompletionReply
 from glmtune.serving.dialects.openai import ChatBody, ChatReply
 from glmtune.serving.errors import invalid_body
 from glmtune.serving.gate import Gate, error_response
 from glmtune.serving.metrics import Metrics
+from glmtune.serving.page_routes import page_routes
+from glmtune.serving.routes import model_routes, status_routes
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "What was asked cannot be answered; the error names the field, and the remedy."},
@@ -50,6 +53,8 @@ def make_app(service: Service, limits: Limits, access: Access) -> FastAPI:
             allow_headers=["*"],  # the clients' own are many
             expose_headers=["x-request-id", "retry-after"],
         )
+    for router in (status_routes(server, metrics), model_routes(server), page_routes(server)):
+        app.include_router(router)
     _add_openai(app, server)
     return app
 
@@ -59,6 +64,12 @@ def _add_openai(app: FastAPI, server: Server) -> None:
     async def chat(body: ChatBody, request: Request) -> Response:
         """Answer a conversation (OpenAI)."""
         reply = ChatReply(body.asked(server.limits), server.service, body.tells_usage)
+        return server.reply(request, reply, body.stream)
+
+    @app.post("/v1/completions", response_class=Response)
+    async def complete(body: CompletionBody, request: Request) -> Response:
+        """Go on with a text (OpenAI)."""
+        reply = CompletionReply(body.asked(server.limits), server.service, body.tells_usage)
         return server.reply(request, reply, body.stream)
 
 

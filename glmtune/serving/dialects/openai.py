@@ -233,7 +233,7 @@ class ChatReply(Reply):
             "message": message,
             "logprobs": self._logprobs(answer),
             "finish_reason": answer.end.finish_reason,
-            **_said(answer),
+            **said_in(answer),
         }
 
     def _logprobs(self, answer: Answer) -> dict[str, Any] | None:
@@ -259,7 +259,7 @@ class ChatReply(Reply):
                 yield self._chunk(event.index, {"tool_calls": [{"index": place, **as_openai_call(call)}]})
             told = {"refusal": event.refusal, "reasoning_content": event.message.get("reasoning_content")}
             delta = {name: value for name, value in told.items() if value}
-            more = {"finish_reason": event.finish_reason, **_said(self.answers[event.index])}
+            more = {"finish_reason": event.finish_reason, **said_in(self.answers[event.index])}
             yield self._chunk(event.index, delta, **more)
 
     def _chunk(self, index: int, delta: dict[str, Any], **more: Any) -> str:
@@ -277,5 +277,6 @@ class ChatReply(Reply):
         yield DONE
 
 
-def _said(answer: Answer) -> dict[str, Any]:
+def said_in(answer: Answer) -> dict[str, Any]:
+    """Return the field `messages` of an answer for which the server ran tools of its own; else none."""
     return {"messages": [as_openai(message) for message in answer.said]} if answer.said else {}
