@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
+from glmtune.data.control_tokens import collect_control_tokens
 from glmtune.data.encoding import stop_ids
 from glmtune.data.pieces import lead_in, without_lead_in
 from glmtune.inference.completion import Delta
@@ -23,6 +24,13 @@ def stops_of(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer: those of the tokenizer and its template, and those of the checkpoint."""
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
     return sorted({*stop_ids(tokenizer), *(named if isinstance(named, list) else [] if named is None else [named])})
+
+
+def lead_in_as_read(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what a template puts before answers, as it is read: without special tokens, which are skipped."""
+    special = {*tokenizer.all_special_tokens, *(str(one) for one in tokenizer.added_tokens_decoder.values() if one.special)}
+    cut = collect_control_tokens(tokenizer).cut(lead_in(tokenizer))
+    return "".join(text for _, text, is_control in cut if not is_control or text not in special)
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class AnswerReader:
     @classmethod
     def of(cls, model: Model, tokenizer: PreTrainedTokenizerBase) -> AnswerReader:
         """Return the reader of a model's answers."""
-        return cls(tokenizer, stops_of(model, tokenizer), lead_in(tokenizer))
+        return cls(tokenizer, stops_of(model, tokenizer), lead_in_as_read(tokenizer))
 
     def read(self, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Return the text up to the token, or the first of the texts, that ends it."""
