@@ -245,7 +245,7 @@ class Service(Protocol):
         """
 
     def score(self, model: str | None, prompt: Prompt, completion: str, calls: Sequence[Any] = ()) -> Mapping[str, Any]:
-        """Return what the model's task can say of an answer without a target: `Task.tell`; empty where nothing can be.
+        """Return what the model's task can say of an answer without a target: `Task.mark`; empty where nothing can be.
 
         Raises:
             RefusedError: no such model.
