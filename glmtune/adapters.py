@@ -21,7 +21,7 @@ from glmtune.models.checkpoint import check_files, fingerprint, read_json, readi
 from glmtune.runtime import RunFolder, UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 METHODS = "glmtune.methods"
 # What stands in a record: of which kinds.

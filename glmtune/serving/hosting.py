@@ -8,8 +8,9 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glmtune import adapters
+from glmtune import adapters, distributed
 from glmtune.methods import Model
+from glmtune.models import loading
 from glmtune.models.adapter_config import ADAPTER_CONFIG, read_adapter
 from glmtune.resolution import ResolvedModel
 
@@ -18,10 +19,11 @@ Key = tuple[Any, ...]
 
 def key_of(resolved: ResolvedModel) -> Key:
     """Return what models have in common that can be answered by one base in memory."""
-    storage = resolved.storage.model_dump()
-    shares = resolved.adapter is not None and is_mixed_in(resolved.adapter)
-    alone = None if resolved.adapter is None or shares or is_prefix(resolved.adapter) else str(resolved.adapter)
-    return resolved.place, *storage.values(), alone
+    storage, adapter = resolved.storage, resolved.adapter
+    dtype = loading.dtype_of(storage, resolved.config, distributed.local_device())
+    shares = adapter is None or is_mixed_in(adapter) or is_prefix(adapter)
+    stored = (dtype, storage.bits, storage.quantize_embedding, storage.attention)
+    return resolved.place, *stored, None if shares else str(adapter)
 
 
 def peft_type(adapter: Path) -> str | None:

@@ -79,7 +79,7 @@ class Worker:
         self.is_closing = False
         self.wake = Condition()
         self.arrived: list[Ticket] = []
-        self.chores: list[Callable[[], None]] = []
+        self.chores: list[Callable[[], object]] = []
         self.tickets: dict[Row, Ticket] = {}
         self.thread = Thread(target=self.run, name="decoding", daemon=True)
 
@@ -140,7 +140,7 @@ class Worker:
         finally:
             row.is_abandoned.set()
 
-    def do(self, chore: Callable[[], None]) -> asyncio.Future[None]:
+    def do(self, chore: Callable[[], object]) -> asyncio.Future[None]:
         """Have something done by the thread, between two steps; from an event loop."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()

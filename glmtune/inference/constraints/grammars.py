@@ -98,7 +98,9 @@ def _read_lark(grammar: Any) -> str:
     for literal in _LITERAL.finditer(grammar):
         check_repeats(literal[1] or "", f"the grammar, {_short(literal[0])}")
     if refused := _REFUSED.search(_LITERAL.sub('""', grammar)):
-        raise UserError(f"the grammar: {refused[0]} is not taken; rules are of texts, expressions and other rules alone")
+        raise UserError(
+            f"the grammar: {refused[0]} is not taken; rules are of texts, expressions and other rules alone"
+        )
     return _as_grammars(grammar)
 
 
