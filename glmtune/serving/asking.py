@@ -144,6 +144,7 @@ class Ended:
         completion_tokens: how many tokens the model wrote, in all its turns.
         prompt_tokens: how many it was asked in its last turn.
         refusal: why the task refuses the answer; None where it does not.
+        stop: which of the texts that were to end the answer ended it; None where none did.
     """
 
     index: int
@@ -152,6 +153,7 @@ class Ended:
     completion_tokens: int
     prompt_tokens: int
     refusal: str | None = None
+    stop: str | None = None
 
 
 Event = Accepted | Piece | Said | Ended
