@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from time import time
@@ -113,19 +113,21 @@ def as_number(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
-def token_entries(
-    texts: Sequence[str], logprobs: Sequence[float], top: Sequence[Sequence[tuple[str, float]]]
-) -> list[dict[str, Any]]:
-    """Return tokens with their log-probabilities as the chat dialect has them.
+def entries_of(answer: Answer, service: Service, model: str) -> list[dict[str, Any]]:
+    """Return the tokens of an answer with their log-probabilities, as OpenAI's chat dialect has them.
 
     Args:
-        texts, logprobs: of each token.
-        top: the likeliest at each place; may be empty.
+        answer: or a piece of one.
+        service: knows the tokens' texts.
+        model: that answered.
     """
-    return [
-        {**_entry(text, logprob), "top_logprobs": [_entry(*likely) for likely in (top[place] if top else ())]}
-        for place, (text, logprob) in enumerate(zip(texts, logprobs, strict=True))
-    ]
+    texts = service.token_texts(model, answer.token_ids)
+    entries = [{**_entry(*pair), "top_logprobs": []} for pair in zip(texts, answer.logprobs, strict=True)]
+    for entry, likely in zip(entries, answer.top_logprobs, strict=False):
+        likely_texts = service.token_texts(model, [token for token, _ in likely])
+        pairs = zip(likely_texts, (logprob for _, logprob in likely), strict=True)
+        entry["top_logprobs"] = [_entry(*pair) for pair in pairs]
+    return entries
 
 
 def _entry(text: str, logprob: float) -> dict[str, Any]:

@@ -11,11 +11,16 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 import glmtune
-from glmtune.serving.answering import Server
+from glmtune.serving.answering import Json, Server
 from glmtune.serving.asking import Access, Limits, RefusedError, Service
 from glmtune.serving.calls import OpenCalls
+from glmtune.serving.dialects.anthropic import CountBody, MessagesBody
+from glmtune.serving.dialects.anthropic_reply import AnthropicReply
+from glmtune.serving.dialects.chatglm import ChatGLMBody, ChatGLMReply
 from glmtune.serving.dialects.completions import CompletionBody, CompletionReply
 from glmtune.serving.dialects.openai import ChatBody, ChatReply
+from glmtune.serving.dialects.responses import ResponsesBody
+from glmtune.serving.dialects.responses_reply import ResponsesReply
 from glmtune.serving.errors import invalid_body
 from glmtune.serving.gate import Gate, error_response
 from glmtune.serving.metrics import Metrics
@@ -56,6 +61,7 @@ def make_app(service: Service, limits: Limits, access: Access) -> FastAPI:
     for router in (status_routes(server, metrics), model_routes(server), page_routes(server)):
         app.include_router(router)
     _add_openai(app, server)
+    _add_anthropic(app, server)
     return app
 
 
@@ -71,6 +77,30 @@ def _add_openai(app: FastAPI, server: Server) -> None:
         """Go on with a text (OpenAI)."""
         reply = CompletionReply(body.asked(server.limits), server.service, body.tells_usage)
         return server.reply(request, reply, body.stream)
+
+    @app.post("/v1/responses", response_class=Response)
+    async def respond(body: ResponsesBody, request: Request) -> Response:
+        """Answer a conversation (OpenAI), and keep nothing of it."""
+        reply = ResponsesReply(body.asked(server.limits), server.service, body.told())
+        return server.reply(request, reply, body.stream)
+
+    @app.post("/", response_class=Response)
+    async def ask(body: ChatGLMBody, request: Request) -> Response:
+        """Answer a prompt with its history (the original ChatGLM-6B `api.py`)."""
+        asked = body.asked(server.limits, server.service)
+        return server.reply(request, ChatGLMReply(asked, server.service, body))
+
+
+def _add_anthropic(app: FastAPI, server: Server) -> None:
+    @app.post("/v1/messages", response_class=Response)
+    async def answer(body: MessagesBody, request: Request) -> Response:
+        """Answer a conversation (Anthropic)."""
+        return server.reply(request, AnthropicReply(body.asked(server.limits), server.service), body.stream)
+
+    @app.post("/v1/messages/count_tokens", response_class=Response)
+    async def count(body: CountBody) -> Response:
+        """Return how many tokens a conversation has (Anthropic)."""
+        return Json({"input_tokens": len(server.service.encode(body.asked(server.limits)))})
 
 
 async def _invalid(request: Request, error: Any) -> Response:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from glmtune.messages import Message, text_in
-from glmtune.serving.answers import Answer, Reply, token_entries
+from glmtune.serving.answers import Answer, Reply, entries_of
 from glmtune.serving.asking import Accepted, Asked, Ended, Event, Format, Limits, Piece, RefusedError, Service
 from glmtune.serving.dialects.bodies import Body, as_event, as_json, check_conversation, new_id
 from glmtune.serving.dialects.sampling import Positive, SamplingBody, only_one
@@ -239,13 +239,7 @@ class ChatReply(Reply):
     def _logprobs(self, answer: Answer) -> dict[str, Any] | None:
         if not self.asked.logprobs:
             return None
-        model, service = self.accepted.model, self.service
-        texts = service.token_texts(model, answer.token_ids)
-        top = [
-            list(zip(service.token_texts(model, [token for token, _ in likely]), [p for _, p in likely], strict=True))
-            for likely in answer.top_logprobs
-        ]
-        return {"content": token_entries(texts, answer.logprobs, top), "refusal": None}
+        return {"content": entries_of(answer, self.service, self.accepted.model), "refusal": None}
 
     def events(self, event: Event) -> Iterator[str]:
         if isinstance(event, Accepted):

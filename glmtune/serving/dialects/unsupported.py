@@ -105,3 +105,73 @@ ADAPTER = {
     "load_inplace": Unsupported("Unload it first.", (False,)),
     "base_model_name": HARMLESS,
 }
+
+ANTHROPIC = {
+    "metadata": HARMLESS,
+    "cache_control": HARMLESS,
+    "user_profile_id": HARMLESS,
+    "workspace_id": HARMLESS,
+    "service_tier": _TIER,
+    "container": Unsupported("Nothing is kept between requests."),
+    "context_management": _NONE,
+    "diagnostics": _OFF,
+    "inference_geo": Unsupported("All is computed here."),
+    "mcp_servers": Unsupported("Define `tools`, and run them yourself.", ([],)),
+    "speed": Unsupported("There is one speed.", ("standard",)),
+    "thinking": Unsupported("How long a model reasons is not set here.", ({"type": "disabled"},)),
+}
+ANTHROPIC_OUTPUT = {"effort": _NO_REASONING}
+ANTHROPIC_TOOL = {
+    "cache_control": HARMLESS,
+    "strict": FUNCTION["strict"],
+    "defer_loading": _OFF,
+    "eager_input_streaming": _OFF,
+    "allowed_callers": Unsupported("The model calls tools itself.", (["direct"],)),
+    "input_examples": Unsupported("Put them into `description`.", ([],)),
+}
+_FOREIGN = Unsupported("The models here read and write text.")
+ANTHROPIC_BLOCK = {
+    "cache_control": HARMLESS,
+    "citations": Unsupported("Nothing is cited.", ([], {"enabled": False})),
+    "source": _FOREIGN,  # of images and documents
+    "title": _FOREIGN,
+    "context": _FOREIGN,
+    "caller": Unsupported("The model calls tools itself.", ({"type": "direct"},)),
+    "signature": HARMLESS,
+}
+
+RESPONSES = {
+    **_BOOKKEEPING,
+    "access_programs": _NONE,
+    "background": _STATELESS,
+    "background_options": _STATELESS,
+    "context_management": _NONE,
+    "conversation": _STATELESS,
+    "image": _TEXT_ONLY,
+    "max_tool_calls": Unsupported("There is a bound on the turns of one answer already."),
+    "moderation": _OFF,
+    "previous_response_id": _STATELESS,
+    "prompt": Unsupported("Send `input` itself."),
+    "reasoning": Unsupported("How long a model reasons is not set here.", ({}, {"effort": None}, {"effort": "none"})),
+    "service_tier": _TIER,
+    "store": _STATELESS,
+    "truncation": Unsupported("Nothing is left out of what is asked.", ("disabled",)),
+}
+RESPONSES_ITEM = {
+    "status": HARMLESS,
+    "phase": HARMLESS,
+    "annotations": _NONE,
+    "logprobs": HARMLESS,  # of what the model said before
+    "image_url": _TEXT_ONLY,
+    "file_id": _TEXT_ONLY,
+    "file_data": _TEXT_ONLY,
+    "file_url": _TEXT_ONLY,
+    "filename": _TEXT_ONLY,
+    "detail": _TEXT_ONLY,
+    "refusal": Unsupported(),
+    "namespace": _NONE,
+    "caller": Unsupported("The model calls tools itself.", ({"type": "direct"},)),
+    "async": _OFF,
+}
+RESPONSES_TEXT = {"verbosity": CHAT["verbosity"]}
+RESPONSES_TOOL = {**FUNCTION, "defer_loading": _OFF, "allowed_callers": _NONE, "output_schema": _NONE, "async": _OFF}
