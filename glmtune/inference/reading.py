@@ -23,7 +23,10 @@ def stops_of(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def lead_in_as_read(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return what a template puts before answers, as it is read: without special tokens, which are skipped."""
-    special = {*tokenizer.all_special_tokens, *(str(one) for one in tokenizer.added_tokens_decoder.values() if one.special)}
+    special = {
+        *tokenizer.all_special_tokens,
+        *(str(one) for one in tokenizer.added_tokens_decoder.values() if one.special),
+    }
     cut = collect_control_tokens(tokenizer).cut(lead_in(tokenizer))
     return "".join(text for _, text, is_control in cut if not is_control or text not in special)
 
