@@ -84,6 +84,14 @@ class Task(ABC):
         """Return the tools that a model is offered."""
         return ()
 
+    @property
+    def final_marker(self) -> str | None:
+        """Return the text behind which the final answer stands, of a task that shows its working; None: all is answer.
+
+        Where an answer must be of a form, such as JSON, only what follows the first such text must be.
+        """
+        return None
+
     def refuses(self, prompt: Prompt, turn: Message) -> str | None:
         """Return why a turn of the model is not accepted, which ends the conversation; None where it is.
 

@@ -157,6 +157,13 @@ class Arithmetic(Task):
             return ()
         return (Calculator(CalculatorSettings(decimals=settings.decimals, round_all=settings.round_all)),)
 
+    @property
+    def final_marker(self) -> str | None:
+        """Return what stands before the answer: `|` behind a working or a draft, `=` behind a problem."""
+        if self.settings.style in ("steps", "draft"):
+            return DRAFT_MARK
+        return "=" if self.settings.style == "direct" and self.settings.echo else None
+
     @cached_property
     def definitions(self) -> Sequence[dict[str, Any]]:
         """What models are told of the tools."""

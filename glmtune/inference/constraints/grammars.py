@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from glmtune.inference.constraints.schemas import MOST_CHARACTERS, check_repeats, check_schema, find_fault
+from glmtune.inference.constraints.schemas import MOST_CHARACTERS, check_ends, check_repeats, check_schema, find_fault
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
@@ -56,19 +56,32 @@ def compile_grammar(grammar: str, vocabulary: LLTokenizer) -> LLMatcher:
     return state
 
 
-def behind(head: str, grammar: str) -> str:
-    """Return a grammar with a text, or nothing, in front of it, in which no text must be cut into certain tokens."""
+def put_behind(head: str, grammar: str, after: str | None = None) -> str:
+    """Return a grammar with something in front of it, in which no text must be cut into certain tokens.
+
+    Args:
+        head: text that comes first.
+        grammar: of the answer.
+        after: the grammar begins behind the first such text; what stands before that is free. None: nothing does.
+    """
     [body] = json.loads(grammar)["grammars"]
-    start = f"start: {json.dumps(head)} @body" if head else "start: @body"
+    parts = [json.dumps(head, ensure_ascii=False)] if head else []
     # Else llguidance would want each text that is the only one possible as the tokens that it is encoded to.
-    first = {"name": "head", "lark_grammar": f'%llguidance {{"no_forcing": true}}\n{start}'}
+    lines = [
+        '%llguidance {"no_forcing": true}',
+        f"start: {' '.join([*parts, *(['working'] if after else []), '@body'])}",
+    ]
+    if after:
+        lines.append(f"working[lazy]: /(?s:.*){re.escape(after).replace('/', chr(92) + '/')}/")
+    first = {"name": "head", "lark_grammar": "\n".join(lines)}
     return json.dumps({"grammars": [first, {**body, "name": "body"}]})
 
 
 def _read_schema(schema: Any) -> str:
     check_schema(schema)
-    if fault := _fault_of_schema(schema):
-        raise UserError(f"{find_fault(schema, fault, _fault_of_schema)}: {fault}")
+    if fault := find_fault(schema, _fault_of_schema):
+        raise UserError(fault)
+    check_ends(schema)
     return _grammar_of_schema(schema)
 
 
@@ -76,6 +89,7 @@ def _grammar_of_schema(schema: Any) -> str:
     from llguidance import LLMatcher
 
     options: Any = {"whitespace_pattern": _WHITE_SPACE}
+    schema = {True: {}, False: {"enum": []}}[schema] if isinstance(schema, bool) else schema
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
 
 
@@ -86,10 +100,12 @@ def _fault_of_schema(schema: Any) -> str:
 
 
 def _read_expression(expression: Any) -> str:
-    from llguidance import LLMatcher
+    from llguidance import regex_to_lark
 
     check_repeats(_text(expression, "the expression"), "the expression")
-    return LLMatcher.grammar_from_regex(expression)
+    if (len(expression) - len(expression.rstrip("\\"))) % 2:
+        raise UserError("the expression ends with a backslash, behind which something must stand")
+    return _as_grammars(f"start: /{regex_to_lark(expression, 'd')}/")
 
 
 def _read_lark(grammar: Any) -> str:
@@ -114,6 +130,11 @@ def _read_choices(texts: Any) -> str:
 
 def _as_grammars(lark: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": lark}]})
+
+
+def _escape(text: str) -> str:
+    """Return a text as an expression."""
+    return "".join(character if character.isalnum() else f"\\x{{{ord(character):x}}}" for character in text)
 
 
 def _text(value: Any, name: str) -> str:

@@ -26,24 +26,18 @@ class GrammarConstraint:
         vocabulary: of the tokenizer.
         size: number of the model's logits.
         stops: tokens that end an answer.
-        whole: at the beginning of the grammar, with the text before an answer that the model writes itself.
-        bare: at the beginning of the grammar alone.
+        start: of the grammar, with the text before an answer that the model writes itself.
     """
 
     vocabulary: Vocabulary
     size: int
     stops: Sequence[int]
-    whole: LLMatcher
-    bare: LLMatcher
+    start: LLMatcher
 
     def matcher(self) -> Matcher:
         """Return a matcher at the beginning of an answer."""
         vocabulary = self.vocabulary
-        return GrammarMatcher(self, self.whole.deep_copy(), vocabulary.opening, vocabulary.head)
-
-    def matcher_within(self) -> Matcher:
-        """Return a matcher in the middle of an answer, of which the rest is the text."""
-        return GrammarMatcher(self, self.bare.deep_copy(), (), None)
+        return GrammarMatcher(self, self.start.deep_copy(), vocabulary.opening, vocabulary.head)
 
     @cached_property
     def ending(self) -> Tensor:

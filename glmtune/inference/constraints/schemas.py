@@ -25,16 +25,22 @@ _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multip
 _SIZES = ("minItems", "maxItems", "minProperties", "maxProperties")
 _PLAIN = ("type", "enum", "const", "pattern", "format", "required", "$ref")
 _ABOUT = ("$schema", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly")
+_UNKEPT = (
+    *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames"),
+    *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedItems", "unevaluatedProperties"),
+    *("additionalItems", "$id", "$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$vocabulary"),
+    *("contentEncoding", "contentMediaType", "contentSchema"),
+)
 KEYWORDS = (*_ONE, *_LISTED, *_NAMED, *_BOUNDS, *_SIZES, *_PLAIN, *_ABOUT)
 
 Place = tuple[str, ...]
 
 
 def check_schema(schema: Any) -> None:
-    """Check that all of a schema can be kept while an answer is written, and that it does not explode.
+    """Check that the keywords of a schema can be kept while an answer is written, and that it does not explode.
 
     Raises:
-        UserError: a keyword is unknown or cannot be kept, no answer would ever satisfy it, or it is too large.
+        UserError: a keyword is unknown or cannot be kept, or there is too much of something.
     """
     if not isinstance(schema, dict | bool):
         raise UserError(f"the schema must be an object, not {_shown(schema)}")
@@ -48,24 +54,24 @@ def check_schema(schema: Any) -> None:
     for place, part in _walk(schema):
         if isinstance(part, dict):
             _check_keywords(place, part)
-    _check_ends(schema)
 
 
-def find_fault(schema: Any, fault: str, fault_of: Callable[[Any], str]) -> str:
-    """Return where in a schema a fault is: the deepest part that has it by itself.
+def find_fault(schema: Any, fault_of: Callable[[Any], str]) -> str:
+    """Return what is wrong with a schema and where: in the deepest part that has a fault by itself; empty if nothing.
 
     Args:
         schema: the whole.
-        fault: what is wrong with it.
-        fault_of: returns what is wrong with a schema.
+        fault_of: returns what is wrong with a schema; empty if nothing.
     """
-    named = {key: schema[key] for key in ("$defs", "definitions") if isinstance(schema, dict) and key in schema}
+    fault = fault_of(schema)
+    if not fault or not isinstance(schema, dict):
+        return fault
+    named = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     deepest: Place = ()
     for place, part in _walk(schema):
-        alone = {**part, **named} if isinstance(part, dict) else part
-        if len(place) > len(deepest) and place[: len(deepest)] == deepest and fault_of(alone) == fault:
-            deepest = place
-    return show_place(deepest)
+        if isinstance(part, dict) and place[: len(deepest)] == deepest and (found := fault_of({**part, **named})):
+            deepest, fault = place, found
+    return f"{show_place(deepest)}: {fault}"
 
 
 def show_place(place: Place) -> str:
@@ -106,9 +112,12 @@ def _check_keywords(place: Place, schema: Mapping[str, Any]) -> None:
         here = show_place((*place, key))
         if key == "$id" and not place:
             continue
+        if key in _UNKEPT:
+            raise UserError(f"{here}: '{key}' cannot be kept while an answer is written; leave it out")
         if key not in KEYWORDS:
-            hint = registry.suggest(key, list(KEYWORDS))
-            raise UserError(f"{here}: '{key}' cannot be kept while an answer is written, or is no keyword.{hint}")
+            raise UserError(f"{here}: '{key}' is no keyword that is known.{registry.suggest(key, list(KEYWORDS))}")
+        if key in _BOUNDS and isinstance(value, bool):
+            raise UserError(f"{here}: must be a number, not {_shown(value)}")
         if key in _ONE and not isinstance(value, dict | bool):
             raise UserError(f"{here}: must be a schema, not {_shown(value)}; a list of schemas is 'prefixItems'")
         if key in _NAMED and isinstance(value, dict) and len(value) > MOST_PROPERTIES:
@@ -154,8 +163,12 @@ def _digits_as_number(value: Any) -> int:
     return int(digits) if 0 < len(digits) < 10 else 0 if not digits else MOST_MULTIPLE + 1
 
 
-def _check_ends(schema: Any) -> None:
-    """Refuse references that never come to an end, such as a list whose elements must hold such lists."""
+def check_ends(schema: Any) -> None:
+    """Refuse references that never come to an end, such as a list whose elements must hold such lists.
+
+    Raises:
+        UserError: no answer would ever be complete.
+    """
     references = {
         part["$ref"]: show_place((*place, "$ref"))
         for place, part in _walk(schema)
@@ -204,6 +217,7 @@ def _ends(schema: Any, ending: set[str]) -> bool:
 
 def _object_ends(schema: Mapping[str, Any], ending: set[str]) -> bool:
     properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    others = others or bool(schema.get("patternProperties"))
     return all(_ends(properties.get(name, others), ending) for name in schema.get("required", ()))
 
 
