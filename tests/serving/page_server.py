@@ -1,6 +1,7 @@
 """A server with the endpoints that the page asks, and no model: what is asked says how it is answered.
 
-`57.84+13.64=` is answered by arithmetic, wrongly by models without a task; other questions are names of `ANSWERS`.
+`57.84+13.64=` is answered by arithmetic, wrongly by models without a task. `2*3` is answered by a tool, whose turns
+are told at the end, and with `2*3=` as soon as it has answered. Other questions are names of `ANSWERS`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 MODELS: list[dict[str, Any]] = [
     {
         "name": "arithmetic-wide",
@@ -145,6 +146,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.say({"delta": {"content": f"{number} "}})
                 time.sleep(0.01)
         text, turns = reply(question, body["model"])
+        if question == "2*3=":
+            text, turns = "6", []
+            self.say({"delta": {"content": TURNS[0]["content"], "reasoning_content": "a <b>product</b>"}})
+            self.say({"delta": {}, "messages": [{**TURNS[0], "content": ""}, TURNS[1]]})
         for start in range(0, len(text), 7 if len(text) < 1000 else 200):
             self.say({"delta": {"content": text[start : start + (7 if len(text) < 1000 else 200)]}})
         if question == "lost":
@@ -189,7 +194,7 @@ def reply(question: str, model: str) -> tuple[str, list[dict[str, Any]]]:
 
 def mark(question: str, completion: str) -> dict[str, Any]:
     """As `Task.mark` of arithmetic has it."""
-    right = "6" if question == "2*3" else answer_to(question)
+    right = "6" if question.startswith("2*3") else answer_to(question)
     if right is None:
         return {}
     answer = completion.rpartition("=")[2] or None

@@ -17,6 +17,7 @@ export class Answer {
   #calls = []; // for whoever asked to run
   #started = performance.now();
   #usage = null;
+  #thought = "";
   #reason = null;
 
   constructor(model) {
@@ -58,7 +59,8 @@ export class Answer {
     this.#usage = event.usage ?? this.#usage;
     const choice = event.choices?.[0];
     if (!choice) return;
-    const { content, refusal, tool_calls: calls = [] } = choice.delta ?? {};
+    const { content, refusal, reasoning_content: thought = "", tool_calls: calls = [] } = choice.delta ?? {};
+    this.#thought += thought ?? "";
     if (content) this.writer.write(content);
     for (const call of calls) this.#addCall(call);
     this.#reason = choice.finish_reason ?? this.#reason;
@@ -73,6 +75,7 @@ export class Answer {
     this.body.ariaBusy = "false";
     this.status.replaceChildren();
     delete this.status.dataset.word;
+    if (this.#thought) this.folded.prepend(foldedThought(this.#thought));
     if (this.#calls.length) this.#showCalls(this.#calls);
     if (failure) {
       this.element.classList.add("failed");
@@ -114,9 +117,10 @@ export class Answer {
     return list;
   }
 
-  /** Fold out the turns of tools; what was streamed of them is no part of the answer. */
+  /** Fold out the turns of tools: those that just ended, or at the end all. What they said is no part of the answer. */
   #fold(messages, isLast) {
-    const turns = messages.filter((turn) => turn.role === "tool" || turn.tool_calls?.length);
+    const found = messages.filter((turn) => turn.role === "tool" || turn.tool_calls?.length);
+    const turns = isLast ? found.slice(this.said.length) : found;
     this.said.push(...turns);
     const before = turns.map((turn) => (turn.role === "tool" ? "" : (turn.content ?? ""))).join("");
     if (!isLast) this.writer.reset("");
@@ -156,6 +160,11 @@ export class Answer {
 /** What a task says beside the mark: `first_fault` and the like. */
 function remarkOf([name, value]) {
   return [make("dt", "", name.replaceAll("_", " ")), make("dd", "", foreign(String(value)))];
+}
+
+/** What was thought before the answer, folded out on demand. */
+function foldedThought(thought) {
+  return make("details", "tool", say(make("summary"), "thought"), make("pre", "", foreign(thought)));
 }
 
 /** A call of a tool and what it said, folded out on demand. */
