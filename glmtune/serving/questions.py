@@ -8,6 +8,7 @@ from typing import Any
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
+from glmtune.inference.constraints import make_constraint
 from glmtune.inference.conversation import Conversation, Question
 from glmtune.inference.engine import Engine
 from glmtune.inference.prompts import has_room
@@ -138,6 +139,14 @@ def constraint_of(served: Served, asked: Asked) -> Any:
         )
     if asked.format is None:
         return None
+    field, task = asked.format.field, served.resolved.task if served.resolved.has_recipe else None
     if asked.tools:
-        raise RefusedError("An answer of a form calls no tools. Leave one of the two out.", field=asked.format.field)
-    raise RefusedError("Not yet.", field=asked.format.field)
+        raise RefusedError("An answer of a form calls no tools. Leave one of the two out.", field=field)
+    engine = served.engine
+    size = engine.model.get_output_embeddings().weight.shape[0]
+    after = None if task is None or asked.is_raw else task.final_marker
+    try:
+        form = asked.format
+        return make_constraint(engine.tokenizer, size, engine.reader.stops, form.kind, form.value, after)
+    except UserError as error:
+        raise RefusedError(f"{field}: {error}", field=field) from error

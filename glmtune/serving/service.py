@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from glmtune.messages import Prompt, ToolCall
 from glmtune.resolution import ResolvedModel, resolve
 from glmtune.runtime import RunFolder, UserError
 from glmtune.serving.asking import Accepted, Asked, Event, Load, RefusedError, ServedModel
+from glmtune.serving.checking import Check, check_answers
 from glmtune.serving.hosting import Host, Key, key_of
 from glmtune.serving.questions import Served, encode, prepare
 from glmtune.serving.talks import Talk, merged
@@ -95,6 +96,13 @@ class ModelService:
         self.worker.seats[name] = Seat(batch, lambda: host.activate(adapter))
         self.served[name] = served
         return served
+
+    def check(self, served: Served) -> Check | None:
+        """See whether a run answers as its report says, before the service starts; `models` tell it from then on."""
+        found = check_answers(served)
+        if found is not None:
+            served.info = replace(served.info, is_ready=found.holds, remark=str(found))
+        return found
 
     def start(self) -> None:
         """Begin to answer."""
