@@ -8,7 +8,9 @@ from typing import Any
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.inference.constraints import make_constraint
+from glmtune.inference.completion import Constraint
+from glmtune.inference.constraints import make_call_constraint, make_constraint
+from glmtune.inference.constraints.calls import CallConstraint
 from glmtune.inference.conversation import Conversation, Question
 from glmtune.inference.engine import Engine
 from glmtune.inference.prompts import has_room
@@ -127,26 +129,50 @@ def settings_of(asked: Asked, own: GenerationSettings) -> GenerationSettings:
     return own.model_copy(update=changes)
 
 
-def constraint_of(served: Served, asked: Asked) -> Any:
+def constraint_of(served: Served, asked: Asked) -> Constraint | None:
     """Return what the answer must be; None where it may be anything.
 
     Raises:
         RefusedError: that cannot be kept.
     """
     if asked.tool_choice not in ("auto", "none"):
-        raise RefusedError(
-            f"tool_choice {asked.tool_choice!r}: no call can be promised. Use 'auto' or 'none'.", field="tool_choice"
-        )
+        return call_of(served, asked)
     if asked.format is None:
         return None
     field, task = asked.format.field, served.resolved.task if served.resolved.has_recipe else None
     if asked.tools:
         raise RefusedError("An answer of a form calls no tools. Leave one of the two out.", field=field)
     engine = served.engine
-    size = engine.model.get_output_embeddings().weight.shape[0]
     after = None if task is None or asked.is_raw else task.final_marker
     try:
         form = asked.format
-        return make_constraint(engine.tokenizer, size, engine.reader.stops, form.kind, form.value, after)
+        return make_constraint(engine.tokenizer, num_logits(engine), engine.reader.stops, form.kind, form.value, after)
     except UserError as error:
         raise RefusedError(f"{field}: {error}", field=field) from error
+
+
+def call_of(served: Served, asked: Asked) -> CallConstraint:
+    """Return the constraint of an answer that must call a tool.
+
+    Raises:
+        RefusedError: there is no such tool, or no call can be promised.
+    """
+    tools, engine = served.conversation.offered(asked.tools), served.engine
+    named = [tool for tool in tools if asked.tool_choice in ("required", tool["function"]["name"])]
+    if not named:
+        known = ", ".join(tool["function"]["name"] for tool in tools) or "none"
+        raise RefusedError(
+            f"tool_choice: there is no tool {asked.tool_choice!r}; there are: {known}.", 400, "tool_choice"
+        )
+    if asked.format is not None:
+        raise RefusedError("An answer that calls a tool is of no other form.", field=asked.format.field)
+    try:
+        return make_call_constraint(engine.tokenizer, num_logits(engine), engine.reader.stops, named)
+    except UserError as error:
+        raise RefusedError(f"tool_choice: {error}", field="tool_choice") from error
+
+
+def num_logits(engine: Engine) -> int:
+    """Return V of the model's logits (B, T, V), which may be more than there are tokens."""
+    head: Any = engine.model.get_output_embeddings()
+    return int(head.out_features)

@@ -7,10 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from glmtune.inference.constraints.calls import make_call_constraint
 from glmtune.inference.constraints.grammars import compile_grammar, put_behind, read_grammar
 from glmtune.inference.constraints.matching import GrammarConstraint, GrammarMatcher
 from glmtune.inference.constraints.vocabulary import Vocabulary
 from glmtune.runtime import UserError
+
+__all__ = ["GrammarConstraint", "make_call_constraint", "make_constraint"]
 
 
 def make_constraint(
