@@ -23,6 +23,7 @@ export class Answer {
   constructor(model) {
     this.model = model;
     this.status = say(make("span", "status"), "writing");
+    this.status.role = "status";
     this.folded = make("div", "folded");
     this.body = make("div", "text");
     this.body.ariaLive = "polite";
