@@ -21,7 +21,7 @@ from glmtune.models.checkpoint import check_files, fingerprint, read_json, readi
 from glmtune.runtime import RunFolder, UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 METHODS = "glmtune.methods"
 # What stands in a record: of which kinds.
@@ -34,8 +34,13 @@ NOTED: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def attach(model: PreTrainedModel, folder: Path) -> Model:
+def attach(model: Model, folder: Path, name: str = "default") -> Model:
     """Put the adapter in a folder on its base.
+
+    Args:
+        model: the base; or it with other adapters of the kind, beside which this one is put.
+        folder: of the adapter.
+        name: by which it is told from others.
 
     Raises:
         UserError: it does not fit the base.
@@ -47,11 +52,16 @@ def attach(model: PreTrainedModel, folder: Path) -> Model:
     with reading("adapter", str(folder)), warnings.catch_warnings():
         if (folder / ADAPTER_CONFIG).is_file():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            config = peft_config(folder, [name for name, _ in model.named_modules() if name])
+            base = model.get_base_model() if isinstance(model, PeftModel) else model
+            config = peft_config(folder, [part for part, _ in base.named_modules() if part])
             with nullcontext() if has_linear_experts(folder) else as_written():
-                return PeftModel.from_pretrained(model, str(folder), config=config)
+                if isinstance(model, PeftModel):
+                    model.add_adapter(name, config)
+                    model.load_adapter(str(folder), name)
+                    return model
+                return PeftModel.from_pretrained(model, str(folder), name, config=config)
         method = method_of(folder)
-        assert method is not None, "adapter_folder has looked"
+        assert method is not None and not isinstance(model, PeftModel), "adapter_folder has looked"
         return method.attach(model, folder)
 
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # What is added to a record, beside what it has.
 ADDED = ("completion", "finish_reason", "completion_tool_calls", "refusal", "error")
 OnError = Literal["stop", "record"]
-# Batches that are sorted by length together. Records are written in order, a window at a time.
-BATCHES_PER_WINDOW = 4
+# Records are answered a window at a time, so that a resumed prediction answers in the same company as one in one go.
+BATCHES_PER_WINDOW = 8
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from glmtune.trust import LOOKING, REMEMBERED, Trust, UntrustedError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from glmtune.methods import Model
 
@@ -246,15 +246,21 @@ class ResolvedModel:
         Raises:
             UserError: weights are missing or damaged, or do not fit.
         """
+        model: Model
+        model, tokenizer = self.load_base(device, **storage)
+        if self.adapter is not None:
+            model = adapters.attach(model, self.adapter).eval()
+        return model, tokenizer
+
+    def load_base(
+        self, device: torch.device | str | None = None, **storage: Any
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Do what `load` does, without the adapter."""
         import torch
 
         settings = ModelSettings(**{**self.storage.model_dump(), **storage})
         place = None if device is None else torch.device(device)
-        model: Model
-        model, tokenizer = loading.load_model(settings, place, self.config, self.tokenizer)
-        if self.adapter is not None:
-            model = adapters.attach(model, self.adapter).eval()
-        return model, tokenizer
+        return loading.load_model(settings, place, self.config, self.tokenizer)
 
 
 def resolve(

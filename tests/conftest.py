@@ -24,6 +24,7 @@ from glmtune.data.encoding import encode_prompt
 from glmtune.execution import Run
 from glmtune.inference.completion import Request
 from glmtune.inference.engine import Engine
+from glmtune.inference.rows import Row
 from glmtune.models import loading
 
 # How long an example takes says nothing on a busy machine.
@@ -164,6 +165,42 @@ def check_mixture() -> Callable[[Engine], None]:
                     assert replace(found, logprobs=None) == replace(expected, logprobs=None)
                     assert (found.logprobs is not None) == requests[index].logprobs
                     assert found.logprobs == (expected.logprobs and pytest.approx(expected.logprobs, abs=1e-3))
+
+    return check
+
+
+@pytest.fixture
+def any_order() -> Callable[[Engine], None]:
+    """`any_order(engine)`: rows that come at any step of others, and leave at any, are answered as alone."""
+
+    def check(engine: Engine) -> None:
+        settings = GenerationSettings(max_new_tokens=16)
+        prompts = ["1+" * (number * number % 13) + str(number) for number in range(12)]
+        requests = [Request(encode_prompt(engine.tokenizer, prompt), settings) for prompt in prompts]
+        alone = [next(engine.complete([request]))[1] for request in requests]
+        assert len({completion.text for completion in alone}) > 1
+        for seed in range(3):
+            rng = random.Random(seed)
+            batch = engine.open(slots=5, most_tokens=rng.choice([None, 150]))
+            waiting = [Row(request, engine.reader) for request in rng.sample(requests, len(requests))]
+            rows, most = list(waiting), 0
+            dropped = rng.sample(rows, 2)
+            while waiting or not batch.is_idle:
+                for _ in range(rng.randrange(3) if waiting else 0):
+                    batch.add(waiting.pop())
+                    if not waiting:
+                        break
+                if rng.random() < 0.2 and dropped:
+                    dropped.pop().is_abandoned.set()
+                batch.step()
+                most = max(most, len(batch.running))
+            for row in rows:
+                expected = alone[requests.index(row.request)]
+                if row.is_cancelled:
+                    assert expected.token_ids[: len(row.token_ids)] == row.token_ids
+                else:
+                    assert row.complete() == expected
+            assert 1 < most <= 5
 
     return check
 

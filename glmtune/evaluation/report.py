@@ -231,6 +231,7 @@ def _sample(example: Example, completion: str, score: Score) -> dict[str, Any]:
         "completion": completion,
         "answer": score.answer,
         "verdict": score.verdict,
+        **({"tools": list(example.tools)} if example.tools else {}),
         **({"fault": str(score.fault)} if score.fault is not None else {}),
     }
 

@@ -114,7 +114,10 @@ class Answering(Protocol):
     limit: int | None
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Yield (index of a request, its answer) in any order; those that are cancelled get none."""
+        """Yield (index of a request, its answer) in any order; those that are cancelled get none.
+
+        Requests may be appended in the meantime, which are answered as well.
+        """
 
     def stream(self, request: Request) -> Generator[Delta, None, Completion | None]:
         """Yield one answer piece by piece; return it whole, or None if the request was cancelled."""

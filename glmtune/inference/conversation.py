@@ -110,15 +110,19 @@ class Conversation:
         Raises:
             UserError: the template does not take the prompt, or the prompt is too long for the model.
         """
-        tools = tools or [tool.definition() for tool in self.tools]
+        tools = self.offered(tools)
         if input_ids is None:
             least = settings.max_new_tokens or 1
             input_ids = encode_within(self.engine.tokenizer, prompt, tools, self.engine.limit, least, label)
         room = with_room(settings, len(input_ids), self.engine.limit)
         return Question(prompt, Request(input_ids, room, **request), settings, tools)
 
+    def offered(self, tools: Sequence[dict[str, Any]] = ()) -> Sequence[dict[str, Any]]:
+        """Return definitions of the tools that a prompt offers: its own, else those of this conversation."""
+        return tools or [tool.definition() for tool in self.tools]
+
     def answer(self, questions: Sequence[Question]) -> Iterator[tuple[int, Exchange]]:
-        """Answer questions in batches; each goes on by itself.
+        """Answer questions together; each goes on by itself.
 
         Yields:
             (index of the question, its exchange), in the order in which they end; none for those that are cancelled.
@@ -126,17 +130,17 @@ class Conversation:
         Raises:
             UserError: a prompt is too long for the model; told before any is answered.
         """
-        talks = [self._converse(question, []) for question in questions]
-        requests = {index: next(talk) for index, talk in enumerate(talks)}
-        while requests:
-            order, following = list(requests), {}
-            for place, completion in self.engine.complete(list(requests.values())):
-                index = order[place]
-                try:
-                    following[index] = talks[index].send(completion)
-                except StopIteration as end:
-                    yield index, end.value
-            requests = following
+        talks = [self.talk(question, []) for question in questions]
+        requests, asking = [next(talk) for talk in talks], [*range(len(talks))]
+        for place, completion in self.engine.complete(requests):
+            index = asking[place]
+            try:
+                following = talks[index].send(completion)
+            except StopIteration as end:
+                yield index, end.value
+            else:
+                requests.append(following)
+                asking.append(index)
 
     def stream(self, question: Question) -> Generator[Delta | Message, None, Exchange | None]:
         """Answer a question piece by piece. Who stops listening stops the model.
@@ -151,7 +155,7 @@ class Conversation:
             UserError: the prompt is too long for the model.
         """
         added: list[Message] = []
-        talk = self._converse(question, added)
+        talk = self.talk(question, added)
         request = next(talk)
         while (completion := (yield from self.engine.stream(request))) is not None:
             turns = len(added) + 1
@@ -163,8 +167,19 @@ class Conversation:
             yield from added[turns:]
         return None
 
-    def _converse(self, question: Question, added: list[Message]) -> Generator[Request, Completion, Exchange]:
-        """The loop: gives requests, takes their completions, and adds messages."""
+    def talk(self, question: Question, added: list[Message]) -> Generator[Request, Completion, Exchange]:
+        """Go through a conversation, for who asks the model himself.
+
+        Args:
+            question: what is asked.
+            added: gets the messages that the conversation adds.
+
+        Yields:
+            What the model is to be asked next; its answer is sent in.
+
+        Returns:
+            The exchange.
+        """
         asked, request = as_messages(question.prompt), question.request
         for _ in range(MOST_ROUNDS):
             completion = yield request

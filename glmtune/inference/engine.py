@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from queue import SimpleQueue
-from threading import Thread
 
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import GenerationSettings
+from glmtune.inference.batch import Batch
 from glmtune.inference.completion import Completion, Delta, Request
-from glmtune.inference.decoding import Row, decode
 from glmtune.inference.prompts import check_room, encode_within
 from glmtune.inference.reading import AnswerReader
+from glmtune.inference.rows import Row
 from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.models.loading import max_length
@@ -32,27 +31,42 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.limit = max_length(model.config) if limit is None else limit
 
+    @property
+    def reader(self) -> AnswerReader:
+        """What reads the model's answers."""
+        return AnswerReader.of(self.model, self.tokenizer)
+
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Answer requests in batches of similar length, the longest first.
+        """Answer requests, up to `batch_size` at a time; where one ends, another begins.
+
+        Args:
+            requests: what is appended to them in the meantime is answered as well.
 
         Yields:
-            (index of the request, its answer), in the order of decoding. Requests that are cancelled get none.
+            (index of the request, its answer), in the order in which they end. Requests that are cancelled get none.
 
         Raises:
             UserError: a prompt is too long for the model; told before any is answered.
         """
         for number, request in enumerate(requests, start=1):
             check_room(len(request.input_ids), self.limit, request.settings.longest, f"Prompt {number}")
-        reader = AnswerReader.of(self.model, self.tokenizer)
-        order = sorted(range(len(requests)), key=lambda index: -len(requests[index].input_ids))
-        batch_size = min((request.settings.batch_size for request in requests), default=1)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            rows = [Row(requests[index]) for index in batch]
-            decode(self.model, reader, rows)
-            for index, row in zip(batch, rows, strict=True):
-                if completion := row.complete(reader):
-                    yield index, completion
+        reader = self.reader
+        batch = self.open(min((request.settings.batch_size for request in requests), default=1))
+        rows: dict[Row, int] = {}
+        while True:
+            for index, request in enumerate(requests[len(rows) :], start=len(rows)):
+                row = Row(request, reader)
+                rows[row] = index
+                batch.add(row)
+            if batch.is_idle:
+                return
+            for row in batch.step():
+                if (completion := row.complete()) is not None:
+                    yield rows[row], completion
+
+    def open(self, slots: int, most_tokens: int | None = None) -> Batch:
+        """Return a batch of rows that this engine answers, for who drives it himself."""
+        return Batch(self.model, self.reader, slots, most_tokens)
 
     def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int = 0) -> list[Completion]:
         """Answer prompts, in their order, all by the same settings.
@@ -88,33 +102,10 @@ class Engine:
             UserError: the prompt is too long for the model.
         """
         check_room(len(request.input_ids), self.limit, request.settings.longest)
-        reader = AnswerReader.of(self.model, self.tokenizer)
-        arriving: SimpleQueue[tuple[list[int], list[float]] | BaseException | None] = SimpleQueue()
-        row = Row(request, listener=lambda *news: arriving.put(news))
-
-        def run() -> None:
-            try:
-                decode(self.model, reader, [row])
-                arriving.put(None)
-            except BaseException as error:  # a library in Rust that gives up raises no Exception; nobody would hear
-                arriving.put(error)
-
-        thread = Thread(target=run, daemon=True)
-        thread.start()
-        sent, text = 0, ""
-        try:
-            while (news := arriving.get()) is not None:
-                if isinstance(news, BaseException):
-                    raise news
-                token_ids, logprobs = news
-                begun = reader.read_begun(token_ids, request.stop)
-                piece = begun[len(text) :] if begun.startswith(text) else ""
-                yield Delta(piece, token_ids[sent:], logprobs[sent:] if request.logprobs else None)
-                sent, text = len(token_ids), text + piece
-        finally:
-            row.is_abandoned.set()
-            thread.join()
-        completion = row.complete(reader)
-        if completion is not None and len(completion.text) > len(text):
-            yield Delta(completion.text[len(text) :], [], [] if request.logprobs else None)
-        return completion
+        row, batch = Row(request, self.reader), self.open(slots=1)
+        batch.add(row)
+        reading = self.reader.follow()
+        while not batch.is_idle:
+            if batch.step():
+                yield reading.next(row, len(row.token_ids), row.has_ended)
+        return row.complete()

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
+from glmtune.data.control_tokens import collect_control_tokens
 from glmtune.data.encoding import stop_ids
 from glmtune.data.pieces import lead_in, without_lead_in
+from glmtune.inference.completion import Delta
 from glmtune.methods import Model
+
+if TYPE_CHECKING:
+    from glmtune.inference.rows import Row
 
 HALF_CHARACTER = "\ufffd"  # decoded from bytes of which some are yet to come
 
@@ -18,6 +24,16 @@ def stops_of(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer: those of the tokenizer and its template, and those of the checkpoint."""
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
     return sorted({*stop_ids(tokenizer), *(named if isinstance(named, list) else [] if named is None else [named])})
+
+
+def lead_in_as_read(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what a template puts before answers, as it is read: without special tokens, which are skipped."""
+    special = {
+        *tokenizer.all_special_tokens,
+        *(str(one) for one in tokenizer.added_tokens_decoder.values() if one.special),
+    }
+    cut = collect_control_tokens(tokenizer).cut(lead_in(tokenizer))
+    return "".join(text for _, text, is_control in cut if not is_control or text not in special)
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class AnswerReader:
     @classmethod
     def of(cls, model: Model, tokenizer: PreTrainedTokenizerBase) -> AnswerReader:
         """Return the reader of a model's answers."""
-        return cls(tokenizer, stops_of(model, tokenizer), lead_in(tokenizer))
+        return cls(tokenizer, stops_of(model, tokenizer), lead_in_as_read(tokenizer))
 
     def read(self, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Return the text up to the token, or the first of the texts, that ends it."""
@@ -52,6 +68,38 @@ class AnswerReader:
         begun = (length for one in stop for length in range(len(one) - 1, 0, -1) if text.endswith(one[:length]))
         return text[: len(text) - max(begun, default=0)]
 
+    def follow(self) -> Reading:
+        """Return what reads an answer as it comes."""
+        return Reading(self)
+
     def is_stopped(self, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
         """Whether one of the texts that end the answer has been written."""
         return any(one in self.read(token_ids) for one in stop)
+
+
+class Reading:
+    """An answer that is read as it comes: each token once, and its text as soon as no later token can change it."""
+
+    def __init__(self, reader: AnswerReader) -> None:
+        self.reader, self.tokens, self.text = reader, 0, ""
+
+    def next(self, row: Row, until: int, is_last: bool) -> Delta:
+        """Return what is new since the last time; with the last token, all that is left.
+
+        Args:
+            row: which may be going on meanwhile.
+            until: how many of its tokens count.
+            is_last: the answer ends with these.
+        """
+        begun = self.reader.read if is_last else self.reader.read_begun
+        text = begun(row.token_ids[:until], row.request.stop)
+        piece = text[len(self.text) :] if text.startswith(self.text) else ""
+        self.text += piece
+        new, self.tokens = slice(self.tokens, until), until
+        wanted = row.request
+        return Delta(
+            piece,
+            row.token_ids[new],
+            row.logprobs[new] if wanted.logprobs else None,
+            row.top_logprobs[new] if wanted.logprobs and wanted.top_logprobs else None,
+        )

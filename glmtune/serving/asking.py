@@ -232,14 +232,14 @@ class Service(Protocol):
     def token_texts(self, model: str | None, token_ids: Sequence[int]) -> list[str]:
         """Return the text of each token by itself; what is half a character has U+FFFD in its place."""
 
-    def load_adapter(self, name: str, path: str) -> None:
+    async def load_adapter(self, name: str, path: str) -> None:
         """Let an adapter or a run be asked by a name.
 
         Raises:
             RefusedError: adapters may not be loaded, the name is taken, or it does not fit a base that is served.
         """
 
-    def unload_adapter(self, name: str) -> None:
+    async def unload_adapter(self, name: str) -> None:
         """Forget one.
 
         Raises:
@@ -247,7 +247,7 @@ class Service(Protocol):
         """
 
     def score(self, model: str | None, prompt: Prompt, completion: str, calls: Sequence[Any] = ()) -> Mapping[str, Any]:
-        """Return what the model's task can say of an answer without a target: `Task.tell`; empty where nothing can be.
+        """Return what the model's task can say of an answer without a target: `Task.mark`; empty where nothing can be.
 
         Raises:
             RefusedError: no such model.

@@ -78,14 +78,14 @@ def model_routes(server: Server) -> APIRouter:
     async def load_adapter(body: LoadAdapterBody) -> Response:
         """Let an adapter be asked by a name (vLLM)."""
         _check_loads(server)
-        service.load_adapter(body.lora_name, body.lora_path)
+        await service.load_adapter(body.lora_name, body.lora_path)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @router.post("/v1/unload_lora_adapter")
     async def unload_adapter(body: UnloadAdapterBody) -> Response:
         """Forget an adapter (vLLM)."""
         _check_loads(server)
-        service.unload_adapter(body.lora_name)
+        await service.unload_adapter(body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     return router

@@ -84,6 +84,14 @@ class Task(ABC):
         """Return the tools that a model is offered."""
         return ()
 
+    @property
+    def final_marker(self) -> str | None:
+        """Return the text behind which the final answer stands, of a task that shows its working; None: all is answer.
+
+        Where an answer must be of a form, such as JSON, only what follows the first such text must be.
+        """
+        return None
+
     def refuses(self, prompt: Prompt, turn: Message) -> str | None:
         """Return why a turn of the model is not accepted, which ends the conversation; None where it is.
 
@@ -104,6 +112,23 @@ class Task(ABC):
     def tell(self, prompt: Prompt, completion: str, calls: Sequence[ToolCall] = ()) -> dict[str, float | str | None]:
         """Return what a prediction has beside an answer: what is measured, and what can be said of it."""
         return {**self.measure(prompt, completion, calls), **self.remarks(prompt, completion)}
+
+    def answer_to(self, prompt: Prompt) -> str | None:
+        """Return the right answer, where the task can work it out from the question alone."""
+        return None
+
+    def mark(self, prompt: Prompt, completion: str, calls: Sequence[ToolCall] = ()) -> dict[str, float | str | None]:
+        """Return what is told of an answer to anybody's question.
+
+        Where the task knows the right answer, these are also `correct` (1 or 0), the `answer` that was read off the
+        completion (None where there is none), and the `right` one.
+        """
+        told = self.tell(prompt, completion, calls)
+        right = self.answer_to(prompt)
+        if right is None:
+            return told
+        score = self.score(Example(prompt, right), completion, calls)
+        return {"correct": float(score.correct), "answer": score.answer, "right": right, **told}
 
     def holds_out(self, prompt: Prompt) -> bool:
         """Whether the model is judged by this, so that it must not be learned from anywhere."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from glmtune.arithmetic.asking import problem_asked
 from glmtune.arithmetic.checking import StepFault, first_fault
 from glmtune.arithmetic.drawing import DrawingSettings, draw_problem
 from glmtune.arithmetic.expressions import UNDEFINED, is_number, round_half_up
@@ -155,6 +156,13 @@ class Arithmetic(Task):
         if settings.style != "tool":
             return ()
         return (Calculator(CalculatorSettings(decimals=settings.decimals, round_all=settings.round_all)),)
+
+    @property
+    def final_marker(self) -> str | None:
+        """Return what stands before the answer: `|` behind a working or a draft, `=` behind a problem."""
+        if self.settings.style in ("steps", "draft"):
+            return DRAFT_MARK
+        return "=" if self.settings.style == "direct" and self.settings.echo else None
 
     @cached_property
     def definitions(self) -> Sequence[dict[str, Any]]:
@@ -315,6 +323,11 @@ class Arithmetic(Task):
             given, right = (round_half_up(Fraction(Decimal(text)), self.settings.decimals) for text in (answer, wanted))
             same = given == right
         return Score("equal" if same else "wrong", answer)
+
+    def answer_to(self, prompt: Prompt) -> str | None:
+        """Return the exact answer to a question that is a problem and nothing else, rounded as the settings say."""
+        problem = problem_asked(question_in(prompt))
+        return self.solve(problem).answer if problem is not None and is_short(problem) else None
 
     def holds_out(self, prompt: Prompt) -> bool:
         """Whether the problem in a text, or in the last question of several, is held out or excluded."""

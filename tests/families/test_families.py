@@ -24,10 +24,9 @@ from transformers import GlmForCausalLM
 import glmtune
 from glmtune import registry
 from glmtune.commands import evaluate, export, train
-from glmtune.config import GenerationSettings, ModelSettings, load_recipe
+from glmtune.config import ModelSettings, load_recipe
 from glmtune.data.encoding import encode_example, encode_prompt
 from glmtune.data.parsing import parse_answer
-from glmtune.inference import decoding
 from glmtune.inference.engine import Engine
 from glmtune.messages import make_tool_call
 from glmtune.models import loading
@@ -309,21 +308,13 @@ def test_transformers_alone_opens_merged_models(run_of: Any, tmp_path: Path) -> 
 
 
 @every_family
-def test_rows_that_leave_early_change_nothing(
-    family: str, checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+def test_rows_come_and_go_in_any_order(
+    family: str, checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, any_order: Callable[..., None]
 ) -> None:
     """With many stop tokens, answers end at many lengths."""
     model, tokenizer = glmtune.load(checkpoint_of(family))
     monkeypatch.setattr(model.generation_config, "eos_token_id", [*range(3, model.config.vocab_size, 7)])
-    prompts = ["1+" * (number % 5) + str(number) for number in range(12)]
-    found, sizes, generate = [], [], model.generate
-    monkeypatch.setattr(model, "generate", lambda **named: sizes.append(len(named["input_ids"])) or generate(**named))
-    for few in (100, 1):
-        monkeypatch.setattr(decoding, "FEW_ROWS", few)
-        found.append(Engine(model, tokenizer).answer(prompts, GenerationSettings(max_new_tokens=16)))
-    assert found[0] == found[1] and len({answer.text for answer in found[0]}) > 1
-    # Some of random weights say the same to everything, and end together.
-    assert sizes[:2] == [12, 12] and (len(sizes) > 2 or "INT" in family or family == "Gemma 3")
+    any_order(Engine(model, tokenizer))
 
 
 @every_family

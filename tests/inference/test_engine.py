@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,8 @@ from transformers import GenerationConfig
 import glmtune
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.inference import decoding
+from glmtune.inference.batch import Batch
 from glmtune.inference.completion import Completion, Delta, Request
-from glmtune.inference.decoding import Row
 from glmtune.inference.engine import Engine
 from glmtune.methods.ptuning_v2 import PTuningV2, PTuningV2Settings
 from glmtune.runtime import UserError
@@ -71,35 +68,23 @@ def test_rows_that_leave_early_change_nothing(
     monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
     prompts = [f"{number}+{number * number}" for number in range(16)]
     settings = GenerationSettings(max_new_tokens=40, batch_size=16)
-    rounds = []
-    generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda **named: rounds.append(len(named["input_ids"])) or generate(**named))
     alone = [answers((model, tokenizer), [prompt], settings) for prompt in prompts]
-    rounds.clear()
-    for few in (100, 1):
-        monkeypatch.setattr(decoding, "FEW_ROWS", few)
-        assert [[text] for text in answers((model, tokenizer), prompts, settings)] == alone
-    assert rounds[:2] == [16, 16] and rounds[2] <= 8
+    sizes = []
+    decode = Batch.decode
+
+    def note(batch: Batch) -> None:
+        decode(batch)
+        sizes.append((len(batch.rows), len(batch.running)))
+
+    monkeypatch.setattr(Batch, "decode", note)
+    assert [[text] for text in answers((model, tokenizer), prompts, settings)] == alone
+    assert max(sizes)[0] > 8 and all(3 * rows <= 4 * running for rows, running in sizes)
     assert len({len(text) for [text] in alone}) > 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_the_batch_size_changes_nothing(tiny: Loaded, batch_size: int) -> None:
     assert answers(tiny, PROMPTS, GREEDY.model_copy(update={"batch_size": batch_size})) == answers(tiny, PROMPTS)
-
-
-def test_longest_first_in_batches(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths: list[list[int]] = []
-
-    def note(model: Any, reader: Any, rows: list[Row]) -> None:
-        lengths.append([len(row.request.input_ids) for row in rows])
-        for row in rows:
-            row.token_ids = [tiny[1].eos_token_id]
-
-    monkeypatch.setattr("glmtune.inference.engine.decode", note)
-    assert answers(tiny, PROMPTS) == [""] * len(PROMPTS)
-    assert [len(batch) for batch in lengths] == [3, 3, 1]
-    assert [*chain(*lengths)] == sorted(chain(*lengths), reverse=True)
 
 
 def test_no_prompts_no_answers(tiny: Loaded) -> None:
@@ -183,17 +168,16 @@ def test_a_row_that_is_cancelled_leaves_its_batch(tiny: Loaded, monkeypatch: pyt
     """In the middle of its answer, from outside; the others go on as if nothing had been."""
     asked = [request(tiny, prompt, GREEDY.model_copy(update={"batch_size": 9})) for prompt in PROMPTS]
     expected = dict(Engine(*tiny).complete(asked))
-    generate, look = tiny[0].generate, decoding.Watch.__call__
+    decode, steps = Batch.decode, iter(range(100))
 
-    def cancel_later(watch: Any, input_ids: Any, scores: Any, **named: Any) -> Any:
-        if input_ids.shape[1] - watch.width == 2:
+    def cancel_later(batch: Batch) -> None:
+        if next(steps) == 2:
             asked[3].cancellation.set()
-        return look(watch, input_ids, scores, **named)
+        decode(batch)
 
-    monkeypatch.setattr(decoding.Watch, "__call__", cancel_later)
+    monkeypatch.setattr(Batch, "decode", cancel_later)
     found = dict(Engine(*tiny).complete(asked))
     assert found == {index: expected[index] for index in expected if index != 3}
-    monkeypatch.setattr(tiny[0], "generate", generate)
     assert heard(Engine(*tiny).stream(asked[3])) == ([], None)
 
 
@@ -252,29 +236,22 @@ def test_nothing_is_decoded_after_the_end(tiny: Loaded, says: Callable[..., None
     assert [delta.text for delta in Engine(*tiny).stream(request(tiny, "0"))] == [""]
 
 
-def test_who_stops_listening_stops_the_model(tiny: Loaded, says: Callable[..., None]) -> None:
-    says("1")
-    before = threading.active_count()
+def test_who_stops_listening_stops_the_model(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    decode = Batch.decode
+    monkeypatch.setattr(Batch, "decode", lambda batch: steps.append(batch) or decode(batch))
     pieces = Engine(*tiny).stream(request(tiny, "0", GREEDY.model_copy(update={"max_new_tokens": 100})))
     next(pieces)
+    next(pieces)
     pieces.close()
-    assert threading.active_count() == before
-
-
-def test_an_error_in_the_stream_is_told(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**kwargs: Any) -> None:
-        raise RuntimeError("no such luck")
-
-    monkeypatch.setattr(tiny[0], "generate", fail)
-    with pytest.raises(RuntimeError, match="no such luck"):
-        list(Engine(*tiny).stream(request(tiny, "0")))
+    assert len(steps) == 1
 
 
 @pytest.mark.parametrize("ask", [Engine.complete, lambda engine, requests: engine.stream(requests[-1])])
 def test_a_prompt_too_long_is_refused_before_any_work(
     tiny: Loaded, ask: Callable[..., Iterator[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiny[0], "generate", None)
+    monkeypatch.setattr(Batch, "step", None)
     fits, too_long = request(tiny, "1" * 113), request(tiny, "1" * 114)  # and a blank, [gMASK] and <sop>
     with pytest.raises(UserError, match=r"rompt .*has 117 tokens.*max_new_tokens=12.*the 128 that"):
         list(ask(Engine(*tiny), [fits, too_long]))
@@ -296,12 +273,52 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize("error", [Panic, ValueError])
-def test_a_stream_ends_with_what_ends_its_thread(
+def test_an_error_in_a_stream_is_told(
     tiny: Loaded, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     def fail(*_: Any) -> None:
         raise error("gave up")
 
-    monkeypatch.setattr("glmtune.inference.engine.decode", fail)
+    monkeypatch.setattr(Batch, "decode", fail)
     with pytest.raises(error, match="gave up"):
         list(Engine(*tiny).stream(request(tiny, "0")))
+
+
+def test_who_asks_may_ask_on(tiny: Loaded) -> None:
+    """What is appended to the requests while they are answered is answered with them."""
+    asked = [request(tiny, prompt) for prompt in PROMPTS[:2]]
+    found = {}
+    for index, completion in Engine(*tiny).complete(asked):
+        found[index] = completion.text
+        if len(asked) < len(PROMPTS):
+            asked.append(request(tiny, PROMPTS[len(asked)]))
+    assert [found[index] for index in range(len(PROMPTS))] == answers(tiny, PROMPTS)
+
+
+def test_penalties_and_the_likeliest_tokens_are_of_the_row_alone(tiny: Loaded) -> None:
+    """A row by penalties, one with log-probabilities, and a plain one, together and alone."""
+    changes = ({"repetition_penalty": 3.0}, {"presence_penalty": 2.0, "frequency_penalty": 2.0}, {})
+    asked = [request(tiny, "12.5+7", GREEDY.model_copy(update=change)) for change in changes]
+    asked[2] = replace(asked[2], logprobs=True, top_logprobs=3)
+    together = dict(Engine(*tiny).complete(asked))
+    for index, one in enumerate(asked):
+        [(_, alone)] = Engine(*tiny).complete([one])
+        assert alone.token_ids == together[index].token_ids
+    assert len({tuple(found.token_ids) for found in together.values()}) > 1
+    told = together[2]
+    assert told.top_logprobs is not None and told.logprobs is not None
+    for token_id, number, likeliest in zip(told.token_ids, told.logprobs, told.top_logprobs, strict=True):
+        assert len(likeliest) == 3 and likeliest[0] == (token_id, number)
+    assert together[0].top_logprobs is None
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_rows_come_and_go_in_any_order(
+    prefix: bool, tiny_checkpoint: Path, any_order: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = glmtune.load(tiny_checkpoint)
+    if prefix:
+        model = PTuningV2(PTuningV2Settings(name="ptuning_v2", num_virtual_tokens=5)).apply(model).eval()
+    ends = [*range(10, model.config.vocab_size, 17), tokenizer.eos_token_id]
+    monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
+    any_order(Engine(model, tokenizer))

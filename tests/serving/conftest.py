@@ -77,10 +77,10 @@ class FakeService:
             raise RefusedError("no such token", field="tokens")
         return [TOKENS[token] for token in token_ids]
 
-    def load_adapter(self, name: str, path: str) -> None:
+    async def load_adapter(self, name: str, path: str) -> None:
         self.adapters[name] = path
 
-    def unload_adapter(self, name: str) -> None:
+    async def unload_adapter(self, name: str) -> None:
         if self.adapters.pop(name, None) is None:
             raise RefusedError(f"no adapter {name!r}", 404, "lora_name")
 

@@ -204,3 +204,46 @@ def test_answer_that_was_read() -> None:
     assert read_answer("19+23=24|42") == "42" and read_answer("?") is None
     assert TASK.score(Example("", "5"), "5").correct and TASK.score(Example("", "5"), "5.0").correct
     assert not TASK.score(Example("", "5"), "6").correct and not TASK.score(Example("", "5"), "").correct
+
+
+@given(st.integers(-999, 999), st.integers(-999, 999), st.sampled_from("+-*"))
+def test_answers_are_marked_without_a_target(left: int, right: int, operator: str) -> None:
+    value = {"+": left + right, "-": left - right, "*": left * right}[operator]
+    question = f"{left}{operator}({right})="
+    assert TASK.mark(question, f"The answer is {value}.") == {
+        "correct": 1.0,
+        "answer": str(value),
+        "right": str(value),
+    }
+    told = TASK.mark([{"role": "user", "content": question}], f"{question}{value + 1}")
+    assert told["correct"] == 0.0 and told["right"] == str(value)
+
+
+@pytest.mark.parametrize(
+    ("question", "completion", "correct", "right"),
+    [
+        ("10/3=", "10/3=3.33", 1.0, "3.33"),
+        ("10/3=", "3.3333", 0.0, "3.33"),
+        ("0.1+0.2", "0.30", 1.0, "0.3"),
+        ("5/0=", "undefined", 1.0, "undefined"),
+        ("5+3=", "I do not know.", 0.0, "8"),
+        ("5+3=", "", 0.0, "8"),
+    ],
+)
+def test_marks(question: str, completion: str, correct: float, right: str) -> None:
+    told = TASK.mark(question, completion)
+    assert (told["correct"], told["right"]) == (correct, right)
+
+
+@pytest.mark.parametrize("question", ["", "Hello", "Tom had 3-4 apples.", "9.5" * 100 + "+1", "12345678901^9="])
+def test_what_is_no_problem_is_not_marked(question: str) -> None:
+    assert TASK.mark(question, "8") == {}
+
+
+def test_marks_have_what_is_told_as_well() -> None:
+    task = Arithmetic(ArithmeticSettings(name="arithmetic", check_steps=True))
+    problem = Problem.exactly("5+3")
+    assert problem is not None
+    working = task.write_target("5+3=", task.solve(problem))
+    assert task.mark("5+3=", working) == {"correct": 1.0, "answer": "8", "right": "8", "first_fault": None}
+    assert task.mark("Hello", "8") == task.tell("Hello", "8")

@@ -86,6 +86,7 @@ class LlamaCppEngine:
         self._open(max((len(request.input_ids) + request.settings.longest for request in requests), default=0))
         for index, request in enumerate(requests):
             if not request.cancellation.is_set():
+                self._open(len(request.input_ids) + request.settings.longest)
                 yield index, self._answer(request)
 
     def stream(self, request: Request) -> Generator[Delta, None, Completion | None]:

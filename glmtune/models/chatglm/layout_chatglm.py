@@ -126,6 +126,19 @@ class PromptLayout:
         mask_position, bos_position = select(self.mask_position), select(self.bos_position)
         return PromptLayout(mask_position, bos_position, select(self.uses_gmask), self.prefix_length)
 
+    def put(self, row: int, other: PromptLayout, given: int) -> PromptLayout:
+        """Return the layout in which one row is a row of another."""
+
+        def placed(part: Tensor, new: Tensor) -> Tensor:
+            return part.index_copy(0, torch.tensor([row], device=part.device), new[given : given + 1].to(part))
+
+        return PromptLayout(
+            placed(self.mask_position, other.mask_position),
+            placed(self.bos_position, other.bos_position),
+            placed(self.uses_gmask, other.uses_gmask),
+            self.prefix_length,
+        )
+
 
 def sequences_of(places: Tensor) -> Tensor:
     """Return (B, T): the number of the sequence of each token in packed rows; one begins at every place 0."""

@@ -1,0 +1,206 @@
+"""What is served is what is predicted, whoever else asks, and a row that goes leaves the others alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import glmtune
+from glmtune.execution import Run
+from glmtune.inference.batch import Batch
+from glmtune.resolution import resolve
+from glmtune.serving.asking import Accepted, Asked, Ended, Load, Piece, RefusedError
+from glmtune.serving.service import ModelService, Sizes
+from glmtune.serving.worker import FailedError
+
+PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "100/7=", "5*5", "1+1+1", "2"]
+
+
+@pytest.fixture(scope="module")
+def base_and_run(tiny_run: Run, tiny_checkpoint: Path) -> Iterator[ModelService]:
+    """A service of a base, by the name `base`, and a run on it, by the name `run`. No test may end it."""
+    service = ModelService(Sizes(slots=3, max_queue=50))
+    service.add("base", resolve(tiny_checkpoint))
+    service.add("run", resolve(tiny_run.folder.path))
+    service.start()
+    yield service
+    service.close()
+
+
+async def events(service: ModelService, asked: Asked) -> list[Any]:
+    return [event async for event in service.answer(asked)]
+
+
+async def answer(service: ModelService, asked: Asked) -> str:
+    """The whole of one answer, put together from its pieces."""
+    first, *pieces, last = await events(service, asked)
+    assert isinstance(first, Accepted) and isinstance(last, Ended)
+    text = "".join(piece.text for piece in pieces)
+    assert text == last.message["content"]
+    return text
+
+
+def predicted(target: Any, prompts: list[str]) -> list[str]:
+    return [exchange.text for exchange in glmtune.predict(target, prompts, {"generation.max_new_tokens": 12})]
+
+
+def test_served_is_predicted(base_and_run: ModelService, tiny_run: Run, tiny_checkpoint: Path) -> None:
+    """Base and adapter in turns, in one queue."""
+    asked = [Asked(name, prompt, max_tokens=12) for prompt in PROMPTS for name in ("base", "run")]
+
+    async def ask() -> list[str]:
+        return await asyncio.gather(*(answer(base_and_run, one) for one in asked))
+
+    found = asyncio.run(ask())
+    assert found[::2] == predicted(tiny_checkpoint, PROMPTS)
+    assert found[1::2] == predicted(tiny_run.folder.path, PROMPTS)
+    assert found[::2] != found[1::2]
+    assert len(base_and_run.hosts) == 1
+
+
+def test_answers_of_one_question_are_of_their_seeds(base_and_run: ModelService) -> None:
+    many = Asked("run", "12.5+7", n=3, temperature=5.0, seed=7, max_tokens=8, logprobs=True, top_logprobs=2)
+
+    async def ask() -> tuple[list[Any], list[list[Any]]]:
+        alone = [await events(base_and_run, replace(many, n=1, seed=7 + number)) for number in range(3)]
+        return await events(base_and_run, many), alone
+
+    together, alone = asyncio.run(ask())
+    ends = {event.index: event for event in together if isinstance(event, Ended)}
+    assert [ends[number].message for number in range(3)] == [one[-1].message for one in alone]
+    assert len({ends[number].message["content"] for number in range(3)}) > 1
+    for number in range(3):
+        pieces = [event for event in together if isinstance(event, Piece) and event.index == number]
+        assert sum(len(piece.token_ids) for piece in pieces) == ends[number].completion_tokens
+        assert all(len(best) == 2 for piece in pieces for best in piece.top_logprobs)
+
+
+def test_who_stops_listening_frees_a_slot(base_and_run: ModelService) -> None:
+    """Others are answered as if nothing had been."""
+
+    async def ask() -> list[str]:
+        listening = base_and_run.answer(Asked("base", "1", max_tokens=100))
+        await anext(listening)
+        await anext(listening)
+        others = [asyncio.create_task(answer(base_and_run, Asked("base", one, max_tokens=12))) for one in PROMPTS]
+        await asyncio.sleep(0)
+        await listening.aclose()
+        return await asyncio.gather(*others)
+
+    alone = asyncio.run(ask())
+    assert alone == asyncio.run(ask())
+    assert base_and_run.load() == Load(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "field", "message"),
+    [
+        (Asked("runn", "1"), 404, "model", "no model 'runn'; there are: base, run"),
+        (Asked("run", "1" * 200), 400, "messages", "has 203 tokens; the model takes 128"),
+        (Asked("run", "1", max_tokens=126), 400, "messages", "an answer of 126; the model takes 128"),
+        (Asked("run", [3, 10**9], is_raw=True), 400, "prompt", "1000000000 is no token id"),
+        (Asked("run", [3], is_raw=True, max_tokens=3), 400, "prompt", "needs .gMASK."),
+        (Asked("run", "1", tool_choice="add", tools=[{}]), 400, "tool_choice", "'add'"),
+    ],
+)
+def test_what_cannot_be_asked(base_and_run: ModelService, asked: Asked, status: int, field: str, message: str) -> None:
+    with pytest.raises(RefusedError, match=message) as refused:
+        asyncio.run(events(base_and_run, asked))
+    assert (refused.value.status, refused.value.field) == (status, field)
+
+
+def test_a_full_queue(tiny_checkpoint: Path) -> None:
+    service = ModelService(Sizes(slots=1, max_queue=2))
+    service.add("base", resolve(tiny_checkpoint))
+
+    async def ask() -> list[Any]:
+        tasks = [asyncio.create_task(answer(service, Asked("base", "1", max_tokens=2))) for _ in range(4)]
+        await asyncio.sleep(0)
+        service.start()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    found = asyncio.run(ask())
+    service.close()
+    assert [isinstance(one, str) for one in found] == [True, True, False, False]
+    assert (found[2].status, found[2].retry_after) == (429, 1)
+
+
+def test_a_step_that_fails_touches_those_in_it_alone(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that the model chokes on fails by itself; a step of decoding fails for those who were in it."""
+    service = ModelService(Sizes(slots=4, max_queue=50))
+    service.add("base", resolve(tiny_checkpoint))
+    expected = predicted(tiny_checkpoint, PROMPTS)
+    join, decode, broken = Batch.join, Batch.decode, iter([True])
+
+    def choke(batch: Batch, group: Any) -> None:
+        if any(len(row.request.input_ids) == 40 for row in group):
+            raise RuntimeError("bad prompt")
+        join(batch, group)
+
+    def fail(batch: Batch) -> None:
+        if len(batch.running) == 3 and next(broken, False):
+            raise RuntimeError("bad step")
+        decode(batch)
+
+    async def ask() -> tuple[list[Any], list[Any]]:
+        first = [
+            asyncio.create_task(answer(service, Asked("base", one, max_tokens=12))) for one in (*PROMPTS, "1" * 37)
+        ]
+        await asyncio.sleep(0)
+        service.start()
+        choked = await asyncio.gather(*first, return_exceptions=True)
+        monkeypatch.setattr(Batch, "decode", fail)
+        second = [asyncio.create_task(answer(service, Asked("base", one, max_tokens=12))) for one in PROMPTS[:3]]
+        return choked, await asyncio.gather(*second, return_exceptions=True)
+
+    monkeypatch.setattr(Batch, "join", choke)
+    choked, failed = asyncio.run(ask())
+    assert choked[:-1] == expected and isinstance(choked[-1], Exception)
+    assert service.fault is None
+    again = asyncio.run(answer(service, Asked("base", PROMPTS[0], max_tokens=12)))
+    service.close()
+    assert again == expected[0]
+    assert all(isinstance(one, FailedError) for one in failed)
+
+
+def test_the_end_is_told(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = ModelService(Sizes(slots=1))
+    service.add("base", resolve(tiny_checkpoint))
+
+    async def ask() -> list[Any]:
+        tasks = [asyncio.create_task(answer(service, Asked("base", "1", max_tokens=100))) for _ in range(2)]
+        await asyncio.sleep(0)
+        service.start()
+        await asyncio.to_thread(service.close)
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [one.status for one in asyncio.run(ask()) if isinstance(one, RefusedError)] == [503, 503]
+
+
+def test_adapters_come_and_go(tiny_run: Run, tiny_checkpoint: Path) -> None:
+    service = ModelService(Sizes(slots=2))
+    service.add("base", resolve(tiny_checkpoint))
+    service.start()
+
+    async def ask() -> list[str]:
+        await service.load_adapter("run", str(tiny_run.folder.path))
+        tuned = await answer(service, Asked("run", PROMPTS[0], max_tokens=12))
+        with pytest.raises(RefusedError, match="asked already"):
+            await service.load_adapter("run", str(tiny_run.folder.path))
+        with pytest.raises(RefusedError, match="no adapter of a base"):
+            await service.load_adapter("other", str(tiny_checkpoint))
+        with pytest.raises(RefusedError, match="named when the server began"):
+            await service.unload_adapter("base")
+        await service.unload_adapter("run")
+        with pytest.raises(RefusedError, match="no model 'run'"):
+            await answer(service, Asked("run", PROMPTS[0]))
+        return [tuned, await answer(service, Asked("base", PROMPTS[0], max_tokens=12))]
+
+    found = asyncio.run(ask())
+    service.close()
+    assert found == [predicted(target, PROMPTS[:1])[0] for target in (tiny_run.folder.path, tiny_checkpoint)]
