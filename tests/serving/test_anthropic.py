@@ -109,7 +109,13 @@ def test_all_that_is_asked_arrives(client: TestClient, service: FakeService) -> 
     ]
     form = {"format": {"type": "json_schema", "schema": {"type": "integer"}}}
     more = {"system": "Be brief.", "stop_sequences": ["\n"], "tools": [TOOL], "output_config": form, "top_k": 2}
-    body = {"max_tokens": 9, "messages": messages, "tool_choice": {"type": "any"}, "temperature": 0, **more}
+    body = {
+        "max_tokens": 9,
+        "messages": messages,
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "temperature": 0,
+        **more,
+    }
     assert client.post(PATH, json=body).status_code == 200
     (asked,) = service.asked
     call = {"id": "a", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -140,6 +146,11 @@ def test_tokens_are_counted(client: TestClient) -> None:
         ({"stop_sequences": ["a"] * 17}, "stop_sequences"),
         ({"tool_choice": {"type": "tool", "name": "add"}}, "tool_choice"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tools": [{**TOOL, "strict": True}]}, "tools.0.strict"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+            "tool_choice.disable_parallel_tool_use",
+        ),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0.type"),
         ({"messages": [{"role": "system", "content": ""}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages.0.content.0.source"),

@@ -169,7 +169,7 @@ TWO_FORMATS = {"response_format": {"type": "json_object"}, "guided_regex": "a"}
         ({"logit_bias": {"1": 1}}, "logit_bias"),
         ({"audio": {}}, "audio"),
         ({"store": True}, "store"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"parallel_tool_calls": False, "tools": [TOOL]}, "parallel_tool_calls"),
         ({"max_tokenz": 1}, "max_tokenz"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -216,6 +216,16 @@ def test_what_is_not_supported_is_refused_by_its_name(
     assert 400 <= response.status_code < 500 and error["type"].endswith("_error")
     assert error["param"] == (field or "messages.0.content.0.image_url")
     assert error["message"].startswith(error["param"])
+
+
+@pytest.mark.parametrize("choice", ["required", "none", {"type": "function", "function": {"name": "add"}}])
+def test_one_call_of_its_schema_is_promised_where_a_call_is_demanded(
+    client: TestClient, service: FakeService, choice: Any
+) -> None:
+    strict = {"type": "function", "function": {**TOOL["function"], "strict": True}}
+    more = {"tools": [strict], "tool_choice": choice, "parallel_tool_calls": False}
+    assert client.post(CHAT, json={**ASKED, **more}).status_code == 200
+    assert service.asked[0].tools == [TOOL]
 
 
 def test_what_is_harmless_is_taken(client: TestClient) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 from glmtune.messages import Message, MessageError, check_message
 from glmtune.serving.asking import Asked, Format, Limits, RefusedError
 from glmtune.serving.dialects.bodies import Body, RequestBody, check_count
-from glmtune.serving.dialects.openai import ToolName, check_choice
+from glmtune.serving.dialects.openai import ToolName, check_choice, check_promises
 from glmtune.serving.dialects.sampling import Positive, Share, Text
 from glmtune.serving.dialects.unsupported import ANTHROPIC, ANTHROPIC_BLOCK, ANTHROPIC_OUTPUT, ANTHROPIC_TOOL
 
@@ -118,6 +118,7 @@ class AnthropicTool(Body):
     name: ToolName
     description: str | None = None
     input_schema: dict[str, Any]
+    strict: bool | None = None
 
     def definition(self) -> dict[str, Any]:
         """Return it as templates take it."""
@@ -130,7 +131,7 @@ class ToolChoice(Body):
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
-    disable_parallel_tool_use: Literal[False] | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class OutputFormat(Body):
@@ -190,6 +191,9 @@ class CountBody(RequestBody):
             raise RefusedError("goes with the type 'tool'", field="tool_choice.name")
         chosen = choice.name or {"any": "required"}.get(choice.type, choice.type)
         check_choice(chosen, choice.name is not None, tools)
+        strict = {f"tools.{index}.strict": tool.strict for index, tool in enumerate(self.tools or ())}
+        one = {"tool_choice.disable_parallel_tool_use": choice.disable_parallel_tool_use}
+        check_promises(chosen, tools, {**one, **strict})
         return chosen
 
 

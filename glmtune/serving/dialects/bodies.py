@@ -65,12 +65,12 @@ class RequestBody(Body):
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_is_no_json(cls, given: Any) -> Any:
-        for path, fault in _faults(given):
+        for path, fault in _faults(given if isinstance(given, dict) else {}):
             raise RefusedError(fault, field=".".join(path))
         return given
 
 
-def _faults(body: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+def _faults(body: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield (path, fault) of halves of characters, of numbers that JSON has not, and of what is nested too deeply."""
     open_values: list[tuple[tuple[str, ...], Any]] = [((), body)]
     while open_values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
@@ -12,7 +12,7 @@ from glmtune.serving.answers import Answer, Reply, entries_of
 from glmtune.serving.asking import Accepted, Asked, Ended, Event, Format, Limits, Piece, RefusedError, Service
 from glmtune.serving.dialects.bodies import Body, as_event, as_json, check_conversation, new_id
 from glmtune.serving.dialects.sampling import Positive, SamplingBody, only_one
-from glmtune.serving.dialects.unsupported import CHAT, FUNCTION, MESSAGE, PART
+from glmtune.serving.dialects.unsupported import CHAT, MESSAGE, PART
 from glmtune.serving.errors import openai_error
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -65,10 +65,10 @@ class ChatMessage(Body):
 class Function(Body):
     """A function that the client runs; `parameters` are a JSON schema."""
 
-    unsupported = FUNCTION
     name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class FunctionTool(Body):
@@ -79,7 +79,7 @@ class FunctionTool(Body):
 
     def definition(self) -> dict[str, Any]:
         """Return it as templates take it."""
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
 
 
 class ChosenFunction(Body):
@@ -135,7 +135,7 @@ class ChatBody(SamplingBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
 
     def asked(self, limits: Limits) -> Asked:
@@ -150,6 +150,8 @@ class ChatBody(SamplingBody):
         tools = [tool.definition() for tool in self.tools or ()]
         chosen = self.tool_choice.function.name if isinstance(self.tool_choice, ChosenTool) else self.tool_choice
         check_choice(chosen, isinstance(self.tool_choice, ChosenTool), tools)
+        strict = {f"tools.{index}.function.strict": tool.function.strict for index, tool in enumerate(self.tools or ())}
+        check_promises(chosen, tools, {"parallel_tool_calls": self.parallel_tool_calls is False, **strict})
         formats = [*(self.response_format.formats() if self.response_format else ()), *self.formats()]
         return Asked(
             prompt=messages,
@@ -184,6 +186,22 @@ def check_choice(chosen: str | None, is_name: bool, tools: list[dict[str, Any]])
         )
     if chosen == "required" and not tools:
         raise RefusedError("'required' needs `tools`, and there are none", field="tool_choice")
+
+
+def check_promises(chosen: str | None, tools: Sequence[Any], promises: Mapping[str, bool | None]) -> None:
+    """See whether calls can be promised to be as they should: one alone, with arguments of its schema.
+
+    Args:
+        chosen: what `tool_choice` says.
+        tools: that may be called.
+        promises: whether each field asks for one.
+
+    Raises:
+        RefusedError: no call is demanded, so that what is written is up to the model.
+    """
+    field = next((field for field, is_asked in promises.items() if is_asked), None)
+    if field is not None and tools and chosen in (None, "auto"):
+        raise RefusedError("is promised only where `tool_choice` demands a call. Leave it out", field=field)
 
 
 def as_openai(message: Mapping[str, Any]) -> Message:

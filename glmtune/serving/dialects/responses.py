@@ -10,7 +10,7 @@ from pydantic import Field
 from glmtune.messages import Message, MessageError, check_message
 from glmtune.serving.asking import Asked, Format, Limits, RefusedError
 from glmtune.serving.dialects.bodies import Body, RequestBody, check_count
-from glmtune.serving.dialects.openai import ToolName, check_choice
+from glmtune.serving.dialects.openai import ToolName, check_choice, check_promises
 from glmtune.serving.dialects.sampling import Positive, Share, StreamOptions, Temperature
 from glmtune.serving.dialects.unsupported import RESPONSES, RESPONSES_ITEM, RESPONSES_TEXT, RESPONSES_TOOL
 
@@ -81,10 +81,11 @@ class ResponsesTool(Body):
     name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
     def definition(self) -> dict[str, Any]:
         """Return it as templates take it."""
-        return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type"})}
+        return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type", "strict"})}
 
 
 class ChosenTool(Body):
@@ -139,7 +140,7 @@ class ResponsesBody(RequestBody):
     stream_options: StreamOptions | None = None
     tools: list[ResponsesTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
 
     def asked(self, limits: Limits) -> Asked:
@@ -151,6 +152,8 @@ class ResponsesBody(RequestBody):
         tools = [tool.definition() for tool in self.tools or ()]
         chosen = self.tool_choice.name if isinstance(self.tool_choice, ChosenTool) else self.tool_choice
         check_choice(chosen, isinstance(self.tool_choice, ChosenTool), tools)
+        strict = {f"tools.{index}.strict": tool.strict for index, tool in enumerate(self.tools or ())}
+        check_promises(chosen, tools, {"parallel_tool_calls": self.parallel_tool_calls is False, **strict})
         tells = "message.output_text.logprobs" in (self.include or ())
         if self.top_logprobs and not tells:
             raise RefusedError("needs `include` to name 'message.output_text.logprobs'", field="top_logprobs")
@@ -171,7 +174,9 @@ class ResponsesBody(RequestBody):
         """Return the fields that the response repeats."""
         names = {"instructions", "max_output_tokens", "temperature", "top_p", "top_logprobs", "tools", "tool_choice"}
         told = self.model_dump(include=names, by_alias=True)
-        return {**told, "tools": told["tools"] or [], "tool_choice": told["tool_choice"] or "auto"}
+        is_parallel = self.parallel_tool_calls is not False
+        choice = told["tool_choice"] or "auto"
+        return {**told, "tools": told["tools"] or [], "tool_choice": choice, "parallel_tool_calls": is_parallel}
 
     def _messages(self, limits: Limits) -> list[Message]:
         items = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input

@@ -55,7 +55,6 @@ class ResponsesReply(Reply):
             "incomplete_details": None,
             "model": self.accepted.model,
             "output": output,
-            "parallel_tool_calls": True,
             "previous_response_id": None,
             "store": False,
             "truncation": "disabled",

@@ -84,7 +84,6 @@ COMPLETIONS = {
 MESSAGE = {"audio": _TEXT_ONLY, "function_call": _TOOLS, "refusal": Unsupported(), "annotations": _NONE}
 PART = dict.fromkeys(("image_url", "input_audio", "file", "video_url", "audio_url", "refusal"), _TEXT_ONLY)
 STREAM_OPTIONS = {"include_obfuscation": _OFF, "continuous_usage_stats": _OFF}
-FUNCTION = {"strict": Unsupported("Arguments are held to their schema where `tool_choice` demands a call.", (False,))}
 STRUCTURED = {
     "structural_tag": Unsupported("Use `grammar`."),
     "whitespace_pattern": Unsupported("Use `grammar`."),
@@ -123,7 +122,6 @@ ANTHROPIC = {
 ANTHROPIC_OUTPUT = {"effort": _NO_REASONING}
 ANTHROPIC_TOOL = {
     "cache_control": HARMLESS,
-    "strict": FUNCTION["strict"],
     "defer_loading": _OFF,
     "eager_input_streaming": _OFF,
     "allowed_callers": Unsupported("The model calls tools itself.", (["direct"],)),
@@ -174,4 +172,4 @@ RESPONSES_ITEM = {
     "async": _OFF,
 }
 RESPONSES_TEXT = {"verbosity": CHAT["verbosity"]}
-RESPONSES_TOOL = {**FUNCTION, "defer_loading": _OFF, "allowed_callers": _NONE, "output_schema": _NONE, "async": _OFF}
+RESPONSES_TOOL = {"defer_loading": _OFF, "allowed_callers": _NONE, "output_schema": _NONE, "async": _OFF}
