@@ -121,8 +121,9 @@ def _read_lark(grammar: Any) -> str:
 
 
 def _read_choices(texts: Any) -> str:
-    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list | tuple) or not texts:
         raise UserError("the choices must be a list of texts")
+    texts = [_text(text, f"choice {number}") for number, text in enumerate(texts, start=1)]
     if len(texts) > MOST_CHOICES or sum(map(len, texts)) > MOST_CHARACTERS:
         raise UserError(f"there may be {MOST_CHOICES:,} choices of {MOST_CHARACTERS:,} characters in all")
     return _as_grammars("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
@@ -140,6 +141,10 @@ def _escape(text: str) -> str:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{name} must be a text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} has half a character, {value[error.start]!r}, at {error.start}") from None
     return value
 
 

@@ -46,11 +46,11 @@ def check_schema(schema: Any) -> None:
         raise UserError(f"the schema must be an object, not {_shown(schema)}")
     _check_levels(schema)
     try:
-        size = len(json.dumps(schema, allow_nan=False, ensure_ascii=False))
+        size = len(json.dumps(schema, allow_nan=False, ensure_ascii=False).encode())
     except (ValueError, TypeError) as error:
         raise UserError(f"the schema is no JSON: {error}") from None
     if size > MOST_CHARACTERS:
-        raise UserError(f"the schema has {size:,} characters; at most {MOST_CHARACTERS:,} are taken")
+        raise UserError(f"the schema has {size:,} bytes; at most {MOST_CHARACTERS:,} are taken")
     for place, part in _walk(schema):
         if isinstance(part, dict):
             _check_keywords(place, part)
