@@ -230,7 +230,7 @@ def test_rows_go_on_by_themselves(load: Load) -> None:
     ("kind", "value", "named"),
     [
         ("xml", None, "json_schema"),
-        ("json_schema", 3, "must be an object"),
+        ("json_schema", [[]], "must be an object"),
         ("json_schema", {"type": "objekt"}, "objekt"),
         ("json_schema", {"type": "object", "properties": {"a": {"not": {}}}}, "#/properties/a/not"),
         ("json_schema", {"type": "string", "maxlength": 3}, "Did you mean 'maxLength'"),
@@ -258,7 +258,7 @@ def test_rows_go_on_by_themselves(load: Load) -> None:
         ("regex", r"[^\s\S]", "no text belongs to it"),
         ("regex", "(a{1,1000}){1,1000}", "1,000,000 characters"),
         ("regex", "a{99999999999999999999}", "characters"),
-        ("regex", "(" * 10_000 + "a" + ")" * 10_000, "nest"),
+        ("regex", "(" * 2_000 + "a" + ")" * 2_000, "nest"),
         ("regex", None, "must be a text"),
         ("regex", "a" * 100_000, "100,000 characters"),
         ("grammar", "start: foo", "foo"),

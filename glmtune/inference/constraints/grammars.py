@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MOST_CHOICES = 1_000
+_FUEL = 200_000  # of llguidance, for expressions that are prepared: less than a second or so
 _WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,100}"  # between the parts of JSON; without a bound a model may go on for ever
 _LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|/((?:\\.|[^/\\\n])+)/|(?://|#)[^\n]*')
 # What would let control tokens into an answer, or half characters, or is another way to say what `json_schema` does.
@@ -43,7 +44,8 @@ def compile_grammar(grammar: str, vocabulary: LLTokenizer) -> LLMatcher:
     """
     from llguidance import LLMatcher, LLParserLimits
 
-    state = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    limits = LLParserLimits(initial_lexer_fuel=_FUEL, verbose_errors=False)
+    state = LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
     if not state.is_error():
         state.compute_bitmask()
     if state.is_error():
