@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from recording import options, record
+from rounds import generation_config
 from transformers.utils import logging
 
 import glmtune
@@ -18,7 +19,6 @@ from glmtune.config import GenerationSettings, load_recipe
 from glmtune.data import examples_of
 from glmtune.data.control_tokens import plain_ids
 from glmtune.data.encoding import encode_prompt
-from glmtune.inference.decoding import generation_config
 from glmtune.inference.engine import Engine
 from glmtune.inference.reading import AnswerReader
 
@@ -47,7 +47,9 @@ def main() -> None:
         for prompt in prompts:
             ids = torch.tensor([encode_prompt(tokenizer, prompt)])
             reader = AnswerReader.of(model, tokenizer)
-            out = model.generate(ids, generation_config=generation_config(reader, settings.longest))
+            out = model.generate(
+                ids, generation_config=generation_config(reader.stops, tokenizer.pad_token_id, settings.longest)
+            )
             answers.append(reader.read(out[0, ids.shape[1] :].tolist()))
         return answers
 

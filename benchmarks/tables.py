@@ -348,6 +348,25 @@ def laptop_table() -> str:
     return markdown(head, rows)
 
 
+def serving_table() -> str:
+    """The engine and the server under load."""
+    rows = []
+    for row in read("serving")["rows"]:
+        times = [row[name] for name in ("p50_ms", "p95_ms", "p99_ms")]
+        rows.append(
+            [
+                row["measured"],
+                row["who"],
+                "" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}",
+                "" if row["ratio"] is None else f"{row['ratio']:.2f}x",
+                "" if times[0] is None else " / ".join(f"{time:,.0f}" for time in times),
+                "" if row["same"] is None else f"{row['same']} of {row['answers']}",
+            ]
+        )
+    head = ["", "", "tokens/s", "ratio", "first token, ms: p50 / p95 / p99", "answers as alone"]
+    return markdown(head, rows)
+
+
 def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
     """What ours and plain have in common."""
     return tuple(row[name] for name in ("method", "bits", "batch", "length", "target", "quantize_embedding"))
@@ -380,6 +399,7 @@ if __name__ == "__main__":
         prefix_table,
         speed_real_table,
         laptop_table,
+        serving_table,
     )
     for table in tables:
         try:

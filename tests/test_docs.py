@@ -155,6 +155,8 @@ def test_every_command_runs(command: str, scratch: Path, model: Path, request: p
         request.getfixturevalue("llama_run")
     if ".gguf" in command:
         request.getfixturevalue("gguf_file")
+    if command.startswith("glmtune serve"):  # it would go on for ever
+        request.getfixturevalue("monkeypatch").setattr("glmtune.serving.serving.serve", lambda *_: 0)
     assert run_command(stand_in(command, model)) == 0
 
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from glmtune.messages import Message
     from glmtune.resolution import Target
 
-GREETING = "Type a question. 'clear' forgets the conversation, 'stop' or Ctrl-D ends it."
+GREETING = (
+    "Type a question. '/retry' asks the last one again, '/system TEXT' says how to answer from now on, 'clear' forgets "
+    "the conversation, 'stop' or Ctrl-D ends it."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +48,9 @@ class Chat:
     """A model and what has been said to it.
 
     Attributes:
-        messages: the turns so far.
+        messages: the turns so far, without the system's.
+        system: what the model is told before them; empty: nothing.
+        latest: the last question, and the turns before it.
     """
 
     def __init__(
@@ -78,17 +83,39 @@ class Chat:
         self.model, tokenizer = resolved.load()
         self.conversation = Conversation.about(resolved.task, Engine(self.model, tokenizer, limit))
         self.messages: list[Message] = []
+        self.system = ""
+        self.latest: tuple[str, list[Message]] | None = None
 
-    def ask(self, question: str) -> Iterator[str]:
+    def retry(self) -> Iterator[str]:
+        """Ask the last question again, for another answer in the place of the last one; see `ask`.
+
+        Raises:
+            UserError: nothing was asked yet.
+        """
+        from glmtune.runtime import UserError
+
+        if self.latest is None:
+            raise UserError("/retry: nothing was asked yet.")
+        question, self.messages = self.latest
+        return self.ask(question, again=True)
+
+    def ask(self, question: str, again: bool = False) -> Iterator[str]:
         """Yield the answer piece by piece; where a tool is called, its result stands between the model's turns.
+
+        Args:
+            question: of the user.
+            again: sample, as the likeliest answer is known already.
 
         Raises:
             UserError: the conversation has become too long for the model.
         """
         from glmtune.inference.completion import Delta
 
+        self.latest = question, self.messages
         asked: list[Message] = [*self.messages, {"role": "user", "content": question}]
-        stream = self.conversation.stream(self.conversation.ask(asked, self.settings))
+        told: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        settings = self.settings.model_copy(update={"do_sample": True}) if again else self.settings
+        stream = self.conversation.stream(self.conversation.ask([*told, *asked], settings))
         while True:
             try:
                 piece = next(stream)
@@ -127,7 +154,7 @@ def run(
         raise UserError("--question is empty. Write the question behind it, or leave it out to type questions.")
     chat = Chat(target, overrides, keep_history, trust)
     if question is not None:
-        answer(chat, question)
+        answer(chat.ask(question))
         return
     if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are a question that is refused, not an end
         sys.stdin.reconfigure(errors="surrogateescape")
@@ -138,19 +165,30 @@ def run(
         if typing:
             say("> ", end="", error=True)
         line = sys.stdin.readline()
-        if not line or line.strip() == "stop":
+        if not line or line.strip() in ("stop", "/stop"):
             return
-        if line.strip() == "clear":
-            chat.messages = []
-        elif line.strip():
+        if line.strip():
             try:
-                answer(chat, line.strip())
+                obey(chat, line.strip())
             except UserError as error:
                 say(f"{error} Type 'clear' to start anew.", error=True)
 
 
-def answer(chat: Chat, question: str) -> None:
-    """Print the answer as it comes."""
-    for piece in chat.ask(question):
+def obey(chat: Chat, line: str) -> None:
+    """Do what a line says: a command, or a question."""
+    word, _, rest = line.partition(" ")
+    if line in ("clear", "/clear"):
+        chat.messages, chat.latest = [], None
+    elif word == "/system":
+        chat.system = rest.strip()
+    elif line == "/retry":
+        answer(chat.retry())
+    else:
+        answer(chat.ask(line))
+
+
+def answer(pieces: Iterable[str]) -> None:
+    """Print an answer as it comes."""
+    for piece in pieces:
         say(piece, end="")
     say()

@@ -20,6 +20,10 @@ Likeliest = Sequence[tuple[int, float]]  # tokens with their log-probabilities, 
 class Matcher(Protocol):
     """How far an answer has come in what it must be. One answer has one matcher."""
 
+    @property
+    def fault(self) -> str | None:
+        """Why the answer ends before it is that; None where it does not."""
+
     def allowed(self) -> Tensor:
         """Return (V,) bool on the CPU: which tokens may be next; at least one, if only one that ends the answer."""
 

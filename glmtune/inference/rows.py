@@ -76,7 +76,8 @@ class Row:
             raise self.error
         if not self.has_ended:
             return None
-        reason: FinishReason = "stop" if self.is_whole else "length"
+        is_broken_off = self.matcher is not None and self.matcher.fault is not None
+        reason: FinishReason = "stop" if self.is_whole and not is_broken_off else "length"
         return Completion(
             self.reader.read(self.token_ids, request.stop),
             self.token_ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -136,7 +137,10 @@ class ModelService:
     async def answer(self, asked: Asked) -> AsyncGenerator[Event, None]:
         """Yield what becomes of what is asked; see `Service.answer`."""
         served = self.find(asked.model)
-        conversation, questions = prepare(served, asked)
+        if asked.format is None and asked.tool_choice in ("auto", "none"):
+            conversation, questions = prepare(served, asked)
+        else:  # forms may take a second to be read
+            conversation, questions = await asyncio.to_thread(prepare, served, asked)
         talks = [Talk(self.worker, served, conversation, question, index) for index, question in enumerate(questions)]
         try:
             for talk in talks:

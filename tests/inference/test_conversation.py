@@ -27,7 +27,7 @@ class Scripted(Engine):
         self.says, self.reason, self.limit = says, reason, limit
         self.tokenizer = None  # type: ignore[assignment]
         self.prompts: list[list[Any]] = []
-        self.batches: list[int] = []
+        self.calls = 0
 
     def encode(self, tokenizer: Any, prompt: Any, tools: Any, *others: Any) -> list[int]:
         self.prompts.append([prompt] if isinstance(prompt, str) else [message["content"] for message in prompt])
@@ -38,9 +38,13 @@ class Scripted(Engine):
         return Completion(text, [1], len(request.input_ids), self.reason)  # type: ignore[arg-type]
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        self.batches.append(len(requests))
-        alive = [index for index, request in enumerate(requests) if not request.cancellation.is_set()]
-        yield from ((index, self.write(requests[index])) for index in reversed(alive))
+        """The latest first; who asks on is answered in the same call."""
+        self.calls += 1
+        done: set[int] = set()
+        while waiting := [index for index in range(len(requests)) if index not in done]:
+            done.add(waiting[-1])
+            if not requests[waiting[-1]].cancellation.is_set():
+                yield waiting[-1], self.write(requests[waiting[-1]])
 
     def stream(self, request: Request) -> Generator[Delta, None, Completion | None]:
         if request.cancellation.is_set():
@@ -98,7 +102,7 @@ def test_tools_answer_until_the_model_does(scripted: Callable[..., Scripted]) ->
     assert [found[index].text for index in range(4)] == ["done", "done", "", "done"]
     assert [found[index].completion.finish_reason for index in range(4)] == ["stop", "stop", "tool_calls", "stop"]
     assert [len(found[index].tool_calls) for index in range(4)] == [1, 0, MOST_ROUNDS, 2]
-    assert engine.batches == [4, 3, 2, 1]
+    assert engine.calls == 1
     assert found[0].messages == [
         {"role": "assistant", "content": "", "tool_calls": [make_tool_call("calculate", {"expression": "0+1"})]},
         {"role": "tool", "name": "calculate", "content": "1"},

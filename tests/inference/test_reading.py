@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from glmtune.data.encoding import IGNORED, encode_example, stop_ids
 from glmtune.data.pieces import without_lead_in
-from glmtune.inference.reading import AnswerReader, stops_of
+from glmtune.inference.reading import AnswerReader, lead_in_as_read, stops_of
 
 
 @pytest.fixture
@@ -54,6 +58,13 @@ def test_the_lead_in_is_no_part_of_an_answer() -> None:
         "4",
     ]
     assert without_lead_in("4", "") == "4"
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "GLM-4.5", "GLM-4-9B", "ChatGLM3-6B", "Llama 3.1"])
+def test_an_answer_is_read_as_it_is_learned(checkpoint_of: Callable[[str], Path], family: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_of(family))
+    learned = [token for token in encode_example(tokenizer, "1+1=", "2")["labels"] if token != IGNORED]
+    assert AnswerReader(tokenizer, stop_ids(tokenizer), lead_in_as_read(tokenizer)).read(learned) == "2"
 
 
 def test_what_the_checkpoint_names_ends_answers(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:

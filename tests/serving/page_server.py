@@ -1,7 +1,7 @@
 """A server with the endpoints that the page asks, and no model: what is asked says how it is answered.
 
 `57.84+13.64=` is answered by arithmetic, wrongly by models without a task. `2*3` is answered by a tool, whose turns
-are told at the end, and with `2*3=` as soon as it has answered. Other questions are names of `ANSWERS`.
+are told at the end, and with `2*3=` also as they come. Other questions are names of `ANSWERS`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ TURNS = [
     {"role": "tool", "tool_call_id": "call_1", "content": "6"},
 ]
 REFUSED = {
-    "bad field": (400, {"message": "temperature: 9 is more than 2. Lower it.", "param": "temperature"}, {}),
+    "bad field": (400, {"message": "9 is more than 2. Lower it.", "param": "temperature"}, {}),
+    "named field": (400, {"message": "top_p: 2 is more than 1.", "param": "top_p"}, {}),
     "busy": (429, {"message": "64 questions wait already.", "param": None}, {"Retry-After": "3"}),
 }
 
@@ -147,9 +148,10 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.01)
         text, turns = reply(question, body["model"])
         if question == "2*3=":
-            text, turns = "6", []
+            text, turns = "6", [{**TURNS[0], "content": None}, TURNS[1]]
             self.say({"delta": {"content": TURNS[0]["content"], "reasoning_content": "a <b>product</b>"}})
-            self.say({"delta": {}, "messages": [{**TURNS[0], "content": ""}, TURNS[1]]})
+            for turn in turns:
+                self.say({"delta": {}, "messages": [turn]})
         for start in range(0, len(text), 7 if len(text) < 1000 else 200):
             self.say({"delta": {"content": text[start : start + (7 if len(text) < 1000 else 200)]}})
         if question == "lost":

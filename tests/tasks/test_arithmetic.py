@@ -272,3 +272,12 @@ def test_drafts_of_expressions_are_right(style: str, adorned: str) -> None:
 def test_expressions_too_large_are_drawn_again() -> None:
     assert drawn(3, digits=60, powers=1.0, most_exponent=100, style="direct", num_operands=3)
     assert all(len(example.target) < 1100 for example in drawn(20, style="tool", digits=200, num_operands=12))
+
+
+@pytest.mark.parametrize("echo", [True, False])
+@pytest.mark.parametrize("style", ["steps", "draft", "direct", "tool"])
+def test_the_final_answer_stands_behind_its_marker(style: str, echo: bool) -> None:
+    marker = task(style=style, echo=echo).final_marker
+    for example in drawn(50, "held_out", style=style, echo=echo):
+        final = example.target.partition(marker)[2] if marker else example.target
+        assert final == read_answer(example.target)

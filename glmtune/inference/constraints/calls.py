@@ -54,6 +54,11 @@ class CallMatcher:
         self.arguments: GrammarMatcher | None = None
         self.following: list[int] | None = None  # once the arguments are whole
 
+    @property
+    def fault(self) -> str | None:
+        """Why the answer ends before it is a call; None where it does not."""
+        return self.arguments.fault if self.arguments is not None and self.following is None else None
+
     def allowed(self) -> Tensor:
         """Return (V,) bool: which tokens may be next."""
         if self.following is not None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MOST_CHOICES = 1_000
+_FUEL = 200_000  # of llguidance, for expressions that are prepared: less than a second or so
 _WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,100}"  # between the parts of JSON; without a bound a model may go on for ever
 _LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|/((?:\\.|[^/\\\n])+)/|(?://|#)[^\n]*')
 # What would let control tokens into an answer, or half characters, or is another way to say what `json_schema` does.
@@ -43,7 +44,8 @@ def compile_grammar(grammar: str, vocabulary: LLTokenizer) -> LLMatcher:
     """
     from llguidance import LLMatcher, LLParserLimits
 
-    state = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    limits = LLParserLimits(initial_lexer_fuel=_FUEL, verbose_errors=False)
+    state = LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
     if not state.is_error():
         state.compute_bitmask()
     if state.is_error():
@@ -121,8 +123,9 @@ def _read_lark(grammar: Any) -> str:
 
 
 def _read_choices(texts: Any) -> str:
-    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list | tuple) or not texts:
         raise UserError("the choices must be a list of texts")
+    texts = [_text(text, f"choice {number}") for number, text in enumerate(texts, start=1)]
     if len(texts) > MOST_CHOICES or sum(map(len, texts)) > MOST_CHARACTERS:
         raise UserError(f"there may be {MOST_CHOICES:,} choices of {MOST_CHARACTERS:,} characters in all")
     return _as_grammars("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
@@ -140,6 +143,10 @@ def _escape(text: str) -> str:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{name} must be a text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} has half a character, {value[error.start]!r}, at {error.start}") from None
     return value
 
 

@@ -46,11 +46,11 @@ class GrammarConstraint:
 
     def to_allowed(self, mask: Mask, may_end: bool) -> Tensor:
         """Return (V,) bool of the tokens of a mask, and of those that end an answer if it may end."""
-        allowed = torch.zeros(self.size, dtype=torch.bool)
+        allowed = np.zeros(self.size, bool)
         known = min(len(mask), self.size)
-        allowed[:known] = torch.from_numpy(mask[:known])
+        allowed[:known] = mask[:known]
         allowed[list(self.stops)] = may_end
-        return allowed
+        return torch.from_numpy(allowed)
 
 
 class GrammarMatcher:

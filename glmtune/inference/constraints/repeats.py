@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import re
 
-_PART = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]|\(\??|\)|\||\{(\d+)(,?)(\d*)\}|[*+?]|.", re.DOTALL)
+_PART = re.compile(
+    r"\\.|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]"  # a character, a set
+    r"|(?P<flags>\(\?[\w-]*\))|(?P<open>\((?:\?(?:[\w-]*:|P?<\w+>))?)|(?P<close>\))"
+    r"|\{(?P<least>\d+),?(?P<most>\d*)\}|(?P<sign>[*+?|])|.",
+    re.DOTALL,
+)
+_MOST_DIGITS = 9  # of a number that is read
 
 
 def length_written_out(expression: str) -> int:
@@ -15,18 +21,16 @@ def length_written_out(expression: str) -> int:
     groups = [0]  # lengths of the groups that are open
     last = 0  # length of what a repeat would repeat
     for part in _PART.finditer(expression):
-        text = part[0]
-        if text.startswith("(") and not text.startswith("\\"):
+        if part["open"]:
             groups.append(0)
-            last = 0
-        elif text == ")":
+        elif part["close"]:
             last = groups.pop() if len(groups) > 1 else 0
             groups[-1] += last
-        elif part[1] is not None:
-            times = max(int(part[1][:9]), int(part[3][:9] or 0))
+        elif part["least"]:
+            times = max(int(number[:_MOST_DIGITS] or 0) for number in (part["least"], part["most"]))
             groups[-1] += last * (times - 1)
             last *= times
-        elif text not in ("*", "+", "?", "|"):
+        elif not part["sign"] and not part["flags"]:
             last = 1
             groups[-1] += last
     return sum(groups)

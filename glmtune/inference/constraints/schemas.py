@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -11,10 +12,12 @@ from glmtune import registry
 from glmtune.inference.constraints.repeats import length_written_out
 from glmtune.runtime import UserError
 
-MOST_CHARACTERS = 64 * 1024  # of a schema, an expression or a grammar
+MOST_CHARACTERS = 64 * 1024  # of a schema or a grammar
+MOST_WRITTEN = 4_096  # characters of an expression
 MOST_LEVELS = 50  # of a schema
 MOST_PROPERTIES = 500  # of one object; also references of a schema
 MOST_REPEATED = 20_000  # characters of an expression with its repeats written out
+MOST_SECONDS = 1.0  # for finding where in a schema a fault is
 MOST_MULTIPLE = 10_000  # of `multipleOf`, without its point
 
 # Keywords whose values are schemas: one, a list of them, or several by name.
@@ -43,14 +46,14 @@ def check_schema(schema: Any) -> None:
         UserError: a keyword is unknown or cannot be kept, or there is too much of something.
     """
     if not isinstance(schema, dict | bool):
-        raise UserError(f"the schema must be an object, not {_shown(schema)}")
+        raise UserError(f"the schema must be an object, not of type {type(schema).__name__}")
     _check_levels(schema)
     try:
-        size = len(json.dumps(schema, allow_nan=False, ensure_ascii=False))
+        size = len(json.dumps(schema, allow_nan=False, ensure_ascii=False).encode())
     except (ValueError, TypeError) as error:
         raise UserError(f"the schema is no JSON: {error}") from None
     if size > MOST_CHARACTERS:
-        raise UserError(f"the schema has {size:,} characters; at most {MOST_CHARACTERS:,} are taken")
+        raise UserError(f"the schema has {size:,} bytes; at most {MOST_CHARACTERS:,} are taken")
     for place, part in _walk(schema):
         if isinstance(part, dict):
             _check_keywords(place, part)
@@ -68,7 +71,10 @@ def find_fault(schema: Any, fault_of: Callable[[Any], str]) -> str:
         return fault
     named = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     deepest: Place = ()
+    latest = time.monotonic() + MOST_SECONDS
     for place, part in _walk(schema):
+        if time.monotonic() > latest:
+            break
         if isinstance(part, dict) and place[: len(deepest)] == deepest and (found := fault_of({**part, **named})):
             deepest, fault = place, found
     return f"{show_place(deepest)}: {fault}"
@@ -149,8 +155,8 @@ def check_repeats(expression: str, place: str) -> None:
     Raises:
         UserError: too long.
     """
-    if len(expression) > MOST_CHARACTERS:
-        raise UserError(f"{place}: has {len(expression):,} characters; at most {MOST_CHARACTERS:,} are taken")
+    if len(expression) > MOST_WRITTEN:
+        raise UserError(f"{place}: has {len(expression):,} characters; at most {MOST_WRITTEN:,} are taken")
     if (length := length_written_out(expression)) > MOST_REPEATED:
         raise UserError(
             f"{place}: has {length:,} characters with its repeats written out; at most {MOST_REPEATED:,} are taken. "

@@ -23,6 +23,7 @@ export class Answer {
   constructor(model) {
     this.model = model;
     this.status = say(make("span", "status"), "writing");
+    this.status.role = "status";
     this.folded = make("div", "folded");
     this.body = make("div", "text");
     this.body.ariaLive = "polite";
@@ -125,8 +126,9 @@ export class Answer {
     const before = turns.map((turn) => (turn.role === "tool" ? "" : (turn.content ?? ""))).join("");
     if (!isLast) this.writer.reset("");
     else if (before && this.text.startsWith(before)) this.writer.reset(this.text.slice(before.length));
-    const results = turns.filter((turn) => turn.role === "tool");
-    this.#showCalls(turns.flatMap((turn) => turn.tool_calls ?? []), results);
+    const results = this.said.filter((turn) => turn.role === "tool");
+    this.folded.replaceChildren();
+    this.#showCalls(this.said.flatMap((turn) => turn.tool_calls ?? []), results);
   }
 
   #showCalls(calls, results = []) {

@@ -107,6 +107,7 @@ export class Chat {
   #takeBack() {
     if (this.isAnswering) return null;
     const turn = this.turns.pop();
+    if (turn?.element.contains(document.activeElement)) this.root.closest("main").focus();
     turn?.element.remove();
     this.showTallies();
     return turn;

@@ -11,7 +11,7 @@ export function showFailure(element, failure) {
   const word = KNOWN.includes(kind) ? `failed-${kind}` : "failed-other";
   const parts = [say(make("b"), word, { status: kind ?? failure.name })];
   if (message) parts.push(foreign(message));
-  if (field) parts.push(say(make("span"), "field", { field }));
+  if (field && !message.startsWith(field)) parts.push(say(make("span"), "field", { field }));
   if (retryAfter) parts.push(say(make("span"), "retry-after", { n: retryAfter }));
   element.replaceChildren(...parts.flatMap((part) => [part, " "]));
   element.hidden = false;

@@ -33,6 +33,7 @@ export class Heads {
     const before = this.picked.filter((name) => models.some((model) => model.name === name));
     const wanted = before.length ? before : firstPick(models);
     this.models = models;
+    this.root.hidden = !models.length;
     for (const [place, select] of this.selects.entries()) {
       const options = models.map(({ name }) => new Option(name, name));
       if (place) options.unshift(say(new Option("", ""), "alone"));

@@ -47,6 +47,7 @@ function showEmpty() {
   const picked = heads.picked.map((name) => heads.modelOf(name));
   const [hint, list] = at("empty").children;
   const draws = picked.some((model) => model.task === "arithmetic");
+  hint.hidden = false;
   say(hint, picked.length ? (draws ? "empty-draw" : "empty") : "no-models");
   const entriesOf = (model) => [make("dt", "", foreign(model.name)), make("dd", "", ...factsOf(model))];
   list.replaceChildren(...picked.flatMap(entriesOf));
@@ -62,10 +63,17 @@ function factsOf({ task, parent, max_model_len: limit, is_ready: isReady, remark
 
 function showState() {
   at("empty").hidden = chat.turns.length > 0;
-  at("stop").hidden = !chat.isAnswering;
-  at("send").hidden = chat.isAnswering;
+  swap(...(chat.isAnswering ? ["send", "stop"] : ["stop", "send"]).map(at));
   at("draw").disabled = chat.isAnswering;
   if (chat.isAnswering) goToEnd();
+}
+
+/** Put a button in the place of another, with the focus. */
+function swap(before, after) {
+  const isFocused = document.activeElement === before;
+  before.hidden = true;
+  after.hidden = false;
+  if (isFocused) after.focus();
 }
 
 function openSide(isOpen) {
