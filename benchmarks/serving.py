@@ -32,6 +32,7 @@ from glmtune.data import examples_of
 from glmtune.data.encoding import encode_prompt
 from glmtune.inference.completion import Completion, Request
 from glmtune.inference.engine import Engine
+from glmtune.resolution import resolve
 
 WIDE = Path(__file__).parents[1] / "checkpoints/arithmetic-wide"
 INVALID: list[Any] = [b"{", {"model": "nano"}, {"model": "nobody", "messages": [{"role": "user", "content": "1"}]}]
@@ -73,12 +74,13 @@ def wording(count: int) -> list[Any]:
 
 
 def engine_rows(count: int) -> Iterator[Row]:
-    """Workings of arithmetic-wide: batches of `generate` in rounds, and rows that come and go."""
-    resolved = glmtune.resolution.resolve(str(WIDE))
+    """Problems of arithmetic-wide, worked out in full: batches of `generate` in rounds, and rows that come and go."""
+    resolved = resolve(str(WIDE))
     model, tokenizer = resolved.load()
-    problems = [f"{a}.5*{b}-{c}=" for a, b, c in numbers(count)]
-    prompts = [encode_prompt(tokenizer, problem) for problem in problems]
-    yield from compared("engine, workings of arithmetic-wide", model, tokenizer, prompts, [64] * count, (8, 16, 32, 64))
+    examples = examples_of(resolved.task, "held_out", count, resolved.recipe.seed)
+    prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
+    longest = [resolved.recipe.generation.longest] * count
+    yield from compared("engine, problems of arithmetic-wide", model, tokenizer, prompts, longest, (16, 32, 64))
 
 
 def mixed_rows(count: int) -> Iterator[Row]:
@@ -94,15 +96,10 @@ def mixed_rows(count: int) -> Iterator[Row]:
     yield from compared("predict, mixed lengths", model, tokenizer, prompts, longest, (32, 64))
 
 
-def numbers(count: int) -> list[tuple[int, int, int]]:
-    rng = random.Random(1)
-    return [(rng.randrange(10, 999), rng.randrange(2, 99), rng.randrange(1000)) for _ in range(count)]
-
-
 def compared(
     what: str, model: Any, tokenizer: Any, prompts: Sequence[Any], longest: Sequence[int], sizes: Sequence[int]
 ) -> Iterator[Row]:
-    """Rounds of batches of 64 and slots of some sizes, in turns; the best of three each."""
+    """Rounds of batches of 64 and slots of some sizes, in turns; the best of two each."""
     engine = Engine(model, tokenizer)
     stops, pad, most = engine.reader.stops, tokenizer.pad_token_id, max(longest)
 
@@ -122,7 +119,7 @@ def compared(
 
     ways = {"batches of 64 in rounds": in_rounds} | {f"{size} slots": in_slots(size) for size in sizes}
     best, found = dict.fromkeys(ways, float("inf")), {}
-    for _ in range(3):
+    for _ in range(2):
         for name, way in ways.items():
             start = time.perf_counter()
             found[name] = way()

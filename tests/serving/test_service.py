@@ -18,6 +18,7 @@ from glmtune.serving.asking import Accepted, Asked, Ended, Load, Piece, RefusedE
 from glmtune.serving.service import ModelService, Sizes
 from glmtune.serving.worker import FailedError
 
+SUB = {"type": "function", "function": {"name": "sub", "parameters": {"type": "object", "properties": {}}}}
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "100/7=", "5*5", "1+1+1", "2"]
 
 
@@ -105,7 +106,8 @@ def test_who_stops_listening_frees_a_slot(base_and_run: ModelService) -> None:
         (Asked("run", "1", max_tokens=126), 400, "messages", "an answer of 126; the model takes 128"),
         (Asked("run", [3, 10**9], is_raw=True), 400, "prompt", "1000000000 is no token id"),
         (Asked("run", [3], is_raw=True, max_tokens=3), 400, "prompt", "needs .gMASK."),
-        (Asked("run", "1", tool_choice="add", tools=[{}]), 400, "tool_choice", "'add'"),
+        (Asked("run", "1", tool_choice="add", tools=[SUB]), 400, "tool_choice", "no tool 'add'; there are: sub"),
+        (Asked("run", "1", tool_choice="required", tools=[SUB]), 400, "tool_choice", "nano knows no tool"),
     ],
 )
 def test_what_cannot_be_asked(base_and_run: ModelService, asked: Asked, status: int, field: str, message: str) -> None:
