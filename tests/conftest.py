@@ -1,31 +1,31 @@
-"""What the tests share: a tiny checkpoint, a run trained on it, and the settings of such runs."""
+"""What the tests share: a tiny checkpoint, a run trained on it, and the settings of such runs.
 
+The libraries are imported by the fixtures: the process that only hands tests to workers does without them.
+"""
+
+from __future__ import annotations
+
+import gc
 import io
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import family_checkpoints
 import pytest
-import torch
 from hypothesis import settings
-from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import glmtune
-from glmtune import distributed
-from glmtune.commands import train
-from glmtune.config import GenerationSettings
-from glmtune.data.encoding import encode_prompt
-from glmtune.execution import Run
-from glmtune.inference.completion import Request
-from glmtune.inference.engine import Engine
-from glmtune.inference.rows import Row
-from glmtune.models import loading
+if TYPE_CHECKING:
+    from glmtune.execution import Run
+    from glmtune.inference.engine import Engine
+
+    Trains = Callable[..., Run]
+    WritesRecords = Callable[..., Path]
+    Drawing = Callable[[], AbstractContextManager[None]]
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("glmtune", deadline=None)
@@ -33,13 +33,28 @@ settings.load_profile("glmtune")
 
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "inner_hidden_size": 64}
 
-Trains = Callable[..., Run]
-WritesRecords = Callable[..., Path]
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Take what is imported and collected, a million objects that stay, out of Python's search for garbage.
+
+    Each training searches all that is left.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def on_one_core() -> Iterator[None]:
     """The models are too small to gain from more, and their results are to be the same everywhere."""
+    import torch
+
+    from glmtune import distributed
+
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "local_device", lambda: torch.device("cpu"))
@@ -54,12 +69,48 @@ def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def drawing() -> Iterator[Drawing]:
+    """Charts are made, but left blank: to draw a run's takes longer than the run. `with drawing():` draws them."""
+    from matplotlib.figure import Figure
+
+    draw = Figure.savefig
+
+    def leave_blank(figure: Figure, file: Any, format: str, **options: Any) -> None:
+        if format == "svg":
+            file.write('<svg viewBox="0 0 1 1"></svg>')
+        else:
+            Path(file).write_bytes(b"")
+
+    @contextmanager
+    def drawn() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Figure, "savefig", draw)
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", leave_blank)
+        yield drawn
+
+
+@pytest.fixture(scope="module")
+def drawn_charts(drawing: Drawing) -> Iterator[None]:
+    """The charts of this module are drawn."""
+    with drawing():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ChatGLM-6B of some 30,000 random weights that takes 128 tokens, with nano's tokenizer.
 
     They are large, so that it has something to say to everything. No test may change it.
     """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from glmtune.models import loading
+
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     config = AutoConfig.from_pretrained(
         loading.EMBEDDED["nano"], **SIZES, max_sequence_length=128, initializer_range=0.6
@@ -73,6 +124,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`checkpoint_of("GLM-4-9B")`: the directory of a tiny checkpoint. No test may change it."""
+    import family_checkpoints
+
     written: dict[str, Path] = {}
 
     def find(family: str) -> Path:
@@ -110,6 +163,9 @@ def tiny_settings(tiny_checkpoint: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def train_tiny(tiny_settings: list[str]) -> Trains:
     """`train_tiny(folder, "training.steps=8", ...)`: a run by `tiny_settings` and others that replace them."""
+    from rich.console import Console
+
+    from glmtune.commands import train
 
     def run(folder: Path, *settings: str) -> Run:
         return train.run(
@@ -120,14 +176,17 @@ def train_tiny(tiny_settings: list[str]) -> Trains:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, train_tiny: Trains) -> Run:
-    """A short LoRA run. No test may change its folder."""
-    return train_tiny(tmp_path_factory.mktemp("runs") / "tiny", "training.steps=12")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, train_tiny: Trains, drawing: Drawing) -> Run:
+    """A short LoRA run, with its charts. No test may change its folder."""
+    with drawing():
+        return train_tiny(tmp_path_factory.mktemp("runs") / "tiny", "training.steps=12")
 
 
 @pytest.fixture(scope="session")
 def tiny(tiny_run: Run) -> tuple[Any, Any]:
     """Model and tokenizer of that run. No test may change them."""
+    import glmtune
+
     return glmtune.load(tiny_run.folder.path)
 
 
@@ -137,6 +196,9 @@ def check_mixture() -> Callable[[Engine], None]:
 
     Requests are sampled or not, short or long, stopped by a text, cancelled, or asked for log-probabilities.
     """
+    from glmtune.config import GenerationSettings
+    from glmtune.data.encoding import encode_prompt
+    from glmtune.inference.completion import Request
 
     def check(engine: Engine) -> None:
         greedy = GenerationSettings(max_new_tokens=12)
@@ -172,6 +234,10 @@ def check_mixture() -> Callable[[Engine], None]:
 @pytest.fixture
 def any_order() -> Callable[[Engine], None]:
     """`any_order(engine)`: rows that come at any step of others, and leave at any, are answered as alone."""
+    from glmtune.config import GenerationSettings
+    from glmtune.data.encoding import encode_prompt
+    from glmtune.inference.completion import Request
+    from glmtune.inference.rows import Row
 
     def check(engine: Engine) -> None:
         settings = GenerationSettings(max_new_tokens=16)

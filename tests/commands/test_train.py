@@ -2,11 +2,11 @@
 
 import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from safetensors import SafetensorError
 
+from glmtune import cli
 from glmtune.commands import evaluate, export, train
 from glmtune.config import load_recipe, to_yaml
 from glmtune.data.encoder import Encoder
@@ -171,24 +172,28 @@ def wait_for(found: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+def train_with_errors_in(file: Path, settings: list[str]) -> None:
+    """Be the process of a command line."""
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    cli.main(["train", *settings])
+
+
 def test_ctrl_c_and_resume(tmp_path: Path, tiny_settings: list[str]) -> None:
-    """A real process and a real signal."""
-    folder, log = tmp_path / "run", tmp_path / "run/log.jsonl"
+    """A real process and a real signal; it is a fork, which has the libraries already."""
+    folder, log, told = tmp_path / "run", tmp_path / "run/log.jsonl", tmp_path / "errors.txt"
     settings = [*tiny_settings, f"training.output_dir={folder}", "training.steps=100", "training.eval_steps=100"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "glmtune", "train", *settings],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = multiprocessing.get_context("fork").Process(target=train_with_errors_in, args=(told, settings))
+    process.start()
     try:
-        wait_for(lambda: process.poll() is not None or (log.is_file() and '"loss"' in log.read_text()))
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        wait_for(lambda: not process.is_alive() or (log.is_file() and '"loss"' in log.read_text()))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        process.join(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, errors
+    errors = told.read_text()
+    assert process.exitcode == 130, errors
     assert "Ending after this step" in errors and "Traceback" not in errors
     assert f"Interrupted. Go on with: glmtune train --resume {folder}" in errors
     [checkpoint] = folder.joinpath("checkpoints").glob("checkpoint-*")

@@ -9,6 +9,8 @@ from glmtune.evaluation.page import page, write_judged_page, write_page
 from glmtune.examples import Example
 from glmtune.runtime import read_json_lines
 
+pytestmark = pytest.mark.usefixtures("drawn_charts")
+
 SECTIONS = ["run", "results", "curves", "by-left_digits", "changed", "failures", "forgetting", "costs", "recipe"]
 
 

@@ -10,6 +10,8 @@ from glmtune.reporting.charts import PAGE, to_svg, write_png
 from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import Arithmetic
 
+pytestmark = pytest.mark.usefixtures("drawn_charts")
+
 LOG = [
     {"step": step, "loss": 3 * math.exp(-step / 20), "learning_rate": 1e-3 * (1 - step / 200)}
     for step in range(10, 201, 10)

@@ -12,6 +12,8 @@ import pytest
 
 from glmtune.reporting.charts import COLORS, PAGE, Group, Line, bar_chart, line_chart, smooth, to_svg, write_png
 
+pytestmark = pytest.mark.usefixtures("drawn_charts")
+
 CURVE = [(step, 100.0 / (1 + step)) for step in range(100)]
 LINES = [
     Line("", CURVE, pale=True),

@@ -28,6 +28,8 @@ from glmtune.records.writing import write_rows
 from glmtune.reporting.charts import PAGE, Group, bar_chart, to_svg
 from glmtune.reporting.page import HERE, render_page
 
+pytestmark = pytest.mark.usefixtures("drawn_charts")
+
 PACKAGE = Path(glmtune.__file__).parent
 FORMULAS = [
     "=1+1",

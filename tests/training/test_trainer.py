@@ -111,28 +111,22 @@ class WidePadding(Collator):
         return {name: rows if name == "logits_to_keep" else rows[:-1] for name, rows in batch.items()}
 
 
+SPLITS = {"two": (4, 2, Collator), "eight": (1, 8, Collator), "padded": (8, 1, WidePadding)}
+
+
 @pytest.mark.parametrize("method", ["lora", "full", "freeze, num_layers: 1", "ptuning_v2, dropout: 0"])
-@pytest.mark.parametrize(
-    ("batch_size", "micro_batches", "collator"), [(4, 2, Collator), (1, 8, Collator), (8, 1, WidePadding)]
-)
 def test_one_batch_is_many_micro_batches(
-    learn: Callable[..., Weights],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    batch_size: int,
-    micro_batches: int,
-    collator: type[Collator],
+    learn: Callable[..., Weights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """The examples differ in their number of target tokens, so a mean of means would be another loss."""
     common = (f"method={{name: {method}}}", "training.learning_rate=2e-4")
     whole = learn("whole", *common, "training.batch_size=8")
-    monkeypatch.setattr(trainer, "Collator", collator)
-    parts = learn(
-        "parts", *common, f"training.batch_size={batch_size}", f"training.gradient_accumulation_steps={micro_batches}"
-    )
-    assert same(whole, parts, atol=1e-5)
-    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    for name, (batch_size, micro_batches, collator) in SPLITS.items():
+        monkeypatch.setattr(trainer, "Collator", collator)
+        accumulation = f"training.gradient_accumulation_steps={micro_batches}"
+        parts = learn(name, *common, f"training.batch_size={batch_size}", accumulation)
+        assert same(whole, parts, atol=1e-5), name
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "whole"), abs=1e-5), name
 
 
 def test_the_seed_determines_the_run(learn: Callable[..., Weights]) -> None:
@@ -197,21 +191,20 @@ METHODS = [
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stop", STOPS)
-def test_resumed_is_never_stopped(learn: Callable[..., Weights], tmp_path: Path, method: str, stop: str) -> None:
+def test_resumed_is_never_stopped(learn: Callable[..., Weights], tmp_path: Path, method: str) -> None:
     """Eight steps of four are four passes over the examples, so the stop is in the middle of them."""
     settings = (f"method={method}", "training.eval_steps=3")
     script = [0.1, 0.1, 0.3]
     expected = learn("whole", *settings, steps=8, judge=Judge(script))
-    at, error = STOPS[stop]
-    with pytest.raises(error):
-        learn("stopped", *settings, steps=8, judge=Judge(script, at=at))
-    assert max(losses(tmp_path / "stopped")) < 8
-    resumed = learn("stopped", *settings, steps=8, judge=Judge(script[1:]))
-    assert same(resumed, expected, atol=1e-6)
-    assert losses(tmp_path / "stopped") == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)
-    seconds = [record["seconds"] for record in log_of(tmp_path / "stopped")]
-    assert seconds == sorted(seconds)
+    for stop, (at, error) in STOPS.items():
+        with pytest.raises(error):
+            learn(stop, *settings, steps=8, judge=Judge(script, at=at))
+        assert max(losses(tmp_path / stop)) < 8
+        resumed = learn(stop, *settings, steps=8, judge=Judge(script[1:]))
+        assert same(resumed, expected, atol=1e-6), stop
+        assert losses(tmp_path / stop) == pytest.approx(losses(tmp_path / "whole"), abs=1e-6), stop
+        seconds = [record["seconds"] for record in log_of(tmp_path / stop)]
+        assert seconds == sorted(seconds), stop
 
 
 @pytest.fixture
@@ -255,11 +248,16 @@ def test_a_half_written_checkpoint_is_passed_over(learn: Callable[..., Weights],
     assert same(learn("run", "training.eval_steps=2"), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["{name: lora, rank: 4}", "{name: full}", "{name: freeze, num_layers: 1}"])
 @pytest.mark.parametrize(
-    ("script", "best"),
-    [([0.1, 0.9, 0.3, 0.5], 2), ([0.9, 0.1, 0.1, 0.1], 1), ([0.1, 0.5, 0.5, 0.2], 3), ([0.0, 0.0, 0.0, 0.0], 4)],
-    ids=["middle", "first", "later of equals", "last of none"],
+    ("method", "script", "best"),
+    [
+        pytest.param("{name: lora, rank: 4}", [0.1, 0.9, 0.3, 0.5], 2, id="middle"),
+        pytest.param("{name: full}", [0.1, 0.9, 0.3, 0.5], 2, id="middle, full"),
+        pytest.param("{name: freeze, num_layers: 1}", [0.1, 0.9, 0.3, 0.5], 2, id="middle, freeze"),
+        pytest.param("{name: full}", [0.9, 0.1, 0.1, 0.1], 1, id="first"),
+        pytest.param("{name: freeze, num_layers: 1}", [0.1, 0.5, 0.5, 0.2], 3, id="later of equals"),
+        pytest.param("{name: lora, rank: 4}", [0.0, 0.0, 0.0, 0.0], 4, id="last of none"),
+    ],
 )
 def test_the_best_remains(
     learn: Callable[..., Weights], tmp_path: Path, method: str, script: list[float], best: int

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -41,14 +41,17 @@ CONFLICTS = {
     "torchao": ("<0.16", "keeps peft from making any LoRA layer; nothing here needs it"),
 }
 
+Declared = Callable[[str], list[Requirement]]
+
 
 def machine_checks() -> list[Check]:
     """Return what is looked at without a target."""
     again = "Install it again: pip install glmtune"
     installed = [name for name in CONFLICTS if name not in OPTIONAL and version_of(name) is not None]
+    declared = cache(requirements)  # each library is compared with all of them
     return [
         Check("python", python, again),
-        *(Check(name, partial(library, name), again) for name in (*REQUIRED, *OPTIONAL, *installed)),
+        *(Check(name, partial(library, name, declared), again) for name in (*REQUIRED, *OPTIONAL, *installed)),
         Check("device", device, "Install torch again: https://pytorch.org/get-started/locally", ("torch",)),
         Check("memory", memory, again),
         Check("disk", disk, "Change to a folder that can be read."),
@@ -71,10 +74,10 @@ def python() -> Finding:
     return "ok", found, ""
 
 
-def library(name: str) -> Finding:
+def library(name: str, declared: Declared) -> Finding:
     """Compare a library's version with what this package and the other libraries ask of it."""
     found = version_of(name)
-    asked = list(demands(name))
+    asked = list(demands(name, declared))
     wanted = SpecifierSet(",".join(str(part) for _, part in asked))
     remedy = f"pip install '{name}{wanted}'"
     if found is None:
@@ -91,11 +94,15 @@ def library(name: str) -> Finding:
     return "ok", found, ""
 
 
-def demands(name: str) -> Iterator[tuple[str, SpecifierSet]]:
+def requirements(asking: str) -> list[Requirement]:
+    """Return what this package or a library beside it declares."""
+    return [Requirement(text) for text in metadata.requires(asking) or []] if version_of(asking) else []
+
+
+def demands(name: str, declared: Declared) -> Iterator[tuple[str, SpecifierSet]]:
     """Yield (who, which versions) of a library, by what this package and the libraries beside it declare."""
     for asking in ("glmtune", *REQUIRED, *OPTIONAL):
-        for text in (metadata.requires(asking) or []) if version_of(asking) else []:
-            requirement = Requirement(text)
+        for requirement in declared(asking):
             extra = {"extra": "quantization" if asking == "glmtune" else ""}
             applies = requirement.marker is None or requirement.marker.evaluate(extra)
             if applies and canonicalize_name(requirement.name) == name and requirement.specifier:
