@@ -18,12 +18,14 @@ FEW_ROWS = 8  # are not worth being read again
 class Half(StoppingCriteria):
     """Ends a round with all rows, or with half of many."""
 
-    def __init__(self, stops: Sequence[int], count: int) -> None:
-        self.stops, self.ended = torch.tensor(stops), torch.zeros(count, dtype=torch.bool)
+    def __init__(self, stops: Sequence[int], rooms: Sequence[int]) -> None:
+        self.stops, self.rooms, self.length = torch.tensor(stops), torch.tensor(rooms), 0
+        self.ended = torch.zeros(len(rooms), dtype=torch.bool)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """(B,) bool: whether each row has ended, or the round."""
-        self.ended |= torch.isin(input_ids[:, -1], self.stops)
+        self.length += 1
+        self.ended |= torch.isin(input_ids[:, -1], self.stops) | (self.length >= self.rooms)
         if len(self.ended) <= FEW_ROWS:
             return self.ended
         return self.ended | (2 * self.ended.sum() >= len(self.ended))
@@ -45,7 +47,7 @@ def decode(
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), size):
         batch = order[start : start + size]
-        while batch := [index for index in batch if not ended(answers[index], stops, longest)]:
+        while batch := [index for index in batch if not ended(answers[index], stops, longest[index])]:
             one_round(model, prompts, answers, batch, stops, pad, longest)
     return answers
 
@@ -62,20 +64,20 @@ def one_round(
     batch: Sequence[int],
     stops: Sequence[int],
     pad: int,
-    longest: int,
+    longest: Sequence[int],
 ) -> None:
     """Go on with all rows until all of them have ended, or half of many."""
     rows = [[*prompts[index], *answers[index]] for index in batch]
     width = max(map(len, rows))
     input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    room = longest - min(len(answers[index]) for index in batch)
-    config = generation_config(stops, pad, room)
+    rooms = [longest[index] - len(answers[index]) for index in batch]
+    config = generation_config(stops, pad, max(rooms))
     output = model.generate(
-        input_ids=input_ids, attention_mask=mask, generation_config=config, stopping_criteria=[Half(stops, len(batch))]
+        input_ids=input_ids, attention_mask=mask, generation_config=config, stopping_criteria=[Half(stops, rooms)]
     )
     for index, new in zip(batch, output[:, width:].tolist(), strict=True):
         for token in new:
-            if ended(answers[index], stops, longest):
+            if ended(answers[index], stops, longest[index]):
                 break
             answers[index].append(token)

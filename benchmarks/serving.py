@@ -36,6 +36,7 @@ from glmtune.resolution import resolve
 
 WIDE = Path(__file__).parents[1] / "checkpoints/arithmetic-wide"
 INVALID: list[Any] = [b"{", {"model": "nano"}, {"model": "nobody", "messages": [{"role": "user", "content": "1"}]}]
+SHORT = 300  # characters of the workings that are asked for
 Row = dict[str, Any]
 
 
@@ -77,9 +78,10 @@ def engine_rows(count: int) -> Iterator[Row]:
     """Problems of arithmetic-wide, worked out in full: batches of `generate` in rounds, and rows that come and go."""
     resolved = resolve(str(WIDE))
     model, tokenizer = resolved.load()
-    examples = examples_of(resolved.task, "held_out", count, resolved.recipe.seed)
-    prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
-    longest = [resolved.recipe.generation.longest] * count
+    drawn = examples_of(resolved.task, "held_out", 4 * count, resolved.recipe.seed)
+    short = [example for example in drawn if len(example.target) <= SHORT][:count]
+    prompts = [encode_prompt(tokenizer, example.prompt) for example in short]
+    longest = [2 * SHORT] * len(prompts)
     yield from compared("engine, problems of arithmetic-wide", model, tokenizer, prompts, longest, (16, 32, 64))
 
 
@@ -101,11 +103,10 @@ def compared(
 ) -> Iterator[Row]:
     """Rounds of batches of 64 and slots of some sizes, in turns; the best of two each."""
     engine = Engine(model, tokenizer)
-    stops, pad, most = engine.reader.stops, tokenizer.pad_token_id, max(longest)
+    stops, pad = engine.reader.stops, tokenizer.pad_token_id
 
     def in_rounds() -> list[list[int]]:
-        found = decode(model, prompts, stops, pad, most, 64)
-        return [ids[:room] for ids, room in zip(found, longest, strict=True)]
+        return decode(model, prompts, stops, pad, longest, 64)
 
     def in_slots(size: int) -> Callable[[], list[list[int]]]:
         settings = [GenerationSettings(max_new_tokens=room, batch_size=size) for room in longest]
