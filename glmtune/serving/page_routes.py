@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from glmtune.serving.dialects.bodies import RequestBody, check_conversation
 from glmtune.serving.dialects.openai import Call, ChatMessage
 
 FOLDER = Path(__file__).with_name("page")
+# Not as the machine has them: browsers run no script of another kind.
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # The page runs its own script alone; a report, which has none, runs nothing at all.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -90,7 +91,7 @@ def _file(name: str) -> Response:
     files = {path.name: path for path in FOLDER.iterdir() if path.is_file()} if FOLDER.is_dir() else {}
     if name not in files:
         raise RefusedError(f"no file {name!r}", 404)
-    kind = guess_type(name)[0] or "application/octet-stream"
+    kind = KINDS[Path(name).suffix]
     return _guarded(files[name].read_bytes(), f"{kind}; charset=utf-8" if kind.startswith("text/") else kind)
 
 

@@ -140,8 +140,8 @@ def constraint_of(served: Served, asked: Asked) -> Constraint | None:
     if asked.format is None:
         return None
     field, task = asked.format.field, served.resolved.task if served.resolved.has_recipe else None
-    if asked.tools:
-        raise RefusedError("An answer of a form calls no tools. Leave one of the two out.", field=field)
+    if conversation_of(served, asked).offered(asked.tools if asked.tool_choice != "none" else ()):
+        raise RefusedError("An answer of a form calls no tools. Set tool_choice to 'none'.", field=field)
     engine = served.engine
     after = None if task is None or asked.is_raw else task.final_marker
     try:

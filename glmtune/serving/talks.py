@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from glmtune.inference.completion import Completion, Delta, Request
 from glmtune.inference.conversation import Conversation, Exchange, Question
@@ -74,20 +75,23 @@ class Talk:
             before = len(self.added)
             exchange = self.go_on(completion)
             turn, *said = self.added[before:]
-            if self.question.tools and turn["content"]:
-                yield Piece(self.index, str(turn["content"]))
             if exchange is not None and exchange.messages[-1] is turn:
+                if self.question.tools and turn["content"]:
+                    yield Piece(self.index, str(turn["content"]))
                 yield self.ended(exchange, prompt_tokens)
                 return
             for message in (turn, *said):
                 yield Said(self.index, message)
-            if exchange is not None:
-                raise RefusedError("The conversation has no room for another turn.", code="context_length_exceeded")
+            if exchange is not None:  # no room for another turn, or it has had as many as it may
+                cut = Completion("", (), prompt_tokens, "length")
+                yield self.ended(Exchange([{"role": "assistant", "content": ""}], cut), prompt_tokens)
+                return
 
     def go_on(self, completion: Completion) -> Exchange | None:
         """Let the conversation go on; return it where it has ended."""
         try:
-            self.hand_in(self.turns.send(completion))
+            following = self.turns.send(completion)
+            self.hand_in(replace(following, constraint=None))  # a call that had to be made has been
         except StopIteration as end:
             exchange: Exchange = end.value
             return exchange

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,13 @@ import pytest
 import glmtune
 from glmtune.execution import Run
 from glmtune.inference.batch import Batch
+from glmtune.inference.reading import AnswerReader
+from glmtune.messages import make_tool_call
 from glmtune.resolution import resolve
-from glmtune.serving.asking import Accepted, Asked, Ended, Load, Piece, RefusedError
+from glmtune.serving.asking import Accepted, Asked, Ended, Format, Load, Piece, RefusedError, Said
 from glmtune.serving.service import ModelService, Sizes
 from glmtune.serving.worker import FailedError
+from glmtune.tools.calculator import Calculator
 
 SUB = {"type": "function", "function": {"name": "sub", "parameters": {"type": "object", "properties": {}}}}
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "100/7=", "5*5", "1+1+1", "2"]
@@ -114,6 +119,55 @@ def test_what_cannot_be_asked(base_and_run: ModelService, asked: Asked, status: 
     with pytest.raises(RefusedError, match=message) as refused:
         asyncio.run(events(base_and_run, asked))
     assert (refused.value.status, refused.value.field) == (status, field)
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("form", "is_so"),
+    [
+        (Format("json_schema", SCHEMA), lambda text: isinstance(json.loads(text)["n"], int)),
+        (Format("regex", "[ab]{3,5}c"), lambda text: re.fullmatch("[ab]{3,5}c", text)),
+    ],
+)
+def test_an_answer_of_a_form(base_and_run: ModelService, form: Format, is_so: Any) -> None:
+    """Of a model that has never seen such; beside others, who say what they say."""
+
+    async def ask() -> list[str]:
+        plain = [answer(base_and_run, Asked("base", prompt, max_tokens=12)) for prompt in PROMPTS[:3]]
+        return await asyncio.gather(answer(base_and_run, Asked("base", "1", format=form, max_tokens=100)), *plain)
+
+    found, *others = asyncio.run(ask())
+    assert is_so(found)
+    assert others == [asyncio.run(answer(base_and_run, Asked("base", one, max_tokens=12))) for one in PROMPTS[:3]]
+
+
+def test_tools_that_are_run_here(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turns between are told, and text is that of the last one; who calls for ever is cut off."""
+    service = ModelService(Sizes(slots=2), [Calculator()])
+    service.add("base", resolve(tiny_checkpoint))
+    turns = iter([("", "1+1"), ("", "2+2"), ("", None)] + [("", "3")] * 9)
+
+    def parse(*_: Any) -> Any:
+        text, expression = next(turns)
+        calls = {"tool_calls": [make_tool_call("calculate", {"expression": expression})]} if expression else {}
+        return {"role": "assistant", "content": text, **calls}
+
+    monkeypatch.setattr("glmtune.inference.conversation.parse_answer", parse)
+    service.start()
+
+    async def ask() -> tuple[list[Any], list[Any]]:
+        asked = Asked("base", [{"role": "user", "content": "1"}], max_tokens=3)
+        monkeypatch.setattr(AnswerReader, "is_stopped", lambda *_: True)  # each turn is whole after a token
+        return await events(service, asked), await events(service, asked)
+
+    first, second = asyncio.run(ask())
+    service.close()
+    said = [event.message for event in first if isinstance(event, Said)]
+    assert [one["content"] for one in said if one["role"] == "tool"] == ["2", "4"]
+    assert "".join(event.text for event in first if isinstance(event, Piece)) == first[-1].message["content"] != ""
+    assert (first[-1].finish_reason, second[-1].finish_reason) == ("stop", "length")
 
 
 def test_a_full_queue(tiny_checkpoint: Path) -> None:
