@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,5 +127,13 @@ def run(
 
 
 def show(place: Path) -> None:
-    """Print where the export is."""
+    """Print where the export is, and how others serve it."""
+    from glmtune.models.checkpoint import read_json
+    from glmtune.models.families import family_of
+
     say(f"Verified and written: {place}")
+    config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
+    if config and not family_of(config).own_classes and "quantization_config" not in config:
+        say(f"By vLLM: vllm serve {shlex.quote(str(place))} --served-model-name {shlex.quote(place.name)}")
+    if config:
+        say(f"Here: glmtune serve {shlex.quote(str(place))}")

@@ -219,6 +219,28 @@ def test_the_command_line(a_run: Path) -> None:
     assert read_json(a_run / "original/glmtune.json")["verification"]["problems"] == 1
 
 
+@pytest.mark.parametrize(
+    ("config", "shown"),
+    [
+        ({"model_type": "llama"}, ["vllm serve", "glmtune serve"]),
+        ({"model_type": "glm"}, ["vllm serve", "glmtune serve"]),
+        ({"model_type": "llama", "quantization_config": {}}, ["glmtune serve"]),
+        ({"model_type": "chatglm"}, ["glmtune serve"]),
+        (None, []),
+    ],
+)
+def test_who_serves_it(
+    config: dict[str, Any] | None, shown: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "a model"
+    place.mkdir()
+    if config is not None:
+        (place / "config.json").write_text(json.dumps(config))
+    export.show(place)
+    said = capsys.readouterr().out
+    assert [verb for verb in ("vllm serve", "glmtune serve") if f"{verb} '{place}'" in said] == shown
+
+
 # --------------------------------------------------------------------------- what does not come out
 
 
