@@ -193,9 +193,7 @@ def body_of(prompt: Any, model: str = "nano", longest: int = 48) -> Row:
     return {"model": model, "messages": messages, "max_tokens": longest}
 
 
-async def many(
-    port: int, prompts: Sequence[Any], expected: Any, clients: int, **body: Any
-) -> list[tuple[Any, Answered]]:
+async def many(port: int, prompts: Sequence[Any], clients: int, **body: Any) -> list[tuple[Any, Answered]]:
     """All prompts, asked by some clients, each of which asks one after the other."""
     waiting, found = list(prompts), []
 
