@@ -112,6 +112,8 @@ def load_models(targets: Sequence[str], options: Options, trust: Trust) -> Model
     Raises:
         UserError: no such model or tool, or two models of one name.
     """
+    import torch
+
     from glmtune import registry
     from glmtune.resolution import resolve
     from glmtune.runtime import UserError
@@ -124,6 +126,8 @@ def load_models(targets: Sequence[str], options: Options, trust: Trust) -> Model
     except ValueError as error:
         raise UserError(f"--tools: {error}") from error
     sizes = Sizes(options.slots, options.max_queue, options.max_model_len, options.max_tokens_in_flight)
+    # One core is for the clients: threads of a product that wait for one that waits for a core do nothing else.
+    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     service = ModelService(sizes, tools)
     for name, model in resolved.items():
         say(f"loading {name} ...", error=True)
