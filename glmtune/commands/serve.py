@@ -121,10 +121,10 @@ def load_models(targets: Sequence[str], options: Options, trust: Trust) -> Model
 
     named = name_models(targets)
     resolved = {name: resolve(target, options.settings, trust) for name, target in named.items()}
-    try:
-        tools = [registry.find("glmtune.tools", tool)() for tool in options.tools]
-    except ValueError as error:
-        raise UserError(f"--tools: {error}") from error
+    known = registry.names("glmtune.tools")
+    if unknown := [tool for tool in options.tools if tool not in known]:
+        raise UserError(f"--tools: no such tool: {unknown[0]}.{registry.suggest(unknown[0], known)}")
+    tools = [registry.find("glmtune.tools", tool)() for tool in options.tools]
     sizes = Sizes(options.slots, options.max_queue, options.max_model_len, options.max_tokens_in_flight)
     # One core is for the clients: threads of a product that wait for one that waits for a core do nothing else.
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))

@@ -57,7 +57,7 @@ REFUSED: dict[str, str] = {
     "chat runs/nope": "no run, adapter, checkpoint or recipe at runs/nope.",
     "chat runs/begun": "runs/begun holds no adapter",
     "chat empty": "empty has no config.json",
-    "chat nano generation.top_k=1": "generation.top_k: unknown setting. Did you mean 'top_p'?",
+    "chat nano generation.top_q=1": "generation.top_q: unknown setting. Did you mean 'top_p'?",
     "evaluate runs/nope": "Did you mean 'runs/begun'?",
     "evaluate nano --data nope.jsonl": "nope.jsonl: no such file",
     "evaluate nano --data faulty.jsonl": "faulty.jsonl, line 2: not JSON",

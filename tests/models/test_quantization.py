@@ -135,6 +135,8 @@ def test_a_packed_copy_is_read_as_it_was(
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     copy, _ = glmtune.load(tmp_path, dtype=dtype)
+    for part in copy.parameters():  # where a file is mapped to decides by which kernel it is read, and how that rounds
+        part.data = part.data.clone()
     ids = torch.tensor([tokenizer("1+2=", "3" if "6B v1" in family else None)["input_ids"]])
     scales = [{name: part.dtype for name, part in one.named_parameters() if "scale" in name} for one in (model, copy)]
     assert scales[0] == scales[1] and scales[0]

@@ -494,7 +494,14 @@ def test_modules_in_the_working_folder(name: str, payload: str, tmp_path: Path) 
 
 
 # The reader of recipes runs files; these find names that there are, of the package.
-BUILT_IN = {"config/describing.py", "config/faults.py", "commands/completion.py", "adapters.py", "data/forms.py"}
+BUILT_IN = {
+    "config/describing.py",
+    "config/faults.py",
+    "commands/completion.py",
+    "commands/serve.py",
+    "adapters.py",
+    "data/forms.py",
+}
 
 
 def test_one_place_runs_code() -> None:

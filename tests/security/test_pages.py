@@ -120,7 +120,8 @@ EVIL = "<script>fetch('http://evil.example')</script><img src=x onerror=alert(1)
 def test_every_page_is_of_the_one_shell() -> None:
     """So that every page has its policy; and none marks what it is given as markup."""
     parts = {"parts.html", "answers.html"}  # macros, which are no pages
-    templates = [path for path in PACKAGE.rglob("*.html") if path.name != "page.html"]
+    served = PACKAGE / "serving/page/index.html"  # a file as it stands, whose policy is a header
+    templates = [path for path in PACKAGE.rglob("*.html") if path.name != "page.html" and path != served]
     assert {path.name for path in templates} >= {"report.html", "inspection.html", *parts}
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True)
     for path in templates:

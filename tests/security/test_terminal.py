@@ -114,8 +114,7 @@ def test_streams(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         def ask(self, question: str) -> Iterator[str]:
             yield from command
 
-    speaker: Any = Speaker()
-    chat.answer(speaker, "?")
+    chat.answer(Speaker().ask("?"))
     assert capsys.readouterr().out == f"{COMMANDS[command]}\n"
     say(command, error=True)
     assert capsys.readouterr() == ("", f"{COMMANDS[command]}\n")
