@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 HERE = ("127.0.0.1", "localhost", "::1")
 NOT_READY = " It is served, but /ready says no, as it does not answer as it did when it was trained."
+SWITCH = 5e-4  # seconds that a thread keeps Python while another wants it: what is decoded goes out at once
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # what one asks, of a host that is all of this machine's
 
 
@@ -128,6 +129,7 @@ def load_models(targets: Sequence[str], options: Options, trust: Trust) -> Model
     sizes = Sizes(options.slots, options.max_queue, options.max_model_len, options.max_tokens_in_flight)
     # One core is for the clients: threads of a product that wait for one that waits for a core do nothing else.
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+    sys.setswitchinterval(SWITCH)
     service = ModelService(sizes, tools)
     for name, model in resolved.items():
         say(f"loading {name} ...", error=True)

@@ -412,6 +412,15 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         Nothing is seen of another of the sequences of packed rows.
         """
         context, sequences = placement.context, placement.sequences
+        kind, is_ready = self.config._attn_implementation, attention_mask is not None and attention_mask.dim() != 2
+        is_special = context is not None or sequences is not None
+        if is_special and kind in ("sdpa", "eager") and not is_ready and not torch.compiler.is_compiling():
+            # The library asks functions for one entry at a time, vectorised, which takes longer than a small model.
+            seen = seen_by(inputs_embeds.shape[1], attention_mask, past_key_values, placement)
+            if kind == "sdpa":
+                return seen
+            smallest = torch.finfo(inputs_embeds.dtype).min
+            return torch.zeros_like(seen, dtype=inputs_embeds.dtype).masked_fill(~seen, smallest)
         overlay = separate = None
         if sequences is not None:
 
@@ -624,6 +633,31 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def seen_by(length: int, attention_mask: Tensor | None, cache: Cache | None, placement: Placement) -> Tensor:
+    """Return (B, 1, T, S) bool: what each token of a call may look at; all before `<sop>` see all before it.
+
+    Args:
+        length: T.
+        attention_mask: (B, S) 1 for real tokens; None where all are.
+        cache: holds what came before, and says how many columns there are.
+        placement: of the tokens.
+    """
+    context, sequences = placement.context, placement.sequences
+    columns, first = (length, 0) if cache is None else cache.get_mask_sizes(length, 0)
+    past = 0 if cache is None else int(cache.get_seq_length())
+    device = placement.position_ids.device
+    place = torch.arange(first, first + columns, device=device)
+    seen = (place <= torch.arange(past, past + length, device=device)[:, None])[None]  # (1, T, S)
+    if context is not None:
+        seen = seen | nn.functional.pad(context, (0, columns - context.shape[1]), value=False)[:, None]
+    if sequences is not None:
+        seen = seen & (sequences[:, :, None] == sequences[:, None])
+    if attention_mask is not None:
+        real = nn.functional.pad(attention_mask.bool(), (0, max(0, columns - attention_mask.shape[1])), value=False)
+        seen = seen & real[:, None, :columns]
+    return seen[:, None]
 
 
 def checking(forward: Callable[..., Any]) -> Callable[..., Any]:
