@@ -75,6 +75,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/decode_throughput.py
+	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/demo.py

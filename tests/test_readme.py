@@ -109,6 +109,7 @@ def test_the_readme_is_short() -> None:
 TABLES = {
     "methods.md": ["methods", "prefix", "memory", "speed", "memory_real", "speed_real"],
     "laptop.md": ["laptop"],
+    "serving.md": ["serving"],
     "results.md": ["overview", "general", "forgetting", "demo", "demo_real", "styles", "long", "wide"],
 }
 
