@@ -7,7 +7,6 @@ Each step gives every row its next token. (Orca, Yu et al. 2022, https://www.use
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -80,15 +79,13 @@ class Batch:
             The rows that have a new token; `has_ended` tells for which it is the last. Those whose prompts cannot be
             read have an `error` instead. Rows that are cancelled leave without a word.
         """
-        self.waiting = deque(row for row in self.waiting if not row.is_cancelled)
         self.leave()
         going = self.running
         if going:
             self.decode()
             self.leave()
         joined: list[Row] = []
-        while group := self.next_group():
-            self.waiting = deque(row for row in self.waiting if row not in group)
+        while group := self.take_group():
             self.admit(group)
             joined += group
         return [*going, *joined]
@@ -122,31 +119,34 @@ class Batch:
         cache.grow()
         choose(logits, self.rows)
 
-    def next_group(self) -> list[Row]:
-        """Return rows of those that wait: the first, and others whose prompts are about as long; none if it is no time.
+    def take_group(self) -> list[Row]:
+        """Take rows off those that wait: the first, and others whose prompts are about as long; none if it is no time.
 
-        Where many wait, some slots are left to become free first: reading prompts costs a step, for one or for ten.
+        Where many wait, some slots are left to become free first: reading prompts costs a step, for one or for ten. Of
+        thousands that wait, the first few alone are looked at.
         """
+        while self.waiting and self.waiting[0].is_cancelled:
+            self.waiting.popleft()
         running = self.running
         free = self.slots - len(running)
         if not self.waiting or free < min(len(self.waiting), max(1, self.slots // SHARE)):
             return []
         tokens = sum(row.most for row in running)
+        first = self.waiting[0]
+        if self.most_tokens is not None and running and tokens + first.most > self.most_tokens:
+            return []  # nobody overtakes it, or it would wait for ever
+        looked_at = [self.waiting.popleft() for _ in range(min(len(self.waiting), LOOK_AHEAD * free))]
         group: list[Row] = []
-        shortest = longest = len(self.waiting[0].request.input_ids)
-        for row in itertools.islice(self.waiting, LOOK_AHEAD * free):
+        shortest = longest = len(first.request.input_ids)
+        for row in looked_at:
             length = len(row.request.input_ids)
             short, long = min(length, shortest), max(length, longest)
             is_alike = long <= ALIKE * short + NEARLY and (len(group) + 1) * long <= PREFILL
             has_room = self.most_tokens is None or tokens + row.most <= self.most_tokens
-            if group and not (is_alike and has_room):
-                continue
-            if not group and not has_room and running:
-                return []  # nobody overtakes it, or it would wait for ever
-            group.append(row)
-            shortest, longest, tokens = short, long, tokens + row.most
-            if len(group) == free:
-                break
+            if row is first or (len(group) < free and is_alike and has_room and not row.is_cancelled):
+                group.append(row)
+                shortest, longest, tokens = short, long, tokens + row.most
+        self.waiting.extendleft(row for row in reversed(looked_at) if row not in group)
         return group
 
     def join(self, group: Sequence[Row]) -> None:

@@ -50,7 +50,6 @@ class Request:
         logprobs: whether the log-probabilities of the tokens are asked for.
         top_logprobs: how many of the likeliest tokens are told beside each, where `logprobs` are asked for.
         constraint: what the answer must be; None: anything.
-        adapter: name of the adapter that answers, of an engine that has several; None: the model as it is.
         cancellation: once set, the request leaves its batch without an answer; from any thread.
     """
 
@@ -61,7 +60,6 @@ class Request:
     logprobs: bool = False
     top_logprobs: int = 0
     constraint: Constraint | None = None
-    adapter: str | None = None
     cancellation: Event = field(default_factory=Event, compare=False, repr=False)
 
 

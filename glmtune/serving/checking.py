@@ -9,11 +9,11 @@ from typing import Any
 
 from glmtune.examples import Example
 from glmtune.runtime import RunFolder
+from glmtune.scoring import Score
 from glmtune.serving.questions import Served
 
 MOST_PROBLEMS = 20  # held-out problems, of those whose answers a report holds
 NEEDED = {"prompt", "target", "completion", "verdict"}  # of a sample
-RIGHT = ("exact", "equal")  # of verdicts
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def check_answers(served: Served) -> Check | None:
     return Check(
         len(samples),
         sum(sample["completion"] == exchange.text for sample, exchange in answered),
-        sum(sample["verdict"] in RIGHT for sample in samples),
+        sum(Score(sample["verdict"]).correct for sample in samples),
         sum(
             task.score(Example(sample["prompt"], sample["target"]), exchange.text, exchange.tool_calls).correct
             for sample, exchange in answered

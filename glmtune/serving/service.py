@@ -176,6 +176,8 @@ class ModelService:
                 f"{name!r} is asked already. Unload it first, or choose another name.", field="lora_name"
             )
         try:
+            if not Path(path).is_dir():  # a client has nothing fetched from the hub
+                raise UserError(f"{path}: no such folder here.")
             resolved = resolve(path)
             if resolved.adapter is None or key_of(resolved) not in self.hosts:
                 raise UserError(f"{path}: is no adapter of a base that is served.")

@@ -250,6 +250,8 @@ def test_adapters_come_and_go(tiny_run: Run, tiny_checkpoint: Path) -> None:
             await service.load_adapter("run", str(tiny_run.folder.path))
         with pytest.raises(RefusedError, match="no adapter of a base"):
             await service.load_adapter("other", str(tiny_checkpoint))
+        with pytest.raises(RefusedError, match="no such folder here"):
+            await service.load_adapter("other", "someone/adapter")
         with pytest.raises(RefusedError, match="named when the server began"):
             await service.unload_adapter("base")
         await service.unload_adapter("run")
