@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import psutil
@@ -36,6 +36,8 @@ from glmtune.resolution import resolve
 
 WIDE = Path(__file__).parents[1] / "checkpoints/arithmetic-wide"
 INVALID: list[Any] = [b"{", {"model": "nano"}, {"model": "nobody", "messages": [{"role": "user", "content": "1"}]}]
+TURNS = 5
+PAGED = ["--continuous-batching", "--cb-max-memory-percent", "0.3"]  # else 0.6 of the memory of a machine
 SHORT = 300  # characters of the workings that are asked for
 Row = dict[str, Any]
 
@@ -101,7 +103,11 @@ def mixed_rows(count: int) -> Iterator[Row]:
 def compared(
     what: str, model: Any, tokenizer: Any, prompts: Sequence[Any], longest: Sequence[int], sizes: Sequence[int]
 ) -> Iterator[Row]:
-    """Rounds of batches of 64 and slots of some sizes, in turns; the best of two each."""
+    """Rounds of batches of 64 and slots of some sizes, in fp32, where answers must be the same; in turns, the medians.
+
+    A ratio is the median of those of each turn: a machine that others use is now faster, now slower.
+    """
+    model.float()
     engine = Engine(model, tokenizer)
     stops, pad = engine.reader.stops, tokenizer.pad_token_id
 
@@ -119,21 +125,23 @@ def compared(
         return run
 
     ways = {"batches of 64 in rounds": in_rounds} | {f"{size} slots": in_slots(size) for size in sizes}
-    best, found = dict.fromkeys(ways, float("inf")), {}
-    for _ in range(2):
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    found = {}
+    for _ in range(TURNS):
         for name, way in ways.items():
             start = time.perf_counter()
             found[name] = way()
-            best[name] = min(best[name], time.perf_counter() - start)
-    expected = next(iter(found.values()))
-    tokens, slowest = sum(map(len, expected)), best["batches of 64 in rounds"]
+            took[name].append(time.perf_counter() - start)
+    in_turns = took["batches of 64 in rounds"]
+    expected = found["batches of 64 in rounds"]
+    tokens = sum(map(len, expected))
     for name in ways:
         same = sum(a == b for a, b in zip(found[name], expected, strict=True))
         yield {
             "measured": what,
             "who": name,
-            "tokens_per_s": tokens / best[name],
-            "ratio": slowest / best[name],
+            "tokens_per_s": tokens / median(took[name]),
+            "ratio": median(slow / fast for slow, fast in zip(in_turns, took[name], strict=True)),
             "answers": len(prompts),
             "same": same,
         }
@@ -145,16 +153,39 @@ def server_rows(seconds: int) -> Iterator[Row]:
     prompts = list(dict.fromkeys(wording(400)))
     settings = GenerationSettings(max_new_tokens=48, batch_size=32)
     expected = dict(zip(prompts, Engine(model, tokenizer).answer(prompts, settings), strict=True))
-    yield streamed_here(Engine(model, tokenizer), prompts[:60], settings)
     with serving("nano", "--slots", "64", "--max-queue", "1000") as (port, process):
         asyncio.run(many(port, prompts[:20], 4))  # warm
-        alone = None
-        for clients in (1, 16, 64):
-            row = throughput(port, prompts, expected, clients)
-            alone = alone or row["tokens_per_s"]
-            yield {**row, "ratio": row["tokens_per_s"] / alone}
+        yield from in_turns(Engine(model, tokenizer), port, prompts, expected, settings)
         yield arrivals(port, prompts, expected, 20, 15)
         yield soak(port, prompts, expected, 200, seconds, process)
+
+
+def in_turns(
+    engine: Engine, port: int, prompts: Sequence[Any], expected: dict[Any, Completion], settings: GenerationSettings
+) -> Iterator[Row]:
+    """Streams in this process, by as many threads as a server of a small model has, and those of 1, 16, 64 clients."""
+    rows: dict[str, list[Row]] = {}
+    threads = torch.get_num_threads()
+    for _ in range(TURNS):
+        torch.set_num_threads(max(1, threads - 1))
+        rows.setdefault("in process", []).append(streamed_here(engine, prompts[:60], settings))
+        torch.set_num_threads(threads)
+        for clients in (1, 16, 64):
+            rows.setdefault(f"{clients} clients", []).append(throughput(port, prompts, expected, clients))
+    alone = [row["tokens_per_s"] for row in rows["1 clients"]]
+    for who, turns in rows.items():
+        rates = [row["tokens_per_s"] for row in turns]
+        summed = {name: sum(row[name] for row in turns) for name in ("answers", "same") if name in turns[0]}
+        times = {name: median(row[name] for row in turns) for name in turns[0] if name.endswith("_ms")}
+        ratio = median(rate / one for rate, one in zip(rates, alone, strict=True))
+        yield {
+            "measured": "nano, streams",
+            "who": who,
+            "tokens_per_s": median(rates),
+            "ratio": ratio,
+            **times,
+            **summed,
+        }
 
 
 def streamed_here(engine: Engine, prompts: Sequence[Any], settings: GenerationSettings) -> Row:
@@ -163,8 +194,7 @@ def streamed_here(engine: Engine, prompts: Sequence[Any], settings: GenerationSe
     for prompt in prompts:
         for delta in engine.stream(Request(encode_prompt(engine.tokenizer, prompt), settings)):
             tokens += len(delta.token_ids)
-    took = time.perf_counter() - start
-    return {"measured": "streams, one after the other", "who": "in process", "tokens_per_s": tokens / took}
+    return {"tokens_per_s": tokens / (time.perf_counter() - start)}
 
 
 @contextmanager
@@ -214,8 +244,6 @@ def throughput(port: int, prompts: Sequence[Any], expected: dict[Any, Completion
     took = time.perf_counter() - start
     tokens = sum(answered.tokens for _, answered in found)
     return {
-        "measured": "nano over HTTP",
-        "who": f"{clients} clients",
         "tokens_per_s": tokens / took,
         **spread([answered.first for _, answered in found]),
         **checked(found, expected),
@@ -295,12 +323,14 @@ def soak(
 
 
 def real_rows(smol: str) -> Iterator[Row]:
-    """SmolLM2-135M over HTTP, and by `transformers serve` in the same run."""
+    """SmolLM2-135M in fp32 over HTTP, and by `transformers serve` in the same run, one by one and in its batches."""
     questions = [f"Name something that has the number {number}, in one sentence." for number in range(32)]
     rates: dict[str, dict[int, float]] = {}
+    plain = ["--dtype", "float32"]
     for who, words, module, model in (
-        ("glmtune", [f"smol={smol}", "--slots", "64"], "glmtune", "smol"),
-        ("transformers serve", ["--dtype", "float32"], "transformers.cli.transformers", smol),
+        ("glmtune", [f"smol={smol}", "--slots", "64", "--set", "model.dtype=float32"], "glmtune", "smol"),
+        ("transformers serve", [smol, *plain], "transformers.cli.transformers", smol),
+        ("transformers serve --continuous-batching", [smol, *plain, *PAGED], "transformers.cli.transformers", smol),
     ):
         with serving(*words, module=module) as (port, _):
             asyncio.run(many(port, questions[:2], 1, model=model, longest=32))
@@ -309,7 +339,7 @@ def real_rows(smol: str) -> Iterator[Row]:
                 start = time.perf_counter()
                 found = asyncio.run(many(port, asked, clients, model=model, longest=32))
                 took = time.perf_counter() - start
-                rate = sum(len(answered.chunks) for _, answered in found) / took
+                rate = sum(answered.tokens or len(answered.chunks) for _, answered in found) / took
                 rates.setdefault(who, {})[clients] = rate
                 row = {"measured": "SmolLM2-135M over HTTP", "who": f"{who}, {clients} clients", "tokens_per_s": rate}
                 first = spread([answered.first for _, answered in found])

@@ -67,6 +67,11 @@ class ResolvedModel:
         return self.is_recipe or self.run is not None
 
     @property
+    def has_task(self) -> bool:
+        """Whether the target says what it was taught: by its recipe, or as a checkpoint that lies beside one."""
+        return self.has_recipe or (self.target is not None and RunFolder(self.target).recipe.is_file())
+
+    @property
     def base_is_named(self) -> bool:
         """Whether the recipe says which model an adapter is put on; else the adapter does."""
         return self.adapter is None or "path" in self.recipe.model.model_fields_set

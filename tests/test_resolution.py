@@ -98,6 +98,14 @@ def test_a_run_keeps_the_template_it_learned_with(tiny_run: Run) -> None:
         _ = resolve(tiny_run, ["data.template=plain"]).tokenizer
 
 
+def test_a_checkpoint_beside_a_recipe_says_what_it_was_taught(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert not resolve(tiny_checkpoint).has_task and not resolve("nano").has_task
+    taught = Path(shutil.copytree(tiny_checkpoint, tmp_path / "taught"))
+    (taught / "recipe.yaml").write_text("task: {name: arithmetic, decimals: 3}")
+    found = resolve(taught)
+    assert found.has_task and not found.has_recipe and found.task.settings.decimals == 3
+
+
 @pytest.mark.usefixtures("no_weights")
 def test_identify_looks_at_nothing(tmp_path: Path) -> None:
     resolved = identify("/no/such/model")

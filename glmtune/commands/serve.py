@@ -23,6 +23,7 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 HERE = ("127.0.0.1", "localhost", "::1")
 NOT_READY = " It is served, but /ready says no, as it does not answer as it did when it was trained."
 SWITCH = 5e-4  # seconds that a thread keeps Python while another wants it: what is decoded goes out at once
+SMALL = 30_000_000  # parameters up to which a step is Python's work rather than that of products
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # what one asks, of a host that is all of this machine's
 
 
@@ -96,7 +97,8 @@ def run(targets: Sequence[str], options: Options = Options(), trust: Trust = REM
     service = load_models(targets, options, trust)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     limits = Limits()
-    access = Access(keys, options.cors, options.allow_adapter_loading, options.log_prompts)
+    hosts = HERE if options.host in HERE and not keys else ()  # who has a key, or opens it to others, may name it
+    access = Access(keys, hosts, options.cors, options.allow_adapter_loading, options.log_prompts)
     service.start()
     announce(service, options)
     try:
@@ -127,8 +129,9 @@ def load_models(targets: Sequence[str], options: Options, trust: Trust) -> Model
         raise UserError(f"--tools: no such tool: {unknown[0]}.{registry.suggest(unknown[0], known)}")
     tools = [registry.find("glmtune.tools", tool)() for tool in options.tools]
     sizes = Sizes(options.slots, options.max_queue, options.max_model_len, options.max_tokens_in_flight)
-    # One core is for the clients: threads of a product that wait for one that waits for a core do nothing else.
-    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+    cores = torch.get_num_threads()
+    # A small model leaves one to the clients: threads of a product that wait for one that waits for a core only wait.
+    torch.set_num_threads(max(1, cores - 1))
     sys.setswitchinterval(SWITCH)
     service = ModelService(sizes, tools)
     for name, model in resolved.items():
@@ -136,6 +139,8 @@ def load_models(targets: Sequence[str], options: Options, trust: Trust) -> Model
         found = service.check(service.add(name, model))
         if found is not None:
             say(f"{name}: {found}.{'' if found.holds else NOT_READY}", error=True)
+    if max(served.engine.model.num_parameters() for served in service.served.values()) > SMALL:
+        torch.set_num_threads(cores)
     return service
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +32,7 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.limit = max_length(model.config) if limit is None else limit
 
-    @property
+    @cached_property
     def reader(self) -> AnswerReader:
         """What reads the model's answers."""
         return AnswerReader.of(self.model, self.tokenizer)
@@ -54,8 +55,10 @@ class Engine:
         batch = self.open(min((request.settings.batch_size for request in requests), default=1))
         rows: dict[Row, int] = {}
         while True:
-            for index, request in enumerate(requests[len(rows) :], start=len(rows)):
-                row = Row(request, reader)
+            # The longest first: one that is begun late goes on when all others have ended.
+            new = range(len(rows), len(requests))
+            for index in sorted(new, key=lambda index: -len(requests[index].input_ids)):
+                row = Row(requests[index], reader)
                 rows[row] = index
                 batch.add(row)
             if batch.is_idle:

@@ -17,6 +17,7 @@ from glmtune.methods import Model
 if TYPE_CHECKING:
     from glmtune.inference.rows import Row
 
+BYTES, AROUND = 4, 8  # tokens of one character at most; those beside a text on which its reading may depend
 HALF_CHARACTER = "\ufffd"  # decoded from bytes of which some are yet to come
 
 
@@ -74,7 +75,17 @@ class AnswerReader:
 
     def is_stopped(self, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
         """Whether one of the texts that end the answer has been written."""
-        return any(one in self.read(token_ids) for one in stop)
+        text = self.read(token_ids) if stop else ""
+        return any(one in text for one in stop)
+
+    def ends_stopped(self, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether the last token completes one of the texts that end the answer; reads no more than may be of it."""
+        if not stop:
+            return False
+        end = self.tokenizer.decode(
+            list(token_ids[-(BYTES * max(map(len, stop)) + AROUND) :]), skip_special_tokens=True
+        )
+        return any(one in end for one in stop) and self.is_stopped(token_ids, stop)
 
 
 class Reading:

@@ -56,7 +56,7 @@ class Row:
     def is_whole(self) -> bool:
         """Whether the answer ended by itself."""
         ids = self.token_ids
-        return bool(ids) and (ids[-1] in self.reader.stops or self.reader.is_stopped(ids, self.request.stop))
+        return bool(ids) and (ids[-1] in self.reader.stops or self.reader.ends_stopped(ids, self.request.stop))
 
     def take(self, token_id: int) -> None:
         """Go on with the next token."""

@@ -299,12 +299,15 @@ class Access:
 
     Attributes:
         keys: any one of which is asked for; none: everyone may ask.
+        hosts: names by which the server may be asked; none: any. A page of another name that a browser is told to lie
+            here (DNS rebinding) may not.
         origins: of pages that may ask from a browser (CORS); `*` for all.
         loads_adapters: whether adapters may be loaded and unloaded over HTTP.
         logs_prompts: whether prompts and answers stand in the log.
     """
 
     keys: Sequence[str] = field(default=(), repr=False)
+    hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     loads_adapters: bool = False
     logs_prompts: bool = False

@@ -45,6 +45,7 @@ class Gate:
         try:
             if self._server.calls.is_draining and scope["path"] not in OPEN:
                 raise RefusedError("The server ends. Ask another, or again", 503, code="server_ending", retry_after=5)
+            _check_host(scope, self._server.access)
             _check_key(scope, self._server.access)
             body = await _read(scope, receive, self._server.limits)
             if body is None:
@@ -119,6 +120,13 @@ def _noting(call: Call, send: Send) -> Send:
         await send(message)
 
     return noting
+
+
+def _check_host(scope: Scope, access: Access) -> None:
+    given = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    host = given[1:].partition("]")[0] if given.startswith("[") else given.partition(":")[0]
+    if access.hosts and given and host.lower() not in access.hosts:
+        raise RefusedError(f"This server is asked as {access.hosts[0]}, and by no other name", 403, code="wrong_host")
 
 
 def _check_key(scope: Scope, access: Access) -> None:

@@ -139,7 +139,7 @@ def constraint_of(served: Served, asked: Asked) -> Constraint | None:
         return call_of(served, asked)
     if asked.format is None:
         return None
-    field, task = asked.format.field, served.resolved.task if served.resolved.has_recipe else None
+    field, task = asked.format.field, served.resolved.task if served.resolved.has_task else None
     if conversation_of(served, asked).offered(asked.tools if asked.tool_choice != "none" else ()):
         raise RefusedError("An answer of a form calls no tools. Set tool_choice to 'none'.", field=field)
     engine = served.engine

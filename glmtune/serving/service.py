@@ -79,7 +79,7 @@ class ModelService:
             model, adapter = host.attach(resolved.adapter)
         limit = min((one for one in (resolved.limit, self.sizes.max_model_len) if one is not None), default=None)
         engine = Engine(model, resolved.tokenizer, limit)
-        task = resolved.task if resolved.has_recipe else None
+        task = resolved.task if resolved.has_task else None
         rules = (task.tools, task.refuses) if task is not None else ((), None)
         offered = {tool.name: tool for tool in (*rules[0], *self.tools)}
         parent = next((one.info.name for one in self.served.values() if one.host is host), None)
@@ -171,17 +171,25 @@ class ModelService:
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Let an adapter or a run be asked by a name; see `Service.load_adapter`."""
-        if name in self.served:
-            raise RefusedError(
-                f"{name!r} is asked already. Unload it first, or choose another name.", field="lora_name"
-            )
-        try:
+
+        def read() -> ResolvedModel:
             if not Path(path).is_dir():  # a client has nothing fetched from the hub
                 raise UserError(f"{path}: no such folder here.")
             resolved = resolve(path)
             if resolved.adapter is None or key_of(resolved) not in self.hosts:
                 raise UserError(f"{path}: is no adapter of a base that is served.")
-            await self.worker.do(lambda: self.add(name, resolved, is_fixed=False))
+            return resolved
+
+        def load() -> None:
+            if name in self.served:
+                raise RefusedError(
+                    f"{name!r} is asked already. Unload it first, or choose another name.", field="lora_name"
+                )
+            self.add(name, resolved, is_fixed=False)
+
+        try:
+            resolved = await asyncio.to_thread(read)
+            await self.worker.do(load)
         except UserError as error:
             raise RefusedError(str(error), field="lora_path") from error
 
@@ -207,7 +215,7 @@ class ModelService:
     ) -> Mapping[str, Any]:
         """Return what the model's task can say of an answer; see `Service.score`."""
         served = self.find(model)
-        return served.resolved.task.mark(prompt, completion, calls) if served.resolved.has_recipe else {}
+        return served.resolved.task.mark(prompt, completion, calls) if served.resolved.has_task else {}
 
     def runs(self) -> Sequence[Mapping[str, Any]]:
         """Return the runs in the folder, the newest first."""

@@ -108,7 +108,8 @@ class Talk:
         if calls := message.get("tool_calls"):
             message["tool_calls"] = [{"id": f"call_{secrets.token_hex(12)}", **call} for call in calls]
         completion = exchange.completion
-        whole = self.served.engine.reader.read(completion.token_ids)  # with the text that ended it
+        stop = self.question.request.stop
+        whole = self.served.engine.reader.read(completion.token_ids) if stop else ""  # with the text that ended it
         return Ended(
             self.index,
             message,
@@ -116,7 +117,7 @@ class Talk:
             self.written,
             prompt_tokens,
             exchange.refusal,
-            next((one for one in self.question.request.stop if one in whole), None),
+            next((one for one in stop if one in whole), None),
         )
 
 

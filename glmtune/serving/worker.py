@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ logger = logging.getLogger("glmtune.serving")
 
 TURN = 8  # steps of one model before another has its turn
 RETRY = 1  # seconds after which a full queue may be tried again
+PAUSE = 0.04  # seconds between pieces of an answer at least: who reads sees no more, and every piece costs a turn
 
 
 class FailedError(RuntimeError):
@@ -48,6 +50,7 @@ class Ticket:
         loop: who waits.
         tokens: how many of the row's tokens have been told.
         is_over: no more will.
+        due: when the next may be told, by the worker's clock.
         news: set when there are more tokens, or it is over.
     """
 
@@ -56,6 +59,7 @@ class Ticket:
     loop: asyncio.AbstractEventLoop
     tokens: int = 0
     is_over: bool = False
+    due: float = 0.0
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self, tokens: int, is_over: bool) -> None:
@@ -212,8 +216,9 @@ class Worker:
                 return
 
     def tell(self, rows: list[Row]) -> None:
-        """Let those who wait know what is new, all of one event loop at once."""
+        """Let those who wait know what is new, all of one event loop at once; but nobody sooner than after a pause."""
         news: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, int, bool]]] = {}
+        now = time.monotonic()
         for row in rows:
             ticket = self.tickets.get(row)
             if ticket is None:
@@ -222,6 +227,9 @@ class Worker:
             if is_over:
                 with self.wake:
                     del self.tickets[row]
+            elif now < ticket.due:
+                continue
+            ticket.due = now + PAUSE
             news.setdefault(ticket.loop, []).append((ticket, len(row.token_ids), is_over))
         for loop, told in news.items():
             with suppress(RuntimeError):  # the event loop has ended, and nobody waits

@@ -36,6 +36,13 @@ def test_a_text_ends_before_the_first_stop_text(reader: AnswerReader) -> None:
     assert reader.is_stopped(ids(reader, "12+34"), ["4"]) and not reader.is_stopped(ids(reader, "12+3"), ["4"])
 
 
+@pytest.mark.parametrize("stop", ["4", "34=", "😀", "=4😀6", "1"])
+def test_an_answer_ends_with_the_token_that_completes_a_stop_text(reader: AnswerReader, stop: str) -> None:
+    whole = ids(reader, "12+34=4😀6" * 40)
+    ends = next(count for count in range(len(whole) + 1) if stop in reader.read(whole[:count]))
+    assert [reader.ends_stopped(whole[:count], [stop]) for count in range(ends + 1)] == [False] * ends + [True]
+
+
 @pytest.mark.parametrize(("text", "begun"), [("12", "12"), ("12+", "12"), ("12+3", "12"), ("12+4", "12+4"), ("", "")])
 def test_what_may_begin_a_stop_text_is_held_back(reader: AnswerReader, text: str, begun: str) -> None:
     assert reader.read_begun(ids(reader, text), ["+34"]) == begun

@@ -146,6 +146,17 @@ def test_log_lines_hold_no_prompts(client_of: Any, caplog: Any, service: FakeSer
     assert "my secret" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("LOCALHOST", 200), ("evil.example:8000", 403)],
+)
+def test_a_server_of_this_machine_has_no_other_name(client_of: Any, host: str, status: int) -> None:
+    with client_of(Access(hosts=("localhost", "127.0.0.1", "::1"))) as client:
+        answered = client.post(CHAT, json=ASKED, headers={"host": host})
+    assert answered.status_code == status
+    assert status == 200 or answered.json()["error"]["code"] == "wrong_host"
+
+
 def test_pages_of_others(client_of: Any) -> None:
     preflight = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
     with client_of(Access(keys=("key",), origins=("https://a.example",))) as client:

@@ -159,7 +159,7 @@ def test_tools_that_are_run_here(tiny_checkpoint: Path, monkeypatch: pytest.Monk
 
     async def ask() -> tuple[list[Any], list[Any]]:
         asked = Asked("base", [{"role": "user", "content": "1"}], max_tokens=3)
-        monkeypatch.setattr(AnswerReader, "is_stopped", lambda *_: True)  # each turn is whole after a token
+        monkeypatch.setattr(AnswerReader, "ends_stopped", lambda *_: True)  # each turn is whole after a token
         return await events(service, asked), await events(service, asked)
 
     first, second = asyncio.run(ask())
