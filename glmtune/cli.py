@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from glmtune import __version__, network, registry
+from glmtune import __version__, distributed, network, registry
 from glmtune.terminal import complain, say, secure, visible
 
 DESCRIPTION = """\
@@ -84,7 +84,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             code = options.main(options) or 0
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
-        say(f"\nInterrupted. {str(interrupt) or 'What is written stays.'}", error=True)
+        if distributed.is_first_to_say("interrupted"):
+            say(f"\nInterrupted. {str(interrupt) or 'What is written stays.'}", error=True)
         code = 130
     except BrokenPipeError:  # whoever read the output has left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -94,7 +95,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         message = explain(error)
         if options.debug or message is None:
             raise
-        complain(f"glmtune {options.verb}", message)
+        if distributed.is_first_to_say(message):
+            complain(f"glmtune {options.verb}", message)
         code = 2
     sys.exit(code)
 

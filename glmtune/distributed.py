@@ -2,15 +2,93 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from hashlib import sha256
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+MEETING = timedelta(minutes=5)  # in which all processes must have come
+WAIT = timedelta(minutes=30)  # for what another process does; one that hangs ends all others then
+
+_meetings: list[Any] = []  # the store by which the processes met, if they did
+
+
+def is_launched() -> bool:
+    """Return whether a launcher started this process as one of several: torchrun, accelerate launch, Ray."""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def join(timeout: timedelta = MEETING) -> None:
+    """Join the processes that a launcher started; a process alone, or one that has joined, has nothing to do.
+
+    Tensors on a GPU go by NCCL; those on the CPU, and objects, by gloo.
+
+    Args:
+        timeout: in which the main process must be reached.
+
+    Raises:
+        UserError: it cannot be reached, a variable of the launcher is missing, or there are more processes than GPUs.
+    """
+    if process_group() is not None or not is_launched():
+        return
+    import torch
+
+    try:
+        store, number, count = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    except ValueError as error:
+        raise UserError(
+            f"RANK={os.environ['RANK']} WORLD_SIZE={os.environ['WORLD_SIZE']}: the rest of what a launcher sets is "
+            f"missing: {error}. Start with torchrun, or unset both."
+        ) from None
+    except RuntimeError as error:  # torch's DistError is one
+        raise UserError(
+            f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}: process "
+            f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']} ({platform.node()}) did not meet the others within "
+            f"{timeout.total_seconds():g} seconds: {str(error).splitlines()[0]}. Name a machine and a port that all "
+            "can reach, and start all processes."
+        ) from None
+    _meetings.append(store)
+    gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", number))
+    if gpus and int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)) > gpus:
+        raise UserError(
+            f"{os.environ.get('LOCAL_WORLD_SIZE', local + 1)} processes on a machine with {gpus} visible GPUs: each "
+            f"needs one of its own. Start {gpus} there (torchrun --nproc-per-node {gpus})."
+        )
+    if gpus:
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=number, world_size=count, timeout=WAIT
+    )
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Leave the other processes, if any were joined."""
+    group = process_group()
+    if group is not None:
+        group.destroy_process_group()
+
+
+def is_first_to_say(text: str) -> bool:
+    """Return whether no other process has said this, so that what befalls all is told once."""
+    if not _meetings:
+        return True
+    try:
+        return bool(_meetings[-1].add(f"glmtune/said/{sha256(text.encode()).hexdigest()}", 1) == 1)
+    except RuntimeError:  # whoever kept the store has gone
+        return True
 
 
 def process_group() -> ModuleType | None:
@@ -65,6 +143,67 @@ def on_main(act: Callable[[], T]) -> T:
     if told[1] is not None:
         raise told[1]
     return told[0]
+
+
+def together(act: Callable[[], T]) -> T:
+    """Call `act` on all processes, and return what it returned here, once it has ended well on all.
+
+    Args:
+        act: does not wait for other processes.
+
+    Raises:
+        Exception: what it raises, where all raise the same.
+        UserError: on all, where it fails on some: which of them, on which machine, and why.
+    """
+    group = process_group()
+    if group is None:
+        return act()
+    result, error = None, None
+    try:
+        result = act()
+    except Exception as caught:
+        error = caught
+    told: list[Any] = [None] * world_size()
+    group.all_gather_object(told, error and (platform.node(), str(error) or repr(error)))
+    failed = {number: one for number, one in enumerate(told) if one is not None}
+    if not failed:
+        return result  # type: ignore[return-value]
+    if error is not None and len({text for _, text in failed.values()}) == 1 and len(failed) == len(told):
+        raise error
+    number, (machine, text) = next(iter(failed.items()))
+    raise UserError(f"Process {number} of {len(told)} ({machine}): {text}") from error
+
+
+def anywhere(happened: bool) -> bool:
+    """Return whether something happened on any process. All ask at the same time."""
+    group = process_group()
+    if group is None:
+        return happened
+    import torch
+
+    place = torch.device("cpu") if "cpu" in group.get_backend_config() else local_device()
+    flag = torch.tensor(int(happened), device=place)
+    group.all_reduce(flag, op=group.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def check_alike(facts: Mapping[str, Any]) -> None:
+    """Compare what all processes know of the same things.
+
+    Raises:
+        UserError: on all, where one knows otherwise than the main process.
+    """
+    if process_group() is None:
+        return
+    told = gather([(platform.node(), dict(facts))])
+    main, expected = told[0]
+    for number, (machine, found) in enumerate(told):
+        for name in {**expected, **found}:
+            if found.get(name) != expected.get(name):
+                raise UserError(
+                    f"{name} is {found.get(name)} on process {number} ({machine}) and {expected.get(name)} on the main "
+                    f"process ({main}). All processes must be started alike: the same recipe, files and packages."
+                )
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -115,11 +115,15 @@ def seed_everything(seed: int) -> None:
     set_seed(seed)
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a training depends on."""
+    return {name: metadata.version(name) for name in ("glmtune", "torch", "transformers", "peft", "accelerate")}
+
+
 def machine() -> dict[str, Any]:
     """Return what a measurement was made on: processor, cores, memory, GPU, versions and the date."""
     import torch
 
-    names = ("glmtune", "torch", "transformers", "peft", "accelerate")
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -127,7 +131,7 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in names},
+        "versions": versions(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
 

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -39,18 +39,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--help-settings", action="store_true", help="list every setting and exit")
 
 
-def main(options: argparse.Namespace) -> None:
-    """Train, then show what was learned and what to do next."""
+def main(options: argparse.Namespace) -> int:
+    """Train, on as many devices as the recipe says, then show what was learned and what to do next."""
+    from glmtune import distributed
     from glmtune.libraries import quiet_libraries
     from glmtune.terminal.console import Console
+    from glmtune.training.processes import count_processes
 
-    recipe, settings = recipe_and_settings(options)
+    path, settings = recipe_and_settings(options)
     if options.help_settings:
         show_settings(settings)
-        return
+        return 0
     quiet_libraries()
-    console = Console()
-    show(run(recipe, settings, options.resume, console, trust_of(options, remembers=True)), console)
+    trust = trust_of(options, remembers=True)
+    distributed.join()
+    recipe = distributed.together(lambda: read_asked(path, settings, options.resume, trust))
+    count = 1 if distributed.is_launched() else count_processes(recipe.training.devices)
+    if count > 1:
+        from glmtune.commands._launching import start_processes
+
+        return start_processes(count, as_arguments(options))
+    console = Console(quiet=not distributed.is_main())
+    show(train(recipe, options.resume, console), console)
+    return 0
+
+
+def as_arguments(options: argparse.Namespace) -> list[str]:
+    """Return the command line that options were read from."""
+    flags = {"--trust-code": options.trust_code, "--fetch": options.fetch, "--debug": options.debug}
+    given = [*filter(None, [options.recipe]), *options.settings, *(flag for flag, is_set in flags.items() if is_set)]
+    return ["train", *given, *(["--resume", options.resume] if options.resume is not None else [])]
 
 
 def run(
@@ -73,32 +91,78 @@ def run(
     Raises:
         UserError: faults in the recipe, the model's files or the data, told before anything is trained.
     """
-    from glmtune.config import load_recipe
-    from glmtune.distributed import is_main
-    from glmtune.files import held
-    from glmtune.resolution import ResolvedModel
-    from glmtune.runtime import RunFolder
+    from glmtune import distributed
     from glmtune.terminal.console import Console
 
-    console = console or Console(stderr=True, quiet=not is_main())
+    distributed.join()
+    recipe = distributed.together(lambda: read_asked(recipe_path, overrides, resume, trust))
+    return train(recipe, resume, console or Console(stderr=True, quiet=not distributed.is_main()))
+
+
+def read_asked(
+    recipe_path: str | Path | None,
+    overrides: Iterable[str],
+    resume: str | os.PathLike[str] | None,
+    trust: Trust = REMEMBERED,
+) -> Recipe:
+    """Return the recipe of a training: a new one's, or that by which a run is to go on.
+
+    Raises:
+        UserError: there are faults in it, or no such run.
+    """
+    from glmtune.config import load_recipe
+    from glmtune.runtime import RunFolder
+
+    if resume is not None:
+        return read_resumed(RunFolder(os.fspath(resume)), recipe_path, overrides, trust)
+    return load_recipe(recipe_path, overrides, trust)
+
+
+def train(recipe: Recipe, resume: str | os.PathLike[str] | None, console: Console) -> Run:
+    """Train by a recipe, in a run folder that is gone on with or is new, on all processes that there are."""
+    from glmtune.resolution import ResolvedModel
+    from glmtune.runtime import RunFolder
+    from glmtune.training.processes import check_processes
+
+    check_processes(recipe)
+    model = ResolvedModel(recipe)
     if resume is not None:
         folder = RunFolder(os.fspath(resume))
-        model = ResolvedModel(read_resumed(folder, recipe_path, overrides, trust))
-        with held(folder.path):
+        with held_by_main(folder):
             return carry_out(model, folder, console)
-    model = ResolvedModel(load_recipe(recipe_path, overrides, trust))
-    if is_interrupted(given := model.recipe.training.output_dir):
-        with held(given):
-            return carry_out(model, RunFolder(given), console, may_change=False)
-    with new_folder(model.recipe) as folder, held(folder.path):
+    if is_interrupted(given := recipe.training.output_dir):
+        with held_by_main(folder := RunFolder(given)):
+            return carry_out(model, folder, console, may_change=False)
+    with new_folder(recipe) as folder, held_by_main(folder):
         return carry_out(model, folder, console)
+
+
+@contextmanager
+def held_by_main(folder: RunFolder) -> Iterator[None]:
+    """Have the main process hold a run folder for all, while the block runs.
+
+    Raises:
+        UserError: another run holds it, or a process does not see it.
+    """
+    from glmtune import distributed
+    from glmtune.files import held
+    from glmtune.training.processes import check_seen
+
+    with ExitStack() as stack:
+        distributed.on_main(lambda: stack.enter_context(held(folder.path)))
+        distributed.together(lambda: check_seen(folder))
+        yield
 
 
 def carry_out(model: ResolvedModel, folder: RunFolder, console: Console, may_change: bool = True) -> Run:
     """Plan a training and execute it; torch is not imported before the plan needs it."""
+    from glmtune import distributed
     from glmtune.plan import prepare
 
-    plan = prepare(model, folder, may_change)
+    plan = distributed.together(lambda: prepare(model, folder, may_change))
+    if distributed.world_size() > 1:
+        present = distributed.together(lambda: plan.present)
+        distributed.check_alike({"what model.path holds": present.base, "what task.file holds": present.records})
 
     from glmtune.execution import execute
 

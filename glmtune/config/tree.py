@@ -233,8 +233,19 @@ class TrainingSettings(Settings):
     epochs: float = Field(
         3, gt=0, description="passes over the records, where a task has records and `steps` is not set"
     )
-    batch_size: int = Field(32, ge=1, description="examples per device and micro-batch")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per step")
+    devices: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        "all",
+        description="processes of `glmtune train`, each on a GPU of its own; all: every visible GPU, or one process "
+        "where there is none. On a CPU, a number starts so many. Where torchrun or another launcher started them, they "
+        "count",
+    )
+    batch_size: int = Field(32, ge=1, description="examples per micro-batch: the most that a device holds at a time")
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="micro-batches per step, on one device; several devices divide the examples of a step, which are "
+        "`batch_size` times this, however many devices there are",
+    )
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate of AdamW; default: the method's")
     optimizer: Annotated[str, RowOf("glmtune.training.optimizers")] = Field(
         "adamw", description="how the weights are updated; `glmtune ls` shows the optimizers", validate_default=False

@@ -6,6 +6,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 
 from torch.utils.data import Dataset, Sampler
 
@@ -162,3 +163,40 @@ class LengthGroupedSampler(Sampler[int]):
             rest = batches.pop() if len(batches[-1]) < self.batch_size else []
             rng.shuffle(batches)
             yield from (index for batch in [*batches, rest] for index in batch)
+
+
+class StepBatches(Sampler[list[int]]):
+    """The micro-batches of optimizer steps, dealt to the processes: one for each in turn, over and over.
+
+    A step is of the same examples however many processes there are. Where the last one has fewer than there are
+    processes, some get an empty micro-batch, so that all make the same number of passes.
+
+    Args:
+        order: of the examples.
+        step: examples of a step.
+        batch_size: the most in a micro-batch of a process.
+        processes: how many there are.
+    """
+
+    def __init__(self, order: LengthGroupedSampler, step: int, batch_size: int, processes: int = 1):
+        self.order, self.step, self.batch_size_each, self.processes = order, step, batch_size, processes
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.order), self.step)
+        return self.processes * (whole * self._rounds(self.step) + self._rounds(rest))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = iter(self.order)
+        while step := list(islice(indices, self.step)):
+            at_once = self.batch_size_each * self.processes
+            for start in range(0, len(step), at_once):
+                together = step[start : start + at_once]
+                # Neighbours are of similar length: dealt in turn, all processes have as much to do.
+                yield from (together[number :: self.processes] for number in range(self.processes))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        self.order.set_epoch(epoch)
+
+    def _rounds(self, examples: int) -> int:
+        return -(-examples // (self.batch_size_each * self.processes))

@@ -20,11 +20,14 @@ class Collator:
         pad_token_id: fills `input_ids`; `attention_mask` is 0 and `labels` are -100 there.
         packed: put several encodings in a row.
         room: length of such a row in tokens; the longest encoding, if that is more.
+        idle: what stands in an empty batch, so that a process without examples takes part in a pass; none of it is
+            learned.
     """
 
     pad_token_id: int
     packed: bool = False
     room: int = 0
+    idle: Encoding | None = None
 
     def __call__(self, encodings: list[Encoding]) -> dict[str, torch.Tensor]:
         """`input_ids`, `labels`, both (B, T), padded on the right; `record` (N,), `logits_to_keep` (K,).
@@ -33,6 +36,8 @@ class Collator:
         from 0 in each sequence: by these models tell sequences apart. The columns with targets are found here: on a
         GPU, looking for them would make it wait.
         """
+        if not encodings and self.idle is not None:
+            encodings = [{**self.idle, "labels": [IGNORED] * len(self.idle["labels"])}]
         batch = self.in_packs(encodings) if self.packed else self.in_rows(encodings)
         records = torch.tensor([encoding["record"] for encoding in encodings])
         return {**batch, "record": records, "logits_to_keep": target_columns(batch["labels"])}

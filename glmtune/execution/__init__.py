@@ -32,6 +32,7 @@ from glmtune.tasks import Task
 from glmtune.terminal.console import Console
 from glmtune.training.callbacks import start_log
 from glmtune.training.placement import readable
+from glmtune.training.processes import describe_processes
 from glmtune.training.resumption import Change, write_record
 from glmtune.training.run_trainer import DivergenceError
 
@@ -187,6 +188,8 @@ def announce_training(plan: Plan, model: Model, console: Console) -> None:
         f"{training.batch_size * training.gradient_accumulation_steps} examples on {model.device}"
     )
     console.print(Text.assemble(names[0], " with ", names[1], " on ", names[2], f": {counts}"))
+    if together := describe_processes(training.examples_per_step, training.batch_size):
+        console.print(together, highlight=False, soft_wrap=True)
     console.print(f"Run folder: {plan.folder.path}")
 
 

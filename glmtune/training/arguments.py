@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import TrainingArguments
 
+from glmtune import distributed
 from glmtune.config import Recipe, TrainingSettings
 from glmtune.models.loading import choose_dtype
 from glmtune.runtime import UserError
@@ -53,8 +54,6 @@ def make_arguments(
     """
     dtype = choose_dtype(recipe.model.dtype, device, wide=True)  # of a plan it is decided
     check_precision(dtype, device)
-    if torch.distributed.is_torchelastic_launched():
-        raise UserError("torchrun: several processes are not supported yet. Start glmtune without it.")
     trackers.check_installed(recipe.training.trackers)
     values: dict[str, Any] = {
         "output_dir": str(folder),
@@ -66,6 +65,9 @@ def make_arguments(
         "data_seed": recipe.seed,
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
+        # Every weight that is trained takes part in every pass; buffers are the same everywhere, and stay so.
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
         **steps_of(recipe.training, steps),
         **records_of(recipe.training, steps),
     }
@@ -90,7 +92,7 @@ def steps_of(settings: TrainingSettings, steps: int) -> dict[str, Any]:
         recompute = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return {
         "per_device_train_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "gradient_accumulation_steps": -(-settings.gradient_accumulation_steps // distributed.world_size()),
         "optim": optimizers.TABLE[settings.optimizer].optim,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.lr_scheduler_type,

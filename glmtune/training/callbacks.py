@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from glmtune.distributed import is_main
+from glmtune.distributed import anywhere, is_main
 from glmtune.files import replacing, unfollowed
 from glmtune.runtime import UserError
 from glmtune.terminal import say, to_json
@@ -166,6 +166,7 @@ class InterruptCallback(TrainerCallback):
             signal.signal(signal.SIGINT, previous)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.interrupted = anywhere(self.interrupted)  # a signal reaches processes in different steps
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True

@@ -6,15 +6,18 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.parallel import DistributedDataParallel
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from glmtune import distributed
 from glmtune.config import TrainingSettings
 from glmtune.files import check_folder
 from glmtune.methods import Model
@@ -111,10 +114,19 @@ class RunTrainer(GoingOn):
     def learn(self, start: Path | None) -> None:
         """Make the steps from a checkpoint on, or from the first, with the recipe's trackers."""
         names = self.settings.trackers
+        if distributed.rank():  # what one drops is not what all drop
+            torch.manual_seed(self.args.seed + distributed.rank())
         with self.interrupt.listening(), closing(self.bar), trackers.environment(names, self.folder.path):
             for callback in get_reporting_integration_callbacks(names):
                 self.add_callback(callback)
             self.train(resume_from_checkpoint=str(start) if start else None)
+
+    def _prepare_for_training(self, *arguments: Any) -> Any:
+        """Wrap the model as its Trainer does; with several processes, see that it is wrapped."""
+        prepared = super()._prepare_for_training(*arguments)
+        if distributed.world_size() > 1 and not isinstance(self.model_wrapped, DistributedDataParallel):
+            raise RuntimeError("several processes, and nothing keeps their weights together: a fault of glmtune")
+        return prepared
 
     @property
     def unwrapped(self) -> Any:
@@ -150,10 +162,12 @@ class RunTrainer(GoingOn):
         """
         result = super().compute_loss(model, inputs, *args, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
-        if not loss.isfinite():
+        lost = not loss.isfinite()
+        if distributed.anywhere(lost):  # all end at the same pass
             where = self.describe_batch(inputs)
+            found = distributed.gather([f"{loss.item()}{f' ({where})' if where else ''}" if lost else ""])
             raise DivergenceError(
-                f"The loss of step {self.state.global_step + 1} is {loss.item()}{f' ({where})' if where else ''}."
+                f"The loss of step {self.state.global_step + 1} is {' and '.join(filter(None, found))}."
             )
         return result
 
@@ -221,7 +235,11 @@ class RunTrainer(GoingOn):
     # What is written
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        save_weights(self.trained_weights(), Path(str(output_dir or self.args.output_dir)))
+        def write() -> None:
+            if distributed.is_main():  # the Trainer calls this on every process
+                save_weights(self.trained_weights(), Path(str(output_dir or self.args.output_dir)))
+
+        distributed.together(write)  # it waits for all of them next
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
@@ -238,16 +256,21 @@ class RunTrainer(GoingOn):
         """
         self.check_weights()
         check_folder(self.folder.path)
+        save = super()._save_checkpoint
         try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            folder = self.folder.checkpoints
-            shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
-            free = shutil.disk_usage(folder).free // 2**20
-            raise UserError(
-                f"{folder}: the checkpoint of step {self.state.global_step} cannot be written ({free} MB free on this "
-                f"disk): {error}. Make room, then go on with: glmtune train --resume {self.folder.path}"
-            ) from error
+            distributed.together(lambda: save(model, trial))  # each writes its random numbers, the main one the rest
+        except (OSError, RuntimeError, SafetensorError, UserError) as error:
+            raise UserError(distributed.on_main(partial(self._remove_half, error))) from error
+
+    def _remove_half(self, error: Exception) -> str:
+        """Take away what was written of a checkpoint, and return what to tell of it."""
+        folder, step = self.folder.checkpoints, self.state.global_step
+        shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+        free = shutil.disk_usage(folder).free // 2**20
+        return (
+            f"{folder}: the checkpoint of step {step} cannot be written ({free} MB free on this disk): {error}. Make "
+            f"room, then go on with: glmtune train --resume {self.folder.path}"
+        )
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: trl puts a card into the folder of checkpoints; a run is described by its report and export."""

@@ -6,10 +6,12 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
+from glmtune import distributed
 from glmtune.config import Recipe
-from glmtune.data import EncodedDataset, LengthGroupedSampler
+from glmtune.data import EncodedDataset, LengthGroupedSampler, StepBatches
 from glmtune.data.collation import Collator
 from glmtune.data.encoding import IGNORED
 from glmtune.methods import Model
@@ -23,25 +25,50 @@ from glmtune.training.packing import check_packing
 from glmtune.training.run_trainer import Judge, RunTrainer
 
 
+class EpochCallback(TrainerCallback):
+    """Tells the batches which epoch begins, also where a Trainer that skips some of them would not."""
+
+    batches: StepBatches | None = None
+
+    def on_epoch_begin(
+        self, args: transformers.TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.batches is not None:
+            self.batches.set_epoch(int(state.epoch or 0))
+
+
 class TargetTrainer(transformers.Trainer):
     """transformers' loop with batches of similar length, and logits of the targets alone.
 
-    The loss is a mean over the target tokens of a whole optimizer step; micro-batches, padding and accumulation cannot
-    change it.
+    The loss is a mean over the target tokens of a whole optimizer step; micro-batches, padding, accumulation and the
+    number of processes cannot change it.
+
+    Args:
+        examples_per_step: of all processes; default: what the arguments say for each.
+        options: of the Trainer, by name.
     """
 
-    def __init__(self, **options: Any):
+    def __init__(self, *, examples_per_step: int | None = None, **options: Any):
         super().__init__(**options)
+        self.examples_per_step, self.epochs = examples_per_step, EpochCallback()
+        self.add_callback(self.epochs)
         self.model_accepts_loss_kwargs = True  # the loss below is a mean over the step, whatever the model can do
         self.takes_logits_to_keep = takes_logits_to_keep(self.accelerator.unwrap_model(self.model))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        dataset = train_dataset or self.train_dataset
-        assert isinstance(dataset, EncodedDataset) and isinstance(self.data_collator, Collator)
+    def get_train_dataloader(self) -> Any:
+        """Return the micro-batches of this process; those of all make the steps of one process."""
+        dataset, collator = self.train_dataset, self.data_collator
+        assert isinstance(dataset, EncodedDataset) and isinstance(collator, Collator)
+        processes, batch_size = self.accelerator.num_processes, self.args.train_batch_size
+        step = self.examples_per_step or batch_size * self.args.gradient_accumulation_steps * processes
         # What is packed has no padding; batches of all lengths are the better sample then.
-        grouped = not self.data_collator.packed
-        return LengthGroupedSampler(dataset, step, self.args.data_seed or self.args.seed, grouped)
+        order = LengthGroupedSampler(dataset, step, self.args.data_seed or self.args.seed, not collator.packed)
+        batches = StepBatches(order, step, batch_size, processes)
+        self.epochs.batches = batches
+        loader: Any = DataLoader(
+            dataset, batch_sampler=batches, collate_fn=collator, pin_memory=self.args.dataloader_pin_memory
+        )
+        return self.accelerator.prepare(loader)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; every pass, those of the judge too, is autocast where the base has 16 bits."""
@@ -116,6 +143,7 @@ def make_trainer(
     Raises:
         UserError: the device cannot train in the recipe's precision, or an optional package is missing.
     """
+    idle = dataset[0] if distributed.world_size() > 1 else None
     return Trainer(
         judge=judge,
         folder=folder,
@@ -124,6 +152,7 @@ def make_trainer(
         model=model,
         args=make_arguments(recipe, steps, folder.checkpoints, model.device, **arguments),
         train_dataset=dataset,
-        data_collator=Collator(tokenizer.pad_token_id, recipe.data.packing),
+        data_collator=Collator(tokenizer.pad_token_id, recipe.data.packing, idle=idle),
+        examples_per_step=recipe.training.examples_per_step,
         processing_class=tokenizer,
     )

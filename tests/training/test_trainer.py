@@ -416,12 +416,6 @@ def test_one_gpu_of_many(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pyt
     assert vars(arguments)["_n_gpu"] == 1
 
 
-def test_several_processes_are_refused(learn: Callable[..., Weights], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
-    with pytest.raises(UserError, match=r"torchrun: several processes are not supported yet"):
-        learn("run")
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_run(
     learn: Callable[..., Weights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float

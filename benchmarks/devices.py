@@ -1,0 +1,146 @@
+"""Gradients of several processes against those of one: the same steps of nano in fp32, by each method.
+
+Each number of processes is started by torchrun: on GPUs where there are enough of them (NCCL), else on the CPU (gloo).
+A row tells how far the gradients of the last step, clipped as the optimizer sees them, and the weights that were saved
+are from those of one process, relative to their size, and the seconds of a step.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from recording import options, record
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from glmtune import distributed
+from glmtune.commands import train
+from glmtune.training.trainer import Trainer
+
+METHODS = {
+    "lora": [],
+    "ptuning_v2": ["method.name=ptuning_v2", "method.num_virtual_tokens=16"],
+    "freeze": ["method.name=freeze"],
+    "full": ["method.name=full"],
+}
+SETTINGS = [
+    "model.dtype=float32",
+    "training.gradient_accumulation_steps=4",
+    "training.logging_steps=1",
+    "evaluation.num_examples=8",
+    "evaluation.num_examples_during=2",
+    "generation.max_new_tokens=16",
+]
+
+
+class Keeper(TrainerCallback):
+    """Keeps the gradients of the last step, and the seconds from the second step on: the first one warms up."""
+
+    def __init__(self, trainer: Trainer, file: Path):
+        self.trainer, self.file, self.seconds, self.start = trainer, file, 0.0, 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        self.seconds += (time.perf_counter() - self.start) * (state.global_step > 0)
+        if distributed.is_main() and state.global_step + 1 == state.max_steps:
+            weights = self.trainer.trained_weights()
+            grads = {name: weight.grad.cpu() for name, weight in weights.items() if weight.grad is not None}
+            save_file(grads, self.file, {"seconds": json.dumps(self.seconds / (state.max_steps - 1))})
+
+
+def work(folder: Path, settings: list[str]) -> None:
+    """Train by each method as one of the processes that there are."""
+    plain = Trainer.learn
+
+    for name, more in METHODS.items():
+        file = folder / f"{name}.safetensors"
+
+        def learn(self: Trainer, start: Path | None, file: Path = file) -> None:
+            self.add_callback(Keeper(self, file))
+            plain(self, start)
+
+        Trainer.learn = learn  # type: ignore[method-assign]
+        train.run(
+            overrides=[*SETTINGS, *more, *settings, f"training.output_dir={folder / name}"],
+            console=Console(file=io.StringIO()),
+        )
+
+
+def start(count: int, folder: Path, settings: list[str]) -> None:
+    """Do that with so many processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    arguments = [__file__, "--worker", str(folder), *settings]
+    command = [*launcher, *arguments] if count > 1 else [sys.executable, *arguments]
+    subprocess.run(command, check=True)
+
+
+def vector(folder: Path) -> torch.Tensor:
+    """The weights that a run has saved."""
+    [file] = [file for place in ("adapter", "model") for file in (folder / place).glob("*.safetensors")]
+    return torch.cat([weight.flatten() for _, weight in sorted(load_file(file).items())])
+
+
+def gradient(file: Path) -> torch.Tensor:
+    """What `Keeper` kept."""
+    return torch.cat([grad.flatten() for _, grad in sorted(load_file(file).items())])
+
+
+def seconds(file: Path) -> float:
+    """The seconds of a step that stand beside it."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return float(json.loads(opened.metadata()["seconds"]))
+
+
+def apart(ours: torch.Tensor, right: torch.Tensor) -> float:
+    """How far two vectors are apart, relative to the length of the second."""
+    return float((ours - right).norm() / right.norm())
+
+
+def main() -> None:
+    """Measure, and write `results/devices_cpu.json` or `results/devices_gpu.json`."""
+    chosen = options(__doc__, processes="1 2 4", steps=4, batch_size=4)
+    gpus = torch.cuda.device_count()
+    counts = [count for count in map(int, chosen.processes.split()) if count <= gpus or not gpus]
+    settings = [f"training.steps={chosen.steps}", f"training.batch_size={chosen.batch_size}"]
+    with tempfile.TemporaryDirectory() as place:
+        rows = []
+        for count in counts:
+            folder = Path(place) / str(count)
+            folder.mkdir()
+            start(count, folder, settings)
+            one = Path(place) / str(counts[0])
+            for name in METHODS:
+                rows.append(
+                    {
+                        "method": name,
+                        "processes": count,
+                        "how": "alone" if count == 1 else "DDP",
+                        "gradients_apart": apart(
+                            gradient(folder / f"{name}.safetensors"), gradient(one / f"{name}.safetensors")
+                        ),
+                        "weights_apart": apart(vector(folder / name), vector(one / name)),
+                        "step_seconds": seconds(folder / f"{name}.safetensors"),
+                    }
+                )
+    worst = max(row["gradients_apart"] for row in rows)
+    record("devices_gpu" if gpus else "devices_cpu", {**vars(chosen), "model": "nano"}, rows, worst_gradients=worst)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main()

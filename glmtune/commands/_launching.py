@@ -1,0 +1,104 @@
+"""The same command once more, as several processes of this machine, by torch's elastic launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Thread
+from typing import Any
+
+import psutil
+
+from glmtune.runtime import UserError
+
+GRACE = 10  # seconds between the second Ctrl-C, which ends processes at once, and their end
+
+
+def start_processes(count: int, arguments: Sequence[str]) -> int:
+    """Run `glmtune` with some arguments as several processes, and wait for them.
+
+    Ctrl-C and SIGTERM are passed on to each, once. Where one ends badly, the launcher ends the others.
+
+    Args:
+        count: of processes; each finds its number in `RANK`.
+        arguments: of the command line, behind `glmtune`.
+
+    Returns:
+        The exit code: 0, or that of the process which ended first, and which has told why.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a failure is told here, in a line
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))  # they share the cores
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    ended: list[BaseException] = []
+
+    def launch() -> None:
+        try:
+            elastic_launch(config, sys.executable)("-m", "glmtune", *arguments)
+        except BaseException as error:
+            ended.append(error)
+
+    # Beside the main thread the launcher handles no signals: it would end the processes before they have saved.
+    launcher = Thread(target=launch, name="launcher", daemon=True)
+    with passing_signals_on():
+        launcher.start()
+        while launcher.is_alive():
+            launcher.join(0.2)
+    if not ended:
+        return 0
+    if not isinstance(ended[0], ChildFailedError):
+        raise ended[0]
+    number, failure = ended[0].get_first_failure()
+    if failure.exitcode >= 0:
+        return int(failure.exitcode)
+    name = signal.Signals(-failure.exitcode).name
+    out_of_memory = " The system does that where memory runs out." if name == "SIGKILL" else ""
+    raise UserError(
+        f"process {number} of {count} was ended by {name}, and the others with it.{out_of_memory} Go on from the last "
+        "checkpoint with: glmtune train --resume RUN"
+    )
+
+
+@contextmanager
+def passing_signals_on() -> Iterator[None]:
+    """Pass SIGINT and SIGTERM on to the processes that this one started, while the block runs."""
+    received: list[int] = []
+
+    def act(number: int, frame: Any) -> None:
+        received.append(number)
+        children = psutil.Process().children()
+        for child in children:
+            with suppress(psutil.Error):
+                child.send_signal(number)
+        if len(received) > 1:  # once is to end with a checkpoint, twice is at once
+            for child in psutil.wait_procs(children, timeout=GRACE)[1]:
+                with suppress(psutil.Error):
+                    child.kill()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+    try:
+        for number in signals:
+            signal.signal(number, act)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

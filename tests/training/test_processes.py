@@ -1,0 +1,371 @@
+"""Several processes learn what one learns: the same examples in each step, the same gradients, one folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import Failure, free_port, in_processes, launched
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from glmtune import distributed
+from glmtune.commands import train
+from glmtune.data import LengthGroupedSampler, StepBatches
+from glmtune.training import processes
+from glmtune.training.run_trainer import RunTrainer
+from glmtune.training.trainer import Trainer
+
+METHODS = {
+    "lora": ["method.rank=4"],
+    "ptuning_v2": ["method.name=ptuning_v2", "method.num_virtual_tokens=4"],
+    "freeze": ["method.name=freeze", "method.num_layers=1"],
+    "full": ["method.name=full"],
+}
+# Small steps: by large ones, differences of a rounding grow in a random model from step to step.
+STEADY = ["model.dtype=float32", "training.learning_rate=0.0001"]
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of each step, clipped as the optimizer sees them."""
+
+    def __init__(self, trainer: RunTrainer, kept: list[torch.Tensor]):
+        self.trainer, self.kept = trainer, kept
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        grads = [weight.grad.flatten() for weight in self.trainer.trained_weights().values() if weight.grad is not None]
+        self.kept.append(torch.cat(grads).clone())
+
+
+def learn(settings: list[str]) -> tuple[dict[str, Any], list[Any]]:
+    """A training by some settings, on all processes there are: its report, and the gradients of its steps."""
+    kept: list[torch.Tensor] = []
+    plain = Trainer.learn
+
+    def learn_and_keep(self: Trainer, start: Path | None) -> None:
+        self.add_callback(Gradients(self, kept))
+        plain(self, start)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "learn", learn_and_keep)
+        done = train.run(overrides=settings, console=Console(file=io.StringIO()))
+    return done.report, [gradient.tolist() for gradient in kept]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """What a run has saved."""
+    [file] = [file for place in ("adapter", "model") for file in (folder / place).glob("*.safetensors")]
+    return load_file(file)
+
+
+def apart(left: torch.Tensor, right: torch.Tensor) -> float:
+    """How far two tensors are apart, relative to their size."""
+    return float((left - right).norm() / right.norm().clamp(min=1e-12))
+
+
+def losses(folder: Path) -> list[float]:
+    """The losses of a run's log."""
+    records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [record["loss"] for record in records if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Nine records, learned four at a time: the last step of an epoch has one, and a process none."""
+    file = tmp_path_factory.mktemp("records") / "nine.jsonl"
+    lines = [{"prompt": f"{number}+1=", "target": str(number + 1) * (1 + number % 4)} for number in range(9)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    others = file.with_name("held_out.jsonl")
+    others.write_text('{"prompt": "11+2=", "target": "13"}\n{"prompt": "10+3=", "target": "13"}\n')
+    return ["task.name=instructions", f"task.file={file}", f"task.held_out_file={others}"]
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings: list[str]) -> list[str]:
+    return [one for one in tiny_settings if not one.startswith("method.")] + STEADY
+
+
+def cases(settings: list[str], records: list[str]) -> dict[str, list[str]]:
+    """What is learned: arithmetic by some methods, and records by LoRA."""
+    general = [one for one in settings if not one.startswith("task.")]
+    of_records = [*general, *records, "method.rank=4", "training.steps=6", "training.batch_size=1"]
+    return {
+        **{name: [*settings, "training.steps=3", *METHODS[name]] for name in ("lora", "ptuning_v2", "full")},
+        "records": [*of_records, "training.gradient_accumulation_steps=4"],
+    }
+
+
+MORE = {
+    "bits=8": ["model.bits=8", "method.rank=4"],
+    "bits=4": ["model.bits=4", "method.rank=4"],
+    "quantized embedding": ["model.quantize_embedding=true", "method.rank=4"],
+    "gradient checkpointing": ["training.gradient_checkpointing=true", "method.rank=4"],
+    "dora": ["method.use_dora=true", "method.rank=4"],
+    "projection": ["method.name=ptuning_v2", "method.num_virtual_tokens=4", "method.prefix_projection=true"],
+    "muon": ["method.name=full", "training.optimizer=muon"],
+    "packing": ["data.packing=true", "method.rank=4"],
+    "one at a time": ["training.batch_size=1", "training.gradient_accumulation_steps=7", "method.rank=4"],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(settings: list[str], records: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """By how many processes: the folder of the runs, and what each process said of each."""
+    found = {}
+    for count in (1, 2):
+        folder = tmp_path_factory.mktemp(f"by_{count}")
+
+        def work(rank: int, folder: Path = folder) -> dict[str, Any]:
+            said = {}
+            for name, more in cases(settings, records).items():
+                said[name] = learn([*more, f"training.output_dir={folder / name}"])
+            return said
+
+        found[count] = folder, in_processes(work, count)
+    return found
+
+
+@pytest.mark.parametrize("case", ["lora", "ptuning_v2", "full", "records"])
+def test_two_processes_learn_what_one_learns(trained: dict[int, Any], case: str) -> None:
+    (one, [alone]), (two, both) = trained[1], trained[2]
+    assert not any(isinstance(said, Failure) for said in both), both
+    [expected, *_], (first, second) = [alone[case]], (said[case] for said in both)
+    assert len(first[1]) == len(expected[1]) > 2
+    for ours, theirs, right in zip(first[1], second[1], expected[1], strict=True):
+        assert ours == theirs  # to the bit: both take the same step
+        assert apart(torch.tensor(ours), torch.tensor(right)) < 1e-5
+    assert losses(two / case) == pytest.approx(losses(one / case), rel=1e-5)
+    ours, right = weights_of(two / case), weights_of(one / case)
+    assert {name: weight.shape for name, weight in ours.items()} == {n: weight.shape for n, weight in right.items()}
+    assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
+    assert {name: first[0][name] for name in ("before", "after")} == {n: expected[0][n] for n in ("before", "after")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*METHODS, *MORE])
+def test_four_processes_learn_what_one_learns(settings: list[str], tmp_path: Path, case: str) -> None:
+    """By each method, and with all that a recipe may ask of the storage and the loop."""
+    more = [*settings, "training.steps=3", *{**METHODS, **MORE}[case]]
+
+    def learned(count: int) -> list[Any]:
+        return in_processes(lambda rank: learn([*more, f"training.output_dir={tmp_path / str(count)}"]), count)
+
+    [alone], four = learned(1), learned(4)
+    assert not any(isinstance(said, Failure) for said in four), four
+    for ours, right in zip(four[3][1], alone[1], strict=True):
+        assert apart(torch.tensor(ours), torch.tensor(right)) < 1e-5
+    ours, right = weights_of(tmp_path / "4"), weights_of(tmp_path / "1")
+    assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
+
+
+def test_the_folder_is_that_of_one_process(trained: dict[int, Any]) -> None:
+    files = [
+        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if "rng_state" not in path.name}
+        for folder, _ in trained.values()
+    ]
+    assert files[0] == files[1]
+    assert {path.name for path in trained[2][0].rglob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    for case in ("lora", "records"):
+        logs = [(folder / case / "log.jsonl").read_text().splitlines() for folder, _ in trained.values()]
+        assert len(logs[0]) == len(logs[1])
+
+
+@pytest.fixture(scope="module")
+def stopped(settings: list[str], records: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of six steps: one that never stopped, and those that others went on with after the third."""
+    folder = tmp_path_factory.mktemp("stopped")
+    steady = ["training.lr_scheduler_type=constant_with_warmup", "training.warmup_ratio=0", "training.eval_steps=3"]
+    case = [*cases(settings, records)["records"], *steady]
+
+    def begin(name: str) -> Callable[[int], Any]:
+        return lambda rank: learn([*case, "training.steps=3", f"training.output_dir={folder / name}"])[0]
+
+    def go_on(name: str) -> Callable[[int], Any]:
+        def work(rank: int) -> Any:
+            more = ["training.steps=6"]
+            return train.run(overrides=more, resume=folder / name, console=Console(file=io.StringIO())).report
+
+        return work
+
+    said = in_processes(lambda rank: learn([*case, f"training.output_dir={folder / 'never'}"])[0], 1)
+    for first, then in ((2, 1), (1, 2)):
+        said += in_processes(begin(f"{first} then {then}"), first)
+        said += in_processes(go_on(f"{first} then {then}"), then)
+    assert not any(isinstance(one, Failure) for one in said), said
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("who", ["2 then 1", "1 then 2"])
+def test_other_processes_go_on(stopped: dict[str, Path], who: str) -> None:
+    """In the second epoch, whose order is another one."""
+    ours, right = weights_of(stopped[who]), weights_of(stopped["never"])
+    assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
+    assert losses(stopped[who]) == pytest.approx(losses(stopped["never"]), rel=1e-5)
+
+
+class Lengths:
+    """A data set of which only lengths are known."""
+
+    def __init__(self, lengths: list[int]):
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def length(self, index: int) -> int:
+        return self.lengths[index]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=60),
+    batch_size=st.integers(1, 5),
+    accumulation=st.integers(1, 5),
+    count=st.integers(1, 5),
+    epoch=st.integers(0, 2),
+)
+def test_steps_are_of_the_same_examples(
+    lengths: list[int], batch_size: int, accumulation: int, count: int, epoch: int
+) -> None:
+    step = batch_size * accumulation
+
+    def batches(processes: int) -> list[list[int]]:
+        order: Any = LengthGroupedSampler(Lengths(lengths), step, seed=3)  # type: ignore[arg-type]
+        made = StepBatches(order, step, batch_size, processes)
+        made.set_epoch(epoch)
+        listed = list(made)
+        assert len(made) == len(listed)
+        return listed
+
+    alone, dealt = batches(1), batches(count)
+    assert all(0 < len(one) <= batch_size for one in alone) and all(len(one) <= batch_size for one in dealt)
+    assert len(dealt) % count == 0
+    rounds = math.ceil(accumulation / count) * count  # micro-batches of a step, of all processes
+
+    def steps(batches: list[list[int]], size: int) -> list[list[int]]:
+        return [sorted(chain(*batches[start : start + size])) for start in range(0, len(batches), size)]
+
+    assert steps(dealt, rounds) == steps(alone, accumulation)
+
+
+def both_raise(work: Callable[[int], Any]) -> list[Failure]:
+    """What two processes raise."""
+    found = in_processes(work)
+    assert all(isinstance(one, Failure) for one in found), found
+    return found
+
+
+def test_what_differs_is_told_before_anything_is_loaded(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each check in turn, in one meeting of two processes; all of it is said by one of them."""
+    plain = processes.versions
+
+    def told(act: Callable[[], Any]) -> tuple[str, bool]:
+        with pytest.raises(ValueError) as caught:
+            act()
+        return str(caught.value), distributed.is_first_to_say(str(caught.value))
+
+    def work(rank: int) -> list[tuple[str, bool]]:
+        distributed.join()
+        said = [told(lambda: train.run(overrides=[*settings, f"training.steps={rank + 3}"]))]
+        said.append(told(lambda: train.run(overrides=[*settings, "training.steps=-1"])))
+        said.append(told(lambda: train.run(overrides=[*settings, *(["training.steps=-1"] if rank else [])])))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(processes, "versions", lambda: {**plain(), "peft": f"0.{rank}"})
+            said.append(told(lambda: train.run(overrides=settings)))
+        with pytest.MonkeyPatch.context() as patch:
+            if rank:
+                patch.chdir(elsewhere)
+            said.append(told(lambda: train.run(overrides=[*settings, "training.output_dir=here"])))
+        return said
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = in_processes(work)
+    assert not any(isinstance(one, Failure) for one in found), found
+    first, second = found
+    for (ours, we), (theirs, they) in zip(first, second, strict=True):
+        assert ours == theirs and we != they
+    texts = [text for text, _ in first]
+    assert "training.steps is 4 on process 1" in texts[0] and "and 3 on the main process" in texts[0]
+    assert texts[1].startswith("The recipe has faults") and texts[2].startswith("Process 1 of 2 (")
+    assert "peft is 0.1 on process 1" in texts[3]
+    assert "training.output_dir" in texts[4] and "All machines must see one run folder" in texts[4]
+    assert not (tmp_path / "here").exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_no_number_ends_both(settings: list[str], tmp_path: Path) -> None:
+    def work(rank: int) -> Any:
+        from glmtune.training import trainer
+
+        plain, count = trainer.target_loss, iter(range(99))
+        with pytest.MonkeyPatch.context() as patch:
+            broken = rank == 1
+            patch.setattr(
+                trainer, "target_loss", lambda *a: plain(*a) * (float("nan") if next(count) == 2 and broken else 1.0)
+            )
+            more = ["training.eval_steps=1", "training.steps=4", "method.rank=4"]
+            return train.run(overrides=[*settings, *more, f"training.output_dir={tmp_path / 'run'}"])
+
+    first, second = both_raise(work)
+    assert first == second and "The loss of step 3 is nan (examples" in first.text
+    assert "The best weights before that are in" in first.text
+
+
+def test_a_full_disk_ends_both(settings: list[str], tmp_path: Path) -> None:
+    def work(rank: int) -> Any:
+        from glmtune.training import run_trainer
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_trainer, "save_weights", full)
+            return train.run(overrides=[*settings, "method.rank=4", f"training.output_dir={tmp_path / 'run'}"])
+
+    first, second = both_raise(work)
+    assert first == second and "No space left on device" in first.text and "Make room" in first.text
+    assert not list((tmp_path / "run/checkpoints").glob("checkpoint-*"))
+
+
+def test_nobody_at_the_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in launched(1, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ValueError, match=r"MASTER_ADDR=127.0.0.1 .*process 1 of 2 .*did not meet the others within 1 s"
+    ):
+        distributed.join(timedelta(seconds=1))
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(ValueError, match=r"(?s)missing: .*MASTER_PORT.*Start with torchrun"):
+        distributed.join(timedelta(seconds=1))
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    yield lambda count: monkeypatch.setattr(processes, "visible_gpus", lambda: count)
+
+
+def test_how_many_processes(gpus: Callable[[int], None]) -> None:
+    for here, devices, count in [(0, "all", 1), (0, 3, 3), (1, "all", 1), (8, "all", 8), (8, 2, 2), (8, 8, 8)]:
+        gpus(here)
+        assert processes.count_processes(devices) == count  # type: ignore[arg-type]
+    gpus(2)
+    with pytest.raises(ValueError, match=r"training.devices=3: torch sees 2 GPUs here.*Set 2, or all"):
+        processes.count_processes(3)
+
+
+def test_a_script_is_one_process(settings: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"training.devices=2: .*torchrun --nproc-per-node 2"):
+        train.run(overrides=[*settings, "method.rank=4", "training.devices=2"])
