@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import platform
 import sys
@@ -45,6 +46,7 @@ def join(timeout: timedelta = MEETING) -> None:
         return
     import torch
 
+    sys.stdin = io.StringIO()  # one of several asks nobody
     try:
         store, number, count = next(torch.distributed.rendezvous("env://", timeout=timeout))
     except ValueError as error:
@@ -79,6 +81,11 @@ def leave() -> None:
     group = process_group()
     if group is not None:
         group.destroy_process_group()
+
+
+def share_cores(count: int) -> None:
+    """Let each of several processes that are started from here use its share of the cores, unless the user set it."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
 
 
 def is_first_to_say(text: str) -> bool:

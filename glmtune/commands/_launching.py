@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import uuid
@@ -14,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from glmtune import distributed
 from glmtune.runtime import UserError
 
 GRACE = 10  # seconds between the second Ctrl-C, which ends processes at once, and their end
@@ -38,7 +38,7 @@ def start_processes(count: int, arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a failure is told here, in a line
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))  # they share the cores
+    distributed.share_cores(count)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

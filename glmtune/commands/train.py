@@ -51,8 +51,8 @@ def main(options: argparse.Namespace) -> int:
         show_settings(settings)
         return 0
     quiet_libraries()
-    trust = trust_of(options, remembers=True)
     distributed.join()
+    trust = trust_of(options, remembers=True)
     recipe = distributed.together(lambda: read_asked(path, settings, options.resume, trust))
     count = 1 if distributed.is_launched() else count_processes(recipe.training.devices)
     if count > 1:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import re
 import sys
 import traceback
@@ -62,10 +61,8 @@ def say(text: str = "", end: str = "\n", error: bool = False) -> None:
 
 
 def at_terminal() -> bool:
-    """Return whether there is somebody to ask; one of several processes, which a launcher started, asks nobody."""
-    return not {"RANK", "WORLD_SIZE"} <= os.environ.keys() and all(
-        stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)
-    )
+    """Return whether there is somebody to ask."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def confirm(question: str) -> bool:
