@@ -19,7 +19,7 @@ class Failure:
     text: str
 
 
-def in_processes(work: Callable[[int], Any], count: int = 2, seconds: float = 60) -> list[Any]:
+def in_processes(work: Callable[[int], Any], count: int = 2, seconds: float = 150) -> list[Any]:
     """What `work(rank)` returns in each of several processes, or its `Failure`; one alone is not launched."""
     context, port = multiprocessing.get_context("fork"), free_port()
     pipes = [context.Pipe() for _ in range(count)]

@@ -239,6 +239,11 @@ class TrainingSettings(Settings):
         "where there is none. On a CPU, a number starts so many. Where torchrun or another launcher started them, they "
         "count",
     )
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="full: several processes divide the weights, their gradients and what the optimizer gathers "
+        "(FSDP2), and a layer is whole only while it computes; with weights of 16 bits or fp32, and optimizer=adamw",
+    )
     batch_size: int = Field(32, ge=1, description="examples per micro-batch: the most that a device holds at a time")
     gradient_accumulation_steps: int = Field(
         1,

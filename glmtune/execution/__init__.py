@@ -30,11 +30,13 @@ from glmtune.reporting.charts import write_png
 from glmtune.runtime import RunFolder, UserError, machine, seed_everything
 from glmtune.tasks import Task
 from glmtune.terminal.console import Console
+from glmtune.training import sharding
 from glmtune.training.callbacks import start_log
+from glmtune.training.checkpoints import trained_weights
 from glmtune.training.placement import readable
 from glmtune.training.processes import describe_processes
 from glmtune.training.resumption import Change, write_record
-from glmtune.training.run_trainer import DivergenceError
+from glmtune.training.run_trainer import DivergenceError, RunTrainer
 
 STARTED_FROM = 16  # examples
 
@@ -89,9 +91,10 @@ def execute(plan: Plan, console: Console) -> Run:
     assert isinstance(base, PreTrainedModel), "a recipe names no adapter"
     asked = choose_asked(plan, base, console)
     before = examine_before(plan, base, asked, console)
-    seed_everything(plan.recipe.seed)  # what a method draws must not depend on how the questions were answered
-    model = plan.method.apply(base)
+    model = apply_method(plan, base)
     plan.method.initialize(model, first_examples(plan))
+    if plan.recipe.training.sharding == "full":
+        sharding.shard(model)
     distributed.on_main(lambda: begin(plan, before))
     announce_training(plan, model, console)
     return learn(plan, model, before, asked, console)
@@ -134,18 +137,41 @@ def learn(plan: Plan, model: Model, before: Examination, asked: Asked, console: 
         present = replace(plan.present, changes=changes_of(plan), asked=(len(asked.before), len(asked.during)))
         distributed.on_main(lambda: write_record(plan.folder, present))
         trainer.run()
-        model = save(plan, model)
+        model = keep(plan, model, trainer)
         if plan.objective.asks:
             console.print("After: the same problems again ...")
         return report(plan, before, examine(plan, model, asked))
     except DivergenceError as error:
         if not error.rescued:
             raise
-        model = save(plan, model)
+        model = keep(plan, model, trainer)
         report(plan, before, examine(plan, model, asked))
         raise UserError(f"{error} The best weights before that are in {plan.folder.path}, ready for use.") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Go on with: glmtune train --resume {plan.folder.path}") from None
+
+
+def keep(plan: Plan, model: Model, trainer: RunTrainer) -> Model:
+    """Save what was learned, and return the model that is used from then on; a divided one is given up for it."""
+    if not sharding.is_sharded(model):
+        return save(plan, model)
+    learned = sharding.whole_weights(trained_weights(model), everywhere=True)
+    trainer.give_back()
+    sharding.release(model)
+    whole = apply_method(plan, plan.model.load()[0])
+    with torch.no_grad():
+        for name, weight in trained_weights(whole).items():
+            weight.copy_(learned[name])
+    saved: Any = save(plan, whole.eval())
+    return saved.to(distributed.local_device())
+
+
+def apply_method(plan: Plan, base: Any) -> Model:
+    """Return a model of which the method trains its part; what it draws depends on the seed alone."""
+    if plan.recipe.training.sharding == "full" and plan.method.trains_base:
+        base.cpu()  # in fp32, a device may have no room for all of it
+    seed_everything(plan.recipe.seed)
+    return plan.method.apply(base)
 
 
 def announce(plan: Plan, console: Console) -> None:
@@ -188,7 +214,7 @@ def announce_training(plan: Plan, model: Model, console: Console) -> None:
         f"{training.batch_size * training.gradient_accumulation_steps} examples on {model.device}"
     )
     console.print(Text.assemble(names[0], " with ", names[1], " on ", names[2], f": {counts}"))
-    if together := describe_processes(training.examples_per_step, training.batch_size):
+    if together := describe_processes(model, training.examples_per_step, training.batch_size):
         console.print(together, highlight=False, soft_wrap=True)
     console.print(f"Run folder: {plan.folder.path}")
 

@@ -27,6 +27,7 @@ from transformers.trainer_pt_utils import safe_globals
 from glmtune.models.checkpoint import check_safetensors, check_weight_file
 from glmtune.runtime import UserError
 from glmtune.training.muon import Muon
+from glmtune.training.sharding import divided_like
 
 WEIGHTS = "trainable.safetensors"
 PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
@@ -101,7 +102,7 @@ def load_weights(weights: Weights, folder: Path) -> None:
                 "recipe.yaml. Put recipe.yaml back as it was when the run began."
             )
         for name, weight in weights.items():
-            weight.copy_(file.get_tensor(name))
+            weight.copy_(divided_like(weight, file.get_tensor(name)))
 
 
 def check_weights(file: Path) -> None:

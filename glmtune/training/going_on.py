@@ -8,12 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 
 from glmtune.config import TrainingSettings
 from glmtune.runtime import RunFolder, UserError
 from glmtune.training.checkpoints import REMEDY, alike, check_optimizer, restoring
+from glmtune.training.sharding import is_sharded, load_state
 
 if TYPE_CHECKING:
     Base = Trainer
@@ -78,8 +81,12 @@ class GoingOn(Base):
             groups = optimizer.param_groups
             fresh = [{name: value for name, value in group.items() if name != "params"} for group in groups]
             check_optimizer(optimizer, self.lr_scheduler, Path(checkpoint))
-            super()._load_optimizer_and_scheduler(checkpoint)
             schedule: Any = self.lr_scheduler
+            if is_sharded(self.model):
+                load_state(optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+                schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
             schedule.base_lrs = [settings["initial_lr"] for settings in fresh]
             schedule._last_lr = [  # which is what the log shows
                 base * share(schedule.last_epoch)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import platform
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from glmtune import distributed
 from glmtune.config import Recipe
 from glmtune.runtime import RunFolder, UserError, versions
+from glmtune.training import sharding
 from glmtune.training.placement import torch_takes_gpus
 from glmtune.training.resumption import flat
+
+if TYPE_CHECKING:
+    from glmtune.methods import Model
 
 
 def count_processes(devices: Literal["all"] | int) -> int:
@@ -50,6 +54,11 @@ def check_processes(recipe: Recipe) -> None:
             f"training.devices={devices}: a training from Python is of the processes that run it, and this is one. "
             f"Start the script with torchrun --nproc-per-node {devices}, or use `glmtune train`."
         )
+    if recipe.training.sharding == "full" and distributed.world_size() == 1:
+        raise UserError(
+            "training.sharding=full: several processes divide the weights, and this is one. Start more "
+            "(training.devices=N, or torchrun), or leave it out."
+        )
     distributed.check_alike({**versions(), "python": platform.python_version(), **flat(recipe)})
 
 
@@ -66,10 +75,11 @@ def check_seen(folder: RunFolder) -> None:
         )
 
 
-def describe_processes(step: int, batch_size: int) -> str:
+def describe_processes(model: Model, step: int, batch_size: int) -> str:
     """Return a line that says how several processes work together; nothing of one.
 
     Args:
+        model: that is trained, divided or not.
         step: examples of a step, of all processes.
         batch_size: the most that one holds at a time.
     """
@@ -78,7 +88,10 @@ def describe_processes(step: int, batch_size: int) -> str:
     if group is None or count == 1:
         return ""
     each = min(batch_size, -(-step // count))
+    kept, how = "the whole model", "DDP"
+    if sharding.is_sharded(model):
+        kept, how = f"{sharding.local_share(model):.1%} of the weights", "FSDP2"
     return (
-        f"{count} processes ({group.get_backend()}), each with the whole model and up to {each} of a step's {step} "
-        "examples at a time; gradients are summed (DDP)."
+        f"{count} processes ({group.get_backend()}, {how}), each with {kept} and up to {each} of a step's {step} "
+        "examples at a time."
     )

@@ -12,6 +12,7 @@ from glmtune.models import loading
 from glmtune.models.architecture import stored_bits
 from glmtune.runtime import UserError
 from glmtune.training import optimizers, trackers
+from glmtune.training.sharding import check_sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -52,6 +53,7 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, method: Method) -> Non
     check_precision(loading.dtype_of(settings, config, device), device)
     method.check_base(settings, stored_bits(config))
     loading.check_bits(settings, config)
+    check_sharding(recipe, stored_bits(config))
 
 
 def count_trainable(method: Method, config: PreTrainedConfig) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch.nn.parallel import DistributedDataParallel
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from glmtune import distributed
@@ -22,7 +23,7 @@ from glmtune.config import TrainingSettings
 from glmtune.files import check_folder
 from glmtune.methods import Model
 from glmtune.runtime import RunFolder, UserError
-from glmtune.training import optimizers, trackers
+from glmtune.training import optimizers, sharding, trackers
 from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
 from glmtune.training.checkpoints import (
     Weights,
@@ -76,6 +77,10 @@ class RunTrainer(GoingOn):
         # Unused, as the judge is asked; the Trainer wants one all the same.
         super().__init__(**{"eval_dataset": options.get("train_dataset"), **options})
         self.judge, self.folder, self.settings = judge, folder, settings
+        self.is_sharded = sharding.is_sharded(self.model)
+        if self.is_sharded:  # accelerate is not to wrap it once more
+            self.is_distributed_loading_by_transformers = True
+        self.in_one_piece: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None  # of a checkpoint being saved
         self.groups = groups or [{"params": list(self.trained_weights().values())}]
         self.interrupt, self.bar = InterruptCallback(), ProgressBar()
         self.remove_callback(ProgressCallback)
@@ -124,9 +129,15 @@ class RunTrainer(GoingOn):
     def _prepare_for_training(self, *arguments: Any) -> Any:
         """Wrap the model as its Trainer does; with several processes, see that it is wrapped."""
         prepared = super()._prepare_for_training(*arguments)
-        if distributed.world_size() > 1 and not isinstance(self.model_wrapped, DistributedDataParallel):
+        is_kept_together = isinstance(self.model_wrapped, DistributedDataParallel) or self.is_sharded
+        if distributed.world_size() > 1 and not is_kept_together:
             raise RuntimeError("several processes, and nothing keeps their weights together: a fault of glmtune")
         return prepared
+
+    def give_back(self) -> None:
+        """Give back the memory of what only training needs."""
+        self.optimizer = self.lr_scheduler = None
+        self.accelerator.free_memory()
 
     @property
     def unwrapped(self) -> Any:
@@ -185,9 +196,11 @@ class RunTrainer(GoingOn):
         Raises:
             DivergenceError: there are some.
         """
-        broken = [name for name, weight in self.trained_weights().items() if not weight.isfinite().all()]
-        if broken:
-            raise DivergenceError(f"After step {self.state.global_step} the weights are not finite ({broken[0]} ...).")
+        weights = self.trained_weights()
+        broken = [name for name, weight in weights.items() if not sharding.local(weight.detach()).isfinite().all()]
+        if distributed.anywhere(bool(broken)):
+            first = next(filter(None, distributed.gather([broken[0] if broken else ""])))
+            raise DivergenceError(f"After step {self.state.global_step} the weights are not finite ({first} ...).")
 
     # How good it is
 
@@ -202,7 +215,7 @@ class RunTrainer(GoingOn):
         was_training = model.training
         start = time.perf_counter()
         model.eval()
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), sharding.put_together(model):
             result = dict(self.judge(model))
         model.train(was_training)
         metrics = {f"eval_{metric}": result.pop(metric), "eval_duration": round(time.perf_counter() - start, 2)}
@@ -237,9 +250,26 @@ class RunTrainer(GoingOn):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         def write() -> None:
             if distributed.is_main():  # the Trainer calls this on every process
-                save_weights(self.trained_weights(), Path(str(output_dir or self.args.output_dir)))
+                weights = self.in_one_piece[0] if self.in_one_piece else self.trained_weights()
+                save_weights(weights, Path(str(output_dir or self.args.output_dir)))
 
         distributed.together(write)  # it waits for all of them next
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.in_one_piece is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif distributed.is_main():
+            schedule: Any = self.lr_scheduler
+            torch.save(self.in_one_piece[1], Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        """Sum divided gradients after each micro-batch: whole ones are never kept."""
+        return nullcontext()
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Return the norm of all gradients; of divided ones, it is put together."""
+        return sharding.whole(super()._clip_grad_norm(model))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
@@ -257,10 +287,15 @@ class RunTrainer(GoingOn):
         self.check_weights()
         check_folder(self.folder.path)
         save = super()._save_checkpoint
+        if self.is_sharded:  # all take part in this, and it fails on none
+            weights = sharding.whole_weights(self.trained_weights())
+            self.in_one_piece = weights, sharding.whole_state(self.optimizer)
         try:
             distributed.together(lambda: save(model, trial))  # each writes its random numbers, the main one the rest
         except (OSError, RuntimeError, SafetensorError, UserError) as error:
             raise UserError(distributed.on_main(partial(self._remove_half, error))) from error
+        finally:
+            self.in_one_piece = None
 
     def _remove_half(self, error: Exception) -> str:
         """Take away what was written of a checkpoint, and return what to tell of it."""

@@ -42,8 +42,8 @@ def check_trained(done: subprocess.CompletedProcess[str], folder: Path) -> None:
     """See that two processes have made one run, and told of it once."""
     assert done.returncode == 0, done.stderr
     told = done.stdout + done.stderr
-    assert "2 processes (gloo), each with the whole model and up to 2 of a step's 4 examples at a time" in told
-    for once in ("2 processes (gloo)", "Run folder: ", "Before: ", "Next:"):
+    assert "2 processes (gloo, DDP), each with the whole model and up to 2 of a step's 4 examples at a time." in told
+    for once in ("2 processes (gloo, DDP)", "Run folder: ", "Before: ", "Next:"):
         assert told.count(once) == 1 + (once == "Run folder: "), told  # which is told before and after
     report = json.loads((folder / "report.json").read_text())
     assert report["after"]["n"] == 6 and (folder / "adapter/adapter_model.safetensors").is_file()

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from glmtune import distributed
 from glmtune.commands import train
 from glmtune.data import LengthGroupedSampler, StepBatches
-from glmtune.training import processes
+from glmtune.training import processes, sharding
 from glmtune.training.run_trainer import RunTrainer
 from glmtune.training.trainer import Trainer
 
@@ -44,7 +44,8 @@ class Gradients(TrainerCallback):
         self.trainer, self.kept = trainer, kept
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        grads = [weight.grad.flatten() for weight in self.trainer.trained_weights().values() if weight.grad is not None]
+        weights = self.trainer.trained_weights().values()
+        grads = [sharding.whole(weight.grad).flatten() for weight in weights if weight.grad is not None]
         self.kept.append(torch.cat(grads).clone())
 
 
@@ -150,6 +151,37 @@ def test_two_processes_learn_what_one_learns(trained: dict[int, Any], case: str)
     assert {name: weight.shape for name, weight in ours.items()} == {n: weight.shape for n, weight in right.items()}
     assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
     assert {name: first[0][name] for name in ("before", "after")} == {n: expected[0][n] for n in ("before", "after")}
+
+
+@pytest.fixture(scope="module")
+def divided(settings: list[str], records: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The same cases by two processes that divide the weights."""
+    folder = tmp_path_factory.mktemp("divided")
+
+    def work(rank: int) -> dict[str, Any]:
+        return {
+            name: learn([*more, "training.sharding=full", f"training.output_dir={folder / name}"])
+            for name, more in cases(settings, records).items()
+        }
+
+    return folder, in_processes(work)
+
+
+@pytest.mark.parametrize("case", ["lora", "ptuning_v2", "full", "records"])
+def test_divided_weights_learn_what_whole_ones_learn(
+    trained: dict[int, Any], divided: tuple[Path, Any], case: str
+) -> None:
+    (one, [alone]), (two, both) = trained[1], divided
+    assert not any(isinstance(said, Failure) for said in both), both
+    expected, first, second = alone[case], both[0][case], both[1][case]
+    assert len(first[1]) == len(expected[1]) > 2
+    for ours, theirs, right in zip(first[1], second[1], expected[1], strict=True):
+        assert ours == theirs and apart(torch.tensor(ours), torch.tensor(right)) < 1e-5
+    assert losses(two / case) == pytest.approx(losses(one / case), rel=1e-5)
+    ours, right = weights_of(two / case), weights_of(one / case)
+    assert {name: weight.shape for name, weight in ours.items()} == {n: weight.shape for n, weight in right.items()}
+    assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
+    assert first[0]["after"] == expected[0]["after"]
 
 
 @pytest.mark.slow
