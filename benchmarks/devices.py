@@ -1,8 +1,9 @@
 """Gradients of several processes against those of one: the same steps of nano in fp32, by each method.
 
 Each number of processes is started by torchrun: on GPUs where there are enough of them (NCCL), else on the CPU (gloo).
-A row tells how far the gradients of the last step, clipped as the optimizer sees them, and the weights that were saved
-are from those of one process, relative to their size, and the seconds of a step.
+They work with the whole model each (DDP), and with a share of the weights (FSDP2). A row tells how far the gradients of
+the last step, clipped as the optimizer sees them, and the weights that were saved are from those of one process,
+relative to their size; the share of the weights that the main process keeps; and the seconds of a step.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import Any
 import torch
 from recording import options, record
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from glmtune import distributed
 from glmtune.commands import train
+from glmtune.training import sharding
 from glmtune.training.trainer import Trainer
 
 METHODS = {
@@ -32,8 +35,10 @@ METHODS = {
     "freeze": ["method.name=freeze"],
     "full": ["method.name=full"],
 }
+WAYS = {"DDP": [], "FSDP2": ["training.sharding=full"]}
 SETTINGS = [
     "model.dtype=float32",
+    "training.learning_rate=0.0001",  # by larger steps, differences of a rounding grow from step to step
     "training.gradient_accumulation_steps=4",
     "training.logging_steps=1",
     "evaluation.num_examples=8",
@@ -53,10 +58,16 @@ class Keeper(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         self.seconds += (time.perf_counter() - self.start) * (state.global_step > 0)
-        if distributed.is_main() and state.global_step + 1 == state.max_steps:
-            weights = self.trainer.trained_weights()
-            grads = {name: weight.grad.cpu() for name, weight in weights.items() if weight.grad is not None}
-            save_file(grads, self.file, {"seconds": json.dumps(self.seconds / (state.max_steps - 1))})
+        if state.global_step + 1 < state.max_steps:
+            return
+        weights = self.trainer.trained_weights()
+        grads = sharding.whole_weights({n: weight.grad for n, weight in weights.items() if weight.grad is not None})
+        if distributed.is_main():
+            told = {
+                "seconds": json.dumps(self.seconds / (state.max_steps - 1)),
+                "share": json.dumps(sharding.local_share(self.trainer.unwrapped)),
+            }
+            save_file(grads, self.file, told)
 
 
 def work(folder: Path, settings: list[str]) -> None:
@@ -96,12 +107,10 @@ def gradient(file: Path) -> torch.Tensor:
     return torch.cat([grad.flatten() for _, grad in sorted(load_file(file).items())])
 
 
-def seconds(file: Path) -> float:
-    """The seconds of a step that stand beside it."""
-    from safetensors import safe_open
-
+def told(file: Path) -> dict[str, float]:
+    """The seconds of a step and the share of the weights that stand beside it."""
     with safe_open(file, framework="pt") as opened:
-        return float(json.loads(opened.metadata()["seconds"]))
+        return {name: float(value) for name, value in opened.metadata().items()}
 
 
 def apart(ours: torch.Tensor, right: torch.Tensor) -> float:
@@ -115,24 +124,26 @@ def main() -> None:
     gpus = torch.cuda.device_count()
     counts = [count for count in map(int, chosen.processes.split()) if count <= gpus or not gpus]
     settings = [f"training.steps={chosen.steps}", f"training.batch_size={chosen.batch_size}"]
+    ways = [(count, how) for count in counts for how in (WAYS if count > 1 else ["alone"])]
     with tempfile.TemporaryDirectory() as place:
         rows = []
-        for count in counts:
-            folder = Path(place) / str(count)
+        one = Path(place) / "1 alone"
+        for count, how in ways:
+            folder = Path(place) / f"{count} {how}"
             folder.mkdir()
-            start(count, folder, settings)
-            one = Path(place) / str(counts[0])
+            start(count, folder, [*settings, *WAYS.get(how, [])])
             for name in METHODS:
+                file = folder / f"{name}.safetensors"
+                facts = told(file)
                 rows.append(
                     {
                         "method": name,
                         "processes": count,
-                        "how": "alone" if count == 1 else "DDP",
-                        "gradients_apart": apart(
-                            gradient(folder / f"{name}.safetensors"), gradient(one / f"{name}.safetensors")
-                        ),
+                        "how": how,
+                        "gradients_apart": apart(gradient(file), gradient(one / file.name)),
                         "weights_apart": apart(vector(folder / name), vector(one / name)),
-                        "step_seconds": seconds(folder / f"{name}.safetensors"),
+                        "local_share": facts["share"],
+                        "step_seconds": facts["seconds"],
                     }
                 )
     worst = max(row["gradients_apart"] for row in rows)

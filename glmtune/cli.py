@@ -134,4 +134,9 @@ def explain(error: BaseException) -> str | None:
             f"a library gave up: {error}. A pattern of the tokenizer may be damaged, or made to stop whoever reads "
             "with it. Take the tokenizer's files of the release."
         )
+    if distributed.is_loss(error):
+        return (
+            "another process has ended, or does not answer; why, it said itself, if it could. Go on from the last "
+            "checkpoint with: glmtune train --resume RUN"
+        )
     return str(error) if isinstance(error, ValueError | OSError) else None

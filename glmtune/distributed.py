@@ -98,6 +98,14 @@ def is_first_to_say(text: str) -> bool:
         return True
 
 
+def is_loss(error: BaseException) -> bool:
+    """Return whether an error says that another process has ended, or does not answer."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return process_group() is not None and (
+        "DistError" in names or ("RuntimeError" in names and "/gloo/" in str(error))
+    )
+
+
 def process_group() -> ModuleType | None:
     """Return torch.distributed where several processes have joined; what nobody imported has joined none."""
     module = sys.modules.get("torch.distributed")

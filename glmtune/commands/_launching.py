@@ -66,7 +66,9 @@ def start_processes(count: int, arguments: Sequence[str]) -> int:
         return 0
     if not isinstance(ended[0], ChildFailedError):
         raise ended[0]
-    number, failure = ended[0].get_first_failure()
+    failures = ended[0].failures.items()  # SIGTERM is the launcher's own, to those that were left
+    killed = [one for one in failures if one[1].exitcode < 0 and one[1].exitcode != -signal.SIGTERM]
+    number, failure = killed[0] if killed else ended[0].get_first_failure()
     if failure.exitcode >= 0:
         return int(failure.exitcode)
     name = signal.Signals(-failure.exitcode).name

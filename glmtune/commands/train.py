@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -52,6 +53,8 @@ def main(options: argparse.Namespace) -> int:
         return 0
     quiet_libraries()
     distributed.join()
+    if not distributed.is_main():  # what it would be warned of, the main process is
+        warnings.simplefilter("ignore")
     trust = trust_of(options, remembers=True)
     recipe = distributed.together(lambda: read_asked(path, settings, options.resume, trust))
     count = 1 if distributed.is_launched() else count_processes(recipe.training.devices)

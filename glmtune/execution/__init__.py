@@ -155,13 +155,12 @@ def keep(plan: Plan, model: Model, trainer: RunTrainer) -> Model:
     """Save what was learned, and return the model that is used from then on; a divided one is given up for it."""
     if not sharding.is_sharded(model):
         return save(plan, model)
-    learned = sharding.whole_weights(trained_weights(model), everywhere=True)
     trainer.give_back()
-    sharding.release(model)
-    whole = apply_method(plan, plan.model.load()[0])
+    whole, divided = apply_method(plan, plan.model.load()[0]), trained_weights(model)
     with torch.no_grad():
         for name, weight in trained_weights(whole).items():
-            weight.copy_(learned[name])
+            weight.copy_(sharding.whole(divided[name]))
+    sharding.release(model)
     saved: Any = save(plan, whole.eval())
     return saved.to(distributed.local_device())
 
@@ -256,6 +255,7 @@ def report(plan: Plan, before: Examination, after: Examination) -> Run:
         **({"changes": [asdict(change) for change in changes]} if (changes := changes_of(plan)) else {}),
         "training_seconds": max((record["seconds"] for record in log), default=0),
         "peak_memory": peak_memory(),
+        **({"processes": count} if (count := distributed.world_size()) > 1 else {}),
         "machine": machine(),
     }
     distributed.on_main(lambda: write_report(plan, values, log))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import textwrap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def trained_weights(model: torch.nn.Module) -> Weights:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def save_weights(weights: Weights, folder: Path) -> None:
+def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write trained weights into the folder of a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, folder / WEIGHTS)

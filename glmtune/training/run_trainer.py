@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -250,7 +250,9 @@ class RunTrainer(GoingOn):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         def write() -> None:
             if distributed.is_main():  # the Trainer calls this on every process
-                weights = self.in_one_piece[0] if self.in_one_piece else self.trained_weights()
+                weights: Mapping[str, torch.Tensor] = self.trained_weights()
+                if self.in_one_piece is not None:
+                    weights = self.in_one_piece[0]
                 save_weights(weights, Path(str(output_dir or self.args.output_dir)))
 
         distributed.together(write)  # it waits for all of them next

@@ -98,7 +98,7 @@ def blocks_of(model: Model) -> Iterable[torch.nn.Module]:
         ) from None
 
 
-def is_sharded(model: torch.nn.Module) -> bool:
+def is_sharded(model: torch.nn.Module | None) -> bool:
     """Return whether the weights of a model are divided."""
     from torch.distributed.fsdp import FSDPModule
 
@@ -134,12 +134,12 @@ def divided_like(weight: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
-def whole_weights(weights: Mapping[str, Tensor], everywhere: bool = False) -> dict[str, Tensor]:
-    """Return divided weights in one piece on the CPU of the main process, or of all; one is on a GPU at a time."""
+def whole_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return divided weights in one piece on the CPU of the main process, and none on others; one by one on a GPU."""
     kept = {}
     for name, weight in weights.items():
         together = whole(weight.detach())
-        if everywhere or distributed.is_main():
+        if distributed.is_main():
             kept[name] = together.cpu()
     return kept
 

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from glmtune import distributed
 from glmtune.commands import train
+from glmtune.config import load_recipe
 from glmtune.data import LengthGroupedSampler, StepBatches
 from glmtune.training import processes, sharding
 from glmtune.training.run_trainer import RunTrainer
@@ -33,6 +34,7 @@ METHODS = {
     "freeze": ["method.name=freeze", "method.num_layers=1"],
     "full": ["method.name=full"],
 }
+GOING_ON = ("2 then 1", "1 then 2 divided", "2 divided then 2")
 # Small steps: by large ones, differences of a rounding grow in a random model from step to step.
 STEADY = ["model.dtype=float32", "training.learning_rate=0.0001"]
 
@@ -185,13 +187,17 @@ def test_divided_weights_learn_what_whole_ones_learn(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["none", "full"])
 @pytest.mark.parametrize("case", [*METHODS, *MORE])
-def test_four_processes_learn_what_one_learns(settings: list[str], tmp_path: Path, case: str) -> None:
+def test_four_processes_learn_what_one_learns(settings: list[str], tmp_path: Path, case: str, how: str) -> None:
     """By each method, and with all that a recipe may ask of the storage and the loop."""
+    if how == "full" and case in ("bits=8", "bits=4", "quantized embedding", "muon"):
+        pytest.skip("is refused")
     more = [*settings, "training.steps=3", *{**METHODS, **MORE}[case]]
 
     def learned(count: int) -> list[Any]:
-        return in_processes(lambda rank: learn([*more, f"training.output_dir={tmp_path / str(count)}"]), count)
+        given = [f"training.output_dir={tmp_path / str(count)}", *([f"training.sharding={how}"] if count > 1 else [])]
+        return in_processes(lambda rank: learn([*more, *given]), count)
 
     [alone], four = learned(1), learned(4)
     assert not any(isinstance(said, Failure) for said in four), four
@@ -220,25 +226,27 @@ def stopped(settings: list[str], records: list[str], tmp_path_factory: pytest.Te
     steady = ["training.lr_scheduler_type=constant_with_warmup", "training.warmup_ratio=0", "training.eval_steps=3"]
     case = [*cases(settings, records)["records"], *steady]
 
-    def begin(name: str) -> Callable[[int], Any]:
-        return lambda rank: learn([*case, "training.steps=3", f"training.output_dir={folder / name}"])[0]
+    def begin(name: str, how: str) -> Callable[[int], Any]:
+        return lambda rank: learn([*case, how, "training.steps=3", f"training.output_dir={folder / name}"])[0]
 
-    def go_on(name: str) -> Callable[[int], Any]:
+    def go_on(name: str, how: str) -> Callable[[int], Any]:
         def work(rank: int) -> Any:
-            more = ["training.steps=6"]
+            more = ["training.steps=6", how]
             return train.run(overrides=more, resume=folder / name, console=Console(file=io.StringIO())).report
 
         return work
 
     said = in_processes(lambda rank: learn([*case, f"training.output_dir={folder / 'never'}"])[0], 1)
-    for first, then in ((2, 1), (1, 2)):
-        said += in_processes(begin(f"{first} then {then}"), first)
-        said += in_processes(go_on(f"{first} then {then}"), then)
+    for name in GOING_ON:
+        first, then = name.split(" then ")
+        for begins_or_goes_on, who in ((begin, first), (go_on, then)):
+            how = f"training.sharding={'full' if 'divided' in who else 'none'}"
+            said += in_processes(begins_or_goes_on(name, how), int(who[0]))
     assert not any(isinstance(one, Failure) for one in said), said
     return {path.name: path for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("who", ["2 then 1", "1 then 2"])
+@pytest.mark.parametrize("who", GOING_ON)
 def test_other_processes_go_on(stopped: dict[str, Path], who: str) -> None:
     """In the second epoch, whose order is another one."""
     ours, right = weights_of(stopped[who]), weights_of(stopped["never"])
@@ -396,6 +404,27 @@ def test_how_many_processes(gpus: Callable[[int], None]) -> None:
     gpus(2)
     with pytest.raises(ValueError, match=r"training.devices=3: torch sees 2 GPUs here.*Set 2, or all"):
         processes.count_processes(3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("model.bits=8", "model.bits=8 stores whole numbers"),
+        ("model.quantize_embedding=true", "model.quantize_embedding=true stores whole numbers"),
+        ("model.dtype=float16", "model.dtype=float16 has its loss scaled"),
+        ("training.optimizer=muon", "training.optimizer=muon needs whole weights. Use adamw"),
+    ],
+)
+def test_what_is_not_divided(setting: str, told: str) -> None:
+    recipe = load_recipe(None, ["training.sharding=full", setting])
+    with pytest.raises(ValueError, match=f"training.sharding=full: {told}"):
+        sharding.check_sharding(recipe, 16)
+    sharding.check_sharding(load_recipe(None, [setting]), 16)
+
+
+def test_one_process_divides_nothing(settings: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"training.sharding=full: several processes divide the weights, and this is"):
+        train.run(overrides=[*settings, "method.rank=4", "training.sharding=full"])
 
 
 def test_a_script_is_one_process(settings: list[str]) -> None:
