@@ -113,7 +113,7 @@ class RunTrainer(GoingOn):
         finally:
             model.config.use_cache = True
             model.eval()
-        if self.interrupt.interrupted:
+        if distributed.anywhere(self.interrupt.interrupted):
             raise KeyboardInterrupt
 
     def learn(self, start: Path | None) -> None:
