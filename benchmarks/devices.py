@@ -41,9 +41,10 @@ SETTINGS = [
     "training.learning_rate=0.0001",  # by larger steps, differences of a rounding grow from step to step
     "training.gradient_accumulation_steps=4",
     "training.logging_steps=1",
-    "evaluation.num_examples=8",
-    "evaluation.num_examples_during=2",
-    "generation.max_new_tokens=16",
+    "task.style=direct",
+    "task.kinds=[integer]",
+    "evaluation.num_examples=4",
+    "evaluation.num_examples_during=1",
 ]
 
 
