@@ -10,12 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import PIPE, STDOUT
 from typing import Any
 
 import psutil
 import pytest
-from processes import free_port
 
 GLMTUNE = [sys.executable, "-m", "glmtune"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "glmtune"]
@@ -62,19 +60,6 @@ def test_glmtune_starts_processes(command: list[str], environment: dict[str, str
 def test_others_start_processes(how: str, command: list[str], environment: dict[str, str], tmp_path: Path) -> None:
     launcher = TORCHRUN if how == "torchrun" else [*ACCELERATE, "-m", "glmtune"]
     check_trained(run([*launcher, *command], environment, tmp_path), tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_two_machines_are_two_launchers(command: list[str], environment: dict[str, str], tmp_path: Path) -> None:
-    """Each of two launchers starts a process, as on two machines; here they are one."""
-    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "1"]
-    where = ["--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", *meeting, *where, "-m", "glmtune", *command]
-    options: Any = {"env": environment, "cwd": tmp_path, "text": True, "stdout": PIPE, "stderr": STDOUT}
-    both = [subprocess.Popen(launcher, **options) for _ in range(2)]
-    told = [one.communicate(timeout=240)[0] for one in both]
-    assert [one.returncode for one in both] == [0, 0], told
-    assert (tmp_path / "run/report.json").is_file() and "".join(told).count("2 processes (gloo, DDP)") == 1, told
 
 
 @pytest.mark.slow
