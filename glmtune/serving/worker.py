@@ -138,7 +138,10 @@ class Worker:
                 ticket.news.clear()
                 is_last = ticket.is_over and row.has_ended
                 if row.error is None and ticket.tokens > reading.tokens:
-                    yield reading.next(row, ticket.tokens, is_last)
+                    piece = reading.next(row, ticket.tokens, is_last)
+                    if not piece.text:  # nothing to be seen, such as half a character: the next is not waited for
+                        ticket.due = 0.0
+                    yield piece
             if (completion := row.complete()) is not None:
                 yield completion
         finally:
