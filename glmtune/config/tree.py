@@ -313,7 +313,7 @@ class GenerationSettings(Settings):
     top_p: float = Field(0.7, gt=0, le=1, description="sample from the likeliest tokens of this total probability")
     top_k: int | None = Field(None, ge=1, description="sample from so many of the likeliest tokens; default: all")
     repetition_penalty: float = Field(
-        1.0, gt=0, description="divide the scores of tokens that prompt or answer hold by this; 1: as they are"
+        1.0, ge=0.01, description="divide the scores of tokens that prompt or answer hold by this; 1: as they are"
     )
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="taken from the scores of tokens of the answer")
     frequency_penalty: float = Field(

@@ -25,6 +25,8 @@ from glmtune.serving.talks import Talk, merged
 from glmtune.serving.worker import Seat, Worker
 from glmtune.tools import Tool
 
+LONG = 20_000  # characters of a prompt that are read in a moment
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -137,9 +139,9 @@ class ModelService:
     async def answer(self, asked: Asked) -> AsyncGenerator[Event, None]:
         """Yield what becomes of what is asked; see `Service.answer`."""
         served = self.find(asked.model)
-        if asked.format is None and asked.tool_choice in ("auto", "none"):
+        if asked.format is None and asked.tool_choice in ("auto", "none") and size_of(asked) <= LONG:
             conversation, questions = prepare(served, asked)
-        else:  # forms may take a second to be read
+        else:  # forms and long prompts may take a second to be read
             conversation, questions = await asyncio.to_thread(prepare, served, asked)
         talks = [Talk(self.worker, served, conversation, question, index) for index, question in enumerate(questions)]
         try:
@@ -227,6 +229,12 @@ class ModelService:
         page = self.folder / run / "report.html"
         known = any(path.name == run for path in self.folder.glob("*"))
         return page.read_bytes() if known and page.is_file() else None
+
+
+def size_of(asked: Asked) -> int:
+    """Return about how many characters, or tokens, are to be read."""
+    texts = asked.prompt if isinstance(asked.prompt, str) else [str(part) for part in asked.prompt]
+    return sum(map(len, texts)) + sum(len(str(tool)) for tool in asked.tools)
 
 
 def describe(run: RunFolder) -> dict[str, Any]:

@@ -143,6 +143,25 @@ def test_an_answer_of_a_form(base_and_run: ModelService, form: Format, is_so: An
     assert others == [asyncio.run(answer(base_and_run, Asked("base", one, max_tokens=12))) for one in PROMPTS[:3]]
 
 
+def test_an_answer_of_a_form_has_no_other_end(base_and_run: ModelService) -> None:
+    with pytest.raises(RefusedError, match="Leave `stop` out"):
+        asyncio.run(events(base_and_run, Asked("base", "1", format=Format("regex", "[ab]+c"), stop=["a"])))
+
+
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_who_offers_no_tools_is_called_by_none(
+    base_and_run: ModelService, monkeypatch: pytest.MonkeyPatch, is_raw: bool
+) -> None:
+    calls = [make_tool_call("calculate", {"expression": "1+1"})]
+    parsed = {"role": "assistant", "content": "", "tool_calls": calls}
+    monkeypatch.setattr("glmtune.inference.conversation.parse_answer", lambda *_: parsed)
+    monkeypatch.setattr(AnswerReader, "ends_stopped", lambda _, ids, __: len(ids) == 3)
+    prompt: Any = base_and_run.encode(Asked("base", "1")) if is_raw else "1"
+    first, *pieces, last = asyncio.run(events(base_and_run, Asked("base", prompt, is_raw, max_tokens=9)))
+    assert "tool_calls" not in last.message and last.finish_reason == "stop" and isinstance(first, Accepted)
+    assert last.message["content"] == "".join(piece.text for piece in pieces) != ""
+
+
 def test_tools_that_are_run_here(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The turns between are told, and text is that of the last one; who calls for ever is cut off."""
     service = ModelService(Sizes(slots=2), [Calculator()])
