@@ -24,6 +24,7 @@ from glmtune.serving.questions import Served, encode, prepare
 from glmtune.serving.talks import Talk, merged
 from glmtune.serving.worker import Seat, Worker
 from glmtune.tools import Tool
+from glmtune.trust import REMEMBERED, Trust
 
 LONG = 20_000  # characters of a prompt that are read in a moment
 
@@ -48,15 +49,25 @@ class Sizes:
 class ModelService:
     """What `Service` promises, on models in this process."""
 
-    def __init__(self, sizes: Sizes, tools: Sequence[Tool] = (), runs: Path = Path("runs")) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        tools: Sequence[Tool] = (),
+        runs: Path = Path("runs"),
+        settings: Sequence[str] = (),
+        trust: Trust = REMEMBERED,
+    ) -> None:
         """A service without models; `start` it when it has some.
 
         Args:
             sizes: how much it takes in.
             tools: run here when models call them, beside those of their tasks.
             runs: folder of run folders, for the page.
+            settings: in place of those of adapters that clients load, as in place of those of the models.
+            trust: what becomes of code that these name; nobody is asked.
         """
         self.sizes, self.tools, self.folder = sizes, tools, runs
+        self.settings, self.trust = settings, replace(trust, asks=False)
         self.hosts: dict[Key, Host] = {}
         self.served: dict[str, Served] = {}
         self.worker = Worker(sizes.max_queue)
@@ -72,24 +83,25 @@ class ModelService:
         Raises:
             UserError: weights are missing or damaged, or do not fit.
         """
-        key = key_of(resolved)
+        key, tokenizer = key_of(resolved), resolved.tokenizer
+        limit = min((one for one in (resolved.limit, self.sizes.max_model_len) if one is not None), default=None)
+        task = resolved.task if resolved.has_task else None
+        rules = (task.tools, task.refuses) if task is not None else ((), None)
+        offered = {tool.name: tool for tool in (*rules[0], *self.tools)}
         if key not in self.hosts:
             self.hosts[key] = Host(*resolved.load_base())
         host, adapter = self.hosts[key], None
         model: Any = host.base
-        if resolved.adapter is not None:
+        if resolved.adapter is not None:  # last, as all else that may fail has not
             model, adapter = host.attach(resolved.adapter)
-        limit = min((one for one in (resolved.limit, self.sizes.max_model_len) if one is not None), default=None)
-        engine = Engine(model, resolved.tokenizer, limit)
-        task = resolved.task if resolved.has_task else None
-        rules = (task.tools, task.refuses) if task is not None else ((), None)
-        offered = {tool.name: tool for tool in (*rules[0], *self.tools)}
-        parent = next((one.info.name for one in self.served.values() if one.host is host), None)
+        engine = Engine(model, tokenizer, limit)
+        bases = (one for one in self.served.values() if one.host is host and one.resolved.adapter is None)
+        parent = next((one.info.name for one in bases), None)
         info = ServedModel(
             name,
             int(time.time()),
             str(resolved.target),
-            parent if adapter is not None else None,
+            parent if resolved.adapter is not None else None,
             limit,
             resolved.recipe.task.name if task is not None else None,
         )
@@ -177,9 +189,9 @@ class ModelService:
         def read() -> ResolvedModel:
             if not Path(path).is_dir():  # a client has nothing fetched from the hub
                 raise UserError(f"{path}: no such folder here.")
-            resolved = resolve(path)
+            resolved = resolve(path, self.settings, self.trust)
             if resolved.adapter is None or key_of(resolved) not in self.hosts:
-                raise UserError(f"{path}: is no adapter of a base that is served.")
+                raise UserError(f"{path}: is no adapter of a base that is served, which leaves it as it is.")
             return resolved
 
         def load() -> None:
@@ -192,17 +204,19 @@ class ModelService:
         try:
             resolved = await asyncio.to_thread(read)
             await self.worker.do(load)
+        except RefusedError:
+            raise
         except UserError as error:
             raise RefusedError(str(error), field="lora_path") from error
 
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter; see `Service.unload_adapter`."""
-        served = self.served.get(name)
-        if served is None or served.is_fixed:
-            reason = "was named when the server began" if served else "is not loaded"
-            raise RefusedError(f"{name!r} {reason}.", 400 if served else 404, "lora_name")
 
         def unload() -> None:
+            served = self.served.get(name)
+            if served is None or served.is_fixed:
+                reason = "was named when the server began" if served else "is not loaded"
+                raise RefusedError(f"{name!r} {reason}.", 400 if served else 404, "lora_name")
             del self.served[name]
             seat = self.worker.seats.pop(name)
             for row in [*seat.batch.drop(), *seat.batch.waiting]:

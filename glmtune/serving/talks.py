@@ -42,8 +42,8 @@ class Talk:
         """
         self.hand_in(next(self.turns))
 
-    def hand_in(self, request: Request) -> None:
-        self.ticket = self.worker.hand_in(self.served.info.name, self.served.engine.reader, request)
+    def hand_in(self, request: Request, goes_on: bool = False) -> None:
+        self.ticket = self.worker.hand_in(self.served.info.name, self.served.engine.reader, request, goes_on)
 
     def cancel(self) -> None:
         """End the answer, if it has not ended."""
@@ -98,7 +98,7 @@ class Talk:
         """Let the conversation go on; return it where it has ended."""
         try:
             following = self.turns.send(completion)
-            self.hand_in(replace(following, constraint=None))  # a call that had to be made has been
+            self.hand_in(replace(following, constraint=None), goes_on=True)  # a call that had to be made has been
         except StopIteration as end:
             exchange: Exchange = end.value
             return exchange
