@@ -159,7 +159,7 @@ def load_models(targets: Sequence[str], options: Options, trust: Trust) -> Model
     # A small model leaves one to the clients: threads of a product that wait for one that waits for a core only wait.
     torch.set_num_threads(max(1, cores - 1))
     sys.setswitchinterval(SWITCH)
-    service = ModelService(sizes, tools, settings=options.settings, trust=trust)
+    service = ModelService(sizes, tools, settings=options.settings)
     for name, model in resolved.items():
         say(f"loading {name} ...", error=True)
         found = service.check(service.add(name, model))

@@ -24,7 +24,7 @@ from glmtune.serving.questions import Served, encode, prepare
 from glmtune.serving.talks import Talk, merged
 from glmtune.serving.worker import Seat, Worker
 from glmtune.tools import Tool
-from glmtune.trust import REMEMBERED, Trust
+from glmtune.trust import REMEMBERED
 
 LONG = 20_000  # characters of a prompt that are read in a moment
 
@@ -55,7 +55,6 @@ class ModelService:
         tools: Sequence[Tool] = (),
         runs: Path = Path("runs"),
         settings: Sequence[str] = (),
-        trust: Trust = REMEMBERED,
     ) -> None:
         """A service without models; `start` it when it has some.
 
@@ -64,10 +63,9 @@ class ModelService:
             tools: run here when models call them, beside those of their tasks.
             runs: folder of run folders, for the page.
             settings: in place of those of adapters that clients load, as in place of those of the models.
-            trust: what becomes of code that these name; nobody is asked.
         """
         self.sizes, self.tools, self.folder = sizes, tools, runs
-        self.settings, self.trust = settings, replace(trust, asks=False)
+        self.settings = settings
         self.hosts: dict[Key, Host] = {}
         self.served: dict[str, Served] = {}
         self.worker = Worker(sizes.max_queue)
@@ -189,7 +187,7 @@ class ModelService:
         def read() -> ResolvedModel:
             if not Path(path).is_dir():  # a client has nothing fetched from the hub
                 raise UserError(f"{path}: no such folder here.")
-            resolved = resolve(path, self.settings, self.trust)
+            resolved = resolve(path, self.settings, REMEMBERED)  # a client has no code run
             if resolved.adapter is None or key_of(resolved) not in self.hosts:
                 raise UserError(f"{path}: is no adapter of a base that is served, which leaves it as it is.")
             return resolved
