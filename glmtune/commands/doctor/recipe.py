@@ -183,7 +183,7 @@ def disk(plan: Plan) -> Finding:
     finding = f"a run folder takes up to {readable(needed)}; {readable(free)} are free in {place}"
     if free >= needed:
         return "ok", finding, ""
-    remedy = "Free some, set training.output_dir to a folder on another disk, or training.save_total_limit=1."
+    remedy = "Free some, or set training.output_dir to a folder on another disk."
     return "failure" if trains(plan) else "warning", f"{finding}: too little", remedy
 
 
