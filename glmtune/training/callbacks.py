@@ -204,6 +204,7 @@ class InterruptCallback(TrainerCallback):
     def __init__(self, grace_seconds: float):
         self.grace_seconds = grace_seconds
         self.interrupted = self.terminated = self.may_give_up = self.is_late = False
+        self.half = 0.0  # of the grace, as `time.monotonic` counts
 
     @contextmanager
     def listening(self) -> Iterator[None]:

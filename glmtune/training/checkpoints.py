@@ -166,7 +166,7 @@ def find_last(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
     Those of older versions have no checksums: without a state they were cut off, with one they are taken for whole.
     """
-    damaged = []
+    damaged: list[str] = []
     for folder in numbered(checkpoints).values():
         fault = damage_of(folder)
         if fault is None and (folder / TRAINER_STATE_NAME).is_file():

@@ -30,6 +30,7 @@ from glmtune.training.checkpoints import (
 )
 from glmtune.training.trainer import Trainer, make_trainer
 
+RATE = "training.learning_rate=0.01"
 EXAMPLES = [Example(f"{a}+{b}=", f"{a}+{b}={a + b}") for a in range(4) for b in (1, 23)]
 
 
@@ -38,7 +39,7 @@ def trainer_in(tiny_checkpoint: Path) -> Callable[..., Trainer]:
     """`trainer_in(folder)`: the loop of a run of four steps, judged and saved after each second."""
 
     def make(folder: Path, *settings: str) -> Trainer:
-        common = ("method={name: lora, rank: 4}", "training.batch_size=4", "training.eval_steps=2")
+        common = ("method={name: lora, rank: 4}", "training.batch_size=4", "training.eval_steps=2", RATE)
         recipe = load_recipe(None, [f"model.path={tiny_checkpoint}", *common, *settings])
         folder.mkdir(exist_ok=True)
         seed_everything(recipe.seed)
