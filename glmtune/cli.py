@@ -78,8 +78,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line.
 
-    Exit codes: 0 done, 2 the user can mend it, 130 Ctrl-C, 143 SIGTERM, 75 SIGTERM to a training that is saved: started
-    again, it goes on.
+    Exit codes: 0 done, 2 the user can mend it, 130 Ctrl-C, 143 SIGTERM, 75 SIGTERM to what goes on when it is started
+    again, as a training does.
     """
     secure()
     arguments = sys.argv[1:] if arguments is None else arguments

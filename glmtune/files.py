@@ -43,7 +43,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     check_replaceable(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         remove_leftovers(path.parent, path.name)
         with working_folder(path) as folder:
             temporary = folder / path.name
@@ -56,6 +56,18 @@ def replacing(path: Path | str) -> Iterator[Path]:
         raise UserError(
             f"{path}: cannot be written: {error.strerror or error} ({free} MB free on this disk)"
         ) from error
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, each with its name on the disk.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        flush_names(place.parent)
 
 
 @contextmanager

@@ -38,10 +38,10 @@ class Power:
     def number(file: Path) -> int:
         return file.stat().st_ino
 
-    def watch(self) -> None:
+    def watch(self, put: Callable[[Any, str, Any], None] = setattr) -> None:
         """Count operations from now on, in this process, which ends at the last."""
         for module, name in OPERATIONS:
-            setattr(module, name, self.counting(getattr(module, name), name))
+            put(module, name, self.counting(getattr(module, name), name))
 
     def counting(self, act: Callable[..., Any], name: str) -> Callable[..., Any]:
         def counted(*args: Any, **options: Any) -> Any:
@@ -64,6 +64,16 @@ class Power:
                 descriptor = os.open(file, os.O_WRONLY)
                 os.ftruncate(descriptor, kept)
         os._exit(KILLED)
+
+
+class FullDisk(Power):
+    """A disk that has no room for one operation, and then again."""
+
+    def counting(self, act: Callable[..., Any], name: str) -> Callable[..., Any]:
+        return super().counting(act, name) if name in ("open", "mkdir", "fsync", "replace") else act
+
+    def fail(self) -> None:
+        raise OSError(28, "No space left on device")
 
 
 def ends(act: Callable[[], Any]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from glmtune.commands._arguments import add_recipe, add_trust, recipe_and_settings, trust_of
+from glmtune.runtime import Terminated
 from glmtune.terminal import say, visible
 from glmtune.trust import REMEMBERED, Trust
 
@@ -50,7 +51,11 @@ def main(options: argparse.Namespace) -> None:
         return
     quiet_libraries()
     console = Console()
-    show(run(recipe, settings, options.resume, console, trust_of(options, remembers=True)), console)
+    try:
+        done = run(recipe, settings, options.resume, console, trust_of(options, remembers=True))
+    except Terminated as ended:
+        raise Terminated(str(ended) or "Nothing was learned yet. Start it again.") from None
+    show(done, console)
 
 
 def run(
@@ -213,6 +218,7 @@ def new_folder(recipe: Recipe, console: Console) -> Iterator[RunFolder]:
         UserError: there is something in it, or another process works in it.
     """
     from glmtune.distributed import is_main, on_main
+    from glmtune.files import flush_names
     from glmtune.plan import run_name
     from glmtune.runtime import RunFolder
 
@@ -221,6 +227,7 @@ def new_folder(recipe: Recipe, console: Console) -> Iterator[RunFolder]:
     folder = on_main(lambda: RunFolder.create(given, run_name(recipe)))
     with working_in(folder.path, console):
         on_main(lambda: RunFolder.create(folder.path, ""))  # nobody has worked in it meanwhile
+        flush_names(folder.path.parent)
         try:
             yield folder
         except BaseException:

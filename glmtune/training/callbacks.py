@@ -205,6 +205,7 @@ class InterruptCallback(TrainerCallback):
         self.grace_seconds = grace_seconds
         self.interrupted = self.terminated = self.may_give_up = self.is_late = False
         self.half = 0.0  # of the grace, as `time.monotonic` counts
+        self.timer: Timer | None = None  # which sends SIGTERM once more then, so that whatever waits wakes up
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -222,12 +223,13 @@ class InterruptCallback(TrainerCallback):
             self.interrupted = self.terminated = True
             self.half = time.monotonic() + self.grace_seconds / 2
             if world_size() == 1:
-                timer.start()
+                self.timer = Timer(self.grace_seconds / 2, signal.pthread_kill, (main, signal.SIGTERM))
+                self.timer.daemon = True
+                self.timer.start()
             if is_main():
                 say(f"\nTold to end (SIGTERM): saving within {self.grace_seconds:g} seconds.", error=True)
 
-        timer = Timer(self.grace_seconds / 2, signal.pthread_kill, (get_ident(), signal.SIGTERM))
-        timer.daemon = True
+        main = get_ident()
         previous: dict[signal.Signals, Any] = {}
         try:
             for number, act in ((signal.SIGINT, note), (signal.SIGTERM, hurry)):
@@ -238,7 +240,8 @@ class InterruptCallback(TrainerCallback):
         try:
             yield
         finally:
-            timer.cancel()
+            if self.timer is not None:
+                self.timer.cancel()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 

@@ -68,14 +68,15 @@ class RandomNumbers:
 
     def __init__(self) -> None:
         self.python, self.numpy, self.torch = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
     def restore(self) -> None:
         """Put them back."""
         random.setstate(self.python)
         numpy.random.set_state(self.numpy)
         torch.set_rng_state(self.torch)
-        torch.cuda.set_rng_state_all(self.cuda)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)
 
 
 class RunTrainer(GoingOn):
@@ -234,9 +235,9 @@ class RunTrainer(GoingOn):
             DivergenceError: the weights are no numbers.
         """
         self.check_weights()
-        # What is given up is made up for before the next step, which there must be.
-        is_last = self.state.global_step >= self.state.max_steps or self.settings.early_stopping_patience is not None
-        with self.interrupt.giving_up(not is_last and world_size() == 1):
+        # What is given up is made up for before the next step: there must be one, whatever comes out.
+        decides = self.state.global_step >= self.state.max_steps or self.settings.early_stopping_patience is not None
+        with self.interrupt.giving_up(not decides and world_size() == 1):
             return self.judged()
 
     def judged(self) -> dict[str, float]:

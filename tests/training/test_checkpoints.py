@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import cut_off
+from killing import FullDisk, cut_off
 
 from glmtune import files, registry
 from glmtune.config import load_recipe
@@ -71,6 +71,36 @@ def test_the_power_fails_while_one_is_written(trainer_in: Callable[..., Trainer]
         assert sorted(path.name for path in trainer.folder.checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
         shutil.rmtree(run)
     assert len(found) > 15 and found == sorted(found) and set(found) == {2, 4}
+
+
+def test_the_disk_is_full_while_one_is_written(
+    trainer_in: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each operation, once: it is told, nothing is left of the half, and it is written when there is room."""
+    trainer = trainer_in(tmp_path / "run")
+    trainer.run()
+    shutil.rmtree(trainer.folder.checkpoints / "checkpoint-4")
+    told = 0
+    for last in itertools.count(1):
+        run = tmp_path / str(last)
+        shutil.copytree(tmp_path / "run", run)
+        trainer.folder = RunFolder(run)
+        disk, is_told = FullDisk(run, last), False
+        with monkeypatch.context() as patch:
+            disk.watch(patch.setattr)
+            try:
+                trainer._save_checkpoint(trainer.model, None)
+            except UserError as error:
+                assert "checkpoint of step 4 cannot be written" in str(error) and "No space left" in str(error)
+                is_told = True
+        if disk.made < last:
+            break
+        told += is_told
+        names = {path.name for path in trainer.folder.checkpoints.iterdir()}
+        assert names == {"checkpoint-2"} if is_told else names == {"checkpoint-2", "checkpoint-4"}
+        trainer._save_checkpoint(trainer.model, None)
+        assert check_resumable(trainer.folder.checkpoints) == trainer.folder.checkpoints / "checkpoint-4"
+    assert told > 10
 
 
 @pytest.mark.parametrize("swaps", [True, False])

@@ -189,10 +189,13 @@ def disk(plan: Plan) -> Finding:
 
 def checkpoints(plan: Plan) -> Finding:
     """See whether a run could go on from its last checkpoint, and nothing in that carries code."""
-    from glmtune.training.checkpoints import check_resumable
+    from glmtune.training.checkpoints import check_resumable, find_last
 
     assert plan.model.run is not None, "asked of runs only"
     found = check_resumable(plan.model.run.checkpoints)
+    _, damaged = find_last(plan.model.run.checkpoints)
+    if damaged:
+        return "warning", " ".join(damaged), f"Nothing: {found.name} counts." if found else "Put a copy of one back."
     return "ok", "none" if found is None else f"{found.name} is whole", ""
 
 
