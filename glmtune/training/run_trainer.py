@@ -235,18 +235,13 @@ class RunTrainer(GoingOn):
             DivergenceError: the weights are no numbers.
         """
         self.check_weights()
-        # What is given up is made up for before the next step: there must be one, whatever comes out.
-        decides = self.state.global_step >= self.state.max_steps or self.settings.early_stopping_patience is not None
-        with self.interrupt.giving_up(not decides and world_size() == 1):
-            return self.judged()
-
-    def judged(self) -> dict[str, float]:
-        """Return and log what the judge says."""
         model, metric = self.unwrapped, str(self.args.metric_for_best_model)
         was_training = model.training
         start = time.perf_counter()
         model.eval()
-        with self.accelerator.autocast():
+        # What is given up is made up for before the next step: there must be one, whatever comes out.
+        decides = self.state.global_step >= self.state.max_steps or self.settings.early_stopping_patience is not None
+        with self.accelerator.autocast(), self.interrupt.giving_up(not decides and world_size() == 1):
             result = dict(self.judge(model))
         model.train(was_training)
         metrics = {f"eval_{metric}": result.pop(metric), "eval_duration": round(time.perf_counter() - start, 2)}
@@ -304,7 +299,7 @@ class RunTrainer(GoingOn):
                 super()._save_checkpoint(model, trial)
                 self.write_rest(temporary)
         except (OSError, RuntimeError, SafetensorError, UserError) as error:
-            free = shutil.disk_usage(folder).free // 2**20
+            free = shutil.disk_usage(self.folder.path).free // 2**20
             raise UserError(
                 f"{folder}: the checkpoint of step {step} cannot be written ({free} MB free on this disk): "
                 f"{error.__cause__ or error}. Make room, then go on with: glmtune train --resume {self.folder.path}"

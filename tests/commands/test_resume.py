@@ -20,13 +20,12 @@ from killing import KILLED, cut_off, ends
 from rich.console import Console
 from safetensors.torch import load_file
 
-from glmtune import locks
+from glmtune import execution, locks
 from glmtune.commands import train
 from glmtune.config import load_recipe
 from glmtune.execution import Run
 from glmtune.runtime import Terminated, UserError
 from glmtune.training import trainer
-from glmtune.training.run_trainer import RunTrainer
 
 Trains = Callable[..., Run]
 STEPS = 8
@@ -454,16 +453,15 @@ def test_sigterm_gives_an_evaluation_up_and_it_is_made_up_for(
     train_tiny: Trains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Run
 ) -> None:
     """Whether or not its weights are the best."""
-    plain, count = RunTrainer.judged, itertools.count(1)
+    plain, count = execution.judge_of, itertools.count(1)
 
-    def judged(self: RunTrainer) -> Any:
-        if next(count) == 3:
-            end_now(slowly=True)
-        return plain(self)
+    def judge_of(*args: Any) -> Callable[..., Any]:
+        judge = plain(*args)
+        return lambda model: end_now(slowly=True) if next(count) == 3 else judge(model)
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Terminated):
-        patch.setattr(RunTrainer, "judged", judged)
+        patch.setattr(execution, "judge_of", judge_of)
         train_tiny(folder, f"training.steps={STEPS}", "training.grace_seconds=0.2")
     saved = sorted(folder.glob("checkpoints/checkpoint-*"))[-1]
     assert json.loads((saved / "open.json").read_text())["is_unjudged"] is True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from killing import FullDisk, cut_off
 
 from glmtune import files, registry
@@ -27,6 +29,7 @@ from glmtune.training.checkpoints import (
     keep_few,
     last_checkpoint,
     numbered,
+    writing,
 )
 from glmtune.training.trainer import Trainer, make_trainer
 
@@ -211,3 +214,29 @@ def test_an_open_end_of_anything(trainer_in: Callable[..., Trainer], tmp_path: P
     (folder / "open.json").write_text('{"loss": "x"}')
     with pytest.raises(UserError, match=r"open\.json is damaged"):
         check_resumable(folder.parent)
+
+
+def write_as(rank: int, folder: Path) -> None:
+    """Be one of two processes that write a checkpoint together; the second time a link is in the way."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    with writing(folder / "checkpoint-1") as temporary:
+        temporary.mkdir(exist_ok=True)
+        (temporary / f"{rank}.txt").write_text(str(rank))
+    with pytest.raises(UserError, match="is a link"), writing(folder / "checkpoint-2"):
+        pass
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_write_one(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
+    processes = multiprocessing.get_context("fork")
+    workers = [processes.Process(target=write_as, args=(rank, tmp_path)) for rank in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+        worker.kill()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    names = {file.name for file in (tmp_path / "checkpoint-1").iterdir()}
+    assert names == {"0.txt", "1.txt", SUMS} and damage_of(tmp_path / "checkpoint-1") is None
+    assert not list(tmp_path.glob(".*"))
