@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ class RunTrainer(GoingOn):
             UserError: the checkpoint is damaged, carries code, or the folder holds a link out of it.
         """
         check_folder(self.folder.path)
-        on_main(lambda: remove_leftovers(self.folder.path))
+        for place in (self.folder.path, self.folder.checkpoints):
+            on_main(partial(remove_leftovers, place))
         start = check_resumable(self.folder.checkpoints)
         state = read_state(start) if start else None
         model = self.unwrapped
