@@ -21,6 +21,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from matplotlib.figure import Figure
 from recording import options, record
 from rich.console import Console
 from safetensors.torch import load_file
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from glmtune.commands import train
@@ -106,6 +108,7 @@ def start(folder: Path, model: Path, log: Path) -> int:
     if child:
         return child
     code = 1
+    tqdm.set_lock(RLock())  # its own is shared by all forks, and stays locked where one is killed that holds it
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
