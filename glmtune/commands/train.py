@@ -8,11 +8,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from glmtune.commands._arguments import add_recipe, add_trust, recipe_and_settings, trust_of
+from glmtune.runtime import Terminated
 from glmtune.terminal import say, visible
 from glmtune.trust import REMEMBERED, Trust
 
@@ -50,7 +51,11 @@ def main(options: argparse.Namespace) -> None:
         return
     quiet_libraries()
     console = Console()
-    show(run(recipe, settings, options.resume, console, trust_of(options, remembers=True)), console)
+    try:
+        done = run(recipe, settings, options.resume, console, trust_of(options, remembers=True))
+    except Terminated as ended:
+        raise Terminated(str(ended) or "Nothing was learned yet. Start it again.") from None
+    show(done, console)
 
 
 def run(
@@ -75,7 +80,6 @@ def run(
     """
     from glmtune.config import load_recipe
     from glmtune.distributed import is_main
-    from glmtune.files import held
     from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
     from glmtune.terminal.console import Console
@@ -84,13 +88,13 @@ def run(
     if resume is not None:
         folder = RunFolder(os.fspath(resume))
         model = ResolvedModel(read_resumed(folder, recipe_path, overrides, trust))
-        with held(folder.path):
+        with working_in(folder.path, console):
             return carry_out(model, folder, console)
     model = ResolvedModel(load_recipe(recipe_path, overrides, trust))
     if is_interrupted(given := model.recipe.training.output_dir):
-        with held(given):
+        with working_in(given, console):
             return carry_out(model, RunFolder(given), console, may_change=False)
-    with new_folder(model.recipe) as folder, held(folder.path):
+    with new_folder(model.recipe, console) as folder:
         return carry_out(model, folder, console)
 
 
@@ -186,29 +190,54 @@ def is_interrupted(place: str | None) -> TypeGuard[str]:
 
 
 @contextmanager
-def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
+def working_in(folder: str | os.PathLike[str], console: Console) -> Iterator[None]:
+    """Hold a run folder, by the main process, while the block runs; say so if whoever held it was killed.
+
+    Raises:
+        UserError: another process works in it.
+    """
+    from glmtune.distributed import on_main
+    from glmtune.locks import held
+
+    with ExitStack() as stack:
+        left = on_main(lambda: stack.enter_context(held(os.fspath(folder))))
+        if left is not None:
+            console.print(
+                f"{os.fspath(folder)} was held by {left}, which has ended without giving it back. It is taken.",
+                highlight=False,
+                soft_wrap=True,
+            )
+        yield
+
+
+@contextmanager
+def new_folder(recipe: Recipe, console: Console) -> Iterator[RunFolder]:
     """Make a new run folder, which is taken away again if the block fails before training starts.
 
     Raises:
-        UserError: there is something in it.
+        UserError: there is something in it, or another process works in it.
     """
     from glmtune.distributed import is_main, on_main
+    from glmtune.files import flush_names
     from glmtune.plan import run_name
     from glmtune.runtime import RunFolder
 
     given = recipe.training.output_dir
     existed = given is not None and Path(given).exists()
     folder = on_main(lambda: RunFolder.create(given, run_name(recipe)))
-    try:
-        yield folder
-    except BaseException:
-        if is_main() and not folder.checkpoints.exists():
-            folder.recipe.unlink(missing_ok=True)
-            folder.log.unlink(missing_ok=True)
-            folder.before.unlink(missing_ok=True)
-            if not existed:
-                shutil.rmtree(folder.path)
-        raise
+    with working_in(folder.path, console):
+        on_main(lambda: RunFolder.create(folder.path, ""))  # nobody has worked in it meanwhile
+        flush_names(folder.path.parent)
+        try:
+            yield folder
+        except BaseException:
+            if is_main() and not folder.checkpoints.exists():
+                folder.recipe.unlink(missing_ok=True)
+                folder.log.unlink(missing_ok=True)
+                folder.before.unlink(missing_ok=True)
+                if not existed:
+                    shutil.rmtree(folder.path)
+            raise
 
 
 def show(done: Run, console: Console) -> None:

@@ -285,7 +285,7 @@ class Estimate:
     @property
     def disk(self) -> int:
         """The run folder: checkpoints, one more while it is being written, and what is saved in the end."""
-        kept = self.recipe.training.save_total_limit + 2
+        kept = self.recipe.training.checkpoints_kept + 2
         learned = 4 * self.trainable.parameters
         return kept * (learned + self.optimizer) + self.saved
 

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from glmtune.config import TrainingSettings
-from glmtune.files import check_folder
+from glmtune.distributed import gather, is_main, on_main, world_size
+from glmtune.files import check_folder, flush, remove_leftovers
 from glmtune.methods import Model
-from glmtune.runtime import RunFolder, UserError
+from glmtune.runtime import RunFolder, Terminated, UserError
 from glmtune.training import optimizers, trackers
-from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
+from glmtune.training.callbacks import (
+    GivenUp,
+    InterruptCallback,
+    LogCallback,
+    ProgressBar,
+    SavingByTime,
+    mend_log,
+)
 from glmtune.training.checkpoints import (
+    OPEN,
+    Open,
     Weights,
     check_resumable,
     has_ended,
+    keep_few,
     load_weights,
     read_state,
     save_weights,
     trained_weights,
+    writing,
 )
 from glmtune.training.going_on import GoingOn
 
@@ -45,6 +62,22 @@ class DivergenceError(UserError):
     """
 
     rescued = False
+
+
+class RandomNumbers:
+    """The states of all sources of random numbers, as they are when this is made."""
+
+    def __init__(self) -> None:
+        self.python, self.numpy, self.torch = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore(self) -> None:
+        """Put them back."""
+        random.setstate(self.python)
+        numpy.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)
 
 
 class RunTrainer(GoingOn):
@@ -74,29 +107,33 @@ class RunTrainer(GoingOn):
         super().__init__(**{"eval_dataset": options.get("train_dataset"), **options})
         self.judge, self.folder, self.settings = judge, folder, settings
         self.groups = groups or [{"params": list(self.trained_weights().values())}]
-        self.interrupt, self.bar = InterruptCallback(), ProgressBar()
+        self.interrupt, self.bar = InterruptCallback(settings.grace_seconds), ProgressBar()
+        self.saves_into: Path | None = None
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         if settings.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
-        for callback in (LogCallback(folder.log), self.bar, self.interrupt):
+        for callback in (LogCallback(folder.log), self.bar, SavingByTime(settings.save_seconds), self.interrupt):
             self.add_callback(callback)
 
     def run(self) -> None:
         """Train, from the last checkpoint where there is one; the model ends with the best weights, for evaluation.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM (`Terminated`), once a checkpoint is written.
             DivergenceError: the loss is no longer a number; the model holds the best weights so far.
             UserError: the checkpoint is damaged, carries code, or the folder holds a link out of it.
         """
         check_folder(self.folder.path)
+        for place in (self.folder.path, self.folder.checkpoints):
+            on_main(partial(remove_leftovers, place))
         start = check_resumable(self.folder.checkpoints)
         state = read_state(start) if start else None
         model = self.unwrapped
         model.config.use_cache = False
         try:
             if state is not None and has_ended(state, self.args.max_steps, self.settings.early_stopping_patience):
+                on_main(lambda: mend_log(self.folder.log))
                 self.take_best(state, start)
             else:
                 self.learn(start)
@@ -106,7 +143,7 @@ class RunTrainer(GoingOn):
             model.config.use_cache = True
             model.eval()
         if self.interrupt.interrupted:
-            raise KeyboardInterrupt
+            raise Terminated if self.interrupt.terminated else KeyboardInterrupt
 
     def learn(self, start: Path | None) -> None:
         """Make the steps from a checkpoint on, or from the first, with the recipe's trackers."""
@@ -115,6 +152,22 @@ class RunTrainer(GoingOn):
             for callback in get_reporting_integration_callbacks(names):
                 self.add_callback(callback)
             self.train(resume_from_checkpoint=str(start) if start else None)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the steps; what is given up at the end of a grace goes back to the end of the step before."""
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        except GivenUp:
+            if self.state.global_step > self.begun_at:
+                self.random_numbers.restore()
+                self._save_checkpoint(self.model, None)
+            return None
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Log, judge and save as is due after a step; note what is needed to come back to its end."""
+        self.random_numbers, self.unlogged = RandomNumbers(), tr_loss
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        self.unlogged = tr_loss.clone()
 
     @property
     def unwrapped(self) -> Any:
@@ -188,7 +241,9 @@ class RunTrainer(GoingOn):
         was_training = model.training
         start = time.perf_counter()
         model.eval()
-        with self.accelerator.autocast():
+        # What is given up is made up for before the next step: there must be one, whatever comes out.
+        decides = self.state.global_step >= self.state.max_steps or self.settings.early_stopping_patience is not None
+        with self.accelerator.autocast(), self.interrupt.giving_up(not decides and world_size() == 1):
             result = dict(self.judge(model))
         model.train(was_training)
         metrics = {f"eval_{metric}": result.pop(metric), "eval_duration": round(time.perf_counter() - start, 2)}
@@ -213,8 +268,9 @@ class RunTrainer(GoingOn):
             "third), a larger training.warmup_ratio or model.dtype=float32, and look at the records for something "
             "unusual."
         )
-        if self.state.best_global_step is not None:
-            self.take_best(self.state)
+        self.locate_best()
+        if self.state.best_model_checkpoint is not None:
+            self._load_best_model()
             remedy.rescued = True
         return remedy
 
@@ -230,7 +286,7 @@ class RunTrainer(GoingOn):
         load_weights(self.trained_weights(), Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint: whole, or not at all where the disk is full; and never of weights that are no numbers.
+        """Save a checkpoint: whole, or not at all; and never of weights that are no numbers.
 
         Raises:
             UserError: it cannot be written, or a link has come into the folder, where old checkpoints are deleted.
@@ -238,16 +294,41 @@ class RunTrainer(GoingOn):
         """
         self.check_weights()
         check_folder(self.folder.path)
+        folder, step = self.folder.checkpoints, self.state.global_step
         try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            folder = self.folder.checkpoints
-            shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
-            free = shutil.disk_usage(folder).free // 2**20
+            with self.interrupt.giving_up(False), writing(self.checkpoint_at(step)) as temporary:
+                self.saves_into = temporary.parent
+                super()._save_checkpoint(model, trial)
+                self.write_rest(temporary)
+        except (OSError, RuntimeError, SafetensorError, UserError) as error:
+            free = shutil.disk_usage(self.folder.path).free // 2**20
             raise UserError(
-                f"{folder}: the checkpoint of step {self.state.global_step} cannot be written ({free} MB free on this "
-                f"disk): {error}. Make room, then go on with: glmtune train --resume {self.folder.path}"
+                f"{folder}: the checkpoint of step {step} cannot be written ({free} MB free on this disk): "
+                f"{error.__cause__ or error}. Make room, then go on with: glmtune train --resume {self.folder.path}"
             ) from error
+        finally:
+            self.saves_into = None
+        on_main(lambda: keep_few(folder, step, self.state.best_global_step, self.settings.checkpoints_kept))
+
+    def write_rest(self, checkpoint: Path) -> None:
+        """Write what a step has left open, and the state with the place that the best checkpoint will have.
+
+        The log is on the disk before the checkpoint that counts on it.
+        """
+        steps = self.state.global_step - self._globalstep_last_logged
+        losses = gather([self.unlogged.item() if steps else 0.0])
+        is_unjudged = self.interrupt.is_late and self.control.should_evaluate
+        left = Open(loss=sum(losses) / len(losses), steps=steps, is_unjudged=is_unjudged)
+        if (best := self.state.best_global_step) is not None:
+            self.state.best_model_checkpoint = str(self.checkpoint_at(best))
+        if is_main():
+            (checkpoint / OPEN).write_text(left.model_dump_json() + "\n", encoding="utf-8")
+            self.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
+            if self.folder.log.is_file():
+                flush(self.folder.log)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.saves_into or super()._get_output_dir(trial))
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: trl puts a card into the folder of checkpoints; a run is described by its report and export."""
