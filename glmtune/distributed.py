@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -11,6 +12,14 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+# By which torchrun, `accelerate launch`, Slurm's recipes and Ray tell each process who it is and where the others meet.
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
+
+
+def told() -> dict[str, str]:
+    """Return what the program that started this process told it of the others, by `VARIABLES`; nothing of the rest."""
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def process_group() -> ModuleType | None:

@@ -138,6 +138,8 @@ def test_lengths(chatglm_6b: str) -> None:
         ({"length": 64, "target_length": 64}, r"--target-length 64: must be from 1 to 63"),
         ({"target_length": 0}, r"--target-length 0: must be from 1 to 127"),
         ({"length": 0}, r"--length 0: .* at least 2"),
+        ({"devices": 0}, r"--devices 0: at least 1"),
+        ({"sharding": "full"}, r"--sharding full: one device has nobody to share with\. Add --devices 2"),
         ({"overrides": ["data.max_length=4096"]}, r"data\.max_length=4096: the model can take 2048"),
         ({"overrides": ["method.rank=0"]}, r"method\.rank"),
         (
@@ -153,6 +155,65 @@ def test_bad_input(chatglm_6b: str, arguments: dict[str, Any], message: str) -> 
     overrides = [f"model.path={chatglm_6b}", *arguments.pop("overrides", [])]
     with pytest.raises(UserError, match=message):
         run(None, overrides, **arguments)
+
+
+FULL = ["method={name: full}", "training.gradient_checkpointing=true", "training.batch_size=1"]
+PARTS = ("weights", "gradients", "optimizer")
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_shares_add_up(chatglm_6b: str, devices: int) -> None:
+    """Of a full fine-tuning, all that is of the base is shared; each gathers two layers."""
+    settings = [f"model.path={chatglm_6b}", *FULL]
+    alone = run(None, settings, "80GB").estimate
+    shared = run(None, settings, "80GB", devices=devices, sharding="full").estimate
+    for part in PARTS:
+        whole = getattr(alone, part)
+        assert whole <= devices * getattr(shared, part) < whole + devices
+    blocks, rest = 28, 130528 * 4096 + 2 * 4096
+    block = (alone.architecture.parameters - rest) // blocks
+    assert shared.largest_block == block
+    assert shared.gathered == 4 * (block + 130528 * 4096)
+    assert shared.parted == 2 * 4 * 130528 * 4096 and shared.buckets == 0
+    assert shared.activations == alone.activations and shared.disk == alone.disk
+    assert shared.inference(64) == alone.inference(64)
+    held = sum(getattr(shared, part) for part in PARTS)
+    assert held + shared.gathered < shared.peak < alone.peak
+
+
+def test_an_adapter_is_whole_on_each_device(chatglm_6b: str) -> None:
+    settings = [f"model.path={chatglm_6b}"]
+    alone = run(None, settings, "80GB").estimate
+    shared = run(None, settings, "80GB", devices=4, sharding="full").estimate
+    assert shared.weights == alone.weights // 4
+    for part in ("adapters", "gradients", "optimizer"):
+        assert getattr(shared, part) == getattr(alone, part)
+    assert shared.gathered == 2 * (shared.largest_block + 130528 * 4096) and shared.parted == 0
+    packed = run(None, [*settings, "model.bits=4"], "80GB", devices=4, sharding="full").estimate
+    assert packed.gathered < shared.gathered and packed.weights < shared.weights
+
+
+def test_who_shares_nothing_has_it_all_and_buckets(chatglm_6b: str) -> None:
+    settings = [f"model.path={chatglm_6b}"]
+    alone = run(None, settings, "80GB").estimate
+    each = run(None, settings, "80GB", devices=4).estimate
+    assert each.buckets == each.gradients and each.gathered == 0
+    assert each.peak == alone.peak + each.buckets
+    assert [getattr(each, part) for part in PARTS] == [getattr(alone, part) for part in PARTS]
+
+
+def test_several_devices_are_told(chatglm_6b: str) -> None:
+    settings = [f"model.path={chatglm_6b}", *FULL]
+    placement = run(None, settings, "80GB", devices=8, sharding="full")
+    table = {part: meaning for part, _, meaning in lines(placement)}
+    assert table["weights"].endswith(", a share of 23.00 GiB") and "gathered" in table and "buckets" not in table
+    assert table["gradients"] == "fp32, a share of 23.00 GiB"
+    assert verdict(placement).startswith("It fits each of 8: a GPU of 80GB")
+    told = as_dict(placement)
+    assert (told["devices"], told["sharding"], told["buckets"]) == (8, "full", 0) and json.dumps(told)
+    assert not {"gathered", "buckets"} & {part for part, _, _ in lines(run(None, settings, "80GB"))}
+    here = run(device="cpu", devices=2)
+    assert here.place.memory == run(device="cpu").place.memory // 2 and "a part in 2" in here.place.name
 
 
 def test_a_method_that_does_not_tell(tmp_path: Path) -> None:
