@@ -12,7 +12,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from glmtune import __version__, network, registry
+from glmtune import __version__, distributed, network, registry
 from glmtune.config import OPEN_SECTIONS, GenerationSettings, Recipe, make_recipe
 from glmtune.messages import Prompt
 from glmtune.resolution import ResolvedModel
@@ -84,21 +84,26 @@ class Cluster:
             raise UserError(MISSING)
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers}: at least 1 has to hold the model.")
-        if self.address is None:
+        address, name = self.address, "--ray-address"
+        if address is None:
+            address, name = distributed.told().get("RAY_ADDRESS"), "RAY_ADDRESS"
+        if address in (None, "auto", "local"):  # as Ray itself finds or starts one
             return
-        host, _, port = self.address.rpartition(":")
+        host, _, port = str(address).rpartition(":")
         if not host or not port.isdigit() or "/" in host:
             raise UserError(
-                f"--ray-address {self.address}: is no HOST:PORT, as `ray start --head` prints it. On a node of the "
-                "cluster, it may be left out."
+                f"{name} {address}: is no HOST:PORT, as `ray start --head` prints it. On a node of "
+                "the cluster, it may be left out."
             )
         try:
-            socket.create_connection((host, int(port)), REACHED_WITHIN).close()
+            is_head = speaks_http2(host, int(port))
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"--ray-address {self.address}: cannot be reached: {error}. Start the cluster with `ray start --head`, "
-                "or leave the address out to work on this machine."
+                f"{name} {address}: cannot be reached: {error}. Start the cluster with `ray start --head`, or leave "
+                "the address out to work on this machine."
             ) from None
+        if not is_head:  # Ray itself would try for minutes
+            raise UserError(f"{name} {address}: is no head of a cluster. Its port is 6379, unless it was told another.")
 
     @contextmanager
     def join(self) -> Iterator[Workers]:
@@ -123,8 +128,8 @@ class Cluster:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = "a cluster" if self.address is None else f"--ray-address {self.address}"
                 raise UserError(
-                    f"--ray: {where} cannot be joined: {error}. Start this command on a node of the cluster, or leave "
-                    "the address out (and unset RAY_ADDRESS) to work on this machine."
+                    f"--ray: {where} cannot be joined: {error}. Start this command on a node of the cluster, with "
+                    "RAY_AUTH_MODE=token where that asks for a token (`ray get-auth-token`)."
                 ) from error
         try:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -136,6 +141,21 @@ class Cluster:
         finally:
             if not is_joined:
                 ray.shutdown()
+
+
+def speaks_http2(host: str, port: int) -> bool:
+    """Return whether what listens at a port begins as HTTP/2 does (RFC 9113, section 3.4), by which Ray's head talks.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    with socket.create_connection((host, port), REACHED_WITHIN) as connection:
+        connection.settimeout(REACHED_WITHIN)
+        settings = b"\0\0\0\x04\0\0\0\0\0"  # length 0, type 4, no flags, stream 0
+        with suppress(OSError):
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+            return connection.recv(9)[3:4] == settings[3:4]
+    return False
 
 
 def plan_crew(nodes: Sequence[Mapping[str, float]], wished: int | None = None) -> Crew:
@@ -323,21 +343,23 @@ class Workers:
         windows = [list(group) for _, group in groupby(questions, lambda one: one.number // window)]
         if not windows:
             return
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised
         given = ray.data.from_items(
             [{"questions": json.dumps(questions)} for questions in windows], override_num_blocks=len(windows)
         )
         given.context.execution_options.preserve_order = True
         given.context.enable_progress_bars = False
-        answered = given.map_batches(
-            Worker,
-            fn_constructor_args=(Assignment.of(resolved, generation),),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(self.crew.workers, len(windows))),
-            num_cpus=self.crew.cpus,
-            num_gpus=self.crew.gpus,
-            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
-        )
+        with warnings.catch_warnings():  # nothing else bounds the retries of a window that ends its worker
+            warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
+            answered = given.map_batches(
+                Worker,
+                fn_constructor_args=(Assignment.of(resolved, generation),),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=min(self.crew.workers, len(windows))),
+                num_cpus=self.crew.cpus,
+                num_gpus=self.crew.gpus,
+                ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
+            )
         try:
             for row in answered.iter_rows():
                 if row["fault"]:

@@ -13,12 +13,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# By which torchrun, `accelerate launch`, Slurm's recipes and Ray tell each process who it is and where the others meet.
-VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
+# By which torchrun, `accelerate launch`, Slurm's recipes and Ray tell each process who it is and where the others meet;
+# and where the head of the Ray cluster is.
+VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_USE_AGENT_STORE",
+    "RAY_ADDRESS",
+)
 
 
 def told() -> dict[str, str]:
-    """Return what the program that started this process told it of the others, by `VARIABLES`; nothing of the rest."""
+    """Return what this process was told of others in its environment, by `VARIABLES`; nothing of the rest."""
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 

@@ -104,6 +104,29 @@ def test_a_port_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
         Cluster(f"127.0.0.1:{port}").check()
 
 
+def test_ports_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would try for minutes to talk to what is no head."""
+    monkeypatch.setattr(cluster, "find_spec", lambda name: object())
+    answers = [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\x06\x04\0\0\0\0\0\0\3\0\0\0\x64"]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = listening.accept()
+                with connection:
+                    assert connection.recv(100).startswith(b"PRI * HTTP/2.0")
+                    connection.sendall(answer)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match=f"RAY_ADDRESS {address}: is no head of a cluster"):
+            Cluster().check()
+        Cluster(address).check()
+        serving.join()
+
+
 def test_flags_without_ray() -> None:
     from glmtune.cli import parse
     from glmtune.commands._arguments import cluster_of

@@ -62,7 +62,7 @@ def processes(told: dict[str, str]) -> Finding:
     import torch
 
     if missing := [name for name in NEEDED if name not in told]:
-        given = ", ".join(f"{name}={value}" for name, value in told.items())
+        given = ", ".join(f"{name}={told[name]}" for name in NEEDED if name in told)
         return "failure", f"the environment has {given}, but no {', '.join(missing)}", LAUNCH
     counts = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT") if name in told]
     if wrong := [name for name in counts if not told[name].isdecimal()]:
