@@ -343,12 +343,12 @@ class Workers:
         windows = [list(group) for _, group in groupby(questions, lambda one: one.number // window)]
         if not windows:
             return
+        ray.data.DataContext.get_current().enable_progress_bars = False  # whoever asks has one
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised
         given = ray.data.from_items(
             [{"questions": json.dumps(questions)} for questions in windows], override_num_blocks=len(windows)
         )
         given.context.execution_options.preserve_order = True
-        given.context.enable_progress_bars = False
         with warnings.catch_warnings():  # nothing else bounds the retries of a window that ends its worker
             warnings.filterwarnings("ignore", "`ray_remote_args_fn` is deprecated")
             answered = given.map_batches(

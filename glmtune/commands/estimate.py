@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sharding",
         choices=("none", "full"),
         default="none",
-        help="what they share: nothing, each has it all (default), or the base, with what learns in it",
+        help="what they divide beside the examples: nothing (default), or all weights with what belongs to them",
     )
     parser.add_argument("--json", action="store_true", help="print bytes as JSON")
 
@@ -73,8 +73,8 @@ def run(
         length: tokens of the longest examples. Default: `data.max_length`, or 128.
         target_length: those of them that are learned. Default: half.
         device: where it would run. Default: a GPU where there is one, or where `memory` is given.
-        devices: how many work together, each on `training.batch_size` examples.
-        sharding: `full`: each has its share of the base, and of what learns in it; `none`: each has it all.
+        devices: how many divide the examples of a step.
+        sharding: `full`: they divide all weights, gradients and moments, too.
 
     Raises:
         UserError: faults in the recipe, a method whose code only a file names, a model whose sizes are not known, a
@@ -146,21 +146,23 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
     moved = "; moves to the CPU when the GPU is full" if e.paged else ""
     recomputed = ", recomputed block by block" if e.recipe.training.gradient_checkpointing else ""
     targets = f"{e.batch} x {e.target_length} targets, vocabulary of {e.architecture.vocab_size:,}"
-    shared = f", a share of {readable(e.base)}" if e.is_sharded else ""
-    of_learned = f", a share of {readable(4 * e.trainable.parameters)}" if e.is_sharded and e.trainable.in_place else ""
     together = [
         ("buckets", readable(e.buckets), "in which the devices exchange gradients"),
-        ("gathered", readable(e.gathered), "the layer that computes, and the next one"),
+        ("gathered", readable(e.gathered), "whole during a step: what is in no block, a block and the next one"),
     ]
+
+    def of(whole: int) -> str:
+        return f", a share of {readable(whole)}" if e.is_sharded else ""
+
     active, family = e.architecture.active_parameters, e.architecture.family
     counted = family if active == e.architecture.parameters else f"{family}; {active:,} of them active for a token"
     return [
         ("parameters", f"{e.architecture.parameters:,}", counted),
         ("trainable", f"{e.trainable.parameters:,}", f"{share:.2%}, {e.recipe.method.name}"),
-        ("weights", readable(e.weights), f"{storage_of(e)}{shared}"),
-        ("adapters", readable(e.adapters), "fp32"),
-        ("gradients", readable(e.gradients), f"fp32{of_learned}"),
-        ("optimizer", readable(e.optimizer), f"{e.recipe.training.optimizer}{moved}"),
+        ("weights", readable(e.weights), storage_of(e) + of(e.base)),
+        ("adapters", readable(e.adapters), f"fp32{of(e.beside)}"),
+        ("gradients", readable(e.gradients), f"fp32{of(4 * e.trainable.parameters)}"),
+        ("optimizer", readable(e.optimizer), f"{e.recipe.training.optimizer}{of(e.moments)}{moved}"),
         *(part for part in together if getattr(e, part[0])),
         ("activations", readable(e.activations), f"{e.batch} x {e.length} tokens{recomputed}"),
         ("logits", readable(e.logits), targets),

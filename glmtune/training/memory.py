@@ -5,10 +5,10 @@ block saves for its backward pass, the logits of the targets (`glmtune.training.
 that are decoded between the steps. A peak on a GPU is torch's `max_memory_allocated`; the context of CUDA comes on
 top of it. A peak on a CPU is resident memory, the libraries included. All sizes are bytes; 1 GiB is 2**30.
 
-Of several devices, each has all of this where they share nothing (DDP), and buckets in which it exchanges gradients.
-With full sharding (FSDP2) each has its share of the base, and of the gradients and moments of what learns in it; an
-adapter stays whole on each. A layer is gathered while it computes, and the next one ahead of it. What NCCL takes for
-itself is not counted.
+Several devices divide the examples of a step. Where they share nothing (DDP), each has all the rest, and buckets in
+which gradients are exchanged. With full sharding (FSDP2) each has its share of all weights, gradients and moments; what
+is in no block is whole during a step, a block and the next one while they compute, and everything while held-out
+problems are answered. What NCCL takes for itself is not counted.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Estimate:
         recipe, architecture, trainable: what runs.
         device: where: the first GPU, or the CPU.
         length, target_length: tokens of an example, and those of them that are learned.
-        devices: how many work together, each on its own examples.
-        sharding: what they share: `none`, or the weights of the base with what learns in them (`full`).
+        devices: how many divide the examples of a step.
+        sharding: what else they divide: nothing (`none`), or all weights with what belongs to them (`full`).
     """
 
     recipe: Recipe
@@ -60,8 +60,9 @@ class Estimate:
 
     @property
     def batch(self) -> int:
-        """Examples per micro-batch."""
-        return self.recipe.training.batch_size
+        """Examples per micro-batch, at most, on each device."""
+        training = self.recipe.training
+        return min(training.batch_size, -(-training.examples_per_step // self.devices))
 
     @property
     def compute(self) -> int:
@@ -93,16 +94,12 @@ class Estimate:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each device has its share of the base alone."""
+        """Whether each device has its share of the weights alone."""
         return self.sharding == "full" and self.devices > 1
 
     def share(self, size: int) -> int:
-        """Return what each device has of something of the base: all of it, or as much as the one with the most."""
+        """Return what each device has of what belongs to weights: all, or as much as the one with the most."""
         return -(-size // self.devices) if self.is_sharded else size
-
-    def share_of_learned(self, size: int) -> int:
-        """Return what each device has of something of what learns, which is of the base or beside it."""
-        return self.share(size) if self.trainable.in_place else size
 
     @property
     def weights(self) -> int:
@@ -140,13 +137,18 @@ class Estimate:
 
     @property
     def adapters(self) -> int:
-        """What learns beside the base, in fp32."""
+        """What learns beside the base, in fp32, on each device."""
+        return self.share(self.beside)
+
+    @property
+    def beside(self) -> int:
+        """What learns beside the base, whole."""
         return 0 if self.trainable.in_place else 4 * self.trainable.parameters
 
     @property
     def optimizer(self) -> int:
         """Its moments, on each device."""
-        return self.share_of_learned(self.moments)
+        return self.share(self.moments)
 
     @property
     def moments(self) -> int:
@@ -168,7 +170,7 @@ class Estimate:
     @property
     def gradients(self) -> int:
         """Of what learns, in fp32, on each device."""
-        return self.share_of_learned(4 * self.trainable.parameters)
+        return self.share(4 * self.trainable.parameters)
 
     # What several devices need to work together
 
@@ -176,14 +178,6 @@ class Estimate:
     def buckets(self) -> int:
         """What DDP exchanges gradients in: a copy of all of them, which is there all the time."""
         return 4 * self.trainable.parameters if self.devices > 1 and not self.is_sharded else 0
-
-    @property
-    def parted(self) -> int:
-        """Gradients of a layer of the base before each device keeps its share: as they come, and in shares' order."""
-        if not (self.is_sharded and self.trainable.in_place):
-            return 0
-        largest = max(self.largest_block, self.architecture.vocab_size * self.architecture.hidden_size)
-        return 2 * 4 * min(largest, self.trainable.parameters)
 
     @cached_property
     def largest_block(self) -> int:
@@ -193,20 +187,34 @@ class Estimate:
         sizes = (sum(layer.parameters for layer in layers if layer.is_in(block)) for block in range(a.num_layers))
         return max(sizes) + a.norm_parameters
 
-    @cached_property
-    def gathered(self) -> int:
-        """The layer that computes, and the one that is gathered ahead of it: two blocks, or a block and the embedding.
+    @property
+    def outside(self) -> int:
+        """Parameters of the base that are in no block."""
+        a = self.architecture
+        return a.embedding_parameters + a.final_norm_parameters + a.other_parameters
 
-        Linear layers are gathered as they are stored, what learns in fp32.
-        """
+    @property
+    def of_a_block(self) -> int:
+        """Parameters that learn beside one block; a prefix is beside all of them at once."""
+        if self.trainable.in_place:
+            return 0
+        return self.trainable.parameters // (self.trainable.blocks or 1)
+
+    @property
+    def gathered(self) -> int:
+        """What is whole during a step: what is in no block, the block that computes, and the next one."""
         if not self.is_sharded:
             return 0
-        a, width = self.architecture, 4 if self.trainable.in_place else self.compute
-        block = self.largest_block * width
-        if self.bits < 16:
-            matrices = sum(layer.inputs * layer.outputs for layer, _ in a.matrices if layer.is_in(a.num_layers - 1))
-            block += int(matrices * self.linears / self.matrix_numbers) - matrices * width
-        return block + max(block, a.vocab_size * a.hidden_size * width)
+        width = 4 if self.trainable.in_place else self.compute
+        return (self.outside + 2 * self.largest_block) * width + 2 * 4 * self.of_a_block
+
+    @property
+    def parted(self) -> int:
+        """Gradients that are gathered at once before each device keeps its share: as they come, and laid out anew."""
+        if not self.is_sharded:
+            return 0
+        largest = max(self.largest_block, self.outside) if self.trainable.in_place else self.of_a_block
+        return 2 * 4 * min(largest, self.trainable.parameters)
 
     # What a micro-batch takes
 
@@ -339,7 +347,7 @@ class Estimate:
     @property
     def step(self) -> int:
         """Peak of a step: at the end of the forward pass, or of the backward pass."""
-        accumulated = self.gradients if self.recipe.training.gradient_accumulation_steps > 1 else 0
+        accumulated = self.gradients if self.recipe.training.gradient_accumulation_steps > self.devices else 0
         recomputed = self.block if self.recipe.training.gradient_checkpointing else 0
         forward = self.activations + self.copies + accumulated + max(self.logits, recomputed + self.workspace)
         backward = self.gradients + self.parted + self.block + self.workspace
@@ -351,7 +359,8 @@ class Estimate:
         generation = self.recipe.generation
         prompt = self.length - self.target_length
         answers = self.answers(generation.batch_size, prompt + generation.longest, prompt)
-        return self.resident + self.gathered + answers
+        whole = self.base + self.beside if self.is_sharded else 0  # shares stay beside it
+        return self.resident + whole + answers
 
     @property
     def peak(self) -> int:

@@ -106,6 +106,10 @@ def estimate(
     """
     method: Method = registry.admitted("glmtune.methods", recipe.method.name)(recipe.method)
     method.check_base(recipe.model, architecture.stored_bits)
+    if sharding == "full" and (
+        min(recipe.model.bits, architecture.stored_bits) < 16 or recipe.model.quantize_embedding
+    ):
+        raise UserError("--sharding full: weights of 8 and 4 bits are whole numbers, which are not divided. Use 16.")
     trainable = method.trainable_spec(architecture)
     return Estimate(recipe, architecture, trainable, device, length, target_length, devices, sharding)
 
@@ -263,12 +267,14 @@ def measures(recipe: Recipe, now: Estimate) -> Iterator[list[list[str]]]:
     ]
     if now.compute == 4:
         yield [["model.dtype=bfloat16"]]
-    if training.optimizer == "adamw":
+    if training.optimizer == "adamw" and not now.is_sharded:
         yield [["training.optimizer=adamw_8bit"]]
-    if now.device == "cuda" and not now.paged:
+    if now.device == "cuda" and not now.paged and not now.is_sharded:
         yield [["training.optimizer=paged_adamw_8bit"]]
     if now.trainable.in_place:
         yield [["method={name: lora}"]]
+    if now.is_sharded:  # whole numbers are not divided
+        return
     if recipe.model.random_init:  # fresh weights have to learn
         return
     if now.trainable.needs_weights:
