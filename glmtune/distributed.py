@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -11,6 +12,23 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+# By which torchrun, `accelerate launch`, Slurm's recipes and Ray tell each process who it is and where the others meet;
+# and where the head of the Ray cluster is.
+VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_USE_AGENT_STORE",
+    "RAY_ADDRESS",
+)
+
+
+def told() -> dict[str, str]:
+    """Return what this process was told of others in its environment, by `VARIABLES`; nothing of the rest."""
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def process_group() -> ModuleType | None:
