@@ -36,7 +36,7 @@ from glmtune.resolution import resolve
 
 WIDE = Path(__file__).parents[1] / "checkpoints/arithmetic-wide"
 INVALID: list[Any] = [b"{", {"model": "nano"}, {"model": "nobody", "messages": [{"role": "user", "content": "1"}]}]
-TURNS = 5
+TURNS = 3
 PAGED = ["--continuous-batching", "--cb-max-memory-percent", "0.3"]  # else 0.6 of the memory of a machine
 SHORT = 300  # characters of the workings that are asked for
 Row = dict[str, Any]

@@ -367,6 +367,16 @@ def serving_table() -> str:
     return markdown(head, rows)
 
 
+def ray_table() -> str:
+    """Records answered on Ray, a worker killed on the way, against plain predict."""
+    result = read("ray_predict")
+    rows = [[row["who"], f"{row['seconds']:.0f} s", f"{row['records_per_s']:,.0f}"] for row in result["rows"]]
+    counts = ("lost", "doubled", "out_of_order", "other_answers")
+    told = ", ".join(f"{result[name]} {name.replace('_', ' ')}" for name in counts)
+    rows.append([f"of {result['settings']['records']:,} answers", told, ""])
+    return markdown(["nano", "time, start included", "records/s"], rows)
+
+
 def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
     """What ours and plain have in common."""
     return tuple(row[name] for name in ("method", "bits", "batch", "length", "target", "quantize_embedding"))
@@ -400,6 +410,7 @@ if __name__ == "__main__":
         speed_real_table,
         laptop_table,
         serving_table,
+        ray_table,
     )
     for table in tables:
         try:

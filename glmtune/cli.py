@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from glmtune import __version__, distributed, network, registry
+from glmtune.runtime import Terminated
 from glmtune.terminal import complain, say, secure, visible
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of <sysexits.h>
 
 DESCRIPTION = """\
 Fine-tune GLM models on a task, prove what they learned, put it to use.
@@ -73,20 +76,24 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line. Exit codes: 0 done, 2 the user can mend it, 130 Ctrl-C."""
+    """Run the command line.
+
+    Exit codes: 0 done, 2 the user can mend it, 130 Ctrl-C, 143 SIGTERM, 75 SIGTERM to what goes on when it is started
+    again, as a training does.
+    """
     secure()
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     network.withhold_telemetry()
     code = 0
     try:
-        with network.asked_by(arguments, options.fetch), as_ctrl_c(signal.SIGTERM):
+        with network.asked_by(arguments, options.fetch), ending_at(signal.SIGTERM):
             code = options.main(options) or 0
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         if distributed.is_first_to_say("interrupted"):
             say(f"\nInterrupted. {str(interrupt) or 'What is written stays.'}", error=True)
-        code = 130
+        code = (TRY_AGAIN if str(interrupt) else 143) if isinstance(interrupt, Terminated) else 130
     except BrokenPipeError:  # whoever read the output has left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit:
@@ -102,14 +109,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 @contextmanager
-def as_ctrl_c(number: signal.Signals) -> Iterator[None]:
-    """Take a signal for Ctrl-C while the block runs: `kill` ends a training with a checkpoint, and leaves no halves."""
+def ending_at(number: signal.Signals) -> Iterator[None]:
+    """End by an exception at a signal while the block runs, so that no halves are left; a training has its own way."""
 
     def act(_: int, frame: Any) -> None:
-        handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):  # a shell's background jobs ignore Ctrl-C
-            raise KeyboardInterrupt
-        handler(signal.SIGINT, frame)
+        raise Terminated
 
     try:
         before = signal.signal(number, act)

@@ -23,12 +23,30 @@ T = TypeVar("T")
 MEETING = timedelta(minutes=5)  # in which all processes must have come
 WAIT = timedelta(minutes=30)  # for what another process does; one that hangs ends all others then
 
+# By which torchrun, `accelerate launch`, Slurm's recipes and Ray tell each process who it is and where the others meet;
+# and where the head of the Ray cluster is.
+VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_USE_AGENT_STORE",
+    "RAY_ADDRESS",
+)
+
 _meetings: list[Any] = []  # the store by which the processes met, if they did
+
+
+def told() -> dict[str, str]:
+    """Return what this process was told of others in its environment, by `VARIABLES`; nothing of the rest."""
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def is_launched() -> bool:
     """Return whether a launcher started this process as one of several: torchrun, accelerate launch, Ray."""
-    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    return {"RANK", "WORLD_SIZE"} <= told().keys()
 
 
 def join(timeout: timedelta = MEETING) -> None:
@@ -46,26 +64,27 @@ def join(timeout: timedelta = MEETING) -> None:
         return
     import torch
 
+    launcher = told()
     sys.stdin = io.StringIO()  # one of several asks nobody
     try:
         store, number, count = next(torch.distributed.rendezvous("env://", timeout=timeout))
     except ValueError as error:
         raise UserError(
-            f"RANK={os.environ['RANK']} WORLD_SIZE={os.environ['WORLD_SIZE']}: the rest of what a launcher sets is "
+            f"RANK={launcher['RANK']} WORLD_SIZE={launcher['WORLD_SIZE']}: the rest of what a launcher sets is "
             f"missing: {error}. Start with torchrun, or unset both."
         ) from None
     except RuntimeError as error:  # torch's DistError is one
         raise UserError(
-            f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}: process "
-            f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']} ({platform.node()}) did not meet the others within "
+            f"MASTER_ADDR={launcher.get('MASTER_ADDR')} MASTER_PORT={launcher.get('MASTER_PORT')}: process "
+            f"{launcher['RANK']} of {launcher['WORLD_SIZE']} ({platform.node()}) did not meet the others within "
             f"{timeout.total_seconds():g} seconds: {str(error).splitlines()[0]}. Name a machine and a port that all "
             "can reach, and start all processes."
         ) from None
     _meetings.append(store)
-    gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", number))
-    if gpus and int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)) > gpus:
+    gpus, local = torch.cuda.device_count(), int(launcher.get("LOCAL_RANK", number))
+    if gpus and int(launcher.get("LOCAL_WORLD_SIZE", local + 1)) > gpus:
         raise UserError(
-            f"{os.environ.get('LOCAL_WORLD_SIZE', local + 1)} processes on a machine with {gpus} visible GPUs: each "
+            f"{launcher.get('LOCAL_WORLD_SIZE', local + 1)} processes on a machine with {gpus} visible GPUs: each "
             f"needs one of its own. Start {gpus} there (torchrun --nproc-per-node {gpus})."
         )
     if gpus:
@@ -148,16 +167,16 @@ def on_main(act: Callable[[], T]) -> T:
     group = process_group()
     if group is None:
         return act()
-    told: list[Any] = [None, None]
+    said: list[Any] = [None, None]
     if is_main():
         try:
-            told[0] = act()
+            said[0] = act()
         except Exception as error:
-            told[1] = error
-    group.broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            said[1] = error
+    group.broadcast_object_list(said)
+    if said[1] is not None:
+        raise said[1]
+    return said[0]
 
 
 def together(act: Callable[[], T]) -> T:
@@ -178,15 +197,15 @@ def together(act: Callable[[], T]) -> T:
         result = act()
     except Exception as caught:
         error = caught
-    told: list[Any] = [None] * world_size()
-    group.all_gather_object(told, error and (platform.node(), str(error) or repr(error)))
-    failed = {number: one for number, one in enumerate(told) if one is not None}
+    said: list[Any] = [None] * world_size()
+    group.all_gather_object(said, error and (platform.node(), str(error) or repr(error)))
+    failed = {number: one for number, one in enumerate(said) if one is not None}
     if not failed:
         return result  # type: ignore[return-value]
-    if error is not None and len({text for _, text in failed.values()}) == 1 and len(failed) == len(told):
+    if error is not None and len({text for _, text in failed.values()}) == 1 and len(failed) == len(said):
         raise error
     number, (machine, text) = next(iter(failed.items()))
-    raise UserError(f"Process {number} of {len(told)} ({machine}): {text}") from error
+    raise UserError(f"Process {number} of {len(said)} ({machine}): {text}") from error
 
 
 def anywhere(happened: bool) -> bool:
@@ -210,9 +229,9 @@ def check_alike(facts: Mapping[str, Any]) -> None:
     """
     if process_group() is None:
         return
-    told = gather([(platform.node(), dict(facts))])
-    main, expected = told[0]
-    for number, (machine, found) in enumerate(told):
+    said = gather([(platform.node(), dict(facts))])
+    main, expected = said[0]
+    for number, (machine, found) in enumerate(said):
         for name in {**expected, **found}:
             if found.get(name) != expected.get(name):
                 raise UserError(

@@ -6,6 +6,7 @@ lies in a folder may be one only where it stays in there.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from glmtune.terminal import to_json
 
 HUB_CACHE = ("models--", "datasets--", "spaces--")  # how the hub's cache names the folder of a repository
 SHARED_BLOB = re.compile("blobs/[0-9a-f]{2}/[0-9a-f]{64}")  # what repositories of that cache may have in common
+WORKED_IN = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")  # folders of `replacing`
+OLD = ".old"  # ends what is about to be replaced there
 NO_FOLLOW = 0 if sys.platform == "win32" else os.O_NOFOLLOW
 
 
@@ -29,7 +32,9 @@ NO_FOLLOW = 0 if sys.platform == "win32" else os.O_NOFOLLOW
 def replacing(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
 
-    The temporary path is in a new folder of a random name, which nobody else can write into.
+    Whoever reads `path`, also after a kill or a power cut at any moment, finds all of the old or all of the new: what
+    was written is on the disk before it gets its name. The temporary path is in a new folder of a random name, which
+    nobody else can write into. What killed processes left on their way to the same path is taken away.
 
     Raises:
         UserError: a link or a device is there, the disk is full, or the folder cannot be written; what stood at `path`
@@ -38,18 +43,152 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     check_replaceable(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
+        make_folders(path.parent)
+        remove_leftovers(path.parent, path.name)
+        with working_folder(path) as folder:
+            temporary = folder / path.name
             yield temporary
-            if temporary.is_dir() and path.is_dir():
-                os.replace(path, Path(folder) / f"{path.name}.old")  # deleted with `folder`
-            os.replace(temporary, path)
+            flush(temporary)
+            move_into_place(temporary, path)
+            flush_names(path.parent)
     except OSError as error:
         free = shutil.disk_usage(path.parent if path.parent.is_dir() else ".").free // 2**20
         raise UserError(
             f"{path}: cannot be written: {error.strerror or error} ({free} MB free on this disk)"
         ) from error
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, each with its name on the disk.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        flush_names(place.parent)
+
+
+@contextmanager
+def working_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside `path`, held as long as this process works in it, and taken away in the end."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        descriptor = lock(folder)
+        if descriptor is None or folder.exists():  # else one who cleared up came before the lock
+            break
+        os.close(descriptor)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_leftovers(folder: Path, of: str | None = None) -> None:
+    """Take away the folders in which killed processes worked, on their way to a name or to any; others hold theirs."""
+    for left in sorted(folder.iterdir()) if folder.is_dir() else ():
+        found = WORKED_IN.fullmatch(left.name)
+        if found is None or of not in (None, found[1]) or left.is_symlink():
+            continue
+        with suppress(BlockingIOError):
+            descriptor = lock(left, wait=False)
+            if descriptor is not None:
+                path, whole, old = folder / found[1], left / found[1], left / f"{found[1]}{OLD}"
+                if old.is_dir() and not path.exists():  # killed between the two steps of `move_into_place`
+                    os.replace(whole if whole.is_dir() else old, path)
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(descriptor)
+
+
+def remove_folder(path: Path) -> None:
+    """Take a folder away: its name at once, so that no half of it is found by it, and then what is in it.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    with working_folder(path) as folder:
+        os.replace(path, folder / path.name)
+
+
+def lock(folder: Path | str, wait: bool = True) -> int | None:
+    """Return a descriptor by which a folder is held until it is closed or this process ends, however it does.
+
+    Returns:
+        None where the system has no such locks (Windows, some network disks), or the folder is gone.
+
+    Raises:
+        BlockingIOError: another process holds it, and this one does not wait.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk.
+
+    Raises:
+        OSError: the disk is full, or broken, as it turns out now.
+    """
+    if path.is_dir():
+        for inner in path.iterdir():
+            flush(inner)
+        flush_names(path)
+    else:
+        descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def flush_names(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can tell."""
+    with suppress(OSError):  # Windows opens no folders, some network disks know no such wish
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Give what was written its name, in one step where the system can: only Linux swaps folders.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    if temporary.is_dir() and path.is_dir():
+        if swap(temporary, path):
+            return
+        os.replace(path, temporary.with_name(f"{path.name}{OLD}"))
+    os.replace(temporary, path)
+
+
+def swap(one: Path, other: Path) -> bool:
+    """Exchange what two paths name; return whether the system did."""
+    if sys.platform != "linux":
+        return False
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # another libc
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <linux/fs.h>
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def check_replaceable(path: Path) -> None:
@@ -109,39 +248,15 @@ def unfollowed(path: str, flags: int) -> int:
     return os.open(path, flags | NO_FOLLOW, 0o666)
 
 
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def held(folder: Path | str) -> Iterator[None]:
-    """Hold a folder while the block runs, so that no second process works in it; it is free again when this one ends.
-
-    Nothing is written for it. Where the system has no such locks (Windows, some network disks), nothing is held.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    try:
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        yield
-        return
-    try:
-        with suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{folder}: another process works in it. Wait until that has ended, or choose another folder."
-                ) from None
-        yield
-    finally:
-        os.close(descriptor)
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def check_folder(folder: Path | str, hidden: bool = True) -> None:
@@ -172,8 +287,12 @@ def check_folder(folder: Path | str, hidden: bool = True) -> None:
                 )
             try:
                 mode = path.stat().st_mode
-            except OSError:
-                raise UserError(f"{path}: {'is a link to nothing' if is_link else 'is gone'}. Remove it.") from None
+            except OSError as error:
+                if is_link:
+                    raise UserError(f"{path}: is a link to nothing. Remove it.") from None
+                if isinstance(error, FileNotFoundError):  # a process that works there has taken it away
+                    continue
+                raise UserError(f"{path}: cannot be looked at: {error.strerror}.") from None
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise UserError(f"{path}: is {kind_of(mode)}, and only files are read. Remove it.")
 

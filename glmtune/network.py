@@ -27,7 +27,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # Variables by which the user tells the libraries below to keep what they do to themselves.
-TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+TELEMETRY = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # OWNER/NAME
 _BETWEEN_NAMES = re.compile(r"[^\w./-]+")
@@ -77,12 +82,24 @@ def asked_by(typed: Any, fetch: bool = False) -> Iterator[None]:
         typed: the words of the command line, or the arguments of a call.
         fetch: whether what files name may be fetched.
     """
+    with within(Verb(typed, fetch)):
+        yield
+
+
+@contextmanager
+def within(verb: Verb | None) -> Iterator[None]:
+    """Carry out a verb in the block, or a part of it: another process gets what is `present` in the first one."""
     import_within("bitsandbytes", closed)  # it fetches kernels and runs them, where the package `kernels` is installed
-    token = _verb.set(Verb(typed, fetch))
+    token = _verb.set(verb)
     try:
         yield
     finally:
         _verb.reset(token)
+
+
+def present() -> Verb | None:
+    """Return what is known of names while a verb is carried out; None: all names are those of the calling program."""
+    return _verb.get()
 
 
 def takes_names(function: Callable[P, R]) -> Callable[P, R]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from glmtune.cluster import Asked, Cluster, Workers
 from glmtune.messages import Prompt
 from glmtune.records import Fault, Row, arrow, explain, read_questions, until_many
 from glmtune.records.output import Output
 from glmtune.records.questions import Question
+from glmtune.records.remote import RemoteOutput, fetched
 from glmtune.records.writing import as_json, as_line, read_given, strict
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import UserError
@@ -24,6 +27,8 @@ from glmtune.runtime import UserError
 if TYPE_CHECKING:
     from glmtune.inference.conversation import Exchange
     from glmtune.inference.engine import Engine
+
+T = TypeVar("T")
 
 # What is added to a record, beside what it has.
 ADDED = ("completion", "finish_reason", "completion_tool_calls", "refusal", "error")
@@ -107,36 +112,55 @@ def predict(
     resume: bool = False,
     on_error: OnError = "stop",
     safe_cells: bool = False,
+    cluster: Cluster | None = None,
 ) -> int:
     """Write every record of a file again with its `completion`, in order; return their number.
 
     Args:
         resolved: who answers.
-        input: records in any known format.
-        output: `.jsonl` grows as the answers come, and so does a file without a suffix; `.json`, `.csv`, `.tsv`,
-            `.parquet`, `.arrow` and `.feather` are written at the end from a JSONL file beside them. From tables to
-            tables, columns keep their types.
+        input: records in any known format, here or in object storage (`s3://...`).
+        output: here or there. `.jsonl` grows as the answers come, and so does a file without a suffix; `.json`, `.csv`,
+            `.tsv`, `.parquet`, `.arrow` and `.feather` are written at the end from a JSONL file beside them. From
+            tables to tables, columns keep their types.
         overwrite: replace an output that is there already.
         resume: go on after the records that an output cut off earlier holds.
         on_error: `stop` at records that cannot be answered, before any is; or `record` them: they get an `error` in
             place of a completion.
         safe_cells: in CSV, put a quotation mark (') before what a spreadsheet would run as a formula; else it is told.
+        cluster: whose workers answer; None: this process does. The answers are the same.
 
     Raises:
-        UserError: malformed records, a prompt too long (told before any is answered), or an output that exists or is
-            of another input.
+        UserError: malformed records, a prompt too long (told before any is answered), an output that exists or is of
+            another input, or a cluster that cannot be asked.
     """
-    place = Output.at(output)
+    place = RemoteOutput.at(output)
     place.check(input, overwrite or resume)
-    recipe = resolved.recipe
-    data = recipe.data
-    questions = read_questions(input, data.columns, data.encoding, data.join_turns)
-    found = list(until_many(questions) if on_error == "stop" else questions)
-    check_faults([one for one in found if isinstance(one, Fault)], on_error)
+    if cluster is not None:
+        cluster.check()
+    data = resolved.recipe.data
+    with fetched(input) as file:
+        questions = read_questions(file, data.columns, data.encoding, data.join_turns)
+        found = list(until_many(questions) if on_error == "stop" else questions)
+        check_faults([one for one in found if isinstance(one, Fault)], on_error)
+        with nullcontext() if cluster is None else cluster.join() as workers:
+            return write_answers(resolved, found, file, place, resume, on_error, safe_cells, workers)
 
+
+def write_answers(
+    resolved: ResolvedModel,
+    found: Sequence[Question | Fault],
+    input: str,
+    place: Output,
+    resume: bool,
+    on_error: OnError,
+    safe_cells: bool,
+    workers: Workers | None,
+) -> int:
+    """Do the rest of `predict`, with what was found in the input: answer it and write it."""
     from glmtune.evaluation.report import explain_cut_off  # and torch, when paths and records are known to be right
     from glmtune.inference.engine import Engine
 
+    recipe, output = resolved.recipe, place.named
     entries = [entry_of(one, resolved) for one in found]
     check_faults([entry.fault for entry in entries if entry.fault], on_error)
     table = read_given(input, place.suffix)
@@ -159,10 +183,20 @@ def predict(
             f"{names.of('finish_reason')} and so on.",
             stacklevel=2,
         )
-    model, tokenizer = resolved.load()
+    window = recipe.generation.batch_size * BATCHES_PER_WINDOW
+    first = done - done % window  # windows are the same after a --resume
+    asked = [
+        Asked(number, entry.prompt, entry.tools)
+        for number, entry in enumerate(entries[first:], start=first)
+        if not entry.fault
+    ]
+    if workers is None:
+        answers = answer_here(resolved, Engine(*resolved.load(), resolved.limit), asked, window)
+    else:
+        answers = begun(workers.answer(resolved, recipe.generation, asked, window))
     try:
         with place.open(resume) as file:
-            cut = answer(resolved, Engine(model, tokenizer, resolved.limit), entries, fields, names, done, file)
+            cut = write_in_order(resolved, answers, entries, fields, names, done, file)
         formulas = place.finish([entry.row for entry in entries], table, safe_cells)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written: {error.strerror}. What is in it stays.") from error
@@ -211,9 +245,33 @@ def fields_added(resolved: ResolvedModel, entries: Sequence[Entry], on_error: On
     return ["completion", "finish_reason", *calls, *errors, *(task.tell(asked.prompt, "") if asked else ())]
 
 
-def answer(
+def begun(answers: Iterator[T]) -> Iterator[T]:
+    """Return the same answers once the first is there, so that nothing is overwritten where none can be had."""
+    first = list(itertools.islice(answers, 1))
+    return itertools.chain(first, answers)
+
+
+def answer_here(
+    resolved: ResolvedModel, engine: Engine, asked: Sequence[Asked], window: int
+) -> Iterator[tuple[int, Exchange]]:
+    """Yield (number of a question, its answer) as this process has them, a window of numbers at a time."""
+    from glmtune.inference.conversation import Conversation
+
+    recipe = resolved.recipe
+    conversation = Conversation.about(resolved.task, engine)
+    for _, group in itertools.groupby(asked, lambda one: one.number // window):
+        together = list(group)
+        questions = [
+            conversation.ask(one.prompt, recipe.generation, one.tools, seed=recipe.seed + one.number)
+            for one in together
+        ]
+        for index, exchange in conversation.answer(questions):
+            yield together[index].number, exchange
+
+
+def write_in_order(
     resolved: ResolvedModel,
-    engine: Engine,
+    answers: Iterator[tuple[int, Exchange]],
     entries: Sequence[Entry],
     fields: Sequence[str],
     names: Names,
@@ -221,42 +279,33 @@ def answer(
     file: TextIO,
 ) -> int:
     """Append the records from number `done` on, as their answers come; return how many of these were cut off."""
-    from glmtune.inference.conversation import Conversation
-
-    recipe, task = resolved.recipe, resolved.task
-    conversation = Conversation.about(task, engine)
-    window = recipe.generation.batch_size * BATCHES_PER_WINDOW
-    tokens, cut, start = 0, 0, time.perf_counter()
+    # What waits is answered, or never to be, but not all before it is.
+    waiting = {
+        number: entry.with_fault(fields, names)
+        for number, entry in enumerate(entries[done:], start=done)
+        if entry.fault
+    }
+    tokens, cut, start, following = 0, 0, time.perf_counter(), done
     with tqdm(total=len(entries), initial=done, desc="answering", unit="record") as bar:
-        for first in range(done - done % window, len(entries), window):  # windows are the same after a --resume
-            numbers = range(first, min(first + window, len(entries)))
-            # What waits is answered, or never to be, but not all before it is.
-            waiting = {number: entries[number].with_fault(fields, names) for number in numbers if entries[number].fault}
-            asked = [number for number in numbers if not entries[number].fault]
-            following = write_ready(file, waiting, first, done)
-            questions = [
-                conversation.ask(entry.prompt, recipe.generation, entry.tools, seed=recipe.seed + number)
-                for number, entry in ((number, entries[number]) for number in asked)
-            ]
-            for index, exchange in conversation.answer(questions):
-                entry = entries[asked[index]]
-                told = task.tell(entry.prompt, exchange.text, exchange.tool_calls)
-                waiting[asked[index]] = entry.with_answer(fields, names, exchange, told)
-                tokens += len(exchange.completion.token_ids)
-                cut += asked[index] >= done and exchange.completion.finish_reason == "length"
-                following = write_ready(file, waiting, following, done)
-                bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
-                bar.update(asked[index] >= done)
-            bar.update(sum(number >= done for number in numbers if entries[number].fault))
+        bar.update(len(waiting))
+        following = write_ready(file, waiting, following)
+        for number, exchange in answers:
+            tokens += len(exchange.completion.token_ids)
+            if number >= done:
+                entry = entries[number]
+                told = resolved.task.tell(entry.prompt, exchange.text, exchange.tool_calls)
+                waiting[number] = entry.with_answer(fields, names, exchange, told)
+                cut += exchange.completion.finish_reason == "length"
+                following = write_ready(file, waiting, following)
+            bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
+            bar.update(number >= done)
     return cut
 
 
-def write_ready(file: TextIO, waiting: dict[int, Row], following: int, done: int) -> int:
-    """Write the records that are next in order, from `done` on; return the number of the first that is yet to come."""
+def write_ready(file: TextIO, waiting: dict[int, Row], following: int) -> int:
+    """Write the records that are next in order; return the number of the first that is yet to come."""
     while following in waiting:
-        row = waiting.pop(following)
-        if following >= done:
-            file.write(as_line(row) + "\n")
+        file.write(as_line(waiting.pop(following)) + "\n")
         following += 1
     file.flush()
     return following

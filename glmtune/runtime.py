@@ -22,6 +22,10 @@ class UserError(ValueError):
     """Something that the user can mend. The message says what, where and how; the command line shows no traceback."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The system told this process to end (SIGTERM). The message, if any, says how what was begun is gone on with."""
+
+
 def json_fault(error: Exception) -> str:
     """Return what is wrong with a line that is no JSON, and at which character; which line it is says the caller."""
     if not isinstance(error, json.JSONDecodeError):
@@ -84,16 +88,15 @@ class RunFolder:
     def create(cls, path: Path | str | None, default_name: str) -> RunFolder:
         """Return a new run folder: `path`, or the next free `runs/DEFAULT_NAME-N`.
 
+        What is hidden does not count: a run that is killed at its very beginning leaves no more.
+
         Raises:
             UserError: `path` holds something already.
         """
         if path is None:
-            number = 1
-            while Path(f"runs/{default_name}-{number}").exists():
-                number += 1
-            path = f"runs/{default_name}-{number}"
+            return cls.create_numbered(default_name)
         run = cls(path)
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        if run.path.exists() and not (run.path.is_dir() and all(inner.name[0] == "." for inner in run.path.iterdir())):
             what = "already holds a run" if cls.is_run(path) else "is not empty"
             longer = f"`glmtune train --resume {path} training.steps=N`"
             remedy = f", train that run longer with {longer}," if cls.is_run(path) else ""
@@ -106,6 +109,24 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"training.output_dir: {path} cannot be made: {error.strerror}") from error
         return run
+
+    @classmethod
+    def create_numbered(cls, name: str) -> RunFolder:
+        """Return the next free `runs/NAME-N`, made by this process and by no other that starts at the same time.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        number = 1
+        while True:
+            path = Path(f"runs/{name}-{number}")
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                raise UserError(f"training.output_dir: {path} cannot be made: {error.strerror}") from error
 
 
 def seed_everything(seed: int) -> None:

@@ -194,13 +194,13 @@ def test_ctrl_c(glmtune: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ignores_ctrl_c", [True, False])
-def test_kill_is_ctrl_c(glmtune: Runs, monkeypatch: pytest.MonkeyPatch, ignores_ctrl_c: bool) -> None:
-    """Also in the background, where a shell lets Ctrl-C be ignored."""
+def test_kill_ends_as_ctrl_c_does(glmtune: Runs, monkeypatch: pytest.MonkeyPatch, ignores_ctrl_c: bool) -> None:
+    """Also in the background, where a shell lets Ctrl-C be ignored; the exit code tells which it was."""
     before = signal.getsignal(signal.SIGTERM)
     had = signal.signal(signal.SIGINT, signal.SIG_IGN if ignores_ctrl_c else signal.default_int_handler)
     monkeypatch.setattr(evaluate, "run", lambda *_, **options: signal.raise_signal(signal.SIGTERM))
     try:
-        assert glmtune("evaluate", "nano") == (130, "", "\nInterrupted. What is written stays.\n")
+        assert glmtune("evaluate", "nano") == (143, "", "\nInterrupted. What is written stays.\n")
     finally:
         signal.signal(signal.SIGINT, had)
     assert signal.getsignal(signal.SIGTERM) is before

@@ -40,6 +40,7 @@ SLOW = {
     "forgetting",
     "mixture",
     "bits=4",
+    "--ray",
 }  # parts of commands of many seconds
 
 
@@ -155,6 +156,8 @@ def test_every_command_runs(command: str, scratch: Path, model: Path, request: p
         request.getfixturevalue("llama_run")
     if ".gguf" in command:
         request.getfixturevalue("gguf_file")
+    if "--ray" in command:
+        pytest.importorskip("ray")
     if command.startswith("glmtune serve"):  # it would go on for ever
         request.getfixturevalue("monkeypatch").setattr("glmtune.serving.serving.serve", lambda *_: 0)
     assert run_command(stand_in(command, model)) == 0

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "glmtune"
 FLOORS = [
     {"runtime", "registry", "messages", "terminal", "libraries"},
     {"files", "network"},
-    {"trust"},
+    {"trust", "locks"},
     {"config", "arithmetic", "examples", "reporting", "distributed"},
     {"scoring", "records", "tools"},
     {"tasks", "models"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"adapters", "inference", "training"},
     {"objectives"},
     {"resolution", "evaluation"},
-    {"plan"},
+    {"cluster", "plan"},
     {"execution", "prediction", "exports", "inspection", "serving"},
     {"commands"},
     {"cli", "api"},

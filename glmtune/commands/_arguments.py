@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from glmtune.cluster import Cluster
     from glmtune.trust import Trust
 
 TARGET_HELP = "a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name, or nano (the embedded model)"
@@ -34,6 +35,39 @@ def trust_of(options: argparse.Namespace, remembers: bool = False) -> Trust:
     from glmtune.trust import Trust
 
     return Trust(everything=options.trust_code, asks=at_terminal(), remembers=remembers)
+
+
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """Declare who answers on several machines; `cluster_of` reads it."""
+    parser.add_argument(
+        "--ray", action="store_true", help="let the workers of a Ray cluster answer, or of this machine"
+    )
+    parser.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="of the cluster (default: RAY_ADDRESS, the one this machine is a node of, or one that is started here)",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="how many hold the model (default: one a GPU, or else one a node)"
+    )
+
+
+def cluster_of(options: argparse.Namespace) -> Cluster | None:
+    """Return whose workers answer; None where this process does.
+
+    Raises:
+        UserError: a cluster is described that is not to be asked.
+    """
+    if options.ray:
+        from glmtune.cluster import Cluster
+
+        return Cluster(options.ray_address, options.workers)
+    for flag, value in (("--ray-address", options.ray_address), ("--workers", options.workers)):
+        if value is not None:
+            from glmtune.runtime import UserError
+
+            raise UserError(f"{flag} {value}: is said of a Ray cluster. Add --ray, or leave it out.")
+    return None
 
 
 def add_recipe(parser: argparse.ArgumentParser, text: str, example: str, metavar: str = "RECIPE.yaml") -> None:

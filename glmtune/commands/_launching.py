@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from glmtune import distributed
-from glmtune.runtime import UserError
+from glmtune.runtime import Terminated, UserError
 
 GRACE = 10  # seconds between the second Ctrl-C, which ends processes at once, and their end
 
@@ -22,7 +22,7 @@ GRACE = 10  # seconds between the second Ctrl-C, which ends processes at once, a
 def start_processes(count: int, arguments: Sequence[str]) -> int:
     """Run `glmtune` with some arguments as several processes, and wait for them.
 
-    Ctrl-C and SIGTERM are passed on to each, once. Where one ends badly, the launcher ends the others.
+    Ctrl-C and SIGTERM are passed on to each. Where one ends badly, the launcher ends the others.
 
     Args:
         count: of processes; each finds its number in `RANK`.
@@ -32,6 +32,7 @@ def start_processes(count: int, arguments: Sequence[str]) -> int:
         The exit code: 0, or that of the process which ended first, and which has told why.
 
     Raises:
+        Terminated: SIGTERM came before the processes had begun.
         UserError: a process was killed.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -58,7 +59,7 @@ def start_processes(count: int, arguments: Sequence[str]) -> int:
 
     # Beside the main thread the launcher handles no signals: it would end the processes before they have saved.
     launcher = Thread(target=launch, name="launcher", daemon=True)
-    with passing_signals_on():
+    with passing_signals_on() as received:
         launcher.start()
         while launcher.is_alive():
             launcher.join(0.2)
@@ -71,6 +72,8 @@ def start_processes(count: int, arguments: Sequence[str]) -> int:
     number, failure = killed[0] if killed else ended[0].get_first_failure()
     if failure.exitcode >= 0:
         return int(failure.exitcode)
+    if failure.exitcode == -signal.SIGTERM and signal.SIGTERM in received:  # before it listened
+        raise Terminated
     name = signal.Signals(-failure.exitcode).name
     out_of_memory = " The system does that where memory runs out." if name == "SIGKILL" else ""
     raise UserError(
@@ -80,8 +83,8 @@ def start_processes(count: int, arguments: Sequence[str]) -> int:
 
 
 @contextmanager
-def passing_signals_on() -> Iterator[None]:
-    """Pass SIGINT and SIGTERM on to the processes that this one started, while the block runs."""
+def passing_signals_on() -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to the processes that this one started, while the block runs; give what has come."""
     received: list[int] = []
 
     def act(number: int, frame: Any) -> None:
@@ -90,7 +93,8 @@ def passing_signals_on() -> Iterator[None]:
         for child in children:
             with suppress(psutil.Error):
                 child.send_signal(number)
-        if len(received) > 1:  # once is to end with a checkpoint, twice is at once
+        # Once is to end with a checkpoint, Ctrl-C twice is at once. Of SIGTERM the processes know how long they have.
+        if number == signal.SIGINT and received.count(number) > 1:
             for child in psutil.wait_procs(children, timeout=GRACE)[1]:
                 with suppress(psutil.Error):
                     child.kill()
@@ -100,7 +104,7 @@ def passing_signals_on() -> Iterator[None]:
     try:
         for number in signals:
             signal.signal(number, act)
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

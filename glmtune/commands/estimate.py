@@ -12,10 +12,13 @@ from glmtune.terminal import say, to_json
 
 if TYPE_CHECKING:
     from glmtune.resolution import Target
-    from glmtune.training.memory import Estimate
+    from glmtune.training.memory import Estimate, Sharding
     from glmtune.training.placement import Placement
 
-PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "step", "judging", "peak")
+PARTS = (
+    *("weights", "adapters", "gradients", "optimizer", "buckets", "gathered"),
+    *("activations", "logits", "step", "judging", "peak"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +32,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--length", type=int, metavar="N", help="tokens of the longest examples (default: data.max_length, or 128)"
     )
     parser.add_argument("--target-length", type=int, metavar="N", help="those of them to be learned (default: half)")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many work together; --memory is that of each (default: 1)",
+    )
+    parser.add_argument(
+        "--sharding",
+        choices=("none", "full"),
+        default="none",
+        help="what they divide beside the examples: nothing (default), or all weights with what belongs to them",
+    )
     parser.add_argument("--json", action="store_true", help="print bytes as JSON")
 
 
 def main(options: argparse.Namespace) -> None:
     """Estimate and print."""
-    lengths = options.length, options.target_length
-    show(run(*recipe_and_settings(options), options.memory, *lengths, options.device), options.json)
+    where = options.memory, options.length, options.target_length, options.device, options.devices, options.sharding
+    show(run(*recipe_and_settings(options), *where), options.json)
 
 
 def run(
@@ -45,6 +61,8 @@ def run(
     length: int | None = None,
     target_length: int | None = None,
     device: Literal["gpu", "cpu"] | None = None,
+    devices: int = 1,
+    sharding: Sharding = "none",
 ) -> Placement:
     """Estimate what `glmtune train` would need with the same recipe and settings.
 
@@ -55,22 +73,29 @@ def run(
         length: tokens of the longest examples. Default: `data.max_length`, or 128.
         target_length: those of them that are learned. Default: half.
         device: where it would run. Default: a GPU where there is one, or where `memory` is given.
+        devices: how many divide the examples of a step.
+        sharding: `full`: they divide all weights, gradients and moments, too.
 
     Raises:
         UserError: faults in the recipe, a method whose code only a file names, a model whose sizes are not known, a
-            memory that is no size, or a GPU at hand that is not there.
+            memory that is no size, a GPU at hand that is not there, or nobody to share with.
     """
     from glmtune.resolution import look
+    from glmtune.runtime import UserError
     from glmtune.training.placement import assume_lengths, place_of, placement_of
 
+    if devices < 1:
+        raise UserError(f"--devices {devices}: at least 1 has to work.")
+    if sharding == "full" and devices == 1:
+        raise UserError("--sharding full: one device has nobody to share with. Add --devices 2, or more.")
     model, refused = look(target, overrides)
     if refused is not None:
         if "method" in refused.sections:
             raise refused
         say(f"{refused} It is not needed for the estimate.", error=True)
-    place = place_of(device, memory)
+    place = place_of(device, memory, devices)
     lengths = assume_lengths(model.recipe, model.architecture, length, target_length)
-    placement = placement_of(model.recipe, model.architecture, *lengths, place)
+    placement = placement_of(model.recipe, model.architecture, *lengths, place, devices, sharding)
     _ = placement.remedy  # so that what is wrong is told here
     return placement
 
@@ -95,6 +120,8 @@ def as_dict(placement: Placement) -> dict[str, Any]:
         "method": e.recipe.method.name,
         "device": placement.place.name,
         "memory": placement.place.memory,
+        "devices": e.devices,
+        "sharding": e.sharding,
         "batch_size": e.batch,
         "length": e.length,
         "target_length": e.target_length,
@@ -119,15 +146,24 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
     moved = "; moves to the CPU when the GPU is full" if e.paged else ""
     recomputed = ", recomputed block by block" if e.recipe.training.gradient_checkpointing else ""
     targets = f"{e.batch} x {e.target_length} targets, vocabulary of {e.architecture.vocab_size:,}"
+    together = [
+        ("buckets", readable(e.buckets), "in which the devices exchange gradients"),
+        ("gathered", readable(e.gathered), "whole during a step: what is in no block, a block and the next one"),
+    ]
+
+    def of(whole: int) -> str:
+        return f", a share of {readable(whole)}" if e.is_sharded else ""
+
     active, family = e.architecture.active_parameters, e.architecture.family
     counted = family if active == e.architecture.parameters else f"{family}; {active:,} of them active for a token"
     return [
         ("parameters", f"{e.architecture.parameters:,}", counted),
         ("trainable", f"{e.trainable.parameters:,}", f"{share:.2%}, {e.recipe.method.name}"),
-        ("weights", readable(e.weights), storage_of(e)),
-        ("adapters", readable(e.adapters), "fp32"),
-        ("gradients", readable(e.gradients), "fp32"),
-        ("optimizer", readable(e.optimizer), f"{e.recipe.training.optimizer}{moved}"),
+        ("weights", readable(e.weights), storage_of(e) + of(e.base)),
+        ("adapters", readable(e.adapters), f"fp32{of(e.beside)}"),
+        ("gradients", readable(e.gradients), f"fp32{of(4 * e.trainable.parameters)}"),
+        ("optimizer", readable(e.optimizer), f"{e.recipe.training.optimizer}{of(e.moments)}{moved}"),
+        *(part for part in together if getattr(e, part[0])),
         ("activations", readable(e.activations), f"{e.batch} x {e.length} tokens{recomputed}"),
         ("logits", readable(e.logits), targets),
         ("peak of a step", readable(e.step), f"with {readable(LIBRARIES[device])} of libraries"),
@@ -154,7 +190,8 @@ def verdict(placement: Placement) -> str:
     from glmtune.training.placement import readable
 
     place, spare = placement.place, placement.spare
-    where = f"{place.name} ({readable(place.memory)})"
+    devices = placement.estimate.devices
+    where = f"{f'each of {devices}: ' if devices > 1 else ''}{place.name} ({readable(place.memory)})"
     if placement.fits:
         return f"It fits {where}: {readable(spare)} to spare."
     remedy, smallest = placement.remedy

@@ -11,12 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.commands._arguments import add_settings, add_target, add_trust, recipe_and_settings, trust_of
+from glmtune.commands._arguments import (
+    add_ray,
+    add_settings,
+    add_target,
+    add_trust,
+    cluster_of,
+    recipe_and_settings,
+    trust_of,
+)
 from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from glmtune.cluster import Cluster
     from glmtune.config import Recipe
     from glmtune.evaluation.evaluator import Evaluation
     from glmtune.examples import Example
@@ -46,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "llama-server, or the address of one that serves the file; or torch, which computes it here. Default: the "
         "first llama.cpp that is found",
     )
+    add_ray(parser)
     add_trust(parser)
     add_settings(parser)
 
@@ -56,9 +66,8 @@ def main(options: argparse.Namespace) -> None:
 
     quiet_libraries()
     recipe, settings = recipe_and_settings(options)
-    _, report = run(
-        options.target, options.data, options.output, settings, trust_of(options), recipe=recipe, engine=options.engine
-    )
+    how = {"recipe": recipe, "engine": options.engine, "cluster": cluster_of(options)}
+    _, report = run(options.target, options.data, options.output, settings, trust_of(options), **how)
     show(report, options)
 
 
@@ -71,6 +80,7 @@ def run(
     *,
     recipe: Target | None = None,
     engine: str | None = None,
+    cluster: Cluster | None = None,
 ) -> tuple[Evaluation | None, dict[str, Any]]:
     """Score a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name or `nano`.
 
@@ -82,6 +92,7 @@ def run(
         trust: what becomes of code that the target's recipe names.
         recipe: of a target that has none: a recipe (`.yaml`), or a run.
         engine: which llama.cpp runs a GGUF file, as `find_llama_cpp` takes it; or `torch`.
+        cluster: whose workers answer; None: this process does. The answers are the same.
 
     Returns:
         The evaluation and its report: `n`, `accuracy`, `accuracy_ci95`, `by`, ... Where texts are judged and nothing is
@@ -89,27 +100,36 @@ def run(
         `general`, too: what the model knows of the general questions.
 
     Raises:
-        UserError: no such model or file, or a malformed record.
+        UserError: no such model or file, a malformed record, or a cluster that cannot be asked.
     """
     from glmtune.files import check_output, write_json
     from glmtune.plan import Plan
+    from glmtune.records.remote import fetched, is_remote
     from glmtune.resolution import resolve
-    from glmtune.runtime import RunFolder, machine
+    from glmtune.runtime import RunFolder, UserError, machine
 
     resolved = resolve(target, overrides, trust, recipe)
     llama_cpp = choose_engine(resolved, engine)
+    if output and is_remote(output):
+        raise UserError(f"--output {output}: reports are written to this machine. Name a file.")
     if output:
         check_output(output)
+    if cluster is not None:
+        check_cluster(cluster, llama_cpp)
     plan = Plan(resolved, RunFolder(os.fspath(target)))
-    texts = None if data is None or resolved.objective.asks else read_texts(resolved.task, data)
-    is_judged = not resolved.objective.asks and bool(data is None or texts)
-    asked, examples = (resolved.recipe, []) if is_judged else select_examples(resolved, data)
+    with nullcontext() if data is None else fetched(data) as file:
+        texts = None if file is None or resolved.objective.asks else read_texts(resolved.task, file)
+        is_judged = not resolved.objective.asks and bool(file is None or texts)
+        asked, examples = (resolved.recipe, []) if is_judged else select_examples(resolved, file)
+    if is_judged and cluster is not None:
+        raise UserError("--ray: its workers answer, and what texts cost the model is computed here. Leave it out.")
     judge = resolved.objective.judge(plan.preparation, texts) if is_judged else None
     general = plan.general
-    if general and llama_cpp is not None:
+    if general and (llama_cpp is not None or cluster is not None):
+        remedy = "--engine torch asks them" if cluster is None else "without --ray they are asked"
         warnings.warn(
             "evaluation.forgetting: the general questions are left out, as their options are ranked by likelihood; "
-            "--engine torch asks them.",
+            f"{remedy}.",
             stacklevel=2,
         )
         general = []
@@ -117,8 +137,11 @@ def run(
     from glmtune.evaluation.evaluator import evaluate_by  # torch, when paths and records are known to be right
     from glmtune.evaluation.forgetting import probe
 
-    loaded, evaluation = resolved.load() if llama_cpp is None else None, None
-    if judge is not None and loaded is not None:
+    loaded, evaluation = resolved.load() if llama_cpp is None and cluster is None else None, None
+    if cluster is not None:
+        evaluation = evaluate_on(cluster, resolved, examples, asked)
+        figures = evaluation.report(asked.evaluation.text_metrics)
+    elif judge is not None and loaded is not None:
         figures = {"metric": resolved.objective.metric, **judge(loaded[0])}
     else:
         with open_engine(resolved, loaded, llama_cpp) as answering:
@@ -126,10 +149,11 @@ def run(
         figures = evaluation.report(asked.evaluation.text_metrics)
     if general and loaded is not None:
         figures["general"] = probe(*loaded, general, asked.generation, resolved.limit).report()
+    told = data if data is None or is_remote(data) else str(Path(data))
     report = {
         **figures,
         "model": os.fspath(target),
-        "data": str(Path(data)) if data else f"held-out examples of task '{resolved.recipe.task.name}'",
+        "data": told or f"held-out examples of task '{resolved.recipe.task.name}'",
         "machine": machine(),
     }
     if llama_cpp is not None:
@@ -159,6 +183,48 @@ def choose_engine(resolved: ResolvedModel, wish: str | None) -> Found | None:
     from glmtune.inference.llama_cpp.found import find_llama_cpp
 
     return find_llama_cpp(wish)
+
+
+def check_cluster(cluster: Cluster, llama_cpp: Found | None) -> None:
+    """See whether a cluster can be asked.
+
+    Raises:
+        UserError: it cannot, or a llama.cpp of this machine would answer.
+    """
+    from glmtune.runtime import UserError
+
+    if llama_cpp is not None:
+        raise UserError("--ray: llama.cpp answers on this machine alone. Add --engine torch, or leave --ray out.")
+    cluster.check()
+
+
+def evaluate_on(cluster: Cluster, resolved: ResolvedModel, examples: Sequence[Example], recipe: Recipe) -> Evaluation:
+    """Let the workers of a cluster answer all examples, and score each answer.
+
+    Args:
+        cluster: answers.
+        resolved: who is asked.
+        examples: what is asked.
+        recipe: with room for the answers.
+
+    Raises:
+        UserError: the cluster cannot be asked.
+    """
+    from tqdm import tqdm
+
+    from glmtune.cluster import Asked
+    from glmtune.evaluation.evaluator import score_answers
+    from glmtune.inference.selection import HeldOut
+
+    encoded = examples.input_ids if isinstance(examples, HeldOut) else [None] * len(examples)
+    questions = [
+        Asked(number, example.prompt, example.tools, input_ids)
+        for number, (example, input_ids) in enumerate(zip(examples, encoded, strict=True))
+    ]
+    with cluster.join() as workers:
+        answers = workers.answer(resolved, recipe.generation, questions, recipe.generation.batch_size)
+        exchanges = [exchange for _, exchange in tqdm(answers, total=len(questions), desc="answering", unit="problem")]
+    return score_answers(resolved.task, examples, exchanges)
 
 
 def open_engine(

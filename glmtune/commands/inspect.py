@@ -68,7 +68,7 @@ def run(
         UserError: there is no such file, model or setting.
     """
     from glmtune.config import load_recipe
-    from glmtune.files import check_output, replacing, write_json
+    from glmtune.files import check_output, write_json, write_text
     from glmtune.inspection.reading import read_files
     from glmtune.records.files import assign_splits
     from glmtune.runtime import UserError
@@ -102,8 +102,7 @@ def run(
     if output:
         write_json(output, report)
     if page:
-        with replacing(page) as temporary:
-            temporary.write_text(render_report(report), encoding="utf-8")
+        write_text(page, render_report(report))
     return report
 
 

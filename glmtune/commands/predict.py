@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from glmtune.commands._arguments import add_settings, add_target, add_trust, trust_of
+from glmtune.commands._arguments import add_ray, add_settings, add_target, add_trust, cluster_of, trust_of
 from glmtune.terminal import counted, say
 from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
+    from glmtune.cluster import Cluster
     from glmtune.prediction import OnError
     from glmtune.resolution import Target
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--safe-cells", action="store_true", help="in CSV, write as texts what a spreadsheet would run as formulas"
     )
+    add_ray(parser)
     add_trust(parser)
     add_settings(parser)
 
@@ -48,7 +50,8 @@ def main(options: argparse.Namespace) -> None:
 
     quiet_libraries()
     how = (options.overwrite, options.resume, options.on_error, trust_of(options), options.safe_cells)
-    show(run(options.target, options.input, options.output, options.settings, *how), options)
+    cluster = cluster_of(options)
+    show(run(options.target, options.input, options.output, options.settings, *how, cluster=cluster), options)
 
 
 def run(
@@ -61,6 +64,8 @@ def run(
     on_error: OnError = "stop",
     trust: Trust = REMEMBERED,
     safe_cells: bool = False,
+    *,
+    cluster: Cluster | None = None,
 ) -> int:
     """Write every record again with its `completion`, in order.
 
@@ -71,19 +76,21 @@ def run(
         output: its suffix says what is written: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, `.feather`;
             JSONL without one.
         overrides: `section.setting=value` texts; `data.columns` and `data.encoding` say how the input is read.
-        overwrite, resume, on_error, safe_cells: see `glmtune.prediction.predict`.
+        overwrite, resume, on_error, safe_cells, cluster: see `glmtune.prediction.predict`.
         trust: what becomes of code that the target's recipe names.
 
     Returns:
         The number of records.
 
     Raises:
-        UserError: no such model, malformed records, an output that cannot be written, or of another suffix.
+        UserError: no such model, malformed records, an output that cannot be written or of another suffix, or a
+            cluster that cannot be asked.
     """
     from glmtune.prediction import predict
     from glmtune.resolution import resolve
 
-    return predict(resolve(target, overrides, trust), input, output, overwrite, resume, on_error, safe_cells)
+    how = (overwrite, resume, on_error, safe_cells, cluster)
+    return predict(resolve(target, overrides, trust), input, output, *how)
 
 
 def show(count: int, options: argparse.Namespace) -> None:

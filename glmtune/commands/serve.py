@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,14 @@ HERE = ("127.0.0.1", "localhost", "::1")
 NOT_READY = " It is served, but /ready says no, as it does not answer as it did when it was trained."
 SWITCH = 5e-4  # seconds that a thread keeps Python while another wants it: what is decoded goes out at once
 SMALL = 30_000_000  # parameters up to which a step is Python's work rather than that of products
+BOUNDS: dict[str, tuple[float, float]] = {  # of options that are numbers: the least, and the most
+    "port": (0, 65535),
+    "slots": (1, math.inf),
+    "max_queue": (1, math.inf),
+    "max_model_len": (2, math.inf),  # a prompt, and an answer
+    "max_tokens_in_flight": (1, math.inf),
+    "shutdown_timeout": (0, 86400),
+}
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # what one asks, of a host that is all of this machine's
 
 
@@ -83,7 +92,8 @@ def run(targets: Sequence[str], options: Options = Options(), trust: Trust = REM
     """Load the models, see whether they answer as their reports say, and answer; return the exit code.
 
     Raises:
-        UserError: no such model or tool, two models of one name, no keys in the file, or `glmtune[serve]` is missing.
+        UserError: no such model or tool, two models of one name, no keys in the file, a number out of its bounds, or
+            `glmtune[serve]` is missing.
     """
     from glmtune.runtime import UserError
 
@@ -93,6 +103,7 @@ def run(targets: Sequence[str], options: Options = Options(), trust: Trust = REM
     from glmtune.serving.asking import Access, Limits
     from glmtune.serving.serving import serve
 
+    check_numbers(options)
     keys = read_keys(options.api_key_file)
     service = load_models(targets, options, trust)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
@@ -107,6 +118,21 @@ def run(targets: Sequence[str], options: Options = Options(), trust: Trust = REM
         )
     finally:
         service.close()
+
+
+def check_numbers(options: Options) -> None:
+    """See whether a server can be of such sizes.
+
+    Raises:
+        UserError: it cannot.
+    """
+    from glmtune.runtime import UserError
+
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            allowed = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {allowed}.")
 
 
 def load_models(targets: Sequence[str], options: Options, trust: Trust) -> ModelService:
@@ -133,7 +159,7 @@ def load_models(targets: Sequence[str], options: Options, trust: Trust) -> Model
     # A small model leaves one to the clients: threads of a product that wait for one that waits for a core only wait.
     torch.set_num_threads(max(1, cores - 1))
     sys.setswitchinterval(SWITCH)
-    service = ModelService(sizes, tools)
+    service = ModelService(sizes, tools, settings=options.settings)
     for name, model in resolved.items():
         say(f"loading {name} ...", error=True)
         found = service.check(service.add(name, model))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from glmtune.commands._arguments import add_recipe, add_trust, recipe_and_settings, trust_of
+from glmtune.runtime import Terminated
 from glmtune.terminal import say, visible
 from glmtune.trust import REMEMBERED, Trust
 
@@ -52,18 +53,22 @@ def main(options: argparse.Namespace) -> int:
         show_settings(settings)
         return 0
     quiet_libraries()
-    distributed.join()
-    if not distributed.is_main():  # what it would be warned of, the main process is
-        warnings.simplefilter("ignore")
-    trust = trust_of(options, remembers=True)
-    recipe = distributed.together(lambda: read_asked(path, settings, options.resume, trust))
-    count = 1 if distributed.is_launched() else count_processes(recipe.training.devices)
-    if count > 1:
-        from glmtune.commands._launching import start_processes
+    try:
+        distributed.join()
+        if not distributed.is_main():  # what it would be warned of, the main process is
+            warnings.simplefilter("ignore")
+        trust = trust_of(options, remembers=True)
+        recipe = distributed.together(lambda: read_asked(path, settings, options.resume, trust))
+        count = 1 if distributed.is_launched() else count_processes(recipe.training.devices)
+        if count > 1:
+            from glmtune.commands._launching import start_processes
 
-        return start_processes(count, as_arguments(options))
-    console = Console(quiet=not distributed.is_main())
-    show(train(recipe, options.resume, console), console)
+            return start_processes(count, as_arguments(options))
+        console = Console(quiet=not distributed.is_main())
+        done = train(recipe, options.resume, console)
+    except Terminated as ended:
+        raise Terminated(str(ended) or "Nothing was learned yet. Start it again.") from None
+    show(done, console)
     return 0
 
 
@@ -123,6 +128,7 @@ def read_asked(
 
 def train(recipe: Recipe, resume: str | os.PathLike[str] | None, console: Console) -> Run:
     """Train by a recipe, in a run folder that is gone on with or is new, on all processes that there are."""
+    from glmtune import distributed
     from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
     from glmtune.training.processes import check_processes
@@ -131,37 +137,24 @@ def train(recipe: Recipe, resume: str | os.PathLike[str] | None, console: Consol
     model = ResolvedModel(recipe)
     if resume is not None:
         folder = RunFolder(os.fspath(resume))
-        with held_by_main(folder):
+        with working_in(folder.path, console):
             return carry_out(model, folder, console)
-    if is_interrupted(given := recipe.training.output_dir):
-        with held_by_main(folder := RunFolder(given)):
-            return carry_out(model, folder, console, may_change=False)
-    with new_folder(recipe) as folder, held_by_main(folder):
+    given = recipe.training.output_dir
+    if distributed.on_main(lambda: is_interrupted(given)):
+        assert given is not None
+        with working_in(given, console):
+            return carry_out(model, RunFolder(given), console, may_change=False)
+    with new_folder(recipe, console) as folder:
         return carry_out(model, folder, console)
-
-
-@contextmanager
-def held_by_main(folder: RunFolder) -> Iterator[None]:
-    """Have the main process hold a run folder for all, while the block runs.
-
-    Raises:
-        UserError: another run holds it, or a process does not see it.
-    """
-    from glmtune import distributed
-    from glmtune.files import held
-    from glmtune.training.processes import check_seen
-
-    with ExitStack() as stack:
-        distributed.on_main(lambda: stack.enter_context(held(folder.path)))
-        distributed.together(lambda: check_seen(folder))
-        yield
 
 
 def carry_out(model: ResolvedModel, folder: RunFolder, console: Console, may_change: bool = True) -> Run:
     """Plan a training and execute it; torch is not imported before the plan needs it."""
     from glmtune import distributed
     from glmtune.plan import prepare
+    from glmtune.training.processes import check_seen
 
+    distributed.together(lambda: check_seen(folder))
     plan = distributed.together(lambda: prepare(model, folder, may_change))
     if distributed.world_size() > 1:
         present = distributed.together(lambda: plan.present)
@@ -253,29 +246,54 @@ def is_interrupted(place: str | None) -> TypeGuard[str]:
 
 
 @contextmanager
-def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
+def working_in(folder: str | os.PathLike[str], console: Console) -> Iterator[None]:
+    """Hold a run folder, by the main process for all, while the block runs; say so if whoever held it was killed.
+
+    Raises:
+        UserError: another process works in it, and is none of those that train here together.
+    """
+    from glmtune.distributed import on_main
+    from glmtune.locks import held
+
+    with ExitStack() as stack:
+        left = on_main(lambda: stack.enter_context(held(os.fspath(folder))))
+        if left is not None:
+            console.print(
+                f"{os.fspath(folder)} was held by {left}, which has ended without giving it back. It is taken.",
+                highlight=False,
+                soft_wrap=True,
+            )
+        yield
+
+
+@contextmanager
+def new_folder(recipe: Recipe, console: Console) -> Iterator[RunFolder]:
     """Make a new run folder, which is taken away again if the block fails before training starts.
 
     Raises:
-        UserError: there is something in it.
+        UserError: there is something in it, or another process works in it.
     """
     from glmtune.distributed import is_main, on_main
+    from glmtune.files import flush_names
     from glmtune.plan import run_name
     from glmtune.runtime import RunFolder
 
     given = recipe.training.output_dir
     existed = given is not None and Path(given).exists()
     folder = on_main(lambda: RunFolder.create(given, run_name(recipe)))
-    try:
-        yield folder
-    except BaseException:
-        if is_main() and not folder.checkpoints.exists():
-            folder.recipe.unlink(missing_ok=True)
-            folder.log.unlink(missing_ok=True)
-            folder.before.unlink(missing_ok=True)
-            if not existed:
-                shutil.rmtree(folder.path)
-        raise
+    with working_in(folder.path, console):
+        on_main(lambda: RunFolder.create(folder.path, ""))  # nobody has worked in it meanwhile
+        on_main(lambda: flush_names(folder.path.parent))
+        try:
+            yield folder
+        except BaseException:
+            if is_main() and not folder.checkpoints.exists():
+                folder.recipe.unlink(missing_ok=True)
+                folder.log.unlink(missing_ok=True)
+                folder.before.unlink(missing_ok=True)
+                if not existed:
+                    shutil.rmtree(folder.path)
+            raise
 
 
 def show(done: Run, console: Console) -> None:

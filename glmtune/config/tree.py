@@ -273,7 +273,23 @@ class TrainingSettings(Settings):
         description="where the run is shown beside its own log; `glmtune ls` shows the trackers. They stay offline, "
         "in the run folder, unless their own variables (WANDB_MODE, ...) say otherwise",
     )
-    save_total_limit: int = Field(2, ge=1, description="checkpoints kept beside the best one")
+    save_total_limit: int = Field(
+        2, ge=1, description="checkpoints kept beside the best one; the last two always, as the last may be damaged"
+    )
+    save_seconds: float = Field(
+        600, gt=0, description="time after which a checkpoint is written though no evaluation is due"
+    )
+    grace_seconds: float = Field(
+        30,
+        gt=0,
+        description="time from SIGTERM to the end of the machine: the step at hand is finished if that takes less than "
+        "half of it, or is given up, and a checkpoint is written",
+    )
+
+    @property
+    def checkpoints_kept(self) -> int:
+        """Last checkpoints that are kept, beside the best one."""
+        return max(2, self.save_total_limit)
 
     @property
     def examples_per_step(self) -> int:
@@ -329,7 +345,7 @@ class GenerationSettings(Settings):
     top_p: float = Field(0.7, gt=0, le=1, description="sample from the likeliest tokens of this total probability")
     top_k: int | None = Field(None, ge=1, description="sample from so many of the likeliest tokens; default: all")
     repetition_penalty: float = Field(
-        1.0, gt=0, description="divide the scores of tokens that prompt or answer hold by this; 1: as they are"
+        1.0, ge=0.01, description="divide the scores of tokens that prompt or answer hold by this; 1: as they are"
     )
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="taken from the scores of tokens of the answer")
     frequency_penalty: float = Field(

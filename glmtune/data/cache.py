@@ -20,7 +20,7 @@ from glmtune.config import DataSettings
 from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import Encoding
 from glmtune.examples import Example
-from glmtune.files import is_own, private_folder, replacing
+from glmtune.files import is_own, private_folder, remove_leftovers, replacing
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def write(parts: Iterator[Rows], file: Path) -> None:
     """Write rows to an Arrow file with its digest behind it, which is there when all of it is."""
     import pyarrow
 
+    remove_leftovers(file.parent)
     first = next(parts, Rows.of([], []))
     with replacing(file) as temporary:
         batch = first.as_batch()

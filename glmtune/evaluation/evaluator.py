@@ -14,7 +14,7 @@ from glmtune.distributed import gather, is_main, share
 from glmtune.evaluation.report import count_finish_reasons, summarize
 from glmtune.examples import Example
 from glmtune.inference.completion import Answering, FinishReason
-from glmtune.inference.conversation import Conversation
+from glmtune.inference.conversation import Conversation, Exchange
 from glmtune.inference.engine import Engine
 from glmtune.inference.selection import HeldOut
 from glmtune.methods import Model
@@ -96,7 +96,12 @@ def evaluate_by(
     hidden = not (progress and is_main())
     answers = conversation.answer(questions)
     mine = dict(tqdm(answers, total=len(questions), desc="answering", unit="problem", disable=hidden))
-    answered = [*zip(examples, gather([mine[index] for index in range(len(questions))]), strict=True)]
+    return score_answers(task, examples, gather([mine[index] for index in range(len(questions))]))
+
+
+def score_answers(task: Task, examples: Sequence[Example], exchanges: Sequence[Exchange]) -> Evaluation:
+    """Return what a task thinks of the answers to examples, one to each."""
+    answered = [*zip(examples, exchanges, strict=True)]
     return Evaluation(
         list(examples),
         [exchange.text for _, exchange in answered],

@@ -12,7 +12,7 @@ from glmtune.evaluation.breakdown import Report, across_of, axes_of, choose_axis
 from glmtune.evaluation.decision import decide, knowledge, prompt_of
 from glmtune.evaluation.plots import Log, accuracy_chart, held_out, loss_chart, series
 from glmtune.evaluation.report import explain_cut_off
-from glmtune.files import replacing
+from glmtune.files import write_text
 from glmtune.reporting.charts import PAGE, Line, line_chart, to_svg
 from glmtune.reporting.numbers import duration, percent
 from glmtune.reporting.page import render_page
@@ -42,8 +42,7 @@ def write_page(report: dict[str, Any], log: Log, recipe_yaml: str, folder: Path 
         UserError: the page cannot be written.
     """
     path = Path(folder) / "report.html"
-    with replacing(path) as temporary:
-        temporary.write_text(page(report, log, recipe_yaml, Path(folder).name), encoding="utf-8")
+    write_text(path, page(report, log, recipe_yaml, Path(folder).name))
     return path
 
 
@@ -90,8 +89,7 @@ def write_judged_page(report: dict[str, Any], log: Log, recipe_yaml: str, folder
         costs=describe_costs(report, log),
         recipe_yaml=recipe_yaml,
     )
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

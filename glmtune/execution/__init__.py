@@ -22,7 +22,7 @@ from glmtune.evaluation.forgetting import Probe, compare_probes
 from glmtune.evaluation.page import write_judged_page, write_page
 from glmtune.evaluation.plots import loss_chart, write_plots
 from glmtune.execution.asking import Asked, choose_asked, examine, examine_before, judge_of
-from glmtune.files import replacing, write_json
+from glmtune.files import replacing, write_json, write_text
 from glmtune.methods import Model
 from glmtune.models.quantization import count_parameters
 from glmtune.plan import Plan
@@ -82,10 +82,11 @@ def execute(plan: Plan, console: Console) -> Run:
 
     Raises:
         UserError: the loss diverged, or the disk is full.
-        KeyboardInterrupt: after Ctrl-C; says how to go on.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM (`Terminated`); says how to go on.
     """
     announce(plan, console)
     announce_past(plan, console)
+    distributed.on_main(lambda: write_recipe(plan))
     seed_everything(plan.recipe.seed)
     base, _ = plan.model.load()
     assert isinstance(base, PreTrainedModel), "a recipe names no adapter"
@@ -95,7 +96,7 @@ def execute(plan: Plan, console: Console) -> Run:
     plan.method.initialize(model, first_examples(plan))
     if plan.recipe.training.sharding == "full":
         sharding.shard(model)
-    distributed.on_main(lambda: begin(plan, before))
+    distributed.on_main(lambda: begin_log(plan, before))
     announce_training(plan, model, console)
     return learn(plan, model, before, asked, console)
 
@@ -108,14 +109,17 @@ def first_examples(plan: Plan) -> list[torch.Tensor]:
     return [torch.tensor(dataset[index]["input_ids"]) for index in range(min(STARTED_FROM, len(dataset)))]
 
 
-def begin(plan: Plan, before: Examination) -> None:
-    """Write `recipe.yaml` with what was changed on the way, and the first record of `log.jsonl` unless it goes on.
+def write_recipe(plan: Plan) -> None:
+    """Write `recipe.yaml` with what was changed on the way.
 
-    The recipe comes first: by it the folder is known for a run, whenever it is interrupted.
+    It comes before all else: by it the folder is known for a run, whenever it is interrupted.
     """
     notes = "".join(f"# {change}\n" for change in changes_of(plan))
-    with replacing(plan.folder.recipe) as temporary:
-        temporary.write_text(notes + to_yaml(plan.recipe), encoding="utf-8")
+    write_text(plan.folder.recipe, notes + to_yaml(plan.recipe))
+
+
+def begin_log(plan: Plan, before: Examination) -> None:
+    """Write the first record of `log.jsonl`, unless the run goes on and has one."""
     if plan.start == 0 or not plan.folder.log.exists():
         start_log(plan.folder.log, before.figures)
 
@@ -130,7 +134,7 @@ def learn(plan: Plan, model: Model, before: Examination, asked: Asked, console: 
 
     Raises:
         UserError: the loss diverged; the best weights before that are saved. Or the disk is full.
-        KeyboardInterrupt: after Ctrl-C; says how to go on.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM (`Terminated`); says how to go on.
     """
     try:
         trainer = plan.objective.trainer(plan, model, plan.judge or judge_of(plan, asked))
@@ -147,8 +151,8 @@ def learn(plan: Plan, model: Model, before: Examination, asked: Asked, console: 
         model = keep(plan, model, trainer)
         report(plan, before, examine(plan, model, asked))
         raise UserError(f"{error} The best weights before that are in {plan.folder.path}, ready for use.") from error
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Go on with: glmtune train --resume {plan.folder.path}") from None
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(f"Go on with: glmtune train --resume {plan.folder.path}") from None
 
 
 def keep(plan: Plan, model: Model, trainer: RunTrainer) -> Model:
@@ -199,7 +203,7 @@ def announce_past(plan: Plan, console: Console) -> None:
         )
     else:
         told = f"{plan.folder.path} goes on after step {plan.start:,} of {plan.steps:,}."
-    for line in (told, *(f"Changed: {change}." for change in plan.changes)):
+    for line in (*past.damaged, told, *(f"Changed: {change}." for change in plan.changes)):
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -263,15 +267,18 @@ def report(plan: Plan, before: Examination, after: Examination) -> Run:
 
 
 def write_report(plan: Plan, values: dict[str, Any], log: list[dict[str, Any]]) -> None:
-    """Write `report.json`, `report.html` and the plots; without answers, the loss alone is drawn."""
+    """Write `report.html`, the plots and `report.json`; without answers, the loss alone is drawn.
+
+    The report comes last: by it a run is known to have ended.
+    """
     folder = plan.folder
-    write_json(folder.report, values)
     if plan.objective.asks:
         write_page(values, log, to_yaml(plan.recipe), folder.path)
         write_plots(values, log, folder.path)
     else:
         write_judged_page(values, log, to_yaml(plan.recipe), folder.path)
         write_png(loss_chart(log), folder.path / "loss.png")
+    write_json(folder.report, values)
 
 
 def results_of(plan: Plan, before: Examination, after: Examination) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +32,7 @@ from glmtune.exports.verification import (
     describe_rounding,
     digests,
 )
-from glmtune.files import replacing
+from glmtune.files import remove_leftovers, replacing, working_folder
 from glmtune.inference.selection import choose_held_out, select_held_out
 from glmtune.models import loading
 from glmtune.models.architecture import storage, stored_bits
@@ -220,8 +219,9 @@ def staged(place: Path, to: Layout) -> Iterator[Path]:
     """
     if to == "gguf":
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
-            yield Path(folder)
+        remove_leftovers(place.parent, place.name)
+        with working_folder(place) as folder:
+            yield folder
         return
     with replacing(place) as folder_path:
         folder_path.mkdir()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from glmtune.inference.reading import AnswerReader
@@ -43,15 +45,16 @@ class Batch:
         Args:
             model: in evaluation mode.
             reader: of its answers.
-            slots: rows at most; models whose caches hold more than keys and values have one.
+            slots: rows at most; models whose caches hold more than keys and values, or windows behind a prefix, have
+                one.
             most_tokens: that prompts and answers of all rows may come to; None: as many as they like. A row that has
                 more is answered alone.
         """
         self.model, self.reader, self.most_tokens = model, reader, most_tokens
         self.base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.takes = inspect.signature(self.base.forward).parameters
-        self.slots = slots if has_plain_cache(self.base) else 1
         self.prefix = prefix_length(model)
+        self.slots = slots if has_plain_cache(self.base, self.prefix) else 1
         self.waiting: deque[Row] = deque()
         self.rows: list[Row | None] = []
         self.cache: SlotCache | SingleCache | None = None
@@ -71,9 +74,14 @@ class Batch:
         """Let a row wait for a slot."""
         self.waiting.append(row)
 
+    def withdraw(self, row: Row) -> None:
+        """Let a row wait no more, if it does."""
+        with suppress(ValueError):
+            self.waiting.remove(row)
+
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """Go on by one token.
+        """Go on by one token, and let rows join: one group, so that those who go on do not wait for all who come.
 
         Returns:
             The rows that have a new token; `has_ended` tells for which it is the last. Those whose prompts cannot be
@@ -84,22 +92,24 @@ class Batch:
         if going:
             self.decode()
             self.leave()
-        joined: list[Row] = []
-        while group := self.take_group():
+        if group := self.take_group():
             self.admit(group)
-            joined += group
-        return [*going, *joined]
+        return [*going, *group]
 
     def admit(self, group: Sequence[Row]) -> None:
-        """Let rows join, together or, where that fails, each by itself: those that cannot have an `error`."""
+        """Let rows join, together or, where their prompts cannot be read so, each by itself: who cannot has an `error`.
+
+        Who has a token already is not read again: all of his group have the error.
+        """
         try:
             self.join(group)
         except Exception as error:
-            if len(group) == 1:
-                group[0].error = error
+            if len(group) > 1 and not any(row.token_ids for row in group):
+                for row in group:
+                    self.admit([row])
                 return
             for row in group:
-                self.admit([row])
+                row.error = error
 
     def drop(self) -> list[Row]:
         """Forget the rows of a step that has failed, and return them; those that wait go on waiting."""
@@ -166,14 +176,22 @@ class Batch:
             self.place(group, staying, cache, lengths)
 
     def place(self, group: Sequence[Row], staying: Sequence[int], cache: Cache, lengths: Sequence[int]) -> None:
-        """Give rows, of those whose prompts a cache holds, their slots."""
+        """Give rows, of those whose prompts a cache holds, their slots.
+
+        Where that fails, some layers of the cache may have moved and others not: all who are in it have the error.
+        """
         if not isinstance(self.cache, SlotCache) or not self.running:
             self.rows, self.cache = [], SlotCache(cache, self.prefix)
-        self.cache.reserve(len(staying), max(lengths[place] for place in staying))
-        self.rows += [None] * (len(self.cache.lengths) - len(self.rows))
-        for slot, place in zip(self.cache.free, staying, strict=False):
-            self.cache.put(slot, cache, place, lengths[place])
-            self.rows[slot] = group[place]
+        try:
+            self.cache.reserve(len(staying), max(lengths[place] for place in staying))
+            self.rows += [None] * (len(self.cache.lengths) - len(self.rows))
+            for slot, place in zip(self.cache.free, staying, strict=False):
+                self.cache.put(slot, cache, place, lengths[place])
+                self.rows[slot] = group[place]
+        except Exception as error:
+            for row in self.drop():
+                row.error = error
+            raise
 
     def leave(self) -> None:
         """Let those who have ended, or are not wanted any more, give their slots back."""
@@ -205,10 +223,14 @@ class Batch:
         return outputs.logits[:, -1], outputs[self.cache_name]
 
 
-def has_plain_cache(model: Any) -> bool:
-    """Whether a model keeps keys and values alone, whose rows can come and go."""
+def has_plain_cache(model: Any, prefix: int) -> bool:
+    """Whether a model keeps keys and values alone, whose rows can come and go.
+
+    A window that moves over a prefix does so at another token of each row, so that their columns are not the same.
+    """
     layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    return not model._is_stateful and all(is_plain(layer) for layer in layers)
+    slides = any(isinstance(layer, DynamicSlidingWindowLayer) for layer in layers)
+    return not model._is_stateful and all(is_plain(layer) for layer in layers) and not (prefix and slides)
 
 
 def prefix_length(model: Model) -> int:

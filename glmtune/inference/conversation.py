@@ -11,6 +11,7 @@ from glmtune.data.encoding import encode_prompt
 from glmtune.data.parsing import parse_answer
 from glmtune.inference.completion import Answering, Completion, Delta, Request
 from glmtune.inference.prompts import encode_within, has_room, with_room
+from glmtune.inference.reading import before_stop
 from glmtune.messages import Message, Prompt, as_messages
 from glmtune.tasks import Task
 from glmtune.tools import Tool, answer_call
@@ -27,12 +28,14 @@ class Question:
         request: holds the prompt's token ids, and the settings with room for the model's first turn.
         settings: how to decode, as they were asked for; they count for all turns of the model.
         tools: definitions of the tools that the prompt offers.
+        is_raw: the prompt is a text to be gone on with; so is the answer, in which nothing is looked for.
     """
 
     prompt: Prompt
     request: Request
     settings: GenerationSettings
     tools: Sequence[dict[str, Any]] = ()
+    is_raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Conversation:
         tools: Sequence[dict[str, Any]] = (),
         input_ids: Sequence[int] | None = None,
         label: str = "The prompt",
+        is_raw: bool = False,
         **request: Any,
     ) -> Question:
         """Return a question that is ready to be answered.
@@ -105,6 +109,7 @@ class Conversation:
             tools: definitions of the tools that the prompt offers; default: those of this conversation.
             input_ids: of the prompt with its tools, where it is encoded already.
             label: what an error calls the prompt.
+            is_raw: see `Question`.
             request: the other fields of the `Request`.
 
         Raises:
@@ -115,7 +120,7 @@ class Conversation:
             least = settings.max_new_tokens or 1
             input_ids = encode_within(self.engine.tokenizer, prompt, tools, self.engine.limit, least, label)
         room = with_room(settings, len(input_ids), self.engine.limit)
-        return Question(prompt, Request(input_ids, room, **request), settings, tools)
+        return Question(prompt, Request(input_ids, room, **request), settings, tools, is_raw)
 
     def offered(self, tools: Sequence[dict[str, Any]] = ()) -> Sequence[dict[str, Any]]:
         """Return definitions of the tools that a prompt offers: its own, else those of this conversation."""
@@ -202,7 +207,9 @@ class Conversation:
     def _read(self, question: Question, request: Request, completion: Completion) -> Message:
         """The model's turn as a message; what was cut off calls nothing."""
         turn: Message = {"role": "assistant", "content": completion.text}
-        if completion.finish_reason == "length":
+        if completion.finish_reason == "length" or question.is_raw:
             return turn
         parsed = parse_answer(self.engine.tokenizer, request.input_ids, completion.token_ids, question.tools)
-        return parsed if parsed.keys() > turn.keys() else turn
+        if parsed.keys() <= turn.keys():
+            return turn
+        return {**parsed, "content": before_stop(str(parsed["content"] or ""), request.stop)}

@@ -37,6 +37,20 @@ def lead_in_as_read(tokenizer: PreTrainedTokenizerBase) -> str:
     return "".join(text for _, text, is_control in cut if not is_control or text not in special)
 
 
+def news(told: str, text: str) -> str:
+    """Return what a text has behind what was told of it; where that reads otherwise now, all that differs."""
+    if text.startswith(told):
+        return text[len(told) :]
+    pairs = zip(told, text, strict=False)
+    same = next((place for place, (old, new) in enumerate(pairs) if old != new), min(len(told), len(text)))
+    return text[same:]
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """Return a text up to the first of the texts that end it."""
+    return text[: min((text.find(one) for one in stop if one in text), default=len(text))]
+
+
 @dataclass(frozen=True)
 class AnswerReader:
     """Reads answers as a template has them.
@@ -60,13 +74,17 @@ class AnswerReader:
         """Return the text up to the token, or the first of the texts, that ends it."""
         end = next((place for place, token in enumerate(token_ids) if token in self.stops), len(token_ids))
         text = str(self.tokenizer.decode(list(token_ids[:end]), skip_special_tokens=True))
-        text = without_lead_in(text, self.lead_in)
-        return text[: min((text.find(one) for one in stop if one in text), default=len(text))]
+        return before_stop(without_lead_in(text, self.lead_in), stop)
 
     def read_begun(self, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Return as much of the text as no later token can change: no half character, no beginning of a stop text."""
         text = self.read(token_ids, stop).rstrip(HALF_CHARACTER)
-        begun = (length for one in stop for length in range(len(one) - 1, 0, -1) if text.endswith(one[:length]))
+        begun = (
+            length
+            for one in stop
+            for length in range(min(len(one) - 1, len(text)), 0, -1)
+            if text.endswith(one[:length])
+        )
         return text[: len(text) - max(begun, default=0)]
 
     def follow(self) -> Reading:
@@ -104,8 +122,9 @@ class Reading:
         """
         begun = self.reader.read if is_last else self.reader.read_begun
         text = begun(row.token_ids[:until], row.request.stop)
-        piece = text[len(self.text) :] if text.startswith(self.text) else ""
-        self.text += piece
+        piece = news(self.text, text)
+        if piece or is_last:
+            self.text = text
         new, self.tokens = slice(self.tokens, until), until
         wanted = row.request
         return Delta(

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from glmtune.inference.rows import Row
 
+COLDEST = 1e-5  # temperature, below which the likeliest token is taken anyway
+
 
 def choose(scores: Tensor, rows: Sequence[Row | None]) -> None:
     """Let each row of a batch take its next token.
@@ -78,7 +80,9 @@ def pick(scores: Tensor, rows: Sequence[Row]) -> Tensor:
         return torch.tensor(numbers, device=scores.device)[:, None]
 
     chances = torch.cat([torch.rand(1, 1, generator=rows[place].generator) for place in sampled]).to(scores.device)
-    heated = scores[sampled] / column([one.temperature for one in settings])
+    warm = scores[sampled]
+    # Off the largest first, or small temperatures lead beyond what floats can hold.
+    heated = (warm - warm.amax(dim=-1, keepdim=True)) / column([max(one.temperature, COLDEST) for one in settings])
     top_k = column([one.top_k or scores.shape[1] for one in settings])
     chosen[sampled] = draw(heated, column([one.top_p for one in settings]), chances, top_k)[:, 0]
     return chosen
@@ -115,7 +119,7 @@ def draw(scores: Tensor, top_p: Tensor, chances: Tensor, top_k: Tensor | None = 
     probabilities = ordered.softmax(dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
     count = (cumulative - probabilities < top_p).sum(dim=-1, keepdim=True)  # of candidates; the first always is one
-    count = count.minimum((probabilities > 0).sum(dim=-1, keepdim=True))
+    count = count.minimum((probabilities > 0).sum(dim=-1, keepdim=True)).clamp(min=1)
     total = cumulative.gather(1, count - 1)
     place = (cumulative <= chances * total).sum(dim=-1, keepdim=True).minimum(count - 1)
     return tokens.gather(1, place)

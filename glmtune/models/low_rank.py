@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
@@ -92,6 +93,21 @@ def updated_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer):
             yield name, layer
+
+
+def unwrap(model: nn.Module) -> None:
+    """Put the modules back that peft has wrapped, all of them or some before it failed: the model is as before.
+
+    peft's own `unload` needs its model around this one, and leaves modules that were trained whole.
+    """
+    for name, part in [*model.named_children()]:
+        own: Any = part
+        while isinstance(own, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            own = own.get_base_layer() if isinstance(own, BaseTunerLayer) else own.original_module
+        if own is not part:
+            setattr(model, name, own)
+        unwrap(own)
+    vars(model).pop("peft_config", None)
 
 
 def named_linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:

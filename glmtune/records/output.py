@@ -45,6 +45,11 @@ class Output:
         return cls(destination, destination if grows else unfinished(destination))
 
     @property
+    def named(self) -> str:
+        """What the user named."""
+        return str(self.destination)
+
+    @property
     def suffix(self) -> str:
         """What tells what it is written as."""
         return self.destination.suffix.lower()

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from glmtune.serving.answers import Reply
-from glmtune.serving.asking import Accepted, Access, Event, Limits, Piece, RefusedError, Service
+from glmtune.serving.asking import Accepted, Access, Ended, Event, Limits, Piece, RefusedError, Service
 from glmtune.serving.calls import Call, OpenCalls
 from glmtune.serving.dialects.bodies import as_json
 
@@ -79,14 +79,17 @@ class _Answered(Response):
             self._log()
             await Json(reply.whole())(scope, receive, send)
             return
+        unsent = ""
         async for event in events:
             self._take(event)
             if self._call.status is None:
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
-            if text := "".join(reply.events(event)):
-                await _send_text(send, text)
+            unsent += "".join(reply.events(event))
+            if unsent and not isinstance(event, Ended):  # an end goes out with what follows it
+                await _send_text(send, unsent)
+                unsent = ""
         self._log()
-        await _send_text(send, "".join(reply.last_events()), is_last=True)
+        await _send_text(send, unsent + "".join(reply.last_events()), is_last=True)
 
     async def _fail(self, error: Exception, send: Send) -> None:
         """Say it in the stream, if that has begun."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import to_thread
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -87,7 +88,7 @@ def _add_openai(app: FastAPI, server: Server) -> None:
     @app.post("/", response_class=Response)
     async def ask(body: ChatGLMBody, request: Request) -> Response:
         """Answer a prompt with its history (the original ChatGLM-6B `api.py`)."""
-        asked = body.asked(server.limits, server.service)
+        asked = await to_thread(body.asked, server.limits, server.service)
         return server.reply(request, ChatGLMReply(asked, server.service, body))
 
 
@@ -100,7 +101,8 @@ def _add_anthropic(app: FastAPI, server: Server) -> None:
     @app.post("/v1/messages/count_tokens", response_class=Response)
     async def count(body: CountBody) -> Response:
         """Return how many tokens a conversation has (Anthropic)."""
-        return Json({"input_tokens": len(server.service.encode(body.asked(server.limits)))})
+        input_ids = await to_thread(server.service.encode, body.asked(server.limits))
+        return Json({"input_tokens": len(input_ids)})
 
 
 async def _invalid(request: Request, error: Any) -> Response:

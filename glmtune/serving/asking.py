@@ -38,13 +38,13 @@ class Format:
     """What an answer must be.
 
     Attributes:
-        kind: a JSON object of any kind, JSON of a schema, a text that a regular expression matches, or one of a grammar
-            in Lark's notation (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md).
-        value: the schema, the expression or the grammar; None with `json_object`.
+        kind: a JSON object of any kind, JSON of a schema, a text that a regular expression matches, one of a grammar in
+            Lark's notation (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md), or one of some texts.
+        value: the schema, the expression, the grammar or the texts; None with `json_object`.
         field: of the request's body that asks for it, for errors.
     """
 
-    kind: Literal["json_object", "json_schema", "regex", "grammar"]
+    kind: Literal["json_object", "json_schema", "regex", "grammar", "choice"]
     value: Any = None
     field: str = "response_format"
 
@@ -110,6 +110,7 @@ class Piece:
         index: of the answer, from 0.
         text: may be empty, where tokens came whose meaning is open.
         token_ids, logprobs, top_logprobs: the tokens that came with it; see `Delta`.
+        reasoning: the next piece of what the model thinks before it answers.
     """
 
     index: int
@@ -117,6 +118,7 @@ class Piece:
     token_ids: Sequence[int] = ()
     logprobs: Sequence[float] | None = None
     top_logprobs: Sequence[Likeliest] | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class Load:
 
 
 class Service(Protocol):
-    """Whoever answers. All methods may be called from one event loop; none of them blocks it for long."""
+    """Whoever answers one event loop. What reads texts may take as long as they are, and be called from any thread."""
 
     def models(self) -> Sequence[ServedModel]:
         """Return the models that may be asked, the first of which answers who names none."""

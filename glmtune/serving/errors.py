@@ -59,7 +59,7 @@ def _path(fault: Mapping[str, Any], body: Any) -> tuple[str, ...]:
     for part in fault["loc"][1:]:
         is_name = isinstance(body, dict) and part in body
         if is_name or (isinstance(body, list) and isinstance(part, int)):
-            path.append(str(part))
+            path.append(f"{part:.80}" if is_name else str(part))
             body = body[part]
     if fault["type"] == "missing":
         path.append(str(fault["loc"][-1]))

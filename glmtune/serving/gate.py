@@ -42,12 +42,14 @@ class Gate:
             self._note(scope, call)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, call: Call) -> None:
+        is_read = False
         try:
-            if self._server.calls.is_draining and scope["path"] not in OPEN:
+            if self._server.calls.is_draining and not _is_open(scope):
                 raise RefusedError("The server ends. Ask another, or again", 503, code="server_ending", retry_after=5)
             _check_host(scope, self._server.access)
             _check_key(scope, self._server.access)
             body = await _read(scope, receive, self._server.limits)
+            is_read = True
             if body is None:
                 call.is_gone = True
                 return
@@ -58,7 +60,10 @@ class Gate:
                 error = RefusedError("The server failed. Its log says why", 500)
             if call.status is not None:
                 raise error  # the connection is closed
-            await error_response(scope, error)(scope, receive, send)
+            response = error_response(scope, error)
+            if not is_read:  # nobody waits for the rest
+                response.headers["connection"] = "close"
+            await response(scope, receive, send)
 
     async def _while_connected(self, scope: Scope, body: bytes, receive: Receive, send: Send, call: Call) -> None:
         """Run the app; cancel it as soon as the client has gone."""
@@ -101,8 +106,6 @@ def error_response(scope: Scope, error: RefusedError) -> Json:
         headers["retry-after"] = str(error.retry_after)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if error.status in (408, 413):  # what is left of the body is not read
-        headers["connection"] = "close"
     is_anthropic = scope["path"].startswith("/v1/messages")
     content = anthropic_error(error, call.id) if is_anthropic else openai_error(error)
     return Json(content, error.status, headers)
@@ -122,6 +125,10 @@ def _noting(call: Call, send: Send) -> Send:
     return noting
 
 
+def _is_open(scope: Scope) -> bool:
+    return scope["path"] in OPEN and scope["method"] != "POST"
+
+
 def _check_host(scope: Scope, access: Access) -> None:
     given = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
     host = given[1:].partition("]")[0] if given.startswith("[") else given.partition(":")[0]
@@ -130,8 +137,7 @@ def _check_host(scope: Scope, access: Access) -> None:
 
 
 def _check_key(scope: Scope, access: Access) -> None:
-    path = scope["path"]
-    if not access.keys or (path in OPEN and scope["method"] != "POST") or path.startswith("/page/"):
+    if not access.keys or _is_open(scope) or scope["path"].startswith("/page/"):
         return
     headers = dict(scope["headers"])
     scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")

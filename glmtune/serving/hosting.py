@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import delete_adapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune import adapters, distributed
 from glmtune.methods import Model
 from glmtune.models import loading
 from glmtune.models.adapter_config import ADAPTER_CONFIG, read_adapter
+from glmtune.models.low_rank import unwrap
 from glmtune.resolution import ResolvedModel
 
 Key = tuple[Any, ...]
@@ -32,8 +34,14 @@ def peft_type(adapter: Path) -> str | None:
 
 
 def is_mixed_in(adapter: Path) -> bool:
-    """Whether an adapter changes layers of the base, beside others of its kind."""
-    return peft_type(adapter) == "LORA"
+    """Whether an adapter stands beside layers of the base, which it leaves as they are, and beside others of its kind.
+
+    Some bring biases for the base's own, or take out of its weights what they start from.
+    """
+    if peft_type(adapter) != "LORA":
+        return False
+    config: Any = read_adapter(adapter)
+    return config.bias == "none" and not str(config.init_lora_weights).startswith(("pissa", "olora"))
 
 
 def is_prefix(adapter: Path) -> bool:
@@ -68,16 +76,30 @@ class Host:
             return adapters.attach(self.base, folder).eval(), None
         self.count += 1
         name = f"adapter_{self.count}"
-        self.mixed = adapters.attach(self.mixed or self.base, folder, name).eval()
+        try:
+            self.mixed = adapters.attach(self.mixed or self.base, folder, name).eval()
+        except Exception:
+            self.detach(name)  # peft wraps layers before it reads weights
+            raise
         self.active = name
         self.activate(None)
         return self.mixed, name
 
     def detach(self, name: str | None) -> None:
-        """Forget an adapter, by what it is activated by."""
-        if self.mixed is not None and name is not None:
-            self.activate(None)
-            self.mixed.delete_adapter(name)
+        """Forget an adapter, by what it is activated by; with the last one, all that peft has put around layers."""
+        if name is None:
+            return
+        left = [] if self.mixed is None else [one for one in self.mixed.peft_config if one != name]
+        if self.mixed is None or not left:
+            unwrap(self.base)
+            self.mixed = self.active = None
+            return
+        self.mixed.set_adapter(left[0])  # peft asks the active one how a prompt begins
+        self.active = left[0]
+        tuner: Any = self.mixed.base_model
+        delete_adapter(tuner.model, name, tuner.prefix, tuner.tuner_layer_cls)  # in layers, of which some may lack it
+        self.mixed.peft_config.pop(name, None)
+        self.activate(None)
 
     def activate(self, name: str | None) -> None:
         """Let an adapter answer, or the base as it is."""

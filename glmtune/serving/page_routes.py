@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import to_thread
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -70,7 +71,7 @@ def page_routes(server: Server) -> APIRouter:
     @router.post("/api/score")
     async def score(body: ScoreBody) -> Response:
         """Say whether an answer is right, where the model's task can tell."""
-        return Json(_score(server, body))
+        return Json(await to_thread(_score, server, body))
 
     return router
 

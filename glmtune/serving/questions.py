@@ -72,6 +72,7 @@ def prepare(served: Served, asked: Asked) -> tuple[Conversation, list[Question]]
             settings,
             asked.tools if asked.tool_choice != "none" else (),
             input_ids,
+            is_raw=asked.is_raw,
             seed=None if seed is None else seed + index,
             stop=asked.stop,
             logprobs=asked.logprobs,
@@ -140,6 +141,8 @@ def constraint_of(served: Served, asked: Asked) -> Constraint | None:
     if asked.format is None:
         return None
     field, task = asked.format.field, served.resolved.task if served.resolved.has_task else None
+    if asked.stop:
+        raise RefusedError("An answer of a form ends when it is whole. Leave `stop` out.", field="stop")
     if conversation_of(served, asked).offered(asked.tools if asked.tool_choice != "none" else ()):
         raise RefusedError("An answer of a form calls no tools. Set tool_choice to 'none'.", field=field)
     engine = served.engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import to_thread
 from typing import Any
 
 from fastapi import APIRouter
@@ -64,15 +65,15 @@ def model_routes(server: Server) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Response:
         """Return the tokens of a text or of messages (vLLM)."""
-        tokens = service.encode(body.asked(server.limits))
-        texts = service.token_texts(body.model, tokens) if body.return_token_strs else None
+        tokens = await to_thread(service.encode, body.asked(server.limits))
+        texts = await to_thread(service.token_texts, body.model, tokens) if body.return_token_strs else None
         most = _find(service, body.model).max_model_len
         return Json({"count": len(tokens), "max_model_len": most, "tokens": tokens, "token_strs": texts})
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> Response:
         """Return the text of tokens (vLLM)."""
-        return Json({"prompt": service.decode(body.model, body.tokens)})
+        return Json({"prompt": await to_thread(service.decode, body.model, body.tokens)})
 
     @router.post("/v1/load_lora_adapter")
     async def load_adapter(body: LoadAdapterBody) -> Response:

@@ -24,6 +24,9 @@ from glmtune.serving.questions import Served, encode, prepare
 from glmtune.serving.talks import Talk, merged
 from glmtune.serving.worker import Seat, Worker
 from glmtune.tools import Tool
+from glmtune.trust import REMEMBERED
+
+LONG = 20_000  # characters of a prompt that are read in a moment
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,23 @@ class Sizes:
 class ModelService:
     """What `Service` promises, on models in this process."""
 
-    def __init__(self, sizes: Sizes, tools: Sequence[Tool] = (), runs: Path = Path("runs")) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        tools: Sequence[Tool] = (),
+        runs: Path = Path("runs"),
+        settings: Sequence[str] = (),
+    ) -> None:
         """A service without models; `start` it when it has some.
 
         Args:
             sizes: how much it takes in.
             tools: run here when models call them, beside those of their tasks.
             runs: folder of run folders, for the page.
+            settings: in place of those of adapters that clients load, as in place of those of the models.
         """
         self.sizes, self.tools, self.folder = sizes, tools, runs
+        self.settings = settings
         self.hosts: dict[Key, Host] = {}
         self.served: dict[str, Served] = {}
         self.worker = Worker(sizes.max_queue)
@@ -70,24 +81,25 @@ class ModelService:
         Raises:
             UserError: weights are missing or damaged, or do not fit.
         """
-        key = key_of(resolved)
+        key, tokenizer = key_of(resolved), resolved.tokenizer
+        limit = min((one for one in (resolved.limit, self.sizes.max_model_len) if one is not None), default=None)
+        task = resolved.task if resolved.has_task else None
+        rules = (task.tools, task.refuses) if task is not None else ((), None)
+        offered = {tool.name: tool for tool in (*rules[0], *self.tools)}
         if key not in self.hosts:
             self.hosts[key] = Host(*resolved.load_base())
         host, adapter = self.hosts[key], None
         model: Any = host.base
-        if resolved.adapter is not None:
+        if resolved.adapter is not None:  # last, as all else that may fail has not
             model, adapter = host.attach(resolved.adapter)
-        limit = min((one for one in (resolved.limit, self.sizes.max_model_len) if one is not None), default=None)
-        engine = Engine(model, resolved.tokenizer, limit)
-        task = resolved.task if resolved.has_task else None
-        rules = (task.tools, task.refuses) if task is not None else ((), None)
-        offered = {tool.name: tool for tool in (*rules[0], *self.tools)}
-        parent = next((one.info.name for one in self.served.values() if one.host is host), None)
+        engine = Engine(model, tokenizer, limit)
+        bases = (one for one in self.served.values() if one.host is host and one.resolved.adapter is None)
+        parent = next((one.info.name for one in bases), None)
         info = ServedModel(
             name,
             int(time.time()),
             str(resolved.target),
-            parent if adapter is not None else None,
+            parent if resolved.adapter is not None else None,
             limit,
             resolved.recipe.task.name if task is not None else None,
         )
@@ -137,9 +149,9 @@ class ModelService:
     async def answer(self, asked: Asked) -> AsyncGenerator[Event, None]:
         """Yield what becomes of what is asked; see `Service.answer`."""
         served = self.find(asked.model)
-        if asked.format is None and asked.tool_choice in ("auto", "none"):
+        if asked.format is None and asked.tool_choice in ("auto", "none") and size_of(asked) <= LONG:
             conversation, questions = prepare(served, asked)
-        else:  # forms may take a second to be read
+        else:  # forms and long prompts may take a second to be read
             conversation, questions = await asyncio.to_thread(prepare, served, asked)
         talks = [Talk(self.worker, served, conversation, question, index) for index, question in enumerate(questions)]
         try:
@@ -175,9 +187,9 @@ class ModelService:
         def read() -> ResolvedModel:
             if not Path(path).is_dir():  # a client has nothing fetched from the hub
                 raise UserError(f"{path}: no such folder here.")
-            resolved = resolve(path)
+            resolved = resolve(path, self.settings, REMEMBERED)  # a client has no code run
             if resolved.adapter is None or key_of(resolved) not in self.hosts:
-                raise UserError(f"{path}: is no adapter of a base that is served.")
+                raise UserError(f"{path}: is no adapter of a base that is served, which leaves it as it is.")
             return resolved
 
         def load() -> None:
@@ -190,17 +202,19 @@ class ModelService:
         try:
             resolved = await asyncio.to_thread(read)
             await self.worker.do(load)
+        except RefusedError:
+            raise
         except UserError as error:
             raise RefusedError(str(error), field="lora_path") from error
 
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter; see `Service.unload_adapter`."""
-        served = self.served.get(name)
-        if served is None or served.is_fixed:
-            reason = "was named when the server began" if served else "is not loaded"
-            raise RefusedError(f"{name!r} {reason}.", 400 if served else 404, "lora_name")
 
         def unload() -> None:
+            served = self.served.get(name)
+            if served is None or served.is_fixed:
+                reason = "was named when the server began" if served else "is not loaded"
+                raise RefusedError(f"{name!r} {reason}.", 400 if served else 404, "lora_name")
             del self.served[name]
             seat = self.worker.seats.pop(name)
             for row in [*seat.batch.drop(), *seat.batch.waiting]:
@@ -227,6 +241,12 @@ class ModelService:
         page = self.folder / run / "report.html"
         known = any(path.name == run for path in self.folder.glob("*"))
         return page.read_bytes() if known and page.is_file() else None
+
+
+def size_of(asked: Asked) -> int:
+    """Return about how many characters, or tokens, are to be read."""
+    texts = asked.prompt if isinstance(asked.prompt, str) else [str(part) for part in asked.prompt]
+    return sum(map(len, texts)) + sum(len(str(tool)) for tool in asked.tools)
 
 
 def describe(run: RunFolder) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from glmtune.inference.conversation import Conversation, Exchange, Question
 from glmtune.messages import Message
 from glmtune.serving.asking import Ended, Event, Piece, RefusedError, Said
 from glmtune.serving.questions import Served
+from glmtune.serving.thinking import Parting
 from glmtune.serving.worker import Ticket, Worker
 
 
@@ -41,8 +42,8 @@ class Talk:
         """
         self.hand_in(next(self.turns))
 
-    def hand_in(self, request: Request) -> None:
-        self.ticket = self.worker.hand_in(self.served.info.name, self.served.engine.reader, request)
+    def hand_in(self, request: Request, goes_on: bool = False) -> None:
+        self.ticket = self.worker.hand_in(self.served.info.name, self.served.engine.reader, request, goes_on)
 
     def cancel(self) -> None:
         """End the answer, if it has not ended."""
@@ -52,19 +53,23 @@ class Talk:
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield what comes of it, and last that it has ended.
 
-        Text of a turn that may call tools comes when it is known what it is.
+        Text of a turn that may call tools, and thoughts, come when it is known what they are.
         """
         while True:
             completion: Completion | None = None
             assert self.ticket is not None
-            prompt_tokens = len(self.ticket.row.request.input_ids)
+            request = self.ticket.row.request
+            prompt_tokens = len(request.input_ids)
+            parting = Parting(
+                self.served.engine.tokenizer, request.input_ids, request.stop, is_raw=self.question.is_raw
+            )
             try:
                 async with aclosing(self.worker.follow(self.ticket)) as pieces:
                     async for piece in pieces:
                         if isinstance(piece, Completion):
                             completion = piece
                         else:
-                            yield self.piece(piece)
+                            yield self.piece(piece, parting)
             except RefusedError:
                 raise
             except ValueError as error:  # the model cannot read it, such as a prompt of another template
@@ -76,9 +81,11 @@ class Talk:
             exchange = self.go_on(completion)
             turn, *said = self.added[before:]
             if exchange is not None and exchange.messages[-1] is turn:
-                if self.question.tools and turn["content"]:
-                    yield Piece(self.index, str(turn["content"]))
-                yield self.ended(exchange, prompt_tokens)
+                ended = self.ended(exchange, prompt_tokens)
+                reasoning, text = parting.rest(ended.message)
+                if reasoning or text:
+                    yield Piece(self.index, text, reasoning=reasoning)
+                yield ended
                 return
             for message in (turn, *said):
                 yield Said(self.index, message)
@@ -91,20 +98,22 @@ class Talk:
         """Let the conversation go on; return it where it has ended."""
         try:
             following = self.turns.send(completion)
-            self.hand_in(replace(following, constraint=None))  # a call that had to be made has been
+            self.hand_in(replace(following, constraint=None), goes_on=True)  # a call that had to be made has been
         except StopIteration as end:
             exchange: Exchange = end.value
             return exchange
         return None
 
-    def piece(self, delta: Delta) -> Piece:
-        """Return a piece for the client, whose text waits where it may be a call."""
-        text = "" if self.question.tools else delta.text
-        return Piece(self.index, text, delta.token_ids, delta.logprobs, delta.top_logprobs)
+    def piece(self, delta: Delta, parting: Parting) -> Piece:
+        """Return a piece for the client, whose text waits where it may be a call, or what is only thought."""
+        reasoning, text = ("", "") if self.question.tools else parting.next(delta)
+        return Piece(self.index, text, delta.token_ids, delta.logprobs, delta.top_logprobs, reasoning)
 
     def ended(self, exchange: Exchange, prompt_tokens: int) -> Ended:
         """Return the end of the answer."""
         message = dict(exchange.messages[-1])
+        if not self.question.tools and message.pop("tool_calls", None):  # nobody offered any: it is what it looks like
+            message["content"] = exchange.completion.text
         if calls := message.get("tool_calls"):
             message["tool_calls"] = [{"id": f"call_{secrets.token_hex(12)}", **call} for call in calls]
         completion = exchange.completion

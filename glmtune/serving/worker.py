@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
@@ -83,7 +84,7 @@ class Worker:
         self.is_closing = False
         self.wake = Condition()
         self.arrived: list[Ticket] = []
-        self.chores: list[Callable[[], object]] = []
+        self.chores: list[tuple[Callable[[], object], Future[None]]] = []
         self.tickets: dict[Row, Ticket] = {}
         self.thread = Thread(target=self.run, name="decoding", daemon=True)
 
@@ -106,8 +107,14 @@ class Worker:
         tokens = sum(len(row.request.input_ids) + len(row.token_ids) for row in rows)
         return Load(running, len(rows) - running + arrived, tokens)
 
-    def hand_in(self, key: Hashable, reader: AnswerReader, request: Request) -> Ticket:
+    def hand_in(self, key: Hashable, reader: AnswerReader, request: Request, goes_on: bool = False) -> Ticket:
         """Let a request wait for its answer; from an event loop.
+
+        Args:
+            key: of the model that answers.
+            reader: of its answers.
+            request: what is asked.
+            goes_on: with an answer that has begun, which a full queue does not break off.
 
         Raises:
             RefusedError: the queue is full, or nothing is answered any more.
@@ -115,14 +122,22 @@ class Worker:
         ticket = Ticket(Row(request, reader), key, asyncio.get_running_loop())
         waiting = self.load().waiting
         with self.wake:
-            if self.fault is not None or self.is_closing:
-                raise RefusedError(self.fault or "The server is ending.", status=503, code="unavailable")
-            if waiting >= self.max_queue:
+            self.check()
+            if waiting >= self.max_queue and not goes_on:
                 message = f"{waiting} requests wait already, which is all that may. Try again in a moment."
                 raise RefusedError(message, status=429, code="queue_full", retry_after=RETRY)
             self.arrived.append(ticket)
             self.wake.notify()
         return ticket
+
+    def check(self) -> None:
+        """See whether anything is done any more.
+
+        Raises:
+            RefusedError: it is not.
+        """
+        if self.fault is not None or self.is_closing:
+            raise RefusedError(self.fault or "The server is ending.", status=503, code="unavailable")
 
     async def follow(self, ticket: Ticket) -> AsyncGenerator[Delta | Completion, None]:
         """Yield the pieces of an answer as they come, and then all of it. Who closes this cancels the answer.
@@ -138,29 +153,27 @@ class Worker:
                 ticket.news.clear()
                 is_last = ticket.is_over and row.has_ended
                 if row.error is None and ticket.tokens > reading.tokens:
-                    yield reading.next(row, ticket.tokens, is_last)
+                    piece = reading.next(row, ticket.tokens, is_last)
+                    if not piece.text:  # nothing to be seen, such as half a character: the next is not waited for
+                        ticket.due = 0.0
+                    yield piece
             if (completion := row.complete()) is not None:
                 yield completion
         finally:
             row.is_abandoned.set()
 
     def do(self, chore: Callable[[], object]) -> asyncio.Future[None]:
-        """Have something done by the thread, between two steps; from an event loop."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        """Have something done by the thread, between two steps; from an event loop.
 
-        def run() -> None:
-            try:
-                chore()
-            except Exception as error:
-                loop.call_soon_threadsafe(done.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(done.set_result, None)
-
+        Raises:
+            RefusedError: nothing is done any more.
+        """
+        done: Future[None] = Future()
         with self.wake:
-            self.chores.append(run)
+            self.check()
+            self.chores.append((chore, done))
             self.wake.notify()
-        return done
+        return asyncio.wrap_future(done)
 
     def run(self) -> None:
         """Decode until the end. Whatever else ends it is the server's fault, which is told."""
@@ -177,9 +190,13 @@ class Worker:
                 self.fault = reason
                 rows = [*self.tickets, *(ticket.row for ticket in self.arrived)]
                 self.tickets |= {ticket.row: ticket for ticket in self.arrived}
+                chores, self.chores = self.chores, []
             for row in rows:
                 row.error = RefusedError(reason, status=503, code="unavailable")
             self.tell(rows)
+            for _, done in chores:
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(RefusedError(reason, status=503, code="unavailable"))
 
     def take(self) -> bool:
         """Wait until there is work, and take what has arrived; False at the end."""
@@ -188,8 +205,14 @@ class Worker:
             arrived, self.arrived = self.arrived, []
             chores, self.chores = self.chores, []
             self.tickets |= {ticket.row: ticket for ticket in arrived}
-        for chore in chores:
-            chore()
+        for chore, done in chores:
+            if done.set_running_or_notify_cancel():  # who asked for it still waits
+                try:
+                    chore()
+                except Exception as error:
+                    done.set_exception(error)
+                else:
+                    done.set_result(None)
         for ticket in arrived:
             if (seat := self.seats.get(ticket.key)) is None:
                 ticket.row.error = RefusedError("The model has been unloaded.", status=404, code="model_not_found")
@@ -211,9 +234,17 @@ class Worker:
                 for row in rows:
                     row.error = FailedError(f"The model could not answer: {type(error).__name__}.")
             self.tell(rows)
-            self.tell([row for row in self.tickets if row.is_cancelled])
+            self.forget_cancelled()
             if seat.batch.is_idle or self.is_closing:
                 return
+
+    def forget_cancelled(self) -> None:
+        """Let those go whom nobody listens to, so that they hold no place behind others who wait."""
+        cancelled = [row for row in self.tickets if row.is_cancelled]
+        for row in cancelled:
+            if (seat := self.seats.get(self.tickets[row].key)) is not None:
+                seat.batch.withdraw(row)
+        self.tell(cancelled)
 
     def tell(self, rows: list[Row]) -> None:
         """Let those who wait know what is new, all of one event loop at once; but nobody sooner than after a pause."""

@@ -114,7 +114,6 @@ def records_of(settings: TrainingSettings, steps: int) -> dict[str, Any]:
         "eval_steps": eval_steps,
         "save_strategy": "steps",
         "save_steps": eval_steps,
-        "save_total_limit": settings.save_total_limit + 1,  # transformers counts the best one, too
         "load_best_model_at_end": True,
         "metric_for_best_model": "accuracy",
         "greater_is_better": True,

@@ -1,16 +1,22 @@
 """Checkpoints of a run: the weights that are trained, whatever the method, and nothing of a frozen base.
 
+A checkpoint is there when all of it is, with a checksum of each file: `sha256sum --check SHA256SUMS`. One that was
+damaged since is passed over, and the one before it counts.
+
 A run may come from a stranger, and so its checkpoints: they are looked at before anything is loaded, and what is loaded
-has the form of what would be saved.
+has the form of what would be saved. A checksum says nothing of that.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import textwrap
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +29,20 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from glmtune.distributed import gather, on_main
+from glmtune.files import remove_folder, remove_leftovers, replacing
 from glmtune.models.checkpoint import check_safetensors, check_weight_file
 from glmtune.runtime import UserError
 from glmtune.training.muon import Muon
 from glmtune.training.sharding import divided_like
 
 WEIGHTS = "trainable.safetensors"
+OPEN = "open.json"
+SUMS = "SHA256SUMS"
+SUM = re.compile(r"([0-9a-f]{64})  ([\w.-]+)")  # a line of that file
+CHUNK = 2**20  # bytes that are read at a time
 PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 # What is read by name of these files, whatever the optimizer.
 HOLDS = {
@@ -74,6 +87,22 @@ class SavedState(BaseModel):
     stateful_callbacks: dict[str, SavedCallback | list[SavedCallback]]
 
 
+class Open(BaseModel):
+    """What a step has left open when a checkpoint is written after it.
+
+    Attributes:
+        loss: sum of the losses of the steps that no record of the log has yet.
+        steps: how many these are.
+        is_unjudged: the evaluation that is due after it was not made.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    loss: float = 0.0
+    steps: NonNegativeInt = 0
+    is_unjudged: bool = False
+
+
 def trained_weights(model: torch.nn.Module) -> Weights:
     """Return the parameters that are trained, by name; a tied one once."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -116,11 +145,129 @@ def check_weights(file: Path) -> None:
     check_safetensors(file)
 
 
+def checkpoint_of(checkpoints: Path, step: int | None) -> Path:
+    """Return where the checkpoint of a step is."""
+    return checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def numbered(checkpoints: Path) -> dict[int, Path]:
+    """Return all checkpoints of a run by step, whole or not, the last one first."""
+    found = {folder.name.rpartition("-")[2]: folder for folder in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    steps = sorted((int(number) for number in found if number.isdecimal()), reverse=True)
+    return {step: checkpoint_of(checkpoints, step) for step in steps if checkpoint_of(checkpoints, step).is_dir()}
+
+
 def last_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the latest complete checkpoint in a folder, if any: the state is written last."""
-    complete = [state.parent for state in checkpoints.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
-    numbered = {int(number): folder for folder in complete if (number := folder.name.rpartition("-")[2]).isdecimal()}
-    return numbered[max(numbered)] if numbered else None
+    """Return the latest whole checkpoint in a folder, if any."""
+    return find_last(checkpoints)[0]
+
+
+def find_last(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """Return the latest whole checkpoint in a folder, if any, and what is wrong with each that is damaged after it.
+
+    Those of older versions have no checksums: without a state they were cut off, with one they are taken for whole.
+    """
+    damaged: list[str] = []
+    for folder in numbered(checkpoints).values():
+        fault = damage_of(folder)
+        if fault is None and (folder / TRAINER_STATE_NAME).is_file():
+            return folder, damaged
+        if fault is not None:
+            damaged.append(f"{folder} is damaged: {fault}.")
+    return None, damaged
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """Return what of a checkpoint is not as it was written; None if nothing is, or it has no checksums."""
+    if not (checkpoint / SUMS).is_file():
+        return None
+    try:
+        stamps = [(file.name, stat.st_size, stat.st_mtime_ns) for file in checkpoint.iterdir() if (stat := file.stat())]
+        return _damage_of(checkpoint, tuple(sorted(stamps)))
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+
+
+@lru_cache(maxsize=16)
+def _damage_of(checkpoint: Path, stamps: tuple[tuple[str, int, int], ...]) -> str | None:
+    """Look once at what is asked several times on the way to a training."""
+    lines = (checkpoint / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    present = {name for name, _, _ in stamps}
+    if not lines:
+        return f"{SUMS} is empty"
+    for line in lines:
+        if not (found := SUM.fullmatch(line)):
+            return f"{SUMS} holds something else than checksums"
+        if found[2] not in present:
+            return f"{found[2]} is missing"
+        if sum_of(checkpoint / found[2]) != found[1]:
+            return f"{found[2]} does not hold what was written to it"
+    return None
+
+
+def sum_of(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while part := content.read(CHUNK):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of all files in the folder of a checkpoint."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    (folder / SUMS).write_text("".join(f"{sum_of(file)}  {file.name}\n" for file in files), encoding="utf-8")
+
+
+@contextmanager
+def writing(checkpoint: Path) -> Iterator[Path]:
+    """Give all processes the folder in which they write a checkpoint; it gets its name when all of it is there.
+
+    Where the block fails on one process, it must fail on all, as what is done `together` does.
+
+    Raises:
+        UserError: it cannot be written; what stood there is still there.
+    """
+    with ExitStack() as stack:
+        temporary = on_main(lambda: stack.enter_context(replacing(checkpoint)))
+        yield temporary
+        gather([None])  # all have written
+        on_main(lambda: seal(temporary))
+        on_main(stack.close)
+
+
+def keep_few(checkpoints: Path, step: int, best: int | None, few: int) -> None:
+    """Take away the checkpoints that are no longer needed.
+
+    Args:
+        checkpoints: their folder.
+        step: of the one that was just written; any after it are of a course that was left.
+        best: step of the best one, which is kept.
+        few: how many of the last are kept beside it.
+    """
+    remove_leftovers(checkpoints)
+    all_of_them = numbered(checkpoints)
+    kept = {best, *[number for number in all_of_them if number <= step][:few]}
+    for number, folder in all_of_them.items():
+        if number not in kept:
+            with suppress(OSError):  # the next time, perhaps
+                remove_folder(folder)
+
+
+def read_open(checkpoint: Path) -> Open:
+    """Return what was left open at a checkpoint; older ones tell nothing of it.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = checkpoint / OPEN
+    if not file.is_file():
+        return Open()
+    try:
+        return Open.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{file} is damaged. {REMEDY}") from None
 
 
 def read_state(checkpoint: Path) -> TrainerState:
@@ -162,6 +309,7 @@ def check_resumable(checkpoints: Path) -> Path | None:
             f"of step {state.best_global_step}. {REMEDY}"
         )
     check_weights(folder / WEIGHTS)
+    read_open(folder)
     for file in sorted(file for file in folder.iterdir() if file.suffix in PICKLED):
         with safe_globals():  # of NumPy, for the state of its random numbers
             check_weight_file(file, REMEDY)

@@ -4,6 +4,11 @@ Counted is what this package keeps: the base in its storage, what learns in fp32
 block saves for its backward pass, the logits of the targets (`glmtune.training.loss`), and the cache of the answers
 that are decoded between the steps. A peak on a GPU is torch's `max_memory_allocated`; the context of CUDA comes on
 top of it. A peak on a CPU is resident memory, the libraries included. All sizes are bytes; 1 GiB is 2**30.
+
+Several devices divide the examples of a step. Where they share nothing (DDP), each has all the rest, and buckets in
+which gradients are exchanged. With full sharding (FSDP2) each has its share of all weights, gradients and moments; what
+is in no block is whole during a step, a block and the next one while they compute, and everything while held-out
+problems are answered. What NCCL takes for itself is not counted.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from glmtune.models.precision import on_cpu
 from glmtune.training.optimizers import TABLE
 
 Device = Literal["cuda", "cpu"]
+Sharding = Literal["none", "full"]
 
 GIB = 2**30
 # Resident memory of torch, transformers, peft and what they import, with the buffers of their matrix products (0.47 and
@@ -33,12 +39,14 @@ NF4 = 4 / 8 + 1 / 64 + 4 / (64 * 256)
 
 @dataclass(frozen=True)
 class Estimate:
-    """Memory and disk of a recipe's run, each part in bytes.
+    """Memory of a recipe's run on each device, and its disk; each part in bytes.
 
     Attributes:
         recipe, architecture, trainable: what runs.
         device: where: the first GPU, or the CPU.
         length, target_length: tokens of an example, and those of them that are learned.
+        devices: how many divide the examples of a step.
+        sharding: what else they divide: nothing (`none`), or all weights with what belongs to them (`full`).
     """
 
     recipe: Recipe
@@ -47,11 +55,14 @@ class Estimate:
     device: Device
     length: int
     target_length: int
+    devices: int = 1
+    sharding: Sharding = "none"
 
     @property
     def batch(self) -> int:
-        """Examples per micro-batch."""
-        return self.recipe.training.batch_size
+        """Examples per micro-batch, at most, on each device."""
+        training = self.recipe.training
+        return min(training.batch_size, -(-training.examples_per_step // self.devices))
 
     @property
     def compute(self) -> int:
@@ -81,34 +92,67 @@ class Estimate:
 
     # What is there all the time
 
-    @cached_property
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each device has its share of the weights alone."""
+        return self.sharding == "full" and self.devices > 1
+
+    def share(self, size: int) -> int:
+        """Return what each device has of what belongs to weights: all, or as much as the one with the most."""
+        return -(-size // self.devices) if self.is_sharded else size
+
+    @property
     def weights(self) -> int:
-        """The base."""
+        """The base, on each device."""
+        return self.share(self.base)
+
+    @cached_property
+    def base(self) -> int:
+        """The base, whole."""
         a, width = self.architecture, self.compute
-        matrices = sum(count * layer.inputs * layer.outputs for layer, count in a.matrices)
-        rows = sum(count * layer.outputs for layer, count in a.matrices)
-        linears: float = matrices * width
-        if self.bits < 16:
-            linears = matrices * self.bits / 8 + rows * 4
-            if self.bits == 4 and not a.packed:
-                ours = (count * packed_bytes(layer.outputs, layer.inputs, self.bits) for layer, count in a.matrices)
-                linears = matrices * NF4 if self.nf4 else sum(ours)
         embedding = a.embedding_parameters * width
         if a.packed_embedding or self.recipe.model.quantize_embedding:
             bits = a.stored_bits if a.packed_embedding else 8
             embedding = a.embedding_parameters * bits // 8 + a.embedding_parameters // a.hidden_size * 4
-        rest = a.parameters - a.embedding_parameters - matrices
+        rest = a.parameters - a.embedding_parameters - self.matrix_numbers
         learned = self.trainable.parameters * (4 - width) if self.trainable.in_place else 0
-        return int(linears + embedding + rest * width + learned)
+        return int(self.linears + embedding + rest * width + learned)
+
+    @property
+    def matrix_numbers(self) -> int:
+        """Numbers in the blocks' linear layers."""
+        return sum(count * layer.inputs * layer.outputs for layer, count in self.architecture.matrices)
+
+    @cached_property
+    def linears(self) -> float:
+        """The blocks' linear layers, as they are stored."""
+        a, matrices = self.architecture, self.matrix_numbers
+        rows = sum(count * layer.outputs for layer, count in a.matrices)
+        if self.bits == 16:
+            return matrices * self.compute
+        if self.bits == 4 and not a.packed:
+            ours = (count * packed_bytes(layer.outputs, layer.inputs, self.bits) for layer, count in a.matrices)
+            return matrices * NF4 if self.nf4 else sum(ours)
+        return matrices * self.bits / 8 + rows * 4
 
     @property
     def adapters(self) -> int:
-        """What learns beside the base, in fp32."""
+        """What learns beside the base, in fp32, on each device."""
+        return self.share(self.beside)
+
+    @property
+    def beside(self) -> int:
+        """What learns beside the base, whole."""
         return 0 if self.trainable.in_place else 4 * self.trainable.parameters
 
     @property
     def optimizer(self) -> int:
-        """Its moments."""
+        """Its moments, on each device."""
+        return self.share(self.moments)
+
+    @property
+    def moments(self) -> int:
+        """The optimizer's moments, of all that learns."""
         row, a, trainable = TABLE[self.recipe.training.optimizer], self.architecture, self.trainable
         embeddings = 0
         if trainable.embedding:
@@ -125,8 +169,52 @@ class Estimate:
 
     @property
     def gradients(self) -> int:
-        """Of what learns, in fp32."""
-        return 4 * self.trainable.parameters
+        """Of what learns, in fp32, on each device."""
+        return self.share(4 * self.trainable.parameters)
+
+    # What several devices need to work together
+
+    @property
+    def buckets(self) -> int:
+        """What DDP exchanges gradients in: a copy of all of them, which is there all the time."""
+        return 4 * self.trainable.parameters if self.devices > 1 and not self.is_sharded else 0
+
+    @cached_property
+    def largest_block(self) -> int:
+        """Parameters of the largest block."""
+        a = self.architecture
+        layers = (*a.linears, a.router) if a.router else a.linears
+        sizes = (sum(layer.parameters for layer in layers if layer.is_in(block)) for block in range(a.num_layers))
+        return max(sizes) + a.norm_parameters
+
+    @property
+    def outside(self) -> int:
+        """Parameters of the base that are in no block."""
+        a = self.architecture
+        return a.embedding_parameters + a.final_norm_parameters + a.other_parameters
+
+    @property
+    def of_a_block(self) -> int:
+        """Parameters that learn beside one block; a prefix is beside all of them at once."""
+        if self.trainable.in_place:
+            return 0
+        return self.trainable.parameters // (self.trainable.blocks or 1)
+
+    @property
+    def gathered(self) -> int:
+        """What is whole during a step: what is in no block, the block that computes, and the next one."""
+        if not self.is_sharded:
+            return 0
+        width = 4 if self.trainable.in_place else self.compute
+        return (self.outside + 2 * self.largest_block) * width + 2 * 4 * self.of_a_block
+
+    @property
+    def parted(self) -> int:
+        """Gradients that are gathered at once before each device keeps its share: as they come, and laid out anew."""
+        if not self.is_sharded:
+            return 0
+        largest = max(self.largest_block, self.outside) if self.trainable.in_place else self.of_a_block
+        return 2 * 4 * min(largest, self.trainable.parameters)
 
     # What a micro-batch takes
 
@@ -253,23 +341,26 @@ class Estimate:
     @property
     def resident(self) -> int:
         """What is there all the time."""
-        return LIBRARIES[self.device] + self.weights + self.adapters + (0 if self.paged else self.optimizer)
+        moments = 0 if self.paged else self.optimizer
+        return LIBRARIES[self.device] + self.weights + self.adapters + moments + self.buckets
 
     @property
     def step(self) -> int:
         """Peak of a step: at the end of the forward pass, or of the backward pass."""
-        accumulated = self.gradients if self.recipe.training.gradient_accumulation_steps > 1 else 0
+        accumulated = self.gradients if self.recipe.training.gradient_accumulation_steps > self.devices else 0
         recomputed = self.block if self.recipe.training.gradient_checkpointing else 0
         forward = self.activations + self.copies + accumulated + max(self.logits, recomputed + self.workspace)
-        backward = self.gradients + self.block + self.workspace
-        return self.resident + max(forward, backward)
+        backward = self.gradients + self.parted + self.block + self.workspace
+        return self.resident + self.gathered + max(forward, backward)
 
     @property
     def judging(self) -> int:
         """Peak of answering held-out problems between the steps."""
         generation = self.recipe.generation
         prompt = self.length - self.target_length
-        return self.resident + self.answers(generation.batch_size, prompt + generation.longest, prompt)
+        answers = self.answers(generation.batch_size, prompt + generation.longest, prompt)
+        whole = self.base + self.beside if self.is_sharded else 0  # shares stay beside it
+        return self.resident + whole + answers
 
     @property
     def peak(self) -> int:
@@ -277,17 +368,17 @@ class Estimate:
         return max(self.step, self.judging)
 
     def inference(self, length: int, batch: int = 1) -> int:
-        """Return the peak of answering prompts of nearly `length` tokens with what was trained, answer included."""
+        """Return the peak of answering, on one device, prompts of nearly `length` tokens with what was trained."""
         learned = self.trainable.parameters * (4 - self.compute)
         trained = -learned if self.trainable.in_place else self.saved
-        return LIBRARIES[self.device] + self.weights + trained + self.answers(batch, length, length)
+        return LIBRARIES[self.device] + self.base + trained + self.answers(batch, length, length)
 
     @property
     def disk(self) -> int:
         """The run folder: checkpoints, one more while it is being written, and what is saved in the end."""
-        kept = self.recipe.training.save_total_limit + 2
+        kept = self.recipe.training.checkpoints_kept + 2
         learned = 4 * self.trainable.parameters
-        return kept * (learned + self.optimizer) + self.saved
+        return kept * (learned + self.moments) + self.saved
 
     @property
     def saved(self) -> int:

@@ -16,7 +16,7 @@ from glmtune.config import Recipe, make_recipe, with_overrides
 from glmtune.methods import Method
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError, memory_size
-from glmtune.training.memory import CONTEXT, GIB, Device, Estimate
+from glmtune.training.memory import CONTEXT, GIB, Device, Estimate, Sharding
 
 ASSUMED_LENGTH = 128  # tokens of an example where nothing tells: 64 + 64 as in the official ChatGLM-6B fine-tuning
 RESERVE = 0.05  # of the memory, for what an estimate cannot foresee
@@ -82,8 +82,16 @@ def readable(count: int) -> str:
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
 
 
-def estimate(recipe: Recipe, architecture: Architecture, device: Device, length: int, target_length: int) -> Estimate:
-    """Return the estimate of a recipe on a device.
+def estimate(
+    recipe: Recipe,
+    architecture: Architecture,
+    device: Device,
+    length: int,
+    target_length: int,
+    devices: int = 1,
+    sharding: Sharding = "none",
+) -> Estimate:
+    """Return the estimate of a recipe on a device, or on each of several.
 
     Args:
         recipe: as it stands in a file.
@@ -91,17 +99,29 @@ def estimate(recipe: Recipe, architecture: Architecture, device: Device, length:
         device: a GPU, or the CPU.
         length: tokens of the longest examples.
         target_length: those of them that are learned.
+        devices, sharding: as `Estimate` has them.
 
     Raises:
         UserError: the method does not tell what it trains, or cannot train this model.
     """
     method: Method = registry.admitted("glmtune.methods", recipe.method.name)(recipe.method)
     method.check_base(recipe.model, architecture.stored_bits)
-    return Estimate(recipe, architecture, method.trainable_spec(architecture), device, length, target_length)
+    if sharding == "full" and (
+        min(recipe.model.bits, architecture.stored_bits) < 16 or recipe.model.quantize_embedding
+    ):
+        raise UserError("--sharding full: weights of 8 and 4 bits are whole numbers, which are not divided. Use 16.")
+    trainable = method.trainable_spec(architecture)
+    return Estimate(recipe, architecture, trainable, device, length, target_length, devices, sharding)
 
 
 def placement_of(
-    recipe: Recipe, architecture: Architecture, length: int, target_length: int, where: Place | None = None
+    recipe: Recipe,
+    architecture: Architecture,
+    length: int,
+    target_length: int,
+    where: Place | None = None,
+    devices: int = 1,
+    sharding: Sharding = "none",
 ) -> Placement:
     """Return what training by a recipe takes of a place.
 
@@ -110,12 +130,12 @@ def placement_of(
         architecture: of the model that is trained.
         length: tokens of the longest examples.
         target_length: those of them that are learned.
-        where: default: this machine.
+        where: each of the devices; default: this machine.
+        devices, sharding: as `Estimate` has them.
     """
     place = where or at_hand(distributed.local_device().type == "cuda")
-    return Placement(
-        recipe, place, lambda variant: estimate(variant, architecture, place.device, length, target_length)
-    )
+    sizes = (architecture, place.device, length, target_length, devices, sharding)
+    return Placement(recipe, place, lambda variant: estimate(variant, *sizes))
 
 
 def assume_lengths(
@@ -154,12 +174,13 @@ def parse_memory(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def place_of(device: Literal["gpu", "cpu"] | None, memory: str | None) -> Place:
-    """Return where a run would take place: at hand, or on a device that is only told of.
+def place_of(device: Literal["gpu", "cpu"] | None, memory: str | None, devices: int = 1) -> Place:
+    """Return where a run would take place: at hand, or on a device that is only told of; of several, one.
 
     Args:
         device: default: a GPU where torch would use one, or where `memory` is given.
         memory: as `parse_memory` reads it. Default: that of the device at hand.
+        devices: how many there are; of the CPU at hand, each is a process that has its part of the memory.
 
     Raises:
         UserError: the memory is no size, or there is no GPU at hand.
@@ -171,6 +192,8 @@ def place_of(device: Literal["gpu", "cpu"] | None, memory: str | None) -> Place:
     place = at_hand(with_gpu=device != "cpu" and torch_takes_gpus())
     if device == "gpu" and place.device == "cpu":
         raise UserError("--device gpu: there is none here that torch would use. Say how large it is: --memory 24GB.")
+    if place.device == "cpu" and devices > 1:
+        return Place("cpu", f"{place.name}, a part in {devices}", place.memory // devices)
     return place
 
 
@@ -244,12 +267,14 @@ def measures(recipe: Recipe, now: Estimate) -> Iterator[list[list[str]]]:
     ]
     if now.compute == 4:
         yield [["model.dtype=bfloat16"]]
-    if training.optimizer == "adamw":
+    if training.optimizer == "adamw" and not now.is_sharded:
         yield [["training.optimizer=adamw_8bit"]]
-    if now.device == "cuda" and not now.paged:
+    if now.device == "cuda" and not now.paged and not now.is_sharded:
         yield [["training.optimizer=paged_adamw_8bit"]]
     if now.trainable.in_place:
         yield [["method={name: lora}"]]
+    if now.is_sharded:  # whole numbers are not divided
+        return
     if recipe.model.random_init:  # fresh weights have to learn
         return
     if now.trainable.needs_weights:

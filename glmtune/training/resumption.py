@@ -26,14 +26,8 @@ HONOURED = {
     *(f"training.{name}" for name in ("steps", "epochs", "learning_rate", "lr_scheduler_type", "warmup_ratio")),
     *(f"training.{name}" for name in ("weight_decay", "adam_beta2", "max_grad_norm", "gradient_checkpointing")),
     *(f"training.{name}" for name in ("logging_steps", "eval_steps", "early_stopping_patience", "save_total_limit")),
-    *(
-        "training.trackers",
-        "training.output_dir",
-        "training.devices",
-        "training.sharding",
-        "model.attention",
-        "data.cache",
-    ),
+    *(f"training.{name}" for name in ("save_seconds", "grace_seconds", "devices", "sharding")),
+    *("training.trackers", "training.output_dir", "model.attention", "data.cache"),
     *("evaluation.num_examples", "evaluation.max_seconds", "evaluation.text_metrics"),
     *(f"generation.{name}" for name in ("max_new_tokens", "batch_size", "do_sample", "temperature", "top_p")),
 }
@@ -84,6 +78,7 @@ class Past:
         step: of the last checkpoint; 0 where there is none, so that everything is still open.
         evaluations_without_better: since the best one, which early stopping counts.
         asked: how many held-out examples it asks before and after, and at each evaluation; None where it is not known.
+        damaged: what is wrong with checkpoints after the one that counts.
     """
 
     recipe: Recipe
@@ -93,6 +88,7 @@ class Past:
     step: int = 0
     evaluations_without_better: int = 0
     asked: tuple[int, int] | None = None
+    damaged: Sequence[str] = ()
 
     def has_ended_by(self, training: TrainingSettings) -> bool:
         """Return whether no step is left by some settings: all are made, or early stopping had enough."""
@@ -117,22 +113,31 @@ def read_past(folder: RunFolder) -> Past | None:
     """Return what a run has been so far; None where there is none.
 
     Raises:
-        UserError: its record or its recipe is damaged.
+        UserError: its record, its recipe or all its checkpoints are damaged.
     """
     if not folder.recipe.is_file():
         return None
     past = read_record(folder.checkpoints / RECORD) or Past(make_recipe(read_yaml(folder.recipe)))  # of an older run
     if not any(folder.checkpoints.glob("checkpoint-*")):
         return past
-    from glmtune.training.checkpoints import count_without_better, last_checkpoint, read_state
+    from glmtune.training.checkpoints import count_without_better, find_last, read_state
 
-    last = last_checkpoint(folder.checkpoints)
+    last, damaged = find_last(folder.checkpoints)
+    if last is None and damaged:
+        raise UserError(
+            f"{' '.join(damaged)} No other is left to go on from. Put one back from a copy, or delete "
+            f"{folder.checkpoints}, and the run begins anew."
+        )
     if last is None:
         return past
     state = read_state(last)
     changes = [change for change in past.changes if change.step <= state.global_step]
     return replace(
-        past, changes=changes, step=state.global_step, evaluations_without_better=count_without_better(state)
+        past,
+        changes=changes,
+        step=state.global_step,
+        evaluations_without_better=count_without_better(state),
+        damaged=damaged,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -10,29 +11,42 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from glmtune import distributed
 from glmtune.config import TrainingSettings
-from glmtune.files import check_folder
+from glmtune.files import check_folder, flush, remove_leftovers
 from glmtune.methods import Model
-from glmtune.runtime import RunFolder, UserError
+from glmtune.runtime import RunFolder, Terminated, UserError
 from glmtune.training import optimizers, sharding, trackers
-from glmtune.training.callbacks import InterruptCallback, LogCallback, ProgressBar
+from glmtune.training.callbacks import (
+    GivenUp,
+    InterruptCallback,
+    LogCallback,
+    ProgressBar,
+    SavingByTime,
+    mend_log,
+)
 from glmtune.training.checkpoints import (
+    OPEN,
+    Open,
     Weights,
     check_resumable,
     has_ended,
+    keep_few,
     load_weights,
     read_state,
     save_weights,
     trained_weights,
+    writing,
 )
 from glmtune.training.going_on import GoingOn
 
@@ -49,6 +63,22 @@ class DivergenceError(UserError):
     """
 
     rescued = False
+
+
+class RandomNumbers:
+    """The states of all sources of random numbers, as they are when this is made."""
+
+    def __init__(self) -> None:
+        self.python, self.numpy, self.torch = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore(self) -> None:
+        """Put them back."""
+        random.setstate(self.python)
+        numpy.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)
 
 
 class RunTrainer(GoingOn):
@@ -82,29 +112,33 @@ class RunTrainer(GoingOn):
             self.is_distributed_loading_by_transformers = True
         self.in_one_piece: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None  # of a checkpoint being saved
         self.groups = groups or [{"params": list(self.trained_weights().values())}]
-        self.interrupt, self.bar = InterruptCallback(), ProgressBar()
+        self.interrupt, self.bar = InterruptCallback(settings.grace_seconds), ProgressBar()
+        self.saves_into: Path | None = None
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         if settings.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
-        for callback in (LogCallback(folder.log), self.bar, self.interrupt):
+        for callback in (LogCallback(folder.log), self.bar, SavingByTime(settings.save_seconds), self.interrupt):
             self.add_callback(callback)
 
     def run(self) -> None:
         """Train, from the last checkpoint where there is one; the model ends with the best weights, for evaluation.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM (`Terminated`), once a checkpoint is written.
             DivergenceError: the loss is no longer a number; the model holds the best weights so far.
             UserError: the checkpoint is damaged, carries code, or the folder holds a link out of it.
         """
-        check_folder(self.folder.path)
-        start = check_resumable(self.folder.checkpoints)
+        distributed.together(lambda: check_folder(self.folder.path))
+        for place in (self.folder.path, self.folder.checkpoints):
+            distributed.on_main(partial(remove_leftovers, place))
+        start = distributed.together(lambda: check_resumable(self.folder.checkpoints))
         state = read_state(start) if start else None
         model = self.unwrapped
         model.config.use_cache = False
         try:
             if state is not None and has_ended(state, self.args.max_steps, self.settings.early_stopping_patience):
+                distributed.on_main(lambda: mend_log(self.folder.log))
                 self.take_best(state, start)
             else:
                 self.learn(start)
@@ -113,8 +147,9 @@ class RunTrainer(GoingOn):
         finally:
             model.config.use_cache = True
             model.eval()
+        terminated = distributed.anywhere(self.interrupt.terminated)
         if distributed.anywhere(self.interrupt.interrupted):
-            raise KeyboardInterrupt
+            raise Terminated if terminated else KeyboardInterrupt
 
     def learn(self, start: Path | None) -> None:
         """Make the steps from a checkpoint on, or from the first, with the recipe's trackers."""
@@ -138,6 +173,22 @@ class RunTrainer(GoingOn):
         """Give back the memory of what only training needs."""
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the steps; what is given up at the end of a grace goes back to the end of the step before."""
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        except GivenUp:
+            if self.state.global_step > self.begun_at:
+                self.random_numbers.restore()
+                self._save_checkpoint(self.model, None)
+            return None
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Log, judge and save as is due after a step; note what is needed to come back to its end."""
+        self.random_numbers, self.unlogged = RandomNumbers(), tr_loss
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        self.unlogged = tr_loss.clone()
 
     @property
     def unwrapped(self) -> Any:
@@ -215,7 +266,10 @@ class RunTrainer(GoingOn):
         was_training = model.training
         start = time.perf_counter()
         model.eval()
-        with self.accelerator.autocast(), sharding.put_together(model):
+        # What is given up is made up for before the next step: there must be one, whatever comes out.
+        decides = self.state.global_step >= self.state.max_steps or self.settings.early_stopping_patience is not None
+        may = not decides and distributed.world_size() == 1
+        with self.accelerator.autocast(), sharding.put_together(model), self.interrupt.giving_up(may):
             result = dict(self.judge(model))
         model.train(was_training)
         metrics = {f"eval_{metric}": result.pop(metric), "eval_duration": round(time.perf_counter() - start, 2)}
@@ -240,8 +294,9 @@ class RunTrainer(GoingOn):
             "third), a larger training.warmup_ratio or model.dtype=float32, and look at the records for something "
             "unusual."
         )
-        if self.state.best_global_step is not None:
-            self.take_best(self.state)
+        self.locate_best()
+        if self.state.best_model_checkpoint is not None:
+            self._load_best_model()
             remedy.rescued = True
         return remedy
 
@@ -280,34 +335,65 @@ class RunTrainer(GoingOn):
         load_weights(self.trained_weights(), Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint: whole, or not at all where the disk is full; and never of weights that are no numbers.
+        """Save a checkpoint: whole, or not at all; and never of weights that are no numbers.
 
         Raises:
             UserError: it cannot be written, or a link has come into the folder, where old checkpoints are deleted.
             DivergenceError: a weight is not finite.
         """
         self.check_weights()
-        check_folder(self.folder.path)
+        distributed.together(lambda: check_folder(self.folder.path))
+        folder, step, left = self.folder.checkpoints, self.state.global_step, self.leave_open()
         save = super()._save_checkpoint
+
+        def write() -> None:
+            save(model, trial)  # each process writes its random numbers, the main one the rest
+            self.write_rest(temporary, left)
+
         if self.is_sharded:  # all take part in this, and it fails on none
             weights = sharding.whole_weights(self.trained_weights())
             self.in_one_piece = weights, sharding.whole_state(self.optimizer)
         try:
-            distributed.together(lambda: save(model, trial))  # each writes its random numbers, the main one the rest
+            with self.interrupt.giving_up(False), writing(self.checkpoint_at(step)) as temporary:
+                self.saves_into = temporary.parent
+                distributed.together(write)
         except (OSError, RuntimeError, SafetensorError, UserError) as error:
-            raise UserError(distributed.on_main(partial(self._remove_half, error))) from error
+            raise UserError(distributed.on_main(partial(self.describe_unwritten, error))) from error
         finally:
-            self.in_one_piece = None
+            self.saves_into = self.in_one_piece = None
+        distributed.on_main(lambda: keep_few(folder, step, self.state.best_global_step, self.settings.checkpoints_kept))
 
-    def _remove_half(self, error: Exception) -> str:
-        """Take away what was written of a checkpoint, and return what to tell of it."""
-        folder, step = self.folder.checkpoints, self.state.global_step
-        shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
-        free = shutil.disk_usage(folder).free // 2**20
+    def describe_unwritten(self, error: Exception) -> str:
+        """Return what to tell of a checkpoint that cannot be written."""
+        free = shutil.disk_usage(self.folder.path).free // 2**20
         return (
-            f"{folder}: the checkpoint of step {step} cannot be written ({free} MB free on this disk): {error}. Make "
-            f"room, then go on with: glmtune train --resume {self.folder.path}"
+            f"{self.folder.checkpoints}: the checkpoint of step {self.state.global_step} cannot be written ({free} MB "
+            f"free on this disk): {error.__cause__ or error}. Make room, then go on with: glmtune train --resume "
+            f"{self.folder.path}"
         )
+
+    def leave_open(self) -> Open:
+        """Return what the step at hand leaves open; all processes ask at the same time."""
+        steps = self.state.global_step - self._globalstep_last_logged
+        losses = distributed.gather([self.unlogged.item() if steps else 0.0])
+        is_unjudged = self.interrupt.is_late and self.control.should_evaluate
+        return Open(loss=sum(losses) / len(losses), steps=steps, is_unjudged=is_unjudged)
+
+    def write_rest(self, checkpoint: Path, left: Open) -> None:
+        """Write what a step has left open, and the state with the place that the best checkpoint will have.
+
+        The log is on the disk before the checkpoint that counts on it.
+        """
+        if (best := self.state.best_global_step) is not None:
+            self.state.best_model_checkpoint = str(self.checkpoint_at(best))
+        if distributed.is_main():
+            (checkpoint / OPEN).write_text(left.model_dump_json() + "\n", encoding="utf-8")
+            self.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
+            if self.folder.log.is_file():
+                flush(self.folder.log)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.saves_into or super()._get_output_dir(trial))
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: trl puts a card into the folder of checkpoints; a run is described by its report and export."""

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -190,6 +192,94 @@ def test_what_an_earlier_recipe_makes_is_awaited(tmp_path: Path) -> None:
     assert "fit" in named(checks, "not checked").finding
     second.write_text(f"model: {{path: {tmp_path}/gone}}\ntraining: {{output_dir: {runs}/two}}\n")
     assert the_failure(run(str(second))).name == "model"
+
+
+# Several processes
+
+HERE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.fixture
+def port() -> str:
+    """One that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Diagnosis]]:
+    """`launched(RANK=..., ...)`: what is said in a process that was started so."""
+
+    def look(*arguments: Any, **told: str) -> list[Diagnosis]:
+        for name in distributed.VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in told.items():
+            monkeypatch.setenv(name, value)
+        return run(*arguments)
+
+    return look
+
+
+def test_one_process_alone(launched: Any) -> None:
+    names = [check.name for check in launched()]
+    assert "devices" in names and not {"processes", "master", "versions of all"} & {*names}
+
+
+def test_processes_that_can_meet(launched: Any, port: str) -> None:
+    first = launched(**HERE, MASTER_PORT=port)
+    assert not failures(first) and named(first, "processes").finding.startswith("rank 0 of 2")
+    assert named(first, "master").finding.endswith("is free")
+    with socket.socket() as master:
+        master.bind(("127.0.0.1", int(port)))
+        master.listen()
+        second = launched(**HERE | {"RANK": "1", "LOCAL_RANK": "1"}, MASTER_PORT=port)
+        torchrun = launched(**HERE, MASTER_PORT=port, TORCHELASTIC_USE_AGENT_STORE="True")
+        taken = launched(**HERE, MASTER_PORT=port)
+    assert not failures(second) and named(second, "master").finding.endswith("answers")
+    assert not failures(torchrun) and named(torchrun, "master").finding.endswith("answers")
+    assert named(first, "versions of all") == named(second, "versions of all")
+    assert "cannot be opened here" in the_failure(taken).finding
+
+
+def test_marks_of_recipes(launched: Any, port: str) -> None:
+    """The same for the same, another for another."""
+    one, other = ([*FEW, f"training.steps={steps}"] for steps in (2, 3))
+    told = {**HERE, "MASTER_PORT": port}
+    first, second, third = (named(launched(None, recipe, **told), "recipe of all") for recipe in (one, one, other))
+    assert first == second != third
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "finding"),
+    [
+        ({"WORLD_SIZE": ""}, "processes", "WORLD_SIZE=: not a whole number"),
+        ({"RANK": "2"}, "processes", "RANK=2 of WORLD_SIZE=2: ranks are from 0 to 1"),
+        ({"MASTER_ADDR": "no-such-host.invalid"}, "master", "no such address"),
+        ({"RANK": "1"}, "master", "nobody answers"),
+        ({"MASTER_PORT": "99999"}, "processes", "MASTER_PORT=99999: ports are from 1 to 65535"),
+    ],
+)
+def test_processes_that_cannot_meet(launched: Any, port: str, changes: dict[str, str], name: str, finding: str) -> None:
+    check = the_failure(launched(**{**HERE, "MASTER_PORT": port, **changes}))
+    assert check.name == name and re.search(finding, check.finding)
+
+
+def test_half_of_what_a_launcher_tells(launched: Any) -> None:
+    check = the_failure(launched(RANK="0", WORLD_SIZE="2"))
+    assert check.finding == "the environment has RANK=0, WORLD_SIZE=2, but no MASTER_ADDR, MASTER_PORT"
+    assert "torchrun" in check.remedy
+
+
+def test_more_processes_than_gpus(launched: Any, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H100")
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    check = the_failure(launched(**{**HERE, "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": port}))
+    assert check.finding == "LOCAL_RANK=1: a process more than there are GPUs here, 1"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    check = the_failure(launched())
+    assert check.name == "devices" and check.finding == "4 x H100; torch has no NCCL, by which GPUs talk"
 
 
 # Planted faults in a model

@@ -138,6 +138,9 @@ def test_lengths(chatglm_6b: str) -> None:
         ({"length": 64, "target_length": 64}, r"--target-length 64: must be from 1 to 63"),
         ({"target_length": 0}, r"--target-length 0: must be from 1 to 127"),
         ({"length": 0}, r"--length 0: .* at least 2"),
+        ({"devices": 0}, r"--devices 0: at least 1"),
+        ({"devices": 2, "sharding": "full", "overrides": ["model.bits=4"]}, "4 bits are whole numbers, which are not"),
+        ({"sharding": "full"}, r"--sharding full: one device has nobody to share with\. Add --devices 2"),
         ({"overrides": ["data.max_length=4096"]}, r"data\.max_length=4096: the model can take 2048"),
         ({"overrides": ["method.rank=0"]}, r"method\.rank"),
         (
@@ -153,6 +156,73 @@ def test_bad_input(chatglm_6b: str, arguments: dict[str, Any], message: str) -> 
     overrides = [f"model.path={chatglm_6b}", *arguments.pop("overrides", [])]
     with pytest.raises(UserError, match=message):
         run(None, overrides, **arguments)
+
+
+FULL = ["method={name: full}", "training.gradient_checkpointing=true", "training.batch_size=1"]
+PARTS = {"weights": "base", "adapters": "beside", "optimizer": "moments"}  # of each device, and whole
+OUTSIDE = 130528 * 4096 + 2 * 4096  # ChatGLM-6B's embedding and last norm
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("method", ["full", "freeze", "lora", "ptuning_v2"])
+def test_shares_add_up(chatglm_6b: str, devices: int, method: str) -> None:
+    settings = [f"model.path={chatglm_6b}", *FULL, f"method={{name: {method}}}"]
+    alone = run(None, settings, "80GB").estimate
+    shared = run(None, settings, "80GB", devices=devices, sharding="full").estimate
+    for part, whole in PARTS.items():
+        assert getattr(alone, part) == getattr(alone, whole) == getattr(shared, whole)
+        assert getattr(alone, whole) <= devices * getattr(shared, part) < getattr(alone, whole) + devices
+    assert shared.gradients == -(-alone.gradients // devices) and shared.buckets == 0
+    assert shared.largest_block == (alone.architecture.parameters - OUTSIDE) // 28
+    assert shared.activations == alone.activations and shared.disk == alone.disk
+    assert shared.inference(64) == alone.inference(64)
+    held = shared.weights + shared.adapters + shared.optimizer
+    assert held + shared.gathered < shared.step
+    assert shared.judging == alone.judging + held - alone.optimizer
+
+
+def test_what_is_gathered(chatglm_6b: str) -> None:
+    """Of a full fine-tuning, in fp32; beside an adapter, as the base is."""
+    settings = [f"model.path={chatglm_6b}", *FULL]
+    full = run(None, settings, "80GB", devices=8, sharding="full").estimate
+    assert full.gathered == 4 * (OUTSIDE + 2 * full.largest_block) and full.parted == 2 * 4 * OUTSIDE
+    lora = run(None, [*settings, "method={name: lora}"], "80GB", devices=8, sharding="full").estimate
+    each = lora.trainable.parameters // 28
+    assert lora.gathered == 2 * (OUTSIDE + 2 * full.largest_block) + 8 * each and lora.parted == 8 * each
+    assert full.step < run(None, settings, "80GB").estimate.step
+
+
+def test_who_shares_nothing_has_it_all_and_buckets(chatglm_6b: str) -> None:
+    settings = [f"model.path={chatglm_6b}", "training.batch_size=1"]
+    alone = run(None, settings, "80GB").estimate
+    each = run(None, settings, "80GB", devices=4).estimate
+    assert each.buckets == each.gradients and each.gathered == 0
+    assert each.peak == alone.peak + each.buckets
+    assert [getattr(each, part) for part in PARTS] == [getattr(alone, part) for part in PARTS]
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices", "batch"),
+    [([8, 1], 1, 8), ([8, 1], 4, 2), ([8, 1], 3, 3), ([8, 4], 4, 8), ([8, 2], 4, 4), ([1, 1], 4, 1)],
+)
+def test_devices_divide_the_examples_of_a_step(settings: list[int], devices: int, batch: int) -> None:
+    size, accumulated = settings
+    given = [f"training.batch_size={size}", f"training.gradient_accumulation_steps={accumulated}"]
+    assert run(None, given, "80GB", devices=devices).estimate.batch == batch
+
+
+def test_several_devices_are_told(chatglm_6b: str) -> None:
+    settings = [f"model.path={chatglm_6b}", *FULL]
+    placement = run(None, settings, "80GB", devices=8, sharding="full")
+    table = {part: meaning for part, _, meaning in lines(placement)}
+    assert table["weights"].endswith(", a share of 23.00 GiB") and "gathered" in table and "buckets" not in table
+    assert table["gradients"] == "fp32, a share of 23.00 GiB" and "a share of 45.99 GiB" in table["optimizer"]
+    assert verdict(placement).startswith("It fits each of 8: a GPU of 80GB")
+    told = as_dict(placement)
+    assert (told["devices"], told["sharding"], told["buckets"]) == (8, "full", 0) and json.dumps(told)
+    assert not {"gathered", "buckets"} & {part for part, _, _ in lines(run(None, settings, "80GB"))}
+    here = run(device="cpu", devices=2)
+    assert here.place.memory == run(device="cpu").place.memory // 2 and "a part in 2" in here.place.name
 
 
 def test_a_method_that_does_not_tell(tmp_path: Path) -> None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import multiprocessing
+import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import KILLED, cut_off, ends
 from rich.console import Console
 from safetensors.torch import load_file
 
-from glmtune import files
+from glmtune import execution, locks
 from glmtune.commands import train
 from glmtune.config import load_recipe
 from glmtune.execution import Run
-from glmtune.runtime import UserError
+from glmtune.runtime import Terminated, UserError
 from glmtune.training import trainer
 
 Trains = Callable[..., Run]
@@ -306,7 +312,7 @@ def test_a_run_that_is_at_work_is_not_joined(
     interrupt: Callable[..., Path], train_tiny: Trains, tmp_path: Path
 ) -> None:
     folder = interrupt(tmp_path / "run", 5)
-    with files.held(folder):
+    with locks.held(folder):
         for again in (lambda: train_tiny(folder, f"training.steps={STEPS}"), lambda: go_on(folder)):
             with pytest.raises(UserError, match="another process works in it"):
                 again()
@@ -352,3 +358,177 @@ def test_runs_that_have_no_record_go_on(finished: Path) -> None:
     (finished / "checkpoints/run.json").unlink()
     done, told = go_on(finished, f"training.steps={STEPS + 1}")
     assert log_of(done.path)[-1]["step"] == STEPS + 1 and "Changed: training.steps" in told
+
+
+# Stopped anywhere
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in log_of(folder) if "loss" in record}
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """What the report says, without what no two runs have in common."""
+    report = json.loads(run.folder.report.read_text())
+    return {name: value for name, value in report.items() if name not in ("training_seconds", "peak_memory")}
+
+
+def test_losses_that_were_not_logged_yet_are_logged_after_the_stop(
+    interrupt: Callable[..., Path], train_tiny: Trains, tmp_path: Path
+) -> None:
+    settings = ("training.logging_steps=4", "training.batch_size=2", "training.gradient_accumulation_steps=2")
+    expected = train_tiny(tmp_path / "whole", f"training.steps={STEPS}", *settings)
+    done, _ = go_on(interrupt(tmp_path / "run", 5, *settings))  # in the third step
+    assert losses(done.path) == losses(expected.path) and [*losses(done.path)] == [4, 8]
+
+
+def test_time_saves_too(interrupt: Callable[..., Path], tmp_path: Path, whole: Run) -> None:
+    folder = interrupt(tmp_path / "run", 6, "training.save_seconds=1e-9", "training.eval_steps=8", error=MemoryError)
+    assert sorted(path.name for path in folder.glob("checkpoints/checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+    done, told = go_on(folder)
+    assert "goes on after step 5" in told and done.report["after"] == whole.report["after"]
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    interrupt: Callable[..., Path], tmp_path: Path, whole: Run
+) -> None:
+    folder = interrupt(tmp_path / "run", 5)
+    (folder / "checkpoints/checkpoint-5/optimizer.pt").write_bytes(b"half")
+    done, told = go_on(folder)
+    assert f"{folder}/checkpoints/checkpoint-5 is damaged: optimizer.pt does not hold what was written to it." in told
+    assert "goes on after step 4" in told and is_the_same(done, whole) and figures(done) == figures(whole)
+
+
+def test_no_checkpoint_is_left(interrupt: Callable[..., Path], tmp_path: Path) -> None:
+    folder = interrupt(tmp_path / "run", 2)
+    for checkpoint in folder.glob("checkpoints/checkpoint-*"):
+        (checkpoint / "open.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-1 is damaged: open\.json is missing.*No other is left"):
+        go_on(folder)
+
+
+@pytest.fixture
+def told_to_end(train_tiny: Trains, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`told_to_end(folder, act, ...)`: a run in which something happens in the fifth micro-batch."""
+
+    def end(folder: Path, at: Callable[[], None], *settings: str) -> Path:
+        plain, count = trainer.target_loss, itertools.count(1)
+
+        def loss(*args: Any) -> Any:
+            if next(count) == 5:
+                at()
+            return plain(*args)
+
+        with monkeypatch.context() as patch, pytest.raises(Terminated, match="Go on with: glmtune train --resume"):
+            patch.setattr(trainer, "target_loss", loss)
+            train_tiny(folder, f"training.steps={STEPS}", *settings)
+        return folder
+
+    return end
+
+
+def end_now(slowly: bool) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    if slowly:
+        time.sleep(20)  # which a signal ends
+
+
+@pytest.mark.parametrize("slowly", [False, True])
+def test_sigterm_saves_the_step_at_hand_or_the_one_before(
+    told_to_end: Callable[..., Path], train_tiny: Trains, tmp_path: Path, slowly: bool
+) -> None:
+    """With dropout, logged rarely, in micro-batches: all that is on its way from step to step."""
+    settings = ("method.dropout=0.3", "training.logging_steps=8", "training.gradient_accumulation_steps=2")
+    settings = (*settings, "training.batch_size=2", "training.eval_steps=8")
+    expected = train_tiny(tmp_path / "whole", f"training.steps={STEPS}", *settings)
+    grace = "training.grace_seconds=0.2" if slowly else "training.grace_seconds=60"
+    folder = told_to_end(tmp_path / "run", lambda: end_now(slowly), *settings, grace)
+    [saved] = folder.glob("checkpoints/checkpoint-*")
+    assert saved.name == ("checkpoint-2" if slowly else "checkpoint-3")
+    done, _ = go_on(folder)
+    assert is_the_same(done, expected) and losses(done.path) == losses(expected.path)
+
+
+def test_sigterm_gives_an_evaluation_up_and_it_is_made_up_for(
+    train_tiny: Trains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Run
+) -> None:
+    """Whether or not its weights are the best."""
+    plain, count = execution.judge_of, itertools.count(1)
+
+    def judge_of(*args: Any) -> Callable[..., Any]:
+        judge = plain(*args)
+        return lambda model: end_now(slowly=True) if next(count) == 3 else judge(model)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Terminated):
+        patch.setattr(execution, "judge_of", judge_of)
+        train_tiny(folder, f"training.steps={STEPS}", "training.grace_seconds=0.2")
+    saved = sorted(folder.glob("checkpoints/checkpoint-*"))[-1]
+    assert json.loads((saved / "open.json").read_text())["is_unjudged"] is True
+    done, told = go_on(folder)
+    assert "goes on after step 3" in told and is_the_same(done, whole)
+    scores = [[r["accuracy"] for r in log_of(run.path) if "accuracy" in r] for run in (done, whole)]
+    assert scores[0] == scores[1] and figures(done) == figures(whole)
+
+
+def go_on_or_begin(folder: Path, settings: list[str]) -> None:
+    train.run(overrides=[*settings, f"training.output_dir={folder}"], console=Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("stride", [pytest.param(7, marks=pytest.mark.slow), 60])
+def test_the_power_may_fail_anywhere(tiny_settings: list[str], tmp_path: Path, whole: Run, stride: int) -> None:
+    """Before operations on files of the whole run, from its folder to its report: the same command goes on."""
+    settings = [*tiny_settings, f"training.steps={STEPS}"]
+    for last in itertools.count(stride, stride):
+        folder = tmp_path / str(last)
+        if not cut_off(partial(go_on_or_begin, folder, settings), tmp_path, last):
+            break
+        if (folder / "report.json").is_file():
+            go_on(folder)
+        else:
+            go_on_or_begin(folder, settings)
+        assert not list(folder.rglob(".*"))
+        assert weights_of(folder) == weights_of(whole.path)
+        report, expected = (json.loads((each / "report.json").read_text()) for each in (folder, whole.path))
+        assert report["after"] == expected["after"] and report["before"] == expected["before"]
+        assert losses(folder) == losses(whole.path)
+        shutil.rmtree(folder)
+    assert last > 2 * 60
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_two_at_once(tiny_settings: list[str], tmp_path: Path, whole: Run) -> None:
+    """The same command twice: one trains, the other is told who does, and takes nothing away."""
+    settings = [*tiny_settings, f"training.steps={STEPS}"]
+    folder = tmp_path / "run"
+
+    def work() -> None:
+        try:
+            go_on_or_begin(folder, settings)
+        except UserError as error:
+            assert "another process works in it (process" in str(error) or "already holds a run" in str(error)
+            os._exit(3)
+
+    workers = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+        worker.kill()
+    assert sorted(worker.exitcode or 0 for worker in workers) == [0, 3]
+    assert weights_of(folder) == weights_of(whole.path)
+
+
+def test_whoever_was_killed_is_told(interrupt: Callable[..., Path], tmp_path: Path) -> None:
+    folder = interrupt(tmp_path / "run", 5)
+
+    def be_killed() -> None:
+        with locks.held(folder):
+            os._exit(KILLED)
+
+    assert ends(be_killed) == KILLED
+    _, told = go_on(folder)
+    assert f"{folder} was held by process " in told and "It is taken." in told

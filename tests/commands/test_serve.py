@@ -89,6 +89,14 @@ def test_served_is_predicted(tiny_run: Run, tiny_checkpoint: Path, tmp_path: Pat
         (["nanno"], Options(), "no run, adapter, checkpoint or recipe at nanno"),
         (["nano"], Options(tools=["calculater"]), "--tools: .*calculator"),
         (["nano"], Options(api_key_file=Path("nowhere")), "--api-key-file nowhere: cannot be read"),
+        (["nano"], Options(slots=0), "--slots 0: give 1 or more"),
+        (["nano"], Options(slots=-3), "--slots -3: give 1 or more"),
+        (["nano"], Options(max_queue=0), "--max-queue 0: give 1 or more"),
+        (["nano"], Options(max_model_len=0), "--max-model-len 0: give 2 or more"),
+        (["nano"], Options(max_tokens_in_flight=0), "--max-tokens-in-flight 0: give 1 or more"),
+        (["nano"], Options(port=99999), "--port 99999: give 0 to 65535"),
+        (["nano"], Options(shutdown_timeout=-1), "--shutdown-timeout -1: give 0 to 86400"),
+        (["nano"], Options(shutdown_timeout=float("nan")), "--shutdown-timeout nan: give 0 to 86400"),
     ],
 )
 def test_what_is_refused_before_weights(targets: list[str], options: Options, message: str, no_weights: None) -> None:

@@ -179,7 +179,11 @@ def train_with_errors_in(file: Path, settings: list[str]) -> None:
     cli.main(["train", *settings])
 
 
-def test_ctrl_c_and_resume(tmp_path: Path, tiny_settings: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code", "said"),
+    [(signal.SIGINT, 130, "Ending after this step"), (signal.SIGTERM, 75, "saving within 30 seconds")],
+)
+def test_a_signal_and_resume(tmp_path: Path, tiny_settings: list[str], sent: int, code: int, said: str) -> None:
     """A real process and a real signal; it is a fork, which has the libraries already."""
     folder, log, told = tmp_path / "run", tmp_path / "run/log.jsonl", tmp_path / "errors.txt"
     settings = [*tiny_settings, f"training.output_dir={folder}", "training.steps=100", "training.eval_steps=100"]
@@ -188,13 +192,13 @@ def test_ctrl_c_and_resume(tmp_path: Path, tiny_settings: list[str]) -> None:
     try:
         wait_for(lambda: not process.is_alive() or (log.is_file() and '"loss"' in log.read_text()))
         assert process.pid is not None
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, sent)
         process.join(timeout=60)
     finally:
         process.kill()
     errors = told.read_text()
-    assert process.exitcode == 130, errors
-    assert "Ending after this step" in errors and "Traceback" not in errors
+    assert process.exitcode == code, errors
+    assert said in errors and "Traceback" not in errors
     assert f"Interrupted. Go on with: glmtune train --resume {folder}" in errors
     [checkpoint] = folder.joinpath("checkpoints").glob("checkpoint-*")
     assert int(checkpoint.name.removeprefix("checkpoint-")) < 100

@@ -20,6 +20,7 @@ pytest.importorskip("llguidance")
 
 from glmtune.data.encoding import IGNORED, encode_example, stop_ids
 from glmtune.inference.constraints import make_constraint
+from glmtune.inference.constraints.grammars import _LITERAL
 from glmtune.inference.constraints.matching import GrammarConstraint
 from glmtune.inference.constraints.repeats import length_written_out
 from glmtune.inference.reading import AnswerReader, lead_in_as_read
@@ -312,3 +313,8 @@ def test_repeats_are_written_out(tree: Any) -> None:
         return inner * times if out else f"(?:{inner}){{1,{times}}}"
 
     assert length_written_out(write(tree, False)) == len(write(tree, True))
+
+
+def test_a_grammar_of_quotes_is_looked_at_once() -> None:
+    assert len(_LITERAL.findall('\\"' * 32_000)) == 1
+    assert [found[0] for found in _LITERAL.finditer('a: "b\\"" /c\\/d/ # "\n"e')] == ['"b\\""', "/c\\/d/", '# "', '"e']

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from families_of_today import gemma3
 from transformers import GenerationConfig
 
 import glmtune
@@ -17,7 +18,9 @@ from glmtune.data.encoding import encode_prompt
 from glmtune.inference.batch import Batch
 from glmtune.inference.completion import Completion, Delta, Request
 from glmtune.inference.engine import Engine
+from glmtune.inference.rows import Row
 from glmtune.methods.ptuning_v2 import PTuningV2, PTuningV2Settings
+from glmtune.models.slots import SlotCache
 from glmtune.runtime import UserError
 
 PROMPTS = ["1+2=", "12.5+7", "3", "99.25-1.75*3=", "问:1+1", "100/7=", "5*5"]
@@ -322,3 +325,76 @@ def test_rows_come_and_go_in_any_order(
     ends = [*range(10, model.config.vocab_size, 17), tokenizer.eos_token_id]
     monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
     any_order(Engine(model, tokenizer))
+
+
+def test_a_window_that_moves_over_a_prefix(tmp_path: Path) -> None:
+    """Gemma 3's: each row is answered as alone, whoever is asked beside it."""
+    gemma3(tmp_path)
+    model, tokenizer = glmtune.load(tmp_path)
+    torch.manual_seed(1)
+    prefix = PTuningV2Settings(name="ptuning_v2", num_virtual_tokens=3, init="normal")
+    prefixed = PTuningV2(prefix).apply(model).eval()
+    for weight in prefixed.parameters():
+        if weight.requires_grad:
+            weight.data *= 5
+    engine, prompts = Engine(prefixed, tokenizer), [[2, 300, 301], [2, 300, 301, 302], [2, *range(300, 340)]]
+    settings = GenerationSettings(max_new_tokens=12, batch_size=8)
+    requests = [Request(ids, settings, logprobs=True) for ids in prompts]
+    together = dict(engine.complete(requests))
+    for index, one in enumerate(requests):
+        [(_, alone)] = engine.complete([one])
+        assert together[index].token_ids == alone.token_ids
+        assert together[index].logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+def started(engine: Engine, slots: int, prompts: list[str], **settings: Any) -> tuple[Batch, list[Row]]:
+    """A batch with rows that wait."""
+    batch = engine.open(slots)
+    asked = GREEDY.model_copy(update=settings)
+    rows = [Row(Request(encode_prompt(engine.tokenizer, prompt), asked), engine.reader) for prompt in prompts]
+    for row in rows:
+        batch.add(row)
+    return batch, rows
+
+
+def test_rows_whose_slots_cannot_be_had_have_the_error(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have their first token already, and the cache may be half another: nobody goes on with it."""
+    reserve, engine = SlotCache.reserve, Engine(*tiny)
+    batch, [going] = started(engine, 8, PROMPTS[:1])
+    batch.step()
+
+    def fail(cache: SlotCache, count: int, longest: int) -> None:
+        if count == 3:
+            reserve(cache, count, longest)
+            raise torch.OutOfMemoryError("no memory")
+        reserve(cache, count, longest)
+
+    monkeypatch.setattr(SlotCache, "reserve", fail)
+    joining = started(engine, 8, PROMPTS[1:4])[1]
+    for row in joining:
+        batch.add(row)
+    assert {*batch.step()} == {going, *joining} and batch.is_idle
+    assert all(isinstance(row.error, torch.OutOfMemoryError) for row in (going, *joining))
+    assert [len(row.token_ids) for row in joining] == [1, 1, 1]
+    [later] = started(engine, 8, PROMPTS[1:2])[1]
+    batch.add(later)
+    while not batch.is_idle:
+        batch.step()
+    assert later.complete() == next(engine.complete([later.request]))[1]
+
+
+def test_a_flood_of_short_answers_lets_others_go_on(tiny: Loaded) -> None:
+    """A token for those who go on, and prompts for some slots, in each step."""
+    engine = Engine(*tiny)
+    batch, [going] = started(engine, 4, PROMPTS[:1], max_new_tokens=20)
+    batch.step()
+    short = started(engine, 4, ["1+2="] * 50, max_new_tokens=1)[1]
+    for row in short:
+        batch.add(row)
+    for tokens in range(2, 12):
+        rows = batch.step()
+        assert len(going.token_ids) == tokens and len(rows) <= 4
+    while not batch.is_idle:
+        batch.step()
+    assert all(row.has_ended for row in (going, *short))
+    assert going.complete() == next(engine.complete([going.request]))[1]

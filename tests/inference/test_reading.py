@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from glmtune.config import GenerationSettings
 from glmtune.data.encoding import IGNORED, encode_example, stop_ids
 from glmtune.data.pieces import without_lead_in
+from glmtune.inference.completion import Request
 from glmtune.inference.reading import AnswerReader, lead_in_as_read, stops_of
+from glmtune.inference.rows import Row
 
 
 @pytest.fixture
@@ -34,6 +37,15 @@ def test_a_text_ends_before_the_first_stop_text(reader: AnswerReader) -> None:
     assert reader.read(ids(reader, "12+34=46"), ["=", "+3"]) == "12"
     assert reader.read(ids(reader, "12+34=46"), ["x"]) == "12+34=46"
     assert reader.is_stopped(ids(reader, "12+34"), ["4"]) and not reader.is_stopped(ids(reader, "12+3"), ["4"])
+
+
+def test_what_a_tokenizer_reads_otherwise_later_is_told_from_there(reader: AnswerReader) -> None:
+    told = reader.follow()
+    row = Row(Request([1], GenerationSettings()), reader)
+    spelled: Any = reader.tokenizer.convert_tokens_to_ids(["<", "n", ">"])
+    row.token_ids = [*ids(reader, "a"), *spelled, *ids(reader, "b and more")]
+    pieces = [told.next(row, count, count == len(row.token_ids)).text for count in range(1, len(row.token_ids) + 1)]
+    assert reader.read(row.token_ids) == "a\n b and more" and "".join(pieces).endswith("\n b and more")
 
 
 @pytest.mark.parametrize("stop", ["4", "34=", "😀", "=4😀6", "1"])

@@ -89,3 +89,12 @@ def test_penalties_are_those_of_the_library() -> None:
     expected = scores[0].clone()
     expected[5] -= 0.5 + 2 * 0.25
     torch.testing.assert_close(changed_scores(scores[0], row), expected)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1e-40, 1.0), (5e-38, 0.5), (1.0, 1e-46), (1e-40, 1e-46)])
+def test_what_is_too_small_for_floats_takes_the_likeliest_token(temperature: float, top_p: float) -> None:
+    scores = torch.randn(2, 50) * 100
+    settings = GenerationSettings(do_sample=True, temperature=temperature, top_p=top_p, frequency_penalty=-2)
+    rows = [row_of(Request([1], settings, seed)) for seed in range(2)]
+    choose(scores, rows)
+    assert [row.token_ids[0] for row in rows] == scores.argmax(-1).tolist()

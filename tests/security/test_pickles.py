@@ -19,7 +19,7 @@ from glmtune import cli
 from glmtune.commands import doctor
 from glmtune.execution import Run
 from glmtune.runtime import RunFolder
-from glmtune.training.checkpoints import last_checkpoint
+from glmtune.training.checkpoints import SUMS, last_checkpoint
 
 Refused = Callable[..., str]
 
@@ -36,7 +36,7 @@ class Evil:
 
 @pytest.fixture
 def checkpoint(tiny_run: Run, tmp_path: Path) -> Path:
-    """The last checkpoint of a run that was stopped before its end."""
+    """The last checkpoint of a run that was stopped before its end; whoever means harm leaves no checksums."""
     folder = RunFolder(shutil.copytree(tiny_run.folder.path, tmp_path / "run"))
     last = last_checkpoint(folder.checkpoints)
     assert last is not None
@@ -45,6 +45,7 @@ def checkpoint(tiny_run: Run, tmp_path: Path) -> Path:
     folder.report.unlink()
     found = last_checkpoint(folder.checkpoints)
     assert found is not None
+    (found / SUMS).unlink()
     return found
 
 

@@ -146,6 +146,21 @@ def test_log_lines_hold_no_prompts(client_of: Any, caplog: Any, service: FakeSer
     assert "my secret" in caplog.text
 
 
+def test_who_is_refused_before_he_has_said_all_is_not_listened_to(client_of: Any) -> None:
+    with client_of(KEYS) as client:
+        assert client.post(CHAT, json=ASKED).headers["connection"] == "close"
+        known = client.post(CHAT, json={}, headers={"x-api-key": "first-key"})
+        assert known.status_code == 400 and "connection" not in known.headers
+
+
+def test_a_server_that_ends_takes_no_question(client_of: Any) -> None:
+    with client_of() as client:
+        client.app.state.drain()
+        assert client.get("/health").status_code == 200
+        for path, body in ((CHAT, ASKED), ("/", {"prompt": "1"})):
+            assert client.post(path, json=body).status_code == 503
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("LOCALHOST", 200), ("evil.example:8000", 403)],

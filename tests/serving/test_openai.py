@@ -144,8 +144,9 @@ def test_messages_come_in_all_shapes(client: TestClient, service: FakeService) -
         ({"guided_json": '{"type": "null"}'}, "json_schema", {"type": "null"}),
         ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
         ({"guided_regex": "a+"}, "regex", "a+"),
+        ({"guided_choice": ["a"]}, "choice", ["a"]),
         ({"guided_grammar": 'start: "a"'}, "grammar", 'start: "a"'),
-        ({"structured_outputs": {"choice": ["a", '"\n你']}}, "grammar", 'start: "a" | "\\"\\n你"'),
+        ({"structured_outputs": {"choice": ["a", '"\n你']}}, "choice", ["a", '"\n你']),
     ],
 )
 def test_what_an_answer_must_be(client: TestClient, service: FakeService, given: Any, kind: str, value: Any) -> None:

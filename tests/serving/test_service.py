@@ -20,7 +20,7 @@ from glmtune.messages import make_tool_call
 from glmtune.resolution import resolve
 from glmtune.serving.asking import Accepted, Asked, Ended, Format, Load, Piece, RefusedError, Said
 from glmtune.serving.service import ModelService, Sizes
-from glmtune.serving.worker import FailedError
+from glmtune.serving.worker import FailedError, Worker
 from glmtune.tools.calculator import Calculator
 
 SUB = {"type": "function", "function": {"name": "sub", "parameters": {"type": "object", "properties": {}}}}
@@ -143,6 +143,25 @@ def test_an_answer_of_a_form(base_and_run: ModelService, form: Format, is_so: An
     assert others == [asyncio.run(answer(base_and_run, Asked("base", one, max_tokens=12))) for one in PROMPTS[:3]]
 
 
+def test_an_answer_of_a_form_has_no_other_end(base_and_run: ModelService) -> None:
+    with pytest.raises(RefusedError, match="Leave `stop` out"):
+        asyncio.run(events(base_and_run, Asked("base", "1", format=Format("regex", "[ab]+c"), stop=["a"])))
+
+
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_who_offers_no_tools_is_called_by_none(
+    base_and_run: ModelService, monkeypatch: pytest.MonkeyPatch, is_raw: bool
+) -> None:
+    calls = [make_tool_call("calculate", {"expression": "1+1"})]
+    parsed = {"role": "assistant", "content": "", "tool_calls": calls}
+    monkeypatch.setattr("glmtune.inference.conversation.parse_answer", lambda *_: parsed)
+    monkeypatch.setattr(AnswerReader, "ends_stopped", lambda _, ids, __: len(ids) == 3)
+    prompt: Any = base_and_run.encode(Asked("base", "1")) if is_raw else "1"
+    first, *pieces, last = asyncio.run(events(base_and_run, Asked("base", prompt, is_raw, max_tokens=9)))
+    assert "tool_calls" not in last.message and last.finish_reason == "stop" and isinstance(first, Accepted)
+    assert last.message["content"] == "".join(piece.text for piece in pieces) != ""
+
+
 def test_tools_that_are_run_here(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The turns between are told, and text is that of the last one; who calls for ever is cut off."""
     service = ModelService(Sizes(slots=2), [Calculator()])
@@ -238,6 +257,79 @@ def test_the_end_is_told(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch)
     assert [one.status for one in asyncio.run(ask()) if isinstance(one, RefusedError)] == [503, 503]
 
 
+def test_who_waits_and_leaves_is_forgotten(tiny_checkpoint: Path) -> None:
+    """Behind one who waits for long, too: what nobody waits for takes no memory."""
+    service = ModelService(Sizes(slots=1, max_queue=50))
+    service.add("base", resolve(tiny_checkpoint))
+    batch = service.worker.seats["base"].batch
+
+    async def ask() -> tuple[int, Load]:
+        asked = Asked("base", "1", max_tokens=100)
+        going, waiting, *leaving = [service.answer(asked) for _ in range(20)]
+        for answers in (going, waiting, *leaving):
+            await anext(answers)
+        for answers in leaving:
+            await answers.aclose()
+        service.start()
+        for _ in range(2):
+            await anext(going)
+        found = len(batch.waiting), service.load()
+        for answers in (going, waiting):
+            await answers.aclose()
+        return found
+
+    waiting, load = asyncio.run(ask())
+    service.close()
+    assert waiting == load.waiting == 1
+
+
+def test_a_turn_that_goes_on_is_not_refused(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However full the queue has become since the answer began."""
+    service = ModelService(Sizes(slots=1), [Calculator()])
+    service.add("base", resolve(tiny_checkpoint))
+    turns = iter([[make_tool_call("calculate", {"expression": "1+1"})], None])
+
+    def parse(*_: Any) -> Any:
+        calls = next(turns)
+        return {"role": "assistant", "content": "", **({"tool_calls": calls} if calls else {})}
+
+    monkeypatch.setattr("glmtune.inference.conversation.parse_answer", parse)
+    monkeypatch.setattr(AnswerReader, "ends_stopped", lambda *_: True)  # each turn is whole after a token
+    service.start()
+
+    async def ask() -> list[Any]:
+        answers = service.answer(Asked("base", [{"role": "user", "content": "1"}], max_tokens=3))
+        await anext(answers)
+        service.worker.max_queue = 0
+        return [event async for event in answers]
+
+    found = asyncio.run(ask())
+    service.close()
+    assert isinstance(found[-1], Ended) and any(isinstance(event, Said) for event in found)
+
+
+def test_nothing_is_done_where_the_worker_has_died(
+    tiny_checkpoint: Path, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waited for it is told, and who asks later."""
+    service = ModelService(Sizes(slots=1))
+    service.add("base", resolve(tiny_checkpoint))
+
+    def die(_: Worker) -> bool:
+        raise MemoryError
+
+    async def ask() -> list[Any]:
+        monkeypatch.setattr(Worker, "take", die)
+        pending = service.worker.do(lambda: None)
+        service.start()
+        loading = service.load_adapter("run", str(tiny_run.folder.path))
+        return await asyncio.wait_for(asyncio.gather(pending, loading, return_exceptions=True), 20)
+
+    found = asyncio.run(ask())
+    assert [(type(one), one.status) for one in found] == [(RefusedError, 503)] * 2
+    assert "MemoryError" in str(found[0])
+
+
 def test_adapters_come_and_go(tiny_run: Run, tiny_checkpoint: Path) -> None:
     service = ModelService(Sizes(slots=2))
     service.add("base", resolve(tiny_checkpoint))
@@ -254,11 +346,34 @@ def test_adapters_come_and_go(tiny_run: Run, tiny_checkpoint: Path) -> None:
             await service.load_adapter("other", "someone/adapter")
         with pytest.raises(RefusedError, match="named when the server began"):
             await service.unload_adapter("base")
-        await service.unload_adapter("run")
+        first, second = await asyncio.gather(
+            service.unload_adapter("run"), service.unload_adapter("run"), return_exceptions=True
+        )
+        assert first is None and isinstance(second, RefusedError) and second.status == 404
         with pytest.raises(RefusedError, match="no model 'run'"):
             await answer(service, Asked("run", PROMPTS[0]))
-        return [tuned, await answer(service, Asked("base", PROMPTS[0], max_tokens=12))]
+        base = await answer(service, Asked("base", PROMPTS[0], max_tokens=12))
+        await service.load_adapter("again", str(tiny_run.folder.path))
+        again = await answer(service, Asked("again", PROMPTS[0], max_tokens=12))
+        return [tuned, base, again, await answer(service, Asked("base", PROMPTS[0], max_tokens=12))]
 
     found = asyncio.run(ask())
     service.close()
-    assert found == [predicted(target, PROMPTS[:1])[0] for target in (tiny_run.folder.path, tiny_checkpoint)]
+    assert found == [predicted(target, PROMPTS[:1])[0] for target in (tiny_run.folder.path, tiny_checkpoint)] * 2
+
+
+def test_adapters_are_loaded_by_the_settings_of_the_server(tiny_run: Run, tiny_checkpoint: Path) -> None:
+    settings = ["model.attention=eager"]
+    service = ModelService(Sizes(slots=2), settings=settings)
+    service.add("base", resolve(tiny_checkpoint, settings))
+    service.start()
+    asyncio.run(service.load_adapter("run", str(tiny_run.folder.path)))
+    service.close()
+    assert [(model.name, model.parent) for model in service.models()] == [("base", None), ("run", "base")]
+
+
+def test_adapters_have_no_parent_where_no_base_is_asked(tiny_run: Run) -> None:
+    service = ModelService(Sizes(slots=2))
+    for name in ("one", "two"):
+        service.add(name, resolve(tiny_run.folder.path))
+    assert [model.parent for model in service.models()] == [None, None] and len(service.hosts) == 1

@@ -59,12 +59,13 @@ def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Diagno
     from glmtune.commands.doctor.checks import Check, diagnose, failure
     from glmtune.commands.doctor.machine import machine_checks
     from glmtune.commands.doctor.model import model_checks
+    from glmtune.commands.doctor.processes import process_checks, recipe_mark
     from glmtune.commands.doctor.recipe import code_checks, records, run_checks
     from glmtune.commands.doctor.tokenizer import TOKENIZER_CHECKS
     from glmtune.config import RecipeError
     from glmtune.runtime import UserError
 
-    found = list(diagnose(machine_checks()))
+    found = list(diagnose([*machine_checks(), *process_checks()]))
     if target is None and not overrides:
         return found
     if target is not None and is_data(target) and not overrides:
@@ -77,7 +78,7 @@ def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Diagno
         return found + [failure("recipe", UserError(fault), RECIPE_REMEDY) for fault in error.faults]
     except Exception as error:  # a task or method of the user's own, for instance
         return [*found, failure("target", error, RECIPE_REMEDY)]
-    checks = [*model_checks(plan.model), *TOKENIZER_CHECKS, *run_checks(plan)]
+    checks = [*model_checks(plan.model), *TOKENIZER_CHECKS, *run_checks(plan), *recipe_mark()]
     return found + list(diagnose([*code_checks(refused), *checks], plan))
 
 

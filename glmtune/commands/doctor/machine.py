@@ -32,6 +32,7 @@ REQUIRED = (
 # Libraries that may be absent, and what they are for.
 OPTIONAL = {
     "bitsandbytes": "model.bits=8 or 4 and optimizers with moments of 8 bits: pip install 'glmtune[quantization]'",
+    "ray": "predict and evaluate on several machines (--ray): pip install 'glmtune[ray]'",
     "trl": "its own trainers, such as DPO and GRPO, on the models here",
     "datasets": "the data of trl's trainers",
 }

@@ -183,16 +183,19 @@ def disk(plan: Plan) -> Finding:
     finding = f"a run folder takes up to {readable(needed)}; {readable(free)} are free in {place}"
     if free >= needed:
         return "ok", finding, ""
-    remedy = "Free some, set training.output_dir to a folder on another disk, or training.save_total_limit=1."
+    remedy = "Free some, or set training.output_dir to a folder on another disk."
     return "failure" if trains(plan) else "warning", f"{finding}: too little", remedy
 
 
 def checkpoints(plan: Plan) -> Finding:
     """See whether a run could go on from its last checkpoint, and nothing in that carries code."""
-    from glmtune.training.checkpoints import check_resumable
+    from glmtune.training.checkpoints import check_resumable, find_last
 
     assert plan.model.run is not None, "asked of runs only"
     found = check_resumable(plan.model.run.checkpoints)
+    _, damaged = find_last(plan.model.run.checkpoints)
+    if damaged:
+        return "warning", " ".join(damaged), f"Nothing: {found.name} counts." if found else "Put a copy of one back."
     return "ok", "none" if found is None else f"{found.name} is whole", ""
 
 

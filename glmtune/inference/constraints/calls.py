@@ -57,7 +57,7 @@ class CallMatcher:
     @property
     def fault(self) -> str | None:
         """Why the answer ends before it is a call; None where it does not."""
-        return self.arguments.fault if self.arguments is not None and self.following is None else None
+        return self.arguments.fault if self.arguments is not None else None
 
     def allowed(self) -> Tensor:
         """Return (V,) bool: which tokens may be next."""

@@ -12,7 +12,7 @@ from glmtune.messages import Message, MessageError, check_message
 from glmtune.serving.asking import Asked, Format, Limits, RefusedError
 from glmtune.serving.dialects.bodies import Body, RequestBody, check_count
 from glmtune.serving.dialects.openai import ToolName, check_choice, check_promises
-from glmtune.serving.dialects.sampling import Positive, Share, Text
+from glmtune.serving.dialects.sampling import Positive, Share, StopText
 from glmtune.serving.dialects.unsupported import ANTHROPIC, ANTHROPIC_BLOCK, ANTHROPIC_OUTPUT, ANTHROPIC_TOOL
 
 
@@ -87,7 +87,7 @@ class AnthropicMessage(Body):
 
     def _question(self, blocks: Sequence[Block]) -> list[Message]:
         results: list[Message] = [
-            {"role": "tool", "content": _text_of(block.content), "tool_call_id": block.tool_use_id}
+            {"role": "tool", "content": _result_of(block), "tool_call_id": block.tool_use_id}
             for block in blocks
             if block.type == "tool_result"
         ]
@@ -104,6 +104,11 @@ class AnthropicMessage(Body):
         ]
         message = {"role": "assistant", "content": text, "tool_calls": calls, "reasoning_content": thinking or None}
         return [message]
+
+
+def _result_of(block: Block) -> str:
+    text = _text_of(block.content)
+    return f"error: {text}" if block.is_error and not text.startswith("error") else text
 
 
 def _text_of(content: str | Sequence[TextBlock] | None) -> str:
@@ -201,7 +206,7 @@ class MessagesBody(CountBody):
     """The body of `/v1/messages`."""
 
     max_tokens: Positive
-    stop_sequences: list[Text] | None = None
+    stop_sequences: list[StopText] | None = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_p: Share | None = None

@@ -32,7 +32,7 @@ class AnthropicReply(Reply):
         super().__init__(asked, service)
         self.id = new_id("msg_")
         self._open = -1  # the block that is being streamed; they are numbered from 0
-        self._is_open = False
+        self._kind: str | None = None  # of the block that is open
 
     def whole(self) -> dict[str, Any]:
         ended = self.answers[0].end
@@ -64,36 +64,40 @@ class AnthropicReply(Reply):
         if isinstance(event, Accepted):
             yield _event("message_start", message=self._message([], 0))
             yield _event("ping")
-        elif isinstance(event, Piece) and event.text:
-            if not self._is_open:
-                yield self._start({"type": "text", "text": ""})
-            yield self._delta({"type": "text_delta", "text": event.text})
+        elif isinstance(event, Piece):
+            if event.reasoning:
+                yield from self._more_of("thinking", event.reasoning, signature="")
+            if event.text:
+                yield from self._more_of("text", event.text)
         elif isinstance(event, Ended):
             yield from self._last_blocks(event)
             usage = self._usage(event.completion_tokens)
             yield _event("message_delta", delta=_end(event), usage=usage, **self._more(event))
 
     def _last_blocks(self, ended: Ended) -> Iterator[str]:
-        if self._is_open:
+        if self._kind is not None:
             yield self._stop()
-        for block in _blocks({**ended.message, "content": None}):
-            if block["type"] == "tool_use":
-                yield self._start({**block, "input": {}})
-                yield self._delta({"type": "input_json_delta", "partial_json": as_json(block["input"])})
-            else:
-                yield self._start({**block, "thinking": ""})
-                yield self._delta({"type": "thinking_delta", "thinking": block["thinking"]})
+        for block in _blocks({**ended.message, "content": None, "reasoning_content": None}):
+            yield self._start({**block, "input": {}})
+            yield self._delta({"type": "input_json_delta", "partial_json": as_json(block["input"])})
             yield self._stop()
 
+    def _more_of(self, kind: str, text: str, **begun: str) -> Iterator[str]:
+        if self._kind not in (None, kind):
+            yield self._stop()
+        if self._kind is None:
+            yield self._start({"type": kind, kind: "", **begun})
+        yield self._delta({"type": f"{kind}_delta", kind: text})
+
     def _start(self, block: Mapping[str, Any]) -> str:
-        self._open, self._is_open = self._open + 1, True
+        self._open, self._kind = self._open + 1, block["type"]
         return _event("content_block_start", index=self._open, content_block=block)
 
     def _delta(self, delta: Mapping[str, Any]) -> str:
         return _event("content_block_delta", index=self._open, delta=delta)
 
     def _stop(self) -> str:
-        self._is_open = False
+        self._kind = None
         return _event("content_block_stop", index=self._open)
 
     def last_events(self) -> Iterator[str]:

@@ -53,7 +53,7 @@ class Body(BaseModel):
                 continue
             rule = cls.unsupported.get(name)
             if rule is None:
-                raise RefusedError(f"there is no such field{_nearest(name, known)}", field=name)
+                raise RefusedError(f"there is no such field{_nearest(name, known)}", field=f"{name:.80}")
             if value is not None and rule.harmless is not None and value not in rule.harmless:
                 raise RefusedError(f"{_shorten(value)} is not supported. {rule.remedy}", field=name)
         return kept

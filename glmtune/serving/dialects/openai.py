@@ -263,14 +263,16 @@ class ChatReply(Reply):
         if isinstance(event, Accepted):
             for answer in self.answers:
                 yield self._chunk(answer.index, {"role": "assistant", "content": ""})
-        elif isinstance(event, Piece) and (event.text or (event.token_ids and self.asked.logprobs)):
-            logprobs = self._logprobs(Answer(event.index, [event]))
-            yield self._chunk(event.index, {"content": event.text}, logprobs=logprobs)
+        elif isinstance(event, Piece):
+            if event.reasoning:
+                yield self._chunk(event.index, {"reasoning_content": event.reasoning})
+            if event.text or (event.token_ids and self.asked.logprobs):
+                logprobs = self._logprobs(Answer(event.index, [event]))
+                yield self._chunk(event.index, {"content": event.text}, logprobs=logprobs)
         elif isinstance(event, Ended):
             for place, call in enumerate(event.message.get("tool_calls", ())):
                 yield self._chunk(event.index, {"tool_calls": [{"index": place, **as_openai_call(call)}]})
-            told = {"refusal": event.refusal, "reasoning_content": event.message.get("reasoning_content")}
-            delta = {name: value for name, value in told.items() if value}
+            delta = {"refusal": event.refusal} if event.refusal else {}
             more = {"finish_reason": event.finish_reason, **said_in(self.answers[event.index])}
             yield self._chunk(event.index, delta, **more)
 

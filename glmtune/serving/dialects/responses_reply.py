@@ -40,10 +40,13 @@ class ResponsesReply(Reply):
         self.id, self._told = new_id("resp_"), told
         self._message_id, self._number = new_id("msg_"), -1
         self._output: list[Object] = []  # items that have been streamed
+        self._text_at: int | None = None  # where among them the message is
+        self._thoughts = ""  # that are to be streamed
 
     def whole(self) -> Object:
         answer, ended = self.answers[0], self.answers[0].end
-        return self._ended(ended, [self._message(answer)] * bool(ended.message["content"]) + _others(ended))
+        message = [self._message(answer)] * bool(ended.message["content"])
+        return self._ended(ended, [*_thoughts(ended.message.get("reasoning_content")), *message, *_calls(ended)])
 
     def _response(self, status: str, output: list[Object], **more: Any) -> Object:
         return {
@@ -99,27 +102,38 @@ class ResponsesReply(Reply):
         if isinstance(event, Accepted):
             for name in ("response.created", "response.in_progress"):
                 yield self._event(name, response=self._response("in_progress", []))
-        elif isinstance(event, Piece) and event.text:
-            yield from self._text(event)
+        elif isinstance(event, Piece):
+            self._thoughts += event.reasoning
+            if event.text:
+                yield from self._think()
+                yield from self._text(event)
         elif isinstance(event, Ended):
-            if self._output:
+            yield from self._think()
+            if self._text_at is not None:
                 yield from self._end_text()
-            for item in _others(event):
+            for item in _calls(event):
                 yield from self._other(item)
             name = "response.incomplete" if event.finish_reason == "length" else "response.completed"
             yield self._event(name, response=self._ended(event, self._output))
 
+    def _think(self) -> Iterator[str]:
+        for item in _thoughts(self._thoughts):
+            yield from self._other(item)
+        self._thoughts = ""
+
     def _text(self, piece: Piece) -> Iterator[str]:
-        if not self._output:
+        if self._text_at is None:
+            self._text_at = len(self._output)
             item = {"id": self._message_id, "type": "message", "role": "assistant", "phase": None}
             self._output.append({**item, "status": "in_progress", "content": []})
-            yield self._item("response.output_item.added", self._output[0])
+            yield self._item("response.output_item.added", self._output[-1])
             yield self._part("response.content_part.added", part=_text_part("", []))
         logprobs = self._logprobs(Answer(0, [piece]))
         yield self._part("response.output_text.delta", delta=piece.text, logprobs=logprobs)
 
     def _end_text(self) -> Iterator[str]:
-        item = self._output[0] = self._message(self.answers[0])
+        assert self._text_at is not None
+        item = self._output[self._text_at] = self._message(self.answers[0])
         (part,) = item["content"]
         yield self._part("response.output_text.done", text=part["text"], logprobs=part["logprobs"])
         yield self._part("response.content_part.done", part=part)
@@ -144,7 +158,7 @@ class ResponsesReply(Reply):
         return self._event(name, output_index=len(self._output) - 1, item=item)
 
     def _part(self, name: str, **more: Any) -> str:
-        return self._event(name, item_id=self._message_id, output_index=0, content_index=0, **more)
+        return self._event(name, item_id=self._message_id, output_index=self._text_at, content_index=0, **more)
 
     def _event(self, kind: str, /, **data: Any) -> str:
         self._number += 1
@@ -162,9 +176,8 @@ def _text_part(text: str, logprobs: list[Object]) -> Object:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
-def _others(ended: Ended) -> list[Object]:
-    """The items beside the text: what the model thought, and its calls."""
-    reasoning = ended.message.get("reasoning_content")
+def _thoughts(reasoning: str | None) -> list[Object]:
+    """The item of what the model thought, if it did."""
     thought = {
         "id": new_id("rs_"),
         "type": "reasoning",
@@ -172,7 +185,12 @@ def _others(ended: Ended) -> list[Object]:
         "content": [{"type": "reasoning_text", "text": reasoning}],
         "status": "completed",
     }
-    calls = [
+    return [thought] if reasoning else []
+
+
+def _calls(ended: Ended) -> list[Object]:
+    """The items of the model's calls."""
+    return [
         {
             "id": new_id("fc_"),
             "type": "function_call",
@@ -183,4 +201,3 @@ def _others(ended: Ended) -> list[Object]:
         }
         for call in ended.message.get("tool_calls", ())
     ]
-    return [*([thought] if reasoning else []), *calls]

@@ -13,6 +13,7 @@ from glmtune.serving.dialects.unsupported import STREAM_OPTIONS, STRUCTURED
 
 MOST_TOKENS = 2**31 - 1
 Text = Annotated[str, StringConstraints(min_length=1)]
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Positive = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
@@ -47,7 +48,7 @@ class StructuredOutputs(Body):
             "json": None if self.schema_ is None else ("json_schema", _schema(self.schema_, f"{prefix}json")),
             "regex": ("regex", self.regex) if self.regex else None,
             "grammar": ("grammar", self.grammar) if self.grammar else None,
-            "choice": ("grammar", _grammar_of(self.choice)) if self.choice else None,
+            "choice": ("choice", self.choice) if self.choice else None,
             "json_object": ("json_object", None) if self.json_object else None,
         }
         return [Format(what[0], what[1], prefix + name) for name, what in found.items() if what]
@@ -60,10 +61,6 @@ def _schema(given: Any, field: str) -> Any:
         raise RefusedError("must be a JSON schema, or the text of one", field=field) from None
 
 
-def _grammar_of(choices: list[str]) -> str:
-    return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-
-
 class SamplingBody(RequestBody):
     """What both of OpenAI's dialects take."""
 
@@ -72,12 +69,12 @@ class SamplingBody(RequestBody):
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_k: Positive | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Seed | None = None
-    stop: Text | list[Text] | None = None
+    stop: StopText | list[StopText] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     structured_outputs: StructuredOutputs | None = None
