@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import math
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -92,8 +93,8 @@ def run(targets: Sequence[str], options: Options = Options(), trust: Trust = REM
     """Load the models, see whether they answer as their reports say, and answer; return the exit code.
 
     Raises:
-        UserError: no such model or tool, two models of one name, no keys in the file, a number out of its bounds, or
-            `glmtune[serve]` is missing.
+        UserError: no such model or tool, two models of one name, no keys in the file, a number out of its bounds, an
+            address that cannot be had, or `glmtune[serve]` is missing.
     """
     from glmtune.runtime import UserError
 
@@ -105,6 +106,7 @@ def run(targets: Sequence[str], options: Options = Options(), trust: Trust = REM
 
     check_numbers(options)
     keys = read_keys(options.api_key_file)
+    check_address(options.host, options.port)
     service = load_models(targets, options, trust)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     limits = Limits()
@@ -133,6 +135,20 @@ def check_numbers(options: Options) -> None:
         if value is not None and not least <= value <= most:
             allowed = f"{least} or more" if most == math.inf else f"{least} to {most}"
             raise UserError(f"--{name.replace('_', '-')} {value}: give {allowed}.")
+
+
+def check_address(host: str, port: int) -> None:
+    """See whether a server can listen somewhere, before models are loaded for it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    from glmtune.runtime import UserError
+
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror}. Choose another one.") from error
 
 
 def load_models(targets: Sequence[str], options: Options, trust: Trust) -> ModelService:
@@ -165,6 +181,8 @@ def load_models(targets: Sequence[str], options: Options, trust: Trust) -> Model
         found = service.check(service.add(name, model))
         if found is not None:
             say(f"{name}: {found}.{'' if found.holds else NOT_READY}", error=True)
+        elif remark := service.served[name].info.remark:
+            say(f"{name}: {remark}.", error=True)
     if max(served.engine.model.num_parameters() for served in service.served.values()) > SMALL:
         torch.set_num_threads(cores)
     return service

@@ -26,6 +26,7 @@ from glmtune.serving.worker import Seat, Worker
 from glmtune.tools import Tool
 from glmtune.trust import REMEMBERED
 
+UNCHECKED = "the run has no report, by which its answers could be looked at"
 LONG = 20_000  # characters of a prompt that are read in a moment
 
 
@@ -115,6 +116,8 @@ class ModelService:
         found = check_answers(served)
         if found is not None:
             served.info = replace(served.info, is_ready=found.holds, remark=str(found))
+        elif served.resolved.run is not None:
+            served.info = replace(served.info, remark=UNCHECKED)
         return found
 
     def start(self) -> None:

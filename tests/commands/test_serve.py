@@ -119,3 +119,10 @@ def test_names() -> None:
         "d": "./b=c/d",
         "model.Q8_0": "files/model.Q8_0.gguf",
     }
+
+
+def test_a_port_that_is_taken_is_told_before_models_are_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"--host 127.0.0.1 --port {port}: .*\. Choose another one"):
+            serve.run(["/no/such/model"], Options(port=port))

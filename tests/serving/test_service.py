@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -328,6 +329,15 @@ def test_nothing_is_done_where_the_worker_has_died(
     found = asyncio.run(ask())
     assert [(type(one), one.status) for one in found] == [(RefusedError, 503)] * 2
     assert "MemoryError" in str(found[0])
+
+
+def test_a_run_without_a_report_is_not_looked_at_and_says_so(tiny_run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_run.folder.path, tmp_path / "run"))
+    (folder / "report.json").unlink()
+    service = ModelService(Sizes())
+    assert service.check(service.add("run", resolve(folder))) is None
+    (info,) = service.models()
+    assert info.is_ready and "no report" in info.remark
 
 
 def test_adapters_come_and_go(tiny_run: Run, tiny_checkpoint: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MOST_CHOICES = 1_000
 _FUEL = 200_000  # of llguidance, for expressions that are prepared: less than a second or so
-_WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,100}"  # between the parts of JSON; without a bound a model may go on for ever
+_WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"  # between the parts of JSON; without a bound a model may go on for ever
 # What is not closed counts as well: llguidance refuses it, and else each quote would be tried to the end of the line.
 _LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"?|/((?:\\.|[^/\\\n])+)/?|(?://|#)[^\n]*')
 # What would let control tokens into an answer, or half characters, or is another way to say what `json_schema` does.
