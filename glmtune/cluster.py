@@ -258,6 +258,27 @@ def code_in(recipe: Recipe) -> dict[str, str]:
     return {section: loader.sha256 for section, loader in loaders.items() if isinstance(loader, registry.Source)}
 
 
+def answer_window(
+    conversation: Conversation, generation: GenerationSettings, seed: int, window: Sequence[Asked]
+) -> Iterator[tuple[int, Exchange]]:
+    """Yield (number of a question, its answer) as they end, of questions that are answered together.
+
+    Args:
+        conversation: answers.
+        generation: how to decode.
+        seed: of question 0.
+        window: the questions.
+    """
+    questions = [
+        conversation.ask(
+            one.prompt, generation, one.tools, one.input_ids, f"Prompt {one.number + 1}", seed=seed + one.number
+        )
+        for one in window
+    ]
+    for index, exchange in conversation.answer(questions):
+        yield window[index].number, exchange
+
+
 class Worker:
     """Holds the model, and answers windows of questions: what Ray Data runs as an actor.
 
@@ -299,19 +320,8 @@ class Worker:
 
     def answer(self, window: Sequence[Asked]) -> str:
         """Return the answers to a window's questions by their numbers, as JSON."""
-        questions = [
-            self.conversation.ask(
-                one.prompt,
-                self.generation,
-                one.tools,
-                one.input_ids,
-                f"Prompt {one.number + 1}",
-                seed=self.seed + one.number,
-            )
-            for one in window
-        ]
-        answers = self.conversation.answer(questions)
-        return json.dumps([(window[index].number, asdict(exchange)) for index, exchange in answers])
+        answers = answer_window(self.conversation, self.generation, self.seed, window)
+        return json.dumps([(number, asdict(exchange)) for number, exchange in answers])
 
 
 @dataclass(frozen=True)

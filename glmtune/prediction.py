@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from glmtune.cluster import Asked, Cluster, Workers
+from glmtune.cluster import Asked, Cluster, Workers, answer_window
 from glmtune.messages import Prompt
 from glmtune.records import Fault, Row, arrow, explain, read_questions, until_many
 from glmtune.records.output import Output
@@ -260,13 +260,7 @@ def answer_here(
     recipe = resolved.recipe
     conversation = Conversation.about(resolved.task, engine)
     for _, group in itertools.groupby(asked, lambda one: one.number // window):
-        together = list(group)
-        questions = [
-            conversation.ask(one.prompt, recipe.generation, one.tools, seed=recipe.seed + one.number)
-            for one in together
-        ]
-        for index, exchange in conversation.answer(questions):
-            yield together[index].number, exchange
+        yield from answer_window(conversation, recipe.generation, recipe.seed, list(group))
 
 
 def write_in_order(

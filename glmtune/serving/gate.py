@@ -133,7 +133,8 @@ def _check_host(scope: Scope, access: Access) -> None:
     given = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
     host = given[1:].partition("]")[0] if given.startswith("[") else given.partition(":")[0]
     if access.hosts and given and host.lower() not in access.hosts:
-        raise RefusedError(f"This server is asked as {access.hosts[0]}, and by no other name", 403, code="wrong_host")
+        known = " or ".join(access.hosts)
+        raise RefusedError(f"This server is asked as {known}, and by no other name", 403, code="wrong_host")
 
 
 def _check_key(scope: Scope, access: Access) -> None:

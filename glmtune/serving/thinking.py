@@ -49,7 +49,7 @@ class Parting:
         self.token_ids += delta.token_ids
         written = (self.begun + str(self.tokenizer.decode(self.token_ids))).lstrip() if self.open else ""
         if not self.open or (written and not self.open.startswith(written[: len(self.open)])):
-            text, self.held = self.held, ""
+            text, self.held, self.open = self.held, "", ""  # what did not begin with thoughts has none
             self.text += text
             return "", text
         if self.close not in written or self.stop:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from glmtune.data import DrawnExamples, EncodedDraws, LengthGroupedSampler, examples_of
+from glmtune.data import DrawnExamples, EncodedDraws, LengthGroupedSampler, StepBatches, examples_of
 from glmtune.data.encoder import Encoder
 from glmtune.data.encoding import encode_example
 from glmtune.examples import Example, Split
@@ -155,3 +158,34 @@ def test_other_rows_meet_in_each_epoch() -> None:
     lengths = [5] * 64
     met = [{frozenset(order(lengths, 8, epoch=e)[j : j + 8]) for j in range(0, 64, 8)} for e in (0, 1)]
     assert not met[0] & met[1]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=60),
+    batch_size=st.integers(1, 5),
+    accumulation=st.integers(1, 5),
+    count=st.integers(1, 5),
+    epoch=st.integers(0, 2),
+)
+def test_steps_are_of_the_same_examples(
+    lengths: list[int], batch_size: int, accumulation: int, count: int, epoch: int
+) -> None:
+    step = batch_size * accumulation
+
+    def batches(processes: int) -> list[list[int]]:
+        order: Any = LengthGroupedSampler(Lengths(lengths), step, seed=3)  # type: ignore[arg-type]
+        made = StepBatches(order, step, batch_size, processes)
+        made.set_epoch(epoch)
+        listed = list(made)
+        assert len(made) == len(listed)
+        return listed
+
+    alone, dealt = batches(1), batches(count)
+    assert all(0 < len(one) <= batch_size for one in alone) and all(len(one) <= batch_size for one in dealt)
+    assert len(dealt) % count == 0
+    rounds = math.ceil(accumulation / count) * count  # micro-batches of a step, of all processes
+
+    def steps(batches: list[list[int]], size: int) -> list[list[int]]:
+        return [sorted(chain(*batches[start : start + size])) for start in range(0, len(batches), size)]
+
+    assert steps(dealt, rounds) == steps(alone, accumulation)

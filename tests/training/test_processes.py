@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from processes import Failure, free_port, in_processes, launched
 from rich.console import Console
 from safetensors.torch import load_file
@@ -23,7 +19,6 @@ from transformers import TrainerCallback
 from glmtune import distributed
 from glmtune.commands import train
 from glmtune.config import load_recipe
-from glmtune.data import LengthGroupedSampler, StepBatches
 from glmtune.training import processes, sharding
 from glmtune.training.run_trainer import RunTrainer
 from glmtune.training.trainer import Trainer
@@ -261,50 +256,6 @@ def test_other_processes_go_on(steady: list[str], never_stopped: Path, tmp_path:
     ours, right = weights_of(folder), weights_of(never_stopped)
     assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
     assert losses(folder) == pytest.approx(losses(never_stopped), rel=1e-5)
-
-
-class Lengths:
-    """A data set of which only lengths are known."""
-
-    def __init__(self, lengths: list[int]):
-        self.lengths = lengths
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def length(self, index: int) -> int:
-        return self.lengths[index]
-
-
-@given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=60),
-    batch_size=st.integers(1, 5),
-    accumulation=st.integers(1, 5),
-    count=st.integers(1, 5),
-    epoch=st.integers(0, 2),
-)
-def test_steps_are_of_the_same_examples(
-    lengths: list[int], batch_size: int, accumulation: int, count: int, epoch: int
-) -> None:
-    step = batch_size * accumulation
-
-    def batches(processes: int) -> list[list[int]]:
-        order: Any = LengthGroupedSampler(Lengths(lengths), step, seed=3)  # type: ignore[arg-type]
-        made = StepBatches(order, step, batch_size, processes)
-        made.set_epoch(epoch)
-        listed = list(made)
-        assert len(made) == len(listed)
-        return listed
-
-    alone, dealt = batches(1), batches(count)
-    assert all(0 < len(one) <= batch_size for one in alone) and all(len(one) <= batch_size for one in dealt)
-    assert len(dealt) % count == 0
-    rounds = math.ceil(accumulation / count) * count  # micro-batches of a step, of all processes
-
-    def steps(batches: list[list[int]], size: int) -> list[list[int]]:
-        return [sorted(chain(*batches[start : start + size])) for start in range(0, len(batches), size)]
-
-    assert steps(dealt, rounds) == steps(alone, accumulation)
 
 
 def both_raise(work: Callable[[int], Any]) -> list[Failure]:
