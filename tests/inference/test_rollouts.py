@@ -7,16 +7,16 @@ from itertools import combinations
 
 import pytest
 
+import glmtune
 from glmtune.config import GenerationSettings
 from glmtune.evaluation.evaluator import evaluate_by
 from glmtune.examples import Example
 from glmtune.inference.engine import Engine
 from glmtune.inference.rollouts import Rollout, pass_at_k, roll_out
-import glmtune
 from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 
-SAMPLED = GenerationSettings(max_new_tokens=6, batch_size=4, do_sample=True, temperature=1.0, top_p=1.0)
+SAMPLED = GenerationSettings(max_new_tokens=6, batch_size=4, do_sample=True, temperature=3.0, top_p=1.0)
 
 
 @pytest.fixture(scope="module")
