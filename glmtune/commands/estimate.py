@@ -67,7 +67,8 @@ def run(
     """Estimate what `glmtune train` would need with the same recipe and settings.
 
     Args:
-        target: a recipe, a run folder, or anything else that names a model.
+        target: a recipe, a run folder, or anything else that names a model. Of a run, settings of another task, method
+            or objective tell what a training that goes on from it would need.
         overrides: `section.setting=value` texts.
         memory: of the device, such as `8GB`. Default: what is at hand.
         length: tokens of the longest examples. Default: `data.max_length`, or 128.
@@ -80,15 +81,15 @@ def run(
         UserError: faults in the recipe, a method whose code only a file names, a model whose sizes are not known, a
             memory that is no size, a GPU at hand that is not there, or nobody to share with.
     """
-    from glmtune.resolution import look
     from glmtune.runtime import UserError
+    from glmtune.succession import look_ahead
     from glmtune.training.placement import assume_lengths, place_of, placement_of
 
     if devices < 1:
         raise UserError(f"--devices {devices}: at least 1 has to work.")
     if sharding == "full" and devices == 1:
         raise UserError("--sharding full: one device has nobody to share with. Add --devices 2, or more.")
-    model, refused = look(target, overrides)
+    model, refused = look_ahead(target, overrides)
     if refused is not None:
         if "method" in refused.sections:
             raise refused
