@@ -261,7 +261,9 @@ class Plan:
         """
         devices = distributed.world_size()
         sharding = self.asked.training.sharding if devices > 1 else "none"
-        return placement_of(self.asked, self.model.architecture, *self.lengths, devices=devices, sharding=sharding)
+        demand = self.objective.demand(self.asked)
+        sizes = (self.model.architecture, *self.lengths)
+        return placement_of(self.asked, *sizes, devices=devices, sharding=sharding, demand=demand)
 
     @cached_property
     def remarks(self) -> Sequence[str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from glmtune.training.placement import Placement
 
 PARTS = (
-    *("weights", "adapters", "gradients", "optimizer", "buckets", "gathered"),
+    *("weights", "reference", "adapters", "gradients", "optimizer", "buckets", "gathered"),
     *("activations", "logits", "step", "judging", "peak"),
 )
 
@@ -96,7 +96,8 @@ def run(
         say(f"{refused} It is not needed for the estimate.", error=True)
     place = place_of(device, memory, devices)
     lengths = assume_lengths(model.recipe, model.architecture, length, target_length)
-    placement = placement_of(model.recipe, model.architecture, *lengths, place, devices, sharding)
+    demand = model.objective.demand(model.recipe)
+    placement = placement_of(model.recipe, model.architecture, *lengths, place, devices, sharding, demand)
     _ = placement.remedy  # so that what is wrong is told here
     return placement
 
@@ -146,11 +147,13 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
     share = e.trainable.parameters / e.architecture.parameters
     moved = "; moves to the CPU when the GPU is full" if e.paged else ""
     recomputed = ", recomputed block by block" if e.recipe.training.gradient_checkpointing else ""
-    targets = f"{e.batch} x {e.target_length} targets, vocabulary of {e.architecture.vocab_size:,}"
+    targets = f"{e.batch} x {e.learned} targets, vocabulary of {e.architecture.vocab_size:,}"
     together = [
         ("buckets", readable(e.buckets), "in which the devices exchange gradients"),
         ("gathered", readable(e.gathered), "whole during a step: what is in no block, a block and the next one"),
     ]
+
+    answered = "held-out problems, or prompts that are learned from," if e.demand.rolls_out else "held-out problems"
 
     def of(whole: int) -> str:
         return f", a share of {readable(whole)}" if e.is_sharded else ""
@@ -161,14 +164,15 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
         ("parameters", f"{e.architecture.parameters:,}", counted),
         ("trainable", f"{e.trainable.parameters:,}", f"{share:.2%}, {e.recipe.method.name}"),
         ("weights", readable(e.weights), storage_of(e) + of(e.base)),
+        *([("reference", readable(e.reference), "a second copy of the base")] if e.reference else []),
         ("adapters", readable(e.adapters), f"fp32{of(e.beside)}"),
         ("gradients", readable(e.gradients), f"fp32{of(4 * e.trainable.parameters)}"),
         ("optimizer", readable(e.optimizer), f"{e.recipe.training.optimizer}{of(e.moments)}{moved}"),
         *(part for part in together if getattr(e, part[0])),
-        ("activations", readable(e.activations), f"{e.batch} x {e.length} tokens{recomputed}"),
+        ("activations", readable(e.activations), f"{e.batch} x {e.longest} tokens{recomputed}"),
         ("logits", readable(e.logits), targets),
         ("peak of a step", readable(e.step), f"with {readable(LIBRARIES[device])} of libraries"),
-        ("peak of judging", readable(e.judging), f"{e.recipe.generation.batch_size} held-out problems at a time"),
+        ("peak of judging", readable(e.judging), f"{e.recipe.generation.batch_size} {answered} at a time"),
         ("peak", readable(e.peak), f"and {readable(CONTEXT[device])} of its driver's own" if CONTEXT[device] else ""),
         ("inference", readable(e.inference(e.length)), f"batch 1, {e.length} tokens, with what was trained"),
         ("disk", readable(e.disk), "run folder: checkpoints and what is saved in the end"),

@@ -16,7 +16,7 @@ from glmtune.config import Recipe, make_recipe, with_overrides
 from glmtune.methods import Method
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError, memory_size
-from glmtune.training.memory import CONTEXT, GIB, Device, Estimate, Sharding
+from glmtune.training.memory import CONTEXT, GIB, Demand, Device, Estimate, Sharding
 
 ASSUMED_LENGTH = 128  # tokens of an example where nothing tells: 64 + 64 as in the official ChatGLM-6B fine-tuning
 RESERVE = 0.05  # of the memory, for what an estimate cannot foresee
@@ -90,6 +90,7 @@ def estimate(
     target_length: int,
     devices: int = 1,
     sharding: Sharding = "none",
+    demand: Demand = Demand(),
 ) -> Estimate:
     """Return the estimate of a recipe on a device, or on each of several.
 
@@ -99,7 +100,7 @@ def estimate(
         device: a GPU, or the CPU.
         length: tokens of the longest examples.
         target_length: those of them that are learned.
-        devices, sharding: as `Estimate` has them.
+        devices, sharding, demand: as `Estimate` has them.
 
     Raises:
         UserError: the method does not tell what it trains, or cannot train this model.
@@ -111,7 +112,7 @@ def estimate(
     ):
         raise UserError("--sharding full: weights of 8 and 4 bits are whole numbers, which are not divided. Use 16.")
     trainable = method.trainable_spec(architecture)
-    return Estimate(recipe, architecture, trainable, device, length, target_length, devices, sharding)
+    return Estimate(recipe, architecture, trainable, device, length, target_length, devices, sharding, demand)
 
 
 def placement_of(
@@ -122,6 +123,7 @@ def placement_of(
     where: Place | None = None,
     devices: int = 1,
     sharding: Sharding = "none",
+    demand: Demand = Demand(),
 ) -> Placement:
     """Return what training by a recipe takes of a place.
 
@@ -131,10 +133,10 @@ def placement_of(
         length: tokens of the longest examples.
         target_length: those of them that are learned.
         where: each of the devices; default: this machine.
-        devices, sharding: as `Estimate` has them.
+        devices, sharding, demand: as `Estimate` has them.
     """
     place = where or at_hand(distributed.local_device().type == "cuda")
-    sizes = (architecture, place.device, length, target_length, devices, sharding)
+    sizes = (architecture, place.device, length, target_length, devices, sharding, demand)
     return Placement(recipe, place, lambda variant: estimate(variant, *sizes))
 
 
