@@ -81,9 +81,9 @@ class Objective(ABC):
         Args:
             recipe: what it takes may depend on the method.
         """
-        from glmtune.training.memory import Demand
+        from glmtune.training.memory import ORDINARY
 
-        return Demand()
+        return ORDINARY
 
     @abstractmethod
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:

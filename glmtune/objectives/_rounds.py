@@ -16,6 +16,7 @@ from glmtune.data.encoding import Encoding
 from glmtune.data.mixture import passes
 from glmtune.distributed import is_main
 from glmtune.examples import Example
+from glmtune.files import remove_folder
 from glmtune.inference.engine import Engine
 from glmtune.inference.prompts import has_room
 from glmtune.inference.rollouts import Rollout, pass_at_k, roll_out
@@ -104,8 +105,8 @@ class Rounds:
         if not targets:
             raise UserError(
                 f"objective.name={settings.name}: round {number + 1}: of {len(answers):,} answers to {len(groups):,} "
-                "prompts none could be kept, as none is right and ends by itself: there is nothing to learn from. Teach "
-                "the model first (objective.name=sft, then `glmtune train RUN objective.name="
+                "prompts none could be kept, as none is right and ends by itself: there is nothing to learn from. "
+                "Teach the model first (objective.name=sft, then `glmtune train RUN objective.name="
                 f"{settings.name}`), ask something easier, or raise objective.num_samples."
             )
         return Round(number=number, targets=targets, figures=figures, is_solved=is_solved)
@@ -230,15 +231,21 @@ class RoundTrainer(Trainer):
         model.eval()
         may = self.state.global_step > 0
         with self.accelerator.autocast(), sharding.put_together(model), self.interrupt.giving_up(may):
-            self.round = self.rounds.sample(model, number)
+            try:
+                self.round = self.rounds.sample(model, number)
+            except UserError:
+                if self.state.global_step == 0:  # nothing was learned: no run is left
+                    remove_folder(self.folder.checkpoints)
+                raise
         model.train(was_training)
         self.untold = self.round.figures
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Tell of a round with its first step, and end where nothing is left to learn."""
         if self.untold:
+            is_due = self.control.should_log
             self.log(dict(self.untold))
-            self.untold = {}
+            self.control.should_log, self.untold = is_due, {}
         if self.round.is_solved:
             self.control.should_log = self.control.should_evaluate = self.control.should_save = True
             self.control.should_training_stop = True

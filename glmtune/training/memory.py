@@ -52,6 +52,9 @@ class Demand:
     reference: bool = False
 
 
+ORDINARY = Demand()
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Memory of a recipe's run on each device, and its disk; each part in bytes.
@@ -73,7 +76,7 @@ class Estimate:
     target_length: int
     devices: int = 1
     sharding: Sharding = "none"
-    demand: Demand = Demand()
+    demand: Demand = ORDINARY
 
     @property
     def batch(self) -> int:

@@ -16,7 +16,7 @@ from glmtune.config import Recipe, make_recipe, with_overrides
 from glmtune.methods import Method
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError, memory_size
-from glmtune.training.memory import CONTEXT, GIB, Demand, Device, Estimate, Sharding
+from glmtune.training.memory import CONTEXT, GIB, ORDINARY, Demand, Device, Estimate, Sharding
 
 ASSUMED_LENGTH = 128  # tokens of an example where nothing tells: 64 + 64 as in the official ChatGLM-6B fine-tuning
 RESERVE = 0.05  # of the memory, for what an estimate cannot foresee
@@ -90,7 +90,7 @@ def estimate(
     target_length: int,
     devices: int = 1,
     sharding: Sharding = "none",
-    demand: Demand = Demand(),
+    demand: Demand = ORDINARY,
 ) -> Estimate:
     """Return the estimate of a recipe on a device, or on each of several.
 
@@ -123,7 +123,7 @@ def placement_of(
     where: Place | None = None,
     devices: int = 1,
     sharding: Sharding = "none",
-    demand: Demand = Demand(),
+    demand: Demand = ORDINARY,
 ) -> Placement:
     """Return what training by a recipe takes of a place.
 
