@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 class RejectionSettings(NamedSettings):
     """How much is sampled and kept in a round, and how long it is learned."""
 
-    rounds: int = Field(10, ge=1, description="rounds, where `training.steps` names no number of steps")
-    prompts_per_round: int = Field(256, ge=1, description="prompts of the train split that are answered in a round")
+    rounds: int = Field(20, ge=1, description="rounds, where `training.steps` names no number of steps")
+    prompts_per_round: int = Field(128, ge=1, description="prompts of the train split that are answered in a round")
     num_samples: int = Field(8, ge=1, description="answers to each prompt")
-    max_kept_per_prompt: int = Field(2, ge=1, description="right answers to a prompt that are learned, all different")
+    max_kept_per_prompt: int = Field(4, ge=1, description="right answers to a prompt that are learned, all different")
     steps_per_round: int = Field(10, ge=1, description="optimizer steps until the model is asked again")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens of this total probability")
