@@ -217,7 +217,7 @@ def show_example(plan: Plan, console: Console) -> None:
     from glmtune.data.showing import shown_tokens
 
     dataset = plan.dataset
-    if not isinstance(dataset, EncodedDataset):  # of an objective of the user's own
+    if not isinstance(dataset, EncodedDataset) or not plan.objective.needs:  # what is learned is not there yet
         return
     encoding = dataset[0]
     count = len(encoding["labels"])

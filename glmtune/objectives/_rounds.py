@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +124,7 @@ class Rounds:
         else:
             places = passes(len(records), f"{plan.recipe.seed} prompts")
             chosen = [records[place] for place in islice(places, first, first + count)]
+        chosen = [askable for example in chosen if (askable := self.askable(example)) is not None]
         limit, room = plan.model.limit, plan.recipe.generation.longest
         encoded = encode_examples(plan.tokenizer, chosen)
         asked = [example for example, ids in zip(chosen, encoded, strict=True) if has_room(len(ids), limit, room)]
@@ -133,6 +134,16 @@ class Rounds:
                 f"in the {limit} tokens that the model takes. Lower it."
             )
         return asked
+
+    def askable(self, example: Example) -> Example | None:
+        """Return an example whose target is the final answer; None where that is not known.
+
+        One that teaches a call of a tool has none: the task works it out, if it can.
+        """
+        if not example.tool_calls:
+            return example
+        right = self.plan.task.answer_to(example.prompt)
+        return None if right is None else replace(example, target=right, tool_calls=())
 
     def keep(self, group: Sequence[Rollout]) -> list[Rollout]:
         """Return the first right answers to a prompt that differ."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ from rich.console import Console
 from glmtune.commands import estimate, train
 from glmtune.config import load_recipe
 from glmtune.data.encoding import IGNORED
+from glmtune.examples import Example
 from glmtune.execution import Run
 from glmtune.inference.rollouts import Rollout
+from glmtune.messages import as_messages
 from glmtune.objectives._rounds import FILE, Round, Rounds
 from glmtune.plan import Plan
 from glmtune.resolution import of_recipe
 from glmtune.runtime import RunFolder, UserError
 from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import Arithmetic
+from glmtune.tools import answer_call
 
 SMALL = ["objective.name=rejection", "objective.prompts_per_round=6", "objective.num_samples=3"]
 
@@ -129,7 +134,7 @@ def rounds(tiny_settings: list[str], tmp_path: Path) -> Rounds:
 
 
 def rollout_of(text: str, score: Score, finish: str = "stop") -> Rollout:
-    from glmtune.examples import Example
+
     from glmtune.inference.completion import Completion, Request
     from glmtune.inference.conversation import Exchange, Question
 
@@ -155,18 +160,40 @@ def test_what_is_kept(rounds: Rounds) -> None:
         rollout_of("3.0", Score("equal")),
         rollout_of("3.00", Score("equal")),
     ]
-    assert [one.exchange.text for one in rounds.keep(group)] == ["3", "3.0"]
-    unchecked = Rounds(rounds.plan, rounds.settings.model_copy(update={"check_working": False}))
+    two = rounds.settings.model_copy(update={"max_kept_per_prompt": 2})
+    assert [one.exchange.text for one in Rounds(rounds.plan, two).keep(group)] == ["3", "3.0"]
+    unchecked = Rounds(rounds.plan, two.model_copy(update={"check_working": False}))
     assert [one.exchange.text for one in unchecked.keep(group)] == ["3a", "3b"]
 
 
-def test_turns_are_learned_and_results_of_tools_are_not(rounds: Rounds) -> None:
-    """Each turn of the model behind all that was said before; as the same records would be by supervised training."""
+def test_an_answer_is_learned_as_a_target_is(rounds: Rounds) -> None:
     rollout = rollout_of("3", Score("exact"))
     [target] = rounds.encode(rollout)
     expected = rounds.plan.encoder(rollout.example)
     assert (target.input_ids, target.labels) == (expected["input_ids"], expected["labels"])
     assert 0 < sum(label != IGNORED for label in target.labels) < len(target.labels)
+
+
+def test_turns_are_learned_as_records_of_them_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A call, what the tool said, and the answer: two turns to learn, each as the task itself would teach it."""
+    settings = [f"model.path={tiny_checkpoint}", "task.style=tool", "task.operators=+", "task.maximum=9"]
+    plan = Plan(of_recipe(load_recipe(None, [*settings, *SMALL])), RunFolder(tmp_path / "run"))
+    task, rng = plan.task, random.Random(0)
+    first = next(example for example in (task.sample(rng) for _ in range(99)) if example.tool_calls)
+    said = answer_call(task.tools, first.tool_calls[0])
+    answer = Example([*as_messages(first.prompt), first.answer, said], "3", tools=first.tools)
+    rollout = rollout_of("3", Score("exact"))
+    exchange = replace(rollout.exchange, messages=[first.answer, said, answer.answer])
+    question = replace(rollout.question, tools=first.tools)
+    rollout = replace(rollout, example=replace(first, tool_calls=()), question=question, exchange=exchange)
+    found = list(Rounds(plan, plan.objective.settings).encode(rollout))  # type: ignore[arg-type]
+    expected = [plan.encoder(first), plan.encoder(answer)]
+    assert [target.model_dump() for target in found] == [
+        {"input_ids": one["input_ids"], "labels": one["labels"]} for one in expected
+    ]
+    asked = Rounds(plan, plan.objective.settings).examples(0)  # type: ignore[arg-type]
+    assert asked and all(example.target and not example.tool_calls for example in asked)
+    assert all(task.score(example, example.target).correct for example in asked)
 
 
 def test_rounds_ask_what_no_other_asks(rounds: Rounds) -> None:
