@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Options.host,
         help="where to listen; 0.0.0.0: at all addresses of this machine (default: %(default)s)",
     )
-    add("--port", type=int, default=Options.port, help="where to listen (default: %(default)s)")
+    add("--port", type=int, default=Options.port, help="where to listen; default: %(default)s")
     add("--api-key-file", type=Path, help="a file of keys, one a line; who asks gives one of them")
     add(
         "--max-queue",
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Options.max_queue,
         help="requests that may wait; more are told to come again (default: %(default)s)",
     )
-    add("--slots", type=int, default=Options.slots, help="answers at a time, of each model (default: %(default)s)")
+    add("--slots", type=int, default=Options.slots, help="answers at a time, of each model; default: %(default)s")
     add("--max-model-len", type=int, help="tokens of prompt and answer together; default: all the model takes")
     add("--max-tokens-in-flight", type=int, help="tokens of all prompts and answers at a time; default: as slots have")
     add("--tools", nargs="+", default=(), metavar="TOOL", help="run here when models call them, e.g. calculator")
