@@ -7,7 +7,8 @@ import io
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import sha256
 from types import ModuleType
@@ -102,6 +103,22 @@ def leave() -> None:
         group.destroy_process_group()
 
 
+@contextmanager
+def grouped() -> Iterator[None]:
+    """Let a process alone be a group of one while the block runs; those that have joined others are one already."""
+    if process_group() is not None:
+        yield
+        return
+    import torch
+
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        leave()
+
+
 def share_cores(count: int) -> None:
     """Let each of several processes that are started from here use its share of the cores, unless the user set it."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -154,7 +171,7 @@ def local_device() -> torch.device:
 
     if torch.cuda.is_available():
         group = process_group()
-        return torch.device("cuda", group.get_node_local_rank()) if group else torch.device("cuda")
+        return torch.device("cuda", group.get_node_local_rank(0)) if group else torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -33,6 +33,7 @@ def check_packages(recipe: Recipe, config: PreTrainedConfig) -> None:
     trackers.check_installed(training.trackers)
     if (
         bits < stored_bits(config)
+        and training.sharding == "none"
         and distributed.local_device().type == "cuda"
         and importlib.util.find_spec("bitsandbytes") is None
     ):
@@ -53,7 +54,7 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, method: Method) -> Non
     check_precision(loading.dtype_of(settings, config, device), device)
     method.check_base(settings, stored_bits(config))
     loading.check_bits(settings, config)
-    check_sharding(recipe, stored_bits(config))
+    check_sharding(recipe)
 
 
 def count_trainable(method: Method, config: PreTrainedConfig) -> int | None:

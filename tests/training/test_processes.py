@@ -29,6 +29,7 @@ METHODS = {
     "freeze": ["method.name=freeze", "method.num_layers=1"],
     "full": ["method.name=full"],
 }
+DIVIDED = {"full": ["training.cpu_offload=true"]}  # some keep their shares in the machine's memory
 # Small steps: by large ones, differences of a rounding grow in a random model from step to step.
 STEADY = ["model.dtype=float32", "training.learning_rate=0.0001"]
 
@@ -99,6 +100,7 @@ def cases(settings: list[str], records: list[str]) -> dict[str, list[str]]:
     of_records = [*general, *records, "method.rank=4", "training.steps=6", "training.batch_size=1"]
     return {
         **{name: [*settings, "training.steps=3", *METHODS[name]] for name in ("lora", "full")},
+        "packed": [*settings, "training.steps=3", "method.rank=4", "model.bits=4", "model.quantize_embedding=true"],
         "records": [*of_records, "training.gradient_accumulation_steps=4"],
     }
 
@@ -112,6 +114,8 @@ MORE = {
     "projection": ["method.name=ptuning_v2", "method.num_virtual_tokens=4", "method.prefix_projection=true"],
     "muon": ["method.name=full", "training.optimizer=muon"],
     "packing": ["data.packing=true", "method.rank=4"],
+    "bits=4, quantized embedding": ["model.bits=4", "model.quantize_embedding=true", "method.name=ptuning_v2"],
+    "bits=4, recomputed": ["model.bits=4", "training.gradient_checkpointing=true", "method.rank=4"],
     "one at a time": ["training.batch_size=1", "training.gradient_accumulation_steps=7", "method.rank=4"],
 }
 
@@ -133,7 +137,7 @@ def trained(settings: list[str], records: list[str], tmp_path_factory: pytest.Te
     return found
 
 
-@pytest.mark.parametrize("case", ["lora", "full", "records"])
+@pytest.mark.parametrize("case", ["lora", "full", "packed", "records"])
 def test_two_processes_learn_what_one_learns(trained: dict[int, Any], case: str) -> None:
     (one, [alone]), (two, both) = trained[1], trained[2]
     assert not any(isinstance(said, Failure) for said in both), both
@@ -156,14 +160,14 @@ def divided(settings: list[str], records: list[str], tmp_path_factory: pytest.Te
 
     def work(rank: int) -> dict[str, Any]:
         return {
-            name: learn([*more, "training.sharding=full", f"training.output_dir={folder / name}"])
+            name: learn([*more, *DIVIDED.get(name, []), "training.sharding=full", f"training.output_dir={folder / name}"])
             for name, more in cases(settings, records).items()
         }
 
     return folder, in_processes(work)
 
 
-@pytest.mark.parametrize("case", ["lora", "full", "records"])
+@pytest.mark.parametrize("case", ["lora", "full", "packed", "records"])
 def test_divided_weights_learn_what_whole_ones_learn(
     trained: dict[int, Any], divided: tuple[Path, Any], case: str
 ) -> None:
@@ -180,12 +184,31 @@ def test_divided_weights_learn_what_whole_ones_learn(
     assert first[0]["after"] == expected[0]["after"]
 
 
+def test_one_process_keeps_its_weights_elsewhere(
+    trained: dict[int, Any], settings: list[str], records: list[str], tmp_path: Path
+) -> None:
+    """By itself it is no part of a group before that, nor after."""
+    (one, [alone]), more = trained[1], ["training.sharding=full", "training.cpu_offload=true"]
+
+    def work(rank: int) -> tuple[Any, bool]:
+        found = learn([*cases(settings, records)["full"], *more, f"training.output_dir={tmp_path / 'run'}"])
+        return found, distributed.process_group() is None
+
+    [said] = in_processes(work, 1)
+    assert not isinstance(said, Failure), said
+    (report, grads), is_alone = said
+    assert is_alone and report["after"] == alone["full"][0]["after"]
+    assert apart(torch.tensor(grads[-1]), torch.tensor(alone["full"][1][-1])) < 1e-5
+    ours, right = weights_of(tmp_path / "run"), weights_of(one / "full")
+    assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["none", "full"])
 @pytest.mark.parametrize("case", [*METHODS, *MORE])
 def test_four_processes_learn_what_one_learns(settings: list[str], tmp_path: Path, case: str, how: str) -> None:
     """By each method, and with all that a recipe may ask of the storage and the loop."""
-    if how == "full" and case in ("bits=8", "bits=4", "quantized embedding", "muon"):
+    if how == "full" and case == "muon":
         pytest.skip("is refused")
     more = [*settings, "training.steps=3", *{**METHODS, **MORE}[case]]
 
@@ -369,8 +392,6 @@ def test_how_many_processes(gpus: Callable[[int], None]) -> None:
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("model.bits=8", "model.bits=8 stores whole numbers"),
-        ("model.quantize_embedding=true", "model.quantize_embedding=true stores whole numbers"),
         ("model.dtype=float16", "model.dtype=float16 has its loss scaled"),
         ("training.optimizer=muon", "training.optimizer=muon needs whole weights. Use adamw"),
     ],
@@ -378,8 +399,10 @@ def test_how_many_processes(gpus: Callable[[int], None]) -> None:
 def test_what_is_not_divided(setting: str, told: str) -> None:
     recipe = load_recipe(None, ["training.sharding=full", setting])
     with pytest.raises(ValueError, match=f"training.sharding=full: {told}"):
-        sharding.check_sharding(recipe, 16)
-    sharding.check_sharding(load_recipe(None, [setting]), 16)
+        sharding.check_sharding(recipe)
+    sharding.check_sharding(load_recipe(None, [setting]))
+    with pytest.raises(ValueError, match=r"training.cpu_offload=true: .*Add training.sharding=full"):
+        sharding.check_sharding(load_recipe(None, ["training.cpu_offload=true"]))
 
 
 def test_one_process_divides_nothing(settings: list[str]) -> None:
