@@ -37,6 +37,8 @@ VARIABLES = (
     "RAY_ADDRESS",
 )
 
+BACKENDS = "cpu:gloo,cuda:nccl"  # by which tensors go where there are GPUs; on the CPU alone, gloo
+
 _meetings: list[Any] = []  # the store by which the processes met, if they did
 
 
@@ -91,7 +93,7 @@ def join(timeout: timedelta = MEETING) -> None:
     if gpus:
         torch.cuda.set_device(local)
     torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=number, world_size=count, timeout=WAIT
+        BACKENDS if gpus else "gloo", store=store, rank=number, world_size=count, timeout=WAIT
     )
     atexit.register(leave)
 
@@ -111,7 +113,7 @@ def grouped() -> Iterator[None]:
         return
     import torch
 
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = BACKENDS if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         yield
@@ -227,15 +229,20 @@ def together(act: Callable[[], T]) -> T:
 
 def anywhere(happened: bool) -> bool:
     """Return whether something happened on any process. All ask at the same time."""
+    return bool(most(int(happened)))
+
+
+def most(count: int) -> int:
+    """Return the largest number that any process has. All ask at the same time."""
     group = process_group()
     if group is None:
-        return happened
+        return count
     import torch
 
     place = torch.device("cpu") if "cpu" in group.get_backend_config() else local_device()
-    flag = torch.tensor(int(happened), device=place)
-    group.all_reduce(flag, op=group.ReduceOp.MAX)
-    return bool(flag.item())
+    number = torch.tensor(count, device=place)
+    group.all_reduce(number, op=group.ReduceOp.MAX)
+    return int(number.item())
 
 
 def check_alike(facts: Mapping[str, Any]) -> None:

@@ -255,9 +255,7 @@ class Plan:
         Raises:
             UserError: the sizes of the model, or what the method trains, are not known.
         """
-        return placement_of(
-            self.asked, self.model.architecture, *self.lengths, devices=distributed.world_size()
-        )
+        return placement_of(self.asked, self.model.architecture, *self.lengths, devices=distributed.world_size())
 
     @cached_property
     def remarks(self) -> Sequence[str]:

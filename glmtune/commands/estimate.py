@@ -11,8 +11,8 @@ from glmtune.commands._arguments import add_recipe, recipe_and_settings
 from glmtune.terminal import say, to_json
 
 if TYPE_CHECKING:
-    from glmtune.resolution import Target
     from glmtune.config import Recipe
+    from glmtune.resolution import Target
     from glmtune.training.memory import Estimate
     from glmtune.training.placement import Placement
 

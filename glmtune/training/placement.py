@@ -102,11 +102,11 @@ def estimate(
         devices: as `Estimate` has them.
 
     Raises:
-        UserError: the method does not tell what it trains, or cannot train this model; or its weights cannot be divided.
+        UserError: the method does not tell what it trains or cannot train this model, or weights cannot be divided.
     """
     method: Method = registry.admitted("glmtune.methods", recipe.method.name)(recipe.method)
     method.check_base(recipe.model, architecture.stored_bits)
-    check_sharding(recipe)
+    check_sharding(recipe, architecture.has_own_form)
     return Estimate(recipe, architecture, method.trainable_spec(architecture), device, length, target_length, devices)
 
 

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 LIBRARY = "5.20.2"  # of transformers, whose Trainer leaves a model alone that is sharded
 
 
-def check_sharding(recipe: Recipe) -> None:
+def check_sharding(recipe: Recipe, has_own_form: bool = True) -> None:
     """See whether a recipe's weights can be divided, if it asks for that.
 
     Args:
         recipe: `model`, `training`.
+        has_own_form: files of 8 or 4 bits, if they are such, are ours or the original's, not bitsandbytes'.
 
     Raises:
         UserError: they cannot.
@@ -44,6 +45,11 @@ def check_sharding(recipe: Recipe) -> None:
             )
         return
     remedy = "or leave training.sharding out: then each device has the whole model."
+    if not has_own_form:
+        raise UserError(
+            f"training.sharding=full: {model.path} is stored by bitsandbytes, whose layers cannot be divided. Take the "
+            f"checkpoint of 16 bits with model.bits=4 or 8, {remedy}"
+        )
     if model.dtype == "float16":
         raise UserError(
             f"training.sharding=full: model.dtype=float16 has its loss scaled, which divided gradients have not. Use "

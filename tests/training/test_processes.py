@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +31,7 @@ METHODS = {
     "freeze": ["method.name=freeze", "method.num_layers=1"],
     "full": ["method.name=full"],
 }
-DIVIDED = {"full": ["training.cpu_offload=true"]}  # some keep their shares in the machine's memory
+OFFLOADED = {"full": ["training.cpu_offload=true"]}  # shares are kept in the machine's memory
 # Small steps: by large ones, differences of a rounding grow in a random model from step to step.
 STEADY = ["model.dtype=float32", "training.learning_rate=0.0001"]
 
@@ -76,6 +78,12 @@ def losses(folder: Path) -> list[float]:
     """The losses of a run's log."""
     records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     return [record["loss"] for record in records if "loss" in record]
+
+
+def judged(folder: Path) -> list[int]:
+    """The steps after which a run's log has answers."""
+    records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [record["step"] for record in records if "accuracy" in record]
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +168,9 @@ def divided(settings: list[str], records: list[str], tmp_path_factory: pytest.Te
 
     def work(rank: int) -> dict[str, Any]:
         return {
-            name: learn([*more, *DIVIDED.get(name, []), "training.sharding=full", f"training.output_dir={folder / name}"])
+            name: learn(
+                [*more, *OFFLOADED.get(name, []), "training.sharding=full", f"training.output_dir={folder / name}"]
+            )
             for name, more in cases(settings, records).items()
         }
 
@@ -279,6 +289,49 @@ def test_other_processes_go_on(steady: list[str], never_stopped: Path, tmp_path:
     ours, right = weights_of(folder), weights_of(never_stopped)
     assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
     assert losses(folder) == pytest.approx(losses(never_stopped), rel=1e-5)
+
+
+def test_sigterm_puts_an_evaluation_off(
+    steady: list[str], never_stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On all processes, though one alone is told; it is made up for when the run goes on."""
+    folder = tmp_path / "run"
+
+    def work(rank: int) -> Any:
+        class Told(TrainerCallback):
+            def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+                if rank == 1 and state.global_step == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        plain = Trainer.learn
+
+        def learn_and_be_told(self: Trainer, start: Path | None) -> None:
+            self.add_callback(Told())
+            plain(self, start)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "learn", learn_and_be_told)
+            train.run(overrides=[*steady, f"training.output_dir={folder}"], console=Console(file=io.StringIO()))
+
+    assert {one.kind for one in both_raise(work)} == {"Terminated"}
+    assert json.loads((folder / "checkpoints/checkpoint-3/open.json").read_text())["is_unjudged"]
+    judged = [
+        json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines() if "accuracy" in line
+    ]
+    assert judged == [0]
+
+    def go_on(rank: int) -> Any:
+        return train.run(resume=folder, console=Console(file=io.StringIO())).report
+
+    said = in_processes(go_on)
+    assert not any(isinstance(one, Failure) for one in said), said
+    ours, right = weights_of(folder), weights_of(never_stopped)
+    assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
+    logs = [
+        [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (folder, never_stopped)
+    ]
+    first, second = ([record["step"] for record in log if "accuracy" in record] for log in logs)
+    assert first == second
 
 
 def both_raise(work: Callable[[int], Any]) -> list[Failure]:
@@ -401,6 +454,8 @@ def test_what_is_not_divided(setting: str, told: str) -> None:
     with pytest.raises(ValueError, match=f"training.sharding=full: {told}"):
         sharding.check_sharding(recipe)
     sharding.check_sharding(load_recipe(None, [setting]))
+    with pytest.raises(ValueError, match=r"nano is stored by bitsandbytes, whose layers cannot be divided"):
+        sharding.check_sharding(load_recipe(None, ["training.sharding=full"]), has_own_form=False)
     with pytest.raises(ValueError, match=r"training.cpu_offload=true: .*Add training.sharding=full"):
         sharding.check_sharding(load_recipe(None, ["training.cpu_offload=true"]))
 
