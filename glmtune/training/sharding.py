@@ -82,9 +82,15 @@ def shard(model: Model, on_cpu: bool = False) -> None:
     device = distributed.local_device().type
     mesh = init_device_mesh(device, (distributed.world_size(),))
     policy = CPUOffloadPolicy(pin_memory=device == "cuda") if on_cpu else OffloadPolicy()
-    for block in blocks_of(model):
+    blocks: list[Any] = list(blocks_of(model))
+    root: Any = model
+    for block in blocks:
         fully_shard(block, mesh=mesh, offload_policy=policy)
-    fully_shard(model, mesh=mesh, offload_policy=policy)  # the embedding, the head and what else is in no block
+    fully_shard(root, mesh=mesh, offload_policy=policy)  # the embedding, the head and what else is in no block
+    # The next block of the backward pass is fetched ahead. Left to itself, a process would go by the forward passes that
+    # it has made since the last step, and after an evaluation, of which each has its share, wait for others for ever.
+    for block, before in zip([*blocks, root], [blocks[0], *blocks], strict=True):
+        block.set_modules_to_backward_prefetch([before])
     if not is_sharded(model) or local_share(model) > 1.5 / distributed.world_size():
         raise RuntimeError(f"a process has {local_share(model):.0%} of the weights: they are not divided")
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,6 @@ def test_why_it_failed_for_good() -> None:
 
 
 @pytest.fixture(scope="module")
-def two_workers() -> Iterator[Cluster]:
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield Cluster(workers=2)
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def settings(tiny_settings: list[str]) -> list[str]:
     return [*tiny_settings, "model.dtype=float32", "training.steps=300", "training.eval_steps=30"]
 
@@ -114,6 +107,15 @@ def by_processes(settings: list[str], tmp_path_factory: pytest.TempPathFactory) 
     found = in_processes(work)
     assert not any(isinstance(one, Failure) for one in found), found
     return folder
+
+
+@pytest.fixture(scope="module")
+def two_workers(by_processes: Path) -> Iterator[Cluster]:
+    """After the forks, which would share the locks of Ray's threads."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield Cluster(workers=2)
+    ray.shutdown()
 
 
 def weights_of(folder: Path) -> dict[str, Any]:
@@ -149,8 +151,11 @@ def test_workers_learn_what_processes_learn(
 def kill_a_worker(folder: Path, killed: list[int], over: threading.Event) -> None:
     """End one as soon as there is a checkpoint."""
     while not over.wait(0.05):
-        children = psutil.Process().children(recursive=True)
-        workers = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+        workers = []
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                if "RayTrainWorker" in " ".join(child.cmdline()):
+                    workers.append(child)
         if workers and any(folder.glob("checkpoints/checkpoint-*/SHA256SUMS")):
             killed.append(workers[-1].pid)
             os.kill(workers[-1].pid, signal.SIGKILL)

@@ -105,9 +105,10 @@ def settings(tiny_settings: list[str]) -> list[str]:
 def cases(settings: list[str], records: list[str]) -> dict[str, list[str]]:
     """What is learned: arithmetic by some methods, and records by LoRA."""
     general = [one for one in settings if not one.startswith("task.")]
+    uneven = ["training.eval_steps=1", "evaluation.num_examples_during=1"]  # which one process answers
     of_records = [*general, *records, "method.rank=4", "training.steps=6", "training.batch_size=1"]
     return {
-        **{name: [*settings, "training.steps=3", *METHODS[name]] for name in ("lora", "full")},
+        **{name: [*settings, "training.steps=3", *METHODS[name], *uneven] for name in ("lora", "full")},
         "packed": [*settings, "training.steps=3", "method.rank=4", "model.bits=4", "model.quantize_embedding=true"],
         "records": [*of_records, "training.gradient_accumulation_steps=4"],
     }
