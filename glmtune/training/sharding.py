@@ -87,8 +87,8 @@ def shard(model: Model, on_cpu: bool = False) -> None:
     for block in blocks:
         fully_shard(block, mesh=mesh, offload_policy=policy)
     fully_shard(root, mesh=mesh, offload_policy=policy)  # the embedding, the head and what else is in no block
-    # The next block of the backward pass is fetched ahead. Left to itself, a process would go by the forward passes that
-    # it has made since the last step, and after an evaluation, of which each has its share, wait for others for ever.
+    # The next block of the backward pass is fetched ahead. Left to itself, a process would go by the forward passes
+    # since the last step, and after an evaluation, of which each has its share, wait for the others for ever.
     for block, before in zip([*blocks, root], [blocks[0], *blocks], strict=True):
         block.set_modules_to_backward_prefetch([before])
     if not is_sharded(model) or local_share(model) > 1.5 / distributed.world_size():
