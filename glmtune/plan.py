@@ -255,9 +255,7 @@ class Plan:
         Raises:
             UserError: the sizes of the model, or what the method trains, are not known.
         """
-        devices = distributed.world_size()
-        sharding = self.asked.training.sharding if devices > 1 else "none"
-        return placement_of(self.asked, self.model.architecture, *self.lengths, devices=devices, sharding=sharding)
+        return placement_of(self.asked, self.model.architecture, *self.lengths, devices=distributed.world_size())
 
     @cached_property
     def remarks(self) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,17 @@ def execute(plan: Plan, console: Console) -> Run:
     before = examine_before(plan, base, asked, console)
     model = apply_method(plan, base)
     plan.method.initialize(model, first_examples(plan))
-    if plan.recipe.training.sharding == "full":
-        sharding.shard(model)
-    distributed.on_main(lambda: begin_log(plan, before))
-    announce_training(plan, model, console)
-    return learn(plan, model, before, asked, console)
+    with distributed.grouped() if is_divided(plan) else nullcontext():
+        if is_divided(plan):
+            sharding.shard(model, plan.recipe.training.cpu_offload)
+        distributed.on_main(lambda: begin_log(plan, before))
+        announce_training(plan, model, console)
+        return learn(plan, model, before, asked, console)
+
+
+def is_divided(plan: Plan) -> bool:
+    """Return whether the weights are divided while they learn."""
+    return plan.recipe.training.sharding == "full"
 
 
 def first_examples(plan: Plan) -> list[torch.Tensor]:
@@ -171,7 +178,7 @@ def keep(plan: Plan, model: Model, trainer: RunTrainer) -> Model:
 
 def apply_method(plan: Plan, base: Any) -> Model:
     """Return a model of which the method trains its part; what it draws depends on the seed alone."""
-    if plan.recipe.training.sharding == "full" and plan.method.trains_base:
+    if is_divided(plan) and plan.method.trains_base:
         base.cpu()  # in fp32, a device may have no room for all of it
     seed_everything(plan.recipe.seed)
     return plan.method.apply(base)
@@ -214,7 +221,7 @@ def announce_training(plan: Plan, model: Model, console: Console) -> None:
     names = [(name, "bold") for name in (recipe.task.name, recipe.method.name, recipe.model.path)]
     counts = (
         f"{trainable:,} of {count_parameters(model):,} parameters learn, {plan.steps:,} steps of "
-        f"{training.batch_size * training.gradient_accumulation_steps} examples on {model.device}"
+        f"{training.batch_size * training.gradient_accumulation_steps} examples on {sharding.device_of(model)}"
     )
     console.print(Text.assemble(names[0], " with ", names[1], " on ", names[2], f": {counts}"))
     if together := describe_processes(model, training.examples_per_step, training.batch_size):

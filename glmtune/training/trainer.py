@@ -23,6 +23,7 @@ from glmtune.training.arguments import make_arguments
 from glmtune.training.loss import takes_logits_to_keep, target_loss
 from glmtune.training.packing import check_packing
 from glmtune.training.run_trainer import Judge, RunTrainer
+from glmtune.training.sharding import device_of
 
 
 class EpochCallback(TrainerCallback):
@@ -150,7 +151,7 @@ def make_trainer(
         settings=recipe.training,
         groups=groups,
         model=model,
-        args=make_arguments(recipe, steps, folder.checkpoints, model.device, **arguments),
+        args=make_arguments(recipe, steps, folder.checkpoints, device_of(model), **arguments),
         train_dataset=dataset,
         data_collator=Collator(tokenizer.pad_token_id, recipe.data.packing, idle=idle),
         examples_per_step=recipe.training.examples_per_step,
