@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from glmtune.training.placement import Placement
 
 PARTS = (
-    *("weights", "adapters", "gradients", "optimizer", "host", "buckets", "gathered"),
+    *("weights", "reference", "adapters", "gradients", "optimizer", "host", "buckets", "gathered"),
     *("activations", "logits", "step", "judging", "peak"),
 )
 
@@ -67,7 +67,8 @@ def run(
     """Estimate what `glmtune train` would need with the same recipe and settings.
 
     Args:
-        target: a recipe, a run folder, or anything else that names a model.
+        target: a recipe, a run folder, or anything else that names a model. Of a run, settings of another task, method
+            or objective tell what a training that goes on from it would need.
         overrides: `section.setting=value` texts.
         memory: of the device, such as `8GB`. Default: what is at hand.
         length: tokens of the longest examples. Default: `data.max_length`, or 128.
@@ -80,13 +81,13 @@ def run(
         UserError: faults in the recipe, a method whose code only a file names, a model whose sizes are not known, a
             memory that is no size, a GPU at hand that is not there, or weights that are not divided.
     """
-    from glmtune.resolution import look
     from glmtune.runtime import UserError
+    from glmtune.succession import look_ahead
     from glmtune.training.placement import assume_lengths, place_of, placement_of
 
     if devices is not None and devices < 1:
         raise UserError(f"--devices {devices}: at least 1 has to work.")
-    model, refused = look(target, overrides)
+    model, refused = look_ahead(target, overrides)
     if refused is not None:
         if "method" in refused.sections:
             raise refused
@@ -101,7 +102,8 @@ def run(
         )
     place = place_of(device, memory, devices)
     lengths = assume_lengths(recipe, model.architecture, length, target_length)
-    placement = placement_of(recipe, model.architecture, *lengths, place, devices)
+    demand = model.objective.demand(recipe)
+    placement = placement_of(recipe, model.architecture, *lengths, place, devices, demand)
     _ = placement.remedy  # so that what is wrong is told here
     return placement
 
@@ -158,12 +160,14 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
     share = e.trainable.parameters / e.architecture.parameters
     moved = "; moves to the CPU when the GPU is full" if e.paged else ""
     recomputed = ", recomputed block by block" if e.recipe.training.gradient_checkpointing else ""
-    targets = f"{e.batch} x {e.target_length} targets, vocabulary of {e.architecture.vocab_size:,}"
+    targets = f"{e.batch} x {e.learned} targets, vocabulary of {e.architecture.vocab_size:,}"
     together = [
         ("host", readable(e.host), "the shares of all these, in the memory of the machine, for each process"),
         ("buckets", readable(e.buckets), "in which the devices exchange gradients"),
         ("gathered", readable(e.gathered), "whole during a step: what is in no block, a block and the next one"),
     ]
+
+    answered = "held-out problems, or prompts that are learned from," if e.demand.rolls_out else "held-out problems"
 
     def of(whole: int) -> str:
         return f", a share of {readable(whole)}" if e.is_sharded else ""
@@ -174,14 +178,15 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
         ("parameters", f"{e.architecture.parameters:,}", counted),
         ("trainable", f"{e.trainable.parameters:,}", f"{share:.2%}, {e.recipe.method.name}"),
         ("weights", readable(e.weights), storage_of(e) + of(e.base)),
+        *([("reference", readable(e.reference), "a second copy of the base")] if e.reference else []),
         ("adapters", readable(e.adapters), f"fp32{of(e.beside)}"),
         ("gradients", readable(e.gradients), f"fp32{of(4 * e.trainable.parameters)}"),
         ("optimizer", readable(e.optimizer), f"{e.recipe.training.optimizer}{of(e.moments)}{moved}"),
         *(part for part in together if getattr(e, part[0])),
-        ("activations", readable(e.activations), f"{e.batch} x {e.length} tokens{recomputed}"),
+        ("activations", readable(e.activations), f"{e.batch} x {e.longest} tokens{recomputed}"),
         ("logits", readable(e.logits), targets),
         ("peak of a step", readable(e.step), f"with {readable(LIBRARIES[device])} of libraries"),
-        ("peak of judging", readable(e.judging), f"{e.recipe.generation.batch_size} held-out problems at a time"),
+        ("peak of judging", readable(e.judging), f"{e.recipe.generation.batch_size} {answered} at a time"),
         ("peak", readable(e.peak), f"and {readable(CONTEXT[device])} of its driver's own" if CONTEXT[device] else ""),
         ("inference", readable(e.inference(e.length)), f"batch 1, {e.length} tokens, with what was trained"),
         ("disk", readable(e.disk), "run folder: checkpoints and what is saved in the end"),

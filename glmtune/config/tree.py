@@ -111,6 +111,19 @@ class ModelSettings(Settings):
     )
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation")
     random_init: bool = Field(False, description="start from fresh weights; `path` needs a config and a tokenizer only")
+    adapter: str | None = Field(
+        None, description="an adapter, or a run that has one, that training goes on from; `path` is then its base"
+    )
+    merge_adapter: bool | None = Field(
+        None,
+        description="make that adapter part of the weights first, and train beside them; default: where the method or "
+        "its shape is another, else the adapter itself learns on",
+    )
+
+    @field_validator("adapter")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        return findable(value) if value else value
 
 
 FIELDS = ("prompt", "target", "history", "system")  # of a record, as its file may call them otherwise

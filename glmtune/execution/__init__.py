@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.text import Text
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
 from glmtune import distributed
 from glmtune.config import read_log, to_yaml
@@ -90,11 +89,11 @@ def execute(plan: Plan, console: Console) -> Run:
     distributed.on_main(lambda: write_recipe(plan))
     seed_everything(plan.recipe.seed)
     base, _ = plan.model.load()
-    assert isinstance(base, PreTrainedModel), "a recipe names no adapter"
     asked = choose_asked(plan, base, console)
     before = examine_before(plan, base, asked, console)
     model = apply_method(plan, base)
-    plan.method.initialize(model, first_examples(plan))
+    if plan.model.adapter is None:
+        plan.method.initialize(model, first_examples(plan))
     with distributed.grouped() if is_divided(plan) else nullcontext():
         if is_divided(plan):
             sharding.shard(model, plan.recipe.training.cpu_offload)
@@ -177,11 +176,11 @@ def keep(plan: Plan, model: Model, trainer: RunTrainer) -> Model:
 
 
 def apply_method(plan: Plan, base: Any) -> Model:
-    """Return a model of which the method trains its part; what it draws depends on the seed alone."""
+    """Return a model of which the method trains its part: fresh, by the seed alone, or what an adapter has learned."""
     if is_divided(plan) and plan.method.trains_base:
         base.cpu()  # in fp32, a device may have no room for all of it
     seed_everything(plan.recipe.seed)
-    return plan.method.apply(base)
+    return plan.method.apply(base) if plan.model.adapter is None else plan.method.go_on(base)
 
 
 def announce(plan: Plan, console: Console) -> None:

@@ -37,6 +37,24 @@ NF4 = 4 / 8 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True)
+class Demand:
+    """What an objective takes beside the passes of an example: `Objective.demand` says it.
+
+    Attributes:
+        sequences: rows of a batch for each example: 2 of pairs.
+        rolls_out: the model answers prompts between the steps, and learns from these answers, however long they are.
+        reference: a second copy of the base lies beside the model.
+    """
+
+    sequences: int = 1
+    rolls_out: bool = False
+    reference: bool = False
+
+
+ORDINARY = Demand()
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Memory of a recipe's run on each device, and its disk; each part in bytes.
 
@@ -45,6 +63,7 @@ class Estimate:
         device: where: the first GPU, or the CPU.
         length, target_length: tokens of an example, and those of them that are learned.
         devices: how many divide the examples of a step and, by `training.sharding`, the weights.
+        demand: of the objective. Where the model learns from its own answers, these are as long as they may be.
     """
 
     recipe: Recipe
@@ -54,12 +73,34 @@ class Estimate:
     length: int
     target_length: int
     devices: int = 1
+    demand: Demand = ORDINARY
 
     @property
     def batch(self) -> int:
-        """Examples per micro-batch, at most, on each device."""
+        """Rows of a micro-batch, at most, on each device."""
         training = self.recipe.training
-        return min(training.batch_size, -(-training.examples_per_step // self.devices))
+        return self.demand.sequences * min(training.batch_size, -(-training.examples_per_step // self.devices))
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return self.length - self.target_length
+
+    @property
+    def learned(self) -> int:
+        """Tokens of the longest answer that is learned."""
+        return max(self.target_length, self.recipe.generation.longest) if self.demand.rolls_out else self.target_length
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row of a micro-batch."""
+        limit = self.architecture.max_length
+        return min(self.prompt + self.learned, limit) if limit else self.prompt + self.learned
+
+    @property
+    def reference(self) -> int:
+        """A second copy of the base beside the model, where the objective compares with one."""
+        return self.share(self.base) if self.demand.reference else 0
 
     @property
     def compute(self) -> int:
@@ -297,7 +338,7 @@ class Estimate:
     @cached_property
     def block(self) -> int:
         """What one block saves of a micro-batch, where its linear layers learn or have updates beside them."""
-        trainable, length = self.trainable, self.length
+        trainable, length = self.trainable, self.longest
         learned = self.saved_by_trained_layers(length) if trainable.linears else 0
         # DoRA makes its update by multiplying an identity matrix.
         identities = self.compute * sum(layer.inputs**2 for layer in trainable.linears) if trainable.dora else 0
@@ -309,7 +350,7 @@ class Estimate:
     @cached_property
     def activations(self) -> int:
         """What the blocks save from the forward to the backward pass; with gradient checkpointing, what enters each."""
-        trainable, length = self.trainable, self.length
+        trainable, length = self.trainable, self.longest
         stream = self.batch * length * self.architecture.hidden_size * self.residual
         if self.recipe.training.gradient_checkpointing:
             return (trainable.depth + 2) * stream
@@ -322,7 +363,7 @@ class Estimate:
     @property
     def logits(self) -> int:
         """Of the targets; their gradient takes their place, and a few rows at a time are fp32."""
-        numbers = self.batch * self.target_length * self.architecture.vocab_size
+        numbers = self.batch * self.learned * self.architecture.vocab_size
         return numbers * self.compute + min(numbers, CHUNK) * 4 * (2 if self.compute == 2 else 1)
 
     @property
@@ -355,7 +396,7 @@ class Estimate:
     def resident(self) -> int:
         """What is there all the time."""
         moments = 0 if self.paged else self.optimizer
-        return LIBRARIES[self.device] + self.weights + self.adapters + moments + self.buckets
+        return LIBRARIES[self.device] + self.weights + self.reference + self.adapters + moments + self.buckets
 
     @property
     def step(self) -> int:
@@ -368,10 +409,9 @@ class Estimate:
 
     @property
     def judging(self) -> int:
-        """Peak of answering held-out problems between the steps."""
+        """Peak of answering between the steps: held-out problems, and what is rolled out."""
         generation = self.recipe.generation
-        prompt = self.length - self.target_length
-        answers = self.answers(generation.batch_size, prompt + generation.longest, prompt)
+        answers = self.answers(generation.batch_size, self.prompt + generation.longest, self.prompt)
         whole = self.base + self.beside if self.is_sharded else 0  # shares stay beside it
         return self.resident + whole + answers
 

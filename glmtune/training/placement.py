@@ -16,7 +16,7 @@ from glmtune.config import Recipe, make_recipe, with_overrides
 from glmtune.methods import Method
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError, memory_size
-from glmtune.training.memory import CONTEXT, GIB, Device, Estimate
+from glmtune.training.memory import CONTEXT, GIB, ORDINARY, Demand, Device, Estimate
 from glmtune.training.sharding import check_sharding
 
 ASSUMED_LENGTH = 128  # tokens of an example where nothing tells: 64 + 64 as in the official ChatGLM-6B fine-tuning
@@ -90,6 +90,7 @@ def estimate(
     length: int,
     target_length: int,
     devices: int = 1,
+    demand: Demand = ORDINARY,
 ) -> Estimate:
     """Return the estimate of a recipe on a device, or on each of several.
 
@@ -99,7 +100,7 @@ def estimate(
         device: a GPU, or the CPU.
         length: tokens of the longest examples.
         target_length: those of them that are learned.
-        devices: as `Estimate` has them.
+        devices, demand: as `Estimate` has them.
 
     Raises:
         UserError: the method does not tell what it trains or cannot train this model, or weights cannot be divided.
@@ -107,7 +108,8 @@ def estimate(
     method: Method = registry.admitted("glmtune.methods", recipe.method.name)(recipe.method)
     method.check_base(recipe.model, architecture.stored_bits)
     check_sharding(recipe, architecture.has_own_form)
-    return Estimate(recipe, architecture, method.trainable_spec(architecture), device, length, target_length, devices)
+    trainable = method.trainable_spec(architecture)
+    return Estimate(recipe, architecture, trainable, device, length, target_length, devices, demand)
 
 
 def placement_of(
@@ -117,6 +119,7 @@ def placement_of(
     target_length: int,
     where: Place | None = None,
     devices: int = 1,
+    demand: Demand = ORDINARY,
 ) -> Placement:
     """Return what training by a recipe takes of a place.
 
@@ -126,10 +129,10 @@ def placement_of(
         length: tokens of the longest examples.
         target_length: those of them that are learned.
         where: each of the devices; default: this machine.
-        devices: as `Estimate` has them.
+        devices, demand: as `Estimate` has them.
     """
     place = where or at_hand(distributed.local_device().type == "cuda")
-    sizes = (architecture, place.device, length, target_length, devices)
+    sizes = (architecture, place.device, length, target_length, devices, demand)
     return Placement(recipe, place, lambda variant: estimate(variant, *sizes))
 
 

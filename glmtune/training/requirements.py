@@ -15,7 +15,7 @@ from glmtune.training import optimizers, trackers
 from glmtune.training.sharding import check_sharding
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def check_packages(recipe: Recipe, config: PreTrainedConfig) -> None:
@@ -66,16 +66,21 @@ def count_trainable(method: Method, config: PreTrainedConfig) -> int | None:
     Raises:
         UserError: the method does not find what it trains, or cannot train it.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     own = type(method)(method.settings)  # the given one is to remember nothing of this model
     try:
-        tuned = own.apply(model)
+        tuned = own.apply(without_numbers(config))
     except UserError:
         raise
     except Exception:  # whatever torch says of missing numbers
         return None
     return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+def without_numbers(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a model of names and shapes alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -128,6 +129,7 @@ def make_trainer(
     judge: Judge,
     folder: RunFolder,
     groups: list[dict[str, Any]] | None = None,
+    kind: Callable[..., Trainer] = Trainer,
     **arguments: Any,
 ) -> Trainer:
     """Return the loop, ready to `run`.
@@ -139,13 +141,14 @@ def make_trainer(
         judge: scores the model on held-out examples.
         folder: of the run.
         groups: of parameters with learning rates of their own (`Method.parameter_groups`); default: all alike.
+        kind: makes the loop.
         arguments: transformers' training arguments that differ from the recipe's.
 
     Raises:
         UserError: the device cannot train in the recipe's precision, or an optional package is missing.
     """
     idle = dataset[0] if distributed.world_size() > 1 else None
-    return Trainer(
+    return kind(
         judge=judge,
         folder=folder,
         settings=recipe.training,
