@@ -31,12 +31,14 @@ class Objective(ABC):
         needs: the parts of an example that are learned from; empty where prompts alone are.
         asks: the model is asked held-out examples, and the task scores its answers; else there is a `judge`.
         metric: the figure by which the best weights are chosen.
+        rate_factor: times the method's learning rate is the default one.
     """
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
     needs: ClassVar[frozenset[Part]]
-    asks: ClassVar[bool] = True
-    metric: ClassVar[str] = "accuracy"
+    asks: bool = True
+    metric: str = "accuracy"
+    rate_factor: ClassVar[float] = 1.0
 
     def __init__(self, settings: NamedSettings):
         self.settings = settings
@@ -57,6 +59,10 @@ class Objective(ABC):
             examples: by which it is judged; default: held-out ones.
         """
         raise NotImplementedError(f"{type(self).__name__} neither asks nor judges")
+
+    def judges(self, examples: Sequence[Example]) -> bool:
+        """Return whether these can be given to `judge`; else the model is asked them."""
+        return False
 
     def check(self, plan: Preparation) -> None:
         """See on one example whether the task has what this objective needs.
