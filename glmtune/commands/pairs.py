@@ -103,7 +103,10 @@ def run(
     if Path(output).suffix.lower() not in LINES:
         raise UserError(f"--output {output}: pairs are written as JSON lines. Name it {Path(output).stem}.jsonl.")
     check_output(output)
-    resolved = resolve(target, [*SAMPLING, *overrides], trust)
+    overrides = [*overrides]
+    said = {override.partition("=")[0] for override in overrides}
+    usual = [setting for setting in SAMPLING if setting.partition("=")[0] not in said]
+    resolved = resolve(target, [*usual, *overrides], trust)
     if not resolved.recipe.generation.do_sample:
         raise UserError("generation.do_sample=false: all answers to a prompt would be the same. Leave it out.")
     seed = resolved.recipe.seed + 1 if seed is None else seed

@@ -50,7 +50,9 @@ class DpoSettings(NamedSettings):
         lt=0.5,
         description="share of pairs that are thought to be the wrong way round; of sigmoid and robust",
     )
-    margin: float = Field(0.5, ge=0, description="by which simpo wants the better answer to be better (its gamma)")
+    margin: float | None = Field(
+        None, ge=0, description="by which simpo wants the better answer to be better (its gamma); default: 0.5"
+    )
     sft_weight: float = Field(
         0.0,
         ge=0,
@@ -78,7 +80,7 @@ class DpoSettings(NamedSettings):
         """A number that the loss does not read is a mistake."""
         if self.label_smoothing and self.loss not in SMOOTHED:
             raise ValueError(f"label_smoothing is of {' and '.join(SMOOTHED)}; loss={self.loss} does not read it")
-        if "margin" in self.model_fields_set and self.loss != "simpo":
+        if self.margin is not None and self.loss != "simpo":
             raise ValueError(f"margin is of simpo; loss={self.loss} does not read it")
         return self
 
@@ -215,7 +217,8 @@ class PreferenceLearning(Objective):
             judge = both(judge, self.judge(plan.preparation, held_out))
         assert isinstance(dataset, EncodedComparisons)
         loss = LOSSES[settings.loss]
-        knobs = Knobs(settings.beta or loss.beta, settings.label_smoothing, settings.margin, settings.sft_weight)
+        margin = 0.5 if settings.margin is None else settings.margin
+        knobs = Knobs(settings.beta or loss.beta, settings.label_smoothing, margin, settings.sft_weight)
         return make_preference_trainer(
             model,
             plan.tokenizer,

@@ -21,10 +21,10 @@ from glmtune.runtime import RunFolder, UserError
 
 TINY = [
     *("task.operators=+", "task.kinds=[integer]", "task.maximum=5", "task.style=direct", "task.echo=false"),
-    *("training.steps=4", "training.batch_size=4", "training.logging_steps=1", "training.learning_rate=0.01"),
+    *("training.batch_size=4", "training.logging_steps=1", "training.learning_rate=0.01"),
     *("evaluation.num_examples=4", "evaluation.num_examples_during=2", "generation.max_new_tokens=6"),
 ]
-LEARNS = ["method={name: lora, rank: 4}", "objective.name=dpo"]
+LEARNS = ["objective.name=dpo"]
 PAIRS = [
     {"prompt": f"{a}+{b}", "chosen": str(a + b), "rejected": str(a * 7 + b)} for a in range(1, 9) for b in range(5)
 ]
@@ -45,7 +45,9 @@ def learn(tmp_path: Path, tiny_checkpoint: Path, pairs: Path) -> Callable[..., A
     """`learn("run", "method.name=full")`: a run on pairs that arithmetic judges."""
 
     def run(folder: str, *settings: str) -> Any:
-        given = [*TINY, f"model.path={tiny_checkpoint}", *LEARNS, f"objective.pairs={pairs}"]
+        named = {setting.partition("=")[0] for setting in settings}
+        given = [*TINY, "training.steps=4", f"model.path={tiny_checkpoint}", *LEARNS, f"objective.pairs={pairs}"]
+        given = [setting for setting in given if setting.partition("=")[0] not in named]
         return train.run(overrides=[*given, f"training.output_dir={tmp_path / folder}", *settings])
 
     return run
@@ -63,12 +65,16 @@ def test_every_method_begins_at_log_2_and_learns(
     """The reference is what the method starts from; the margin grows, and is logged with the rewards."""
     settings = [f"method.name={method}"]
     settings += [f"model.path={checkpoint_of(family)}"] if family != "ChatGLM" else []
-    settings += ["method.num_virtual_tokens=4"] if method == "ptuning_v2" else []
-    run = learn("run", *settings, "training.warmup_ratio=0", "training.steps=3")
+    settings += {"ptuning_v2": ["method.num_virtual_tokens=4"], "freeze": ["method.num_layers=1"]}.get(method, [])
+    few = write(
+        tmp_path / "few.jsonl", [{**row, "prompt": f"what is {row['prompt']}, in words"} for row in PAIRS[::10]]
+    )
+    settings += [f"objective.pairs={few}", "training.steps=12", "training.eval_steps=12", "training.warmup_ratio=0"]
+    run = learn("run", *settings)
     losses = [record for record in log_of(run.path) if "loss" in record]
     assert losses[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert losses[0]["reward_margin"] == pytest.approx(0, abs=1e-5)
-    assert losses[-1]["loss"] < losses[0]["loss"] and losses[-1]["reward_margin"] > 0
+    assert losses[-1]["loss"] < math.log(2) and losses[-1]["reward_margin"] > 0
     for record in losses:
         margin = record["reward_chosen"] - record["reward_rejected"]
         assert record["reward_margin"] == pytest.approx(margin, abs=2e-6) and 0 <= record["reward_accuracy"] <= 1
@@ -79,8 +85,11 @@ def test_the_worse_answer_becomes_less_likely(
     tmp_path: Path, tiny_checkpoint: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A file of pairs by itself is judged by held-out pairs: before, during, after, and by `evaluate`."""
+    write(
+        pairs, [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in PAIRS]
+    )  # it likes short ones
     own = ["task.name=instructions", f"task.file={pairs}", "task.held_out=0.2", "evaluation.num_examples=50"]
-    settings = [f"model.path={tiny_checkpoint}", *LEARNS, *own, *TINY[5:8], "training.steps=12"]
+    settings = [f"model.path={tiny_checkpoint}", *LEARNS, *own, *TINY[5:8], "training.steps=24"]
     run = train.run(overrides=[*settings, f"training.output_dir={tmp_path / 'run'}"])
     report = run.report
     assert report["metric"] == "preference_accuracy" and report["before"]["n"] == report["after"]["n"] > 3
@@ -148,7 +157,10 @@ def test_labels_and_pairs_are_learned_as_single_answers(learn: Callable[..., Any
 
 def prepared(settings: list[str], tiny_checkpoint: Path, tmp_path: Path) -> Plan:
     folder = RunFolder(tmp_path / "none")
-    recipe = load_recipe(None, [*TINY, f"model.path={tiny_checkpoint}", *LEARNS, *settings])
+    named = {setting.partition("=")[0] for setting in settings}
+    given = [*(TINY if "task.name" not in named else TINY[5:]), f"model.path={tiny_checkpoint}", *LEARNS]
+    given = [setting for setting in given if setting.partition("=")[0] not in named]
+    recipe = load_recipe(None, [*given, *settings])
     return plan_of(ResolvedModel(recipe), folder)
 
 
@@ -208,9 +220,10 @@ def test_a_task_without_pairs_and_settings_of_another_loss(tiny_checkpoint: Path
 
 
 def test_faulty_pairs_can_be_skipped_and_long_ones_dropped(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    rows = [*PAIRS[:6], {**GOOD, "rejected": "2"}, {**GOOD, "prompt": "9+9", "rejected": "3" * 300}]
+    rows = [{**row, "prompt": f"{row['prompt']} in words"} for row in PAIRS[:6]]
+    rows += [{**GOOD, "rejected": "2"}, {**GOOD, "prompt": "9+9 in words", "rejected": "3" * 300}]
     file = write(tmp_path / "pairs.jsonl", rows)
-    settings = [f"objective.pairs={file}", "data.on_error=skip", "data.too_long=drop", "task.held_out=0.001"]
+    settings = [f"objective.pairs={file}", "data.on_error=skip", "data.too_long=drop"]
     with pytest.warns(UserWarning, match="1 records that are no pairs are left out"):
         plan = prepared(settings, tiny_checkpoint, tmp_path)
     assert len(plan.dataset) == 6
@@ -221,7 +234,7 @@ def test_faulty_pairs_can_be_skipped_and_long_ones_dropped(tiny_checkpoint: Path
 def test_the_default_rate_is_far_below_that_of_targets(tiny_checkpoint: Path, tmp_path: Path, pairs: Path) -> None:
     plans = [
         prepared(["training.learning_rate=null", *more], tiny_checkpoint, tmp_path)
-        for more in ([f"objective.pairs={pairs}"], ["objective=sft"])
+        for more in ([f"objective.pairs={pairs}"], ["objective.name=sft"])
     ]
     one, other = (plan.recipe.training.learning_rate or 0 for plan in plans)
     assert one == pytest.approx(other / 10)
@@ -230,9 +243,9 @@ def test_the_default_rate_is_far_below_that_of_targets(tiny_checkpoint: Path, tm
 def test_answers_without_a_better_one_are_no_targets(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """What a label calls bad is not learned by mistake."""
     file = write(
-        tmp_path / "labels.jsonl", [{"prompt": f"{a}+1", "completion": "5", "label": a > 4} for a in range(12)]
+        tmp_path / "labels.jsonl", [{"prompt": f"{a}+1", "completion": "5", "label": a > 4} for a in range(60)]
     )
-    with pytest.raises(UserError, match="line 1: 'label' says that this answer is bad"):
-        prepared(["objective=sft", "task.name=instructions", f"task.file={file}"], tiny_checkpoint, tmp_path)
+    with pytest.raises(UserError, match="line 2: 'label' says that this answer is bad"):
+        prepared(["objective.name=sft", "task.name=instructions", f"task.file={file}"], tiny_checkpoint, tmp_path)
     report = inspect.run([str(file)])
-    assert report["formats"] == {"labelled": 12} and report["notes"]
+    assert report["formats"] == {"labelled": 60} and report["notes"]
