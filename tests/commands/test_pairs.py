@@ -16,7 +16,7 @@ from glmtune.resolution import resolve
 from glmtune.runtime import UserError
 
 SUMS = [
-    *("task.operators=+", "task.kinds=[integer]", "task.maximum=5", "task.style=direct", "task.echo=false"),
+    *("task.operators=+", "task.kinds=[integer]", "task.maximum=30", "task.style=direct", "task.echo=false"),
     *("task.held_out=0.3", "generation.max_new_tokens=6", "generation.batch_size=16"),
 ]
 
@@ -25,7 +25,7 @@ SUMS = [
 def partly_right(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nano after some steps: right now and then."""
     folder = tmp_path_factory.mktemp("runs") / "sums"
-    some = ["training.steps=6", "training.batch_size=16", "evaluation.num_examples=2", "training.learning_rate=0.004"]
+    some = ["training.steps=9", "evaluation.num_examples=2", "training.eval_steps=9"]
     train.run(overrides=[*SUMS, *some, f"training.output_dir={folder}"])
     return folder
 
