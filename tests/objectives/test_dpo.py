@@ -245,7 +245,7 @@ def test_answers_without_a_better_one_are_no_targets(tiny_checkpoint: Path, tmp_
     file = write(
         tmp_path / "labels.jsonl", [{"prompt": f"{a}+1", "completion": "5", "label": a > 4} for a in range(60)]
     )
-    with pytest.raises(UserError, match="line 1 of .*: 'label' says that this answer is bad"):
+    with pytest.raises(UserError, match=r"line 1 of .*: 'label' says that this answer is bad"):
         prepared(
             ["objective.name=sft", "task.name=instructions", f"task.file={file}", "task.held_out=0.3"],
             tiny_checkpoint,
