@@ -197,7 +197,7 @@ def find_notes(records: Sequence[Example], settings: DataSettings, learns_all: b
             "objective.name=dpo compares them."
         )
     if worse := sum(is_bad_alone(record) for record in records):
-        yield f"{worse:,} records are bad answers by their label; objective.name=dpo objective.loss=kto learns from them."
+        yield f"{worse:,} records are bad answers by their label, which only objective.loss=kto learns from."
     if same := sum(record.target.split() == (record.rejected or "").split() != [] for record in records):
         yield f"{same:,} records have the same answer as 'chosen' and 'rejected', which objective.name=dpo refuses."
     last_alone = settings.turns == "last" or (settings.turns == "all" and not learns_all)
