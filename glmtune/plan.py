@@ -198,8 +198,7 @@ class Plan:
     def recipe(self) -> Recipe:
         """The recipe with everything filled in; what the run folder keeps."""
         hidden_size = self.model.config.get_text_config().hidden_size
-        usual = self.method.learning_rate(hidden_size) * self.objective.rate_factor
-        rate = self.asked.training.learning_rate or usual
+        rate = self.asked.training.learning_rate or self.objective.learning_rate(self.method, hidden_size)
         training = self.asked.training.model_copy(update={"steps": self.steps, "learning_rate": rate})
         return self.asked.model_copy(update={"training": training})
 

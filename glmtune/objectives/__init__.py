@@ -16,7 +16,7 @@ from glmtune.runtime import UserError
 if TYPE_CHECKING:
     from glmtune.data import EncodedDataset
     from glmtune.examples import Example
-    from glmtune.methods import Model
+    from glmtune.methods import Method, Model
     from glmtune.plan import Plan, Preparation
     from glmtune.training.run_trainer import Judge, RunTrainer
 
@@ -31,14 +31,12 @@ class Objective(ABC):
         needs: the parts of an example that are learned from; empty where prompts alone are.
         asks: the model is asked held-out examples, and the task scores its answers; else there is a `judge`.
         metric: the figure by which the best weights are chosen.
-        rate_factor: times the method's learning rate is the default one.
     """
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
     needs: ClassVar[frozenset[Part]]
     asks: bool = True
     metric: str = "accuracy"
-    rate_factor: ClassVar[float] = 1.0
 
     def __init__(self, settings: NamedSettings):
         self.settings = settings
@@ -50,6 +48,10 @@ class Objective(ABC):
         Raises:
             UserError: a file that cannot be read, or examples that are too long.
         """
+
+    def learning_rate(self, method: Method, hidden_size: int) -> float:
+        """Return the peak learning rate where the recipe names none: the method's."""
+        return method.learning_rate(hidden_size)
 
     def judge(self, plan: Preparation, examples: Sequence[Example] | None = None) -> Judge:
         """Return what scores a model before, during and after the training, where it is not asked.

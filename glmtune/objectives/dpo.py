@@ -19,7 +19,7 @@ from glmtune.runtime import UserError
 if TYPE_CHECKING:
     from glmtune.data.comparisons import Comparison, EncodedComparisons
     from glmtune.examples import Example
-    from glmtune.methods import Model
+    from glmtune.methods import Method, Model
     from glmtune.plan import Plan, Preparation
     from glmtune.training.run_trainer import Judge, RunTrainer
 
@@ -91,13 +91,16 @@ class PreferenceLearning(Objective):
     Settings = DpoSettings
     settings: DpoSettings
     needs = frozenset({"target", "rejected"})
-    rate_factor = 0.1
 
     def __init__(self, settings: NamedSettings):
         super().__init__(settings)
         judged = self.settings.judge
         self.asks = self.settings.pairs is not None if judged == "auto" else judged == "answers"
         self.metric = "accuracy" if self.asks else METRIC
+
+    def learning_rate(self, method: Method, hidden_size: int) -> float:
+        """Return a tenth of the method's rate; three tenths unlearn what the model knew (docs/log.md)."""
+        return method.learning_rate(hidden_size) / 10
 
     @property
     def takes_singles(self) -> bool:
