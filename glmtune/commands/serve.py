@@ -60,18 +60,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the models, and how the server answers."""
     add = parser.add_argument
     add("targets", nargs="+", metavar="[NAME=]TARGET", help=f"{TARGET_HELP}; NAME is what clients call it")
-    add("--host", default=Options.host, help="where to listen; 0.0.0.0: at all addresses of this machine")
-    add("--port", type=int, default=Options.port)
+    add(
+        "--host",
+        default=Options.host,
+        help="where to listen; 0.0.0.0: at all addresses of this machine (default: %(default)s)",
+    )
+    add("--port", type=int, default=Options.port, help="where to listen (default: %(default)s)")
     add("--api-key-file", type=Path, help="a file of keys, one a line; who asks gives one of them")
-    add("--max-queue", type=int, default=Options.max_queue, help="requests that may wait; more are told to come again")
-    add("--slots", type=int, default=Options.slots, help="answers at a time, of each model")
+    add(
+        "--max-queue",
+        type=int,
+        default=Options.max_queue,
+        help="requests that may wait; more are told to come again (default: %(default)s)",
+    )
+    add("--slots", type=int, default=Options.slots, help="answers at a time, of each model (default: %(default)s)")
     add("--max-model-len", type=int, help="tokens of prompt and answer together; default: all the model takes")
     add("--max-tokens-in-flight", type=int, help="tokens of all prompts and answers at a time; default: as slots have")
     add("--tools", nargs="+", default=(), metavar="TOOL", help="run here when models call them, e.g. calculator")
     add("--cors", nargs="+", default=(), metavar="ORIGIN", help="pages of these origins may ask from a browser")
     add("--allow-adapter-loading", action="store_true", help="adapters may be loaded and unloaded over HTTP")
     add("--log-prompts", action="store_true", help="write prompts and answers to the log")
-    add("--shutdown-timeout", type=float, default=Options.shutdown_timeout, help="seconds for answers at the end")
+    add(
+        "--shutdown-timeout",
+        type=float,
+        default=Options.shutdown_timeout,
+        help="seconds for answers at the end (default: %(default)g)",
+    )
     add("--set", dest="settings", nargs="+", default=(), metavar="SETTING", help="settings in place of the runs' own")
     add_trust(parser)
     add_fetch(parser)
