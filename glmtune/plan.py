@@ -226,7 +226,9 @@ class Plan:
     def present(self) -> Past:
         """What the run is from here on; of a base on the hub, the weights are fetched."""
         base = None if self.recipe.model.random_init else self.model.fingerprint
-        return Past(self.recipe, base, fingerprint_records([self.task.records(split) for split in get_args(Split)]))
+        own = self.objective.learned(self.preparation)
+        splits = [self.task.records(split) for split in get_args(Split)]
+        return Past(self.recipe, base, fingerprint_records([*splits, *([own] if own else ())]))
 
     @cached_property
     def changes(self) -> Sequence[Change]:

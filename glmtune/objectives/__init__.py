@@ -49,6 +49,10 @@ class Objective(ABC):
             UserError: a file that cannot be read, or examples that are too long.
         """
 
+    def learned(self, plan: Preparation) -> Sequence[Example]:
+        """Return the records that are learned beside those of the task: a run that goes on must find the same."""
+        return ()
+
     def learning_rate(self, method: Method, hidden_size: int) -> float:
         """Return the peak learning rate where the recipe names none: the method's."""
         return method.learning_rate(hidden_size)

@@ -97,6 +97,7 @@ class PreferenceLearning(Objective):
         judged = self.settings.judge
         self.asks = self.settings.pairs is not None if judged == "auto" else judged == "answers"
         self.metric = "accuracy" if self.asks else METRIC
+        self.found: list[Example] | None = None  # in `pairs`
 
     def learning_rate(self, method: Method, hidden_size: int) -> float:
         """Return a tenth of the method's rate; three tenths unlearn what the model knew (docs/log.md)."""
@@ -116,6 +117,8 @@ class PreferenceLearning(Objective):
         from glmtune.data.mixture import count_steps
 
         self.check(plan)
+        if self.asks and (held_out := self.held_out_during(plan)):
+            self.compare(plan, held_out, "The held-out records")  # so that their faults are told now
         examples, name = self.records(plan)
         dataset = self.encode(plan, self.compare(plan, examples, name), name)
         return dataset, plan.recipe.training.steps or count_steps(plan.recipe, len(dataset))
@@ -145,18 +148,29 @@ class PreferenceLearning(Objective):
                 "have. Name a file of them: objective.pairs=FILE. `glmtune pairs` makes one of a model's own answers."
             )
 
+    def learned(self, plan: Preparation) -> Sequence[Example]:
+        """Return the records of `objective.pairs`."""
+        return self.read(plan) if self.settings.pairs is not None else ()
+
+    def read(self, plan: Preparation) -> list[Example]:
+        """Return all records of `objective.pairs`, those that are held out, too."""
+        from glmtune.records import read_examples
+
+        if self.found is None:
+            self.found = read_examples(str(self.settings.pairs), plan.recipe.data)
+        return self.found
+
     def records(self, plan: Preparation) -> tuple[list[Example], str]:
         """Return the records that are learned, and what errors call them.
 
         Raises:
             UserError: a file cannot be read, or the task holds out all that it has.
         """
-        from glmtune.records import read_examples
         from glmtune.records.leaks import without_leaks
 
         if self.settings.pairs is None:
             return [*(plan.task.records("train") or ())], "The records of task.file"
-        learned = without_leaks(read_examples(self.settings.pairs, plan.recipe.data), plan.task.holds_out)
+        learned = without_leaks(self.read(plan), plan.task.holds_out)
         if not learned:
             raise UserError(f"objective.pairs: {self.settings.pairs}: all that it asks is held out; nothing is left.")
         return learned, f"objective.pairs: the records of {self.settings.pairs}"
@@ -191,24 +205,30 @@ class PreferenceLearning(Objective):
         from glmtune.training.preferences import LOSSES, judge_of
 
         if examples is None:
-            examples = (plan.task.records("held_out") or [])[: plan.recipe.evaluation.num_examples]
+            examples = self.held_out(plan, plan.recipe.evaluation.num_examples)
+        if not examples:
+            raise UserError(
+                "objective.judge=preferences: no record with answers to compare is held out. Use "
+                "objective.judge=answers."
+            )
         name = "The held-out records"
         dataset = self.encode(plan, self.compare(plan, examples, name), name)
         tokenizer, batch_size = plan.encoder.tokenizer, plan.recipe.training.batch_size
         return judge_of(dataset, tokenizer.pad_token_id, batch_size, LOSSES[self.settings.loss])
 
-    def held_out(self, plan: Preparation) -> list[Example]:
+    def held_out(self, plan: Preparation, most: int) -> list[Example]:
         """Return records with answers to compare that are not learned, as the task holds out what they ask."""
-        from glmtune.records import read_examples
-
         if self.settings.pairs is None:
             found = [*(plan.task.records("held_out") or ())]
         else:
-            read = read_examples(self.settings.pairs, plan.recipe.data)
-            found = [example for example in read if plan.task.holds_out(example.question)]
-        found = found[: plan.recipe.evaluation.num_examples_during]
+            found = [example for example in self.read(plan) if plan.task.holds_out(example.question)]
+        found = found[:most]
         is_enough = any(example.target for example in found) if self.takes_singles else True
         return found if is_enough and self.judges(found) else []
+
+    def held_out_during(self, plan: Preparation) -> list[Example]:
+        """Return those of them that are compared beside the questions that the model is asked during the training."""
+        return self.held_out(plan, plan.recipe.evaluation.num_examples_during)
 
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
         """Return the loop with the loss of comparisons."""
@@ -216,7 +236,7 @@ class PreferenceLearning(Objective):
         from glmtune.training.preferences import LOSSES, Knobs, make_preference_trainer
 
         settings, dataset = self.settings, plan.dataset
-        if self.asks and (held_out := self.held_out(plan.preparation)):
+        if self.asks and (held_out := self.held_out_during(plan.preparation)):
             judge = both(judge, self.judge(plan.preparation, held_out))
         assert isinstance(dataset, EncodedComparisons)
         loss = LOSSES[settings.loss]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glmtune.commands import evaluate, inspect, train
+from glmtune.commands import evaluate, export, inspect, ls, train
 from glmtune.config import RecipeError, load_recipe
 from glmtune.plan import Plan
 from glmtune.plan import prepare as plan_of
@@ -100,6 +100,9 @@ def test_the_worse_answer_becomes_less_likely(
     assert found["preference_accuracy"] == report["after"]["preference_accuracy"]
     _, found = evaluate.run(run.path, str(pairs))
     assert found["n"] == len(PAIRS)
+    whole = export.run(run.path, output=str(tmp_path / "whole"))
+    assert "| held-out | examples | preference accuracy |" in (whole / "README.md").read_text("utf-8")
+    assert ls.run(str(tmp_path))["runs"][str(run.path)].startswith("held-out preference accuracy ")
 
 
 def test_both_judges(learn: Callable[..., Any], tmp_path: Path) -> None:
@@ -153,6 +156,21 @@ def test_labels_and_pairs_are_learned_as_single_answers(learn: Callable[..., Any
     one, other = ([r["loss"] for r in log_of(run.path) if "loss" in r] for run in runs)
     assert one == pytest.approx(other, abs=1e-5)
     assert one[0] == pytest.approx(0.5, abs=0.2), "half of both kinds"
+
+
+def test_a_run_goes_on_with_the_pairs_that_it_began_with(learn: Callable[..., Any], pairs: Path) -> None:
+    run = learn("run", "training.steps=2")
+    write(pairs, [{**row, "rejected": "99"} for row in PAIRS])
+    with pytest.raises(UserError, match="has other records than when"):
+        train.run(resume=str(run.path), overrides=["training.steps=4"])
+
+
+def test_one_process_learns(
+    tiny_checkpoint: Path, tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glmtune.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"learns in one process as yet\. Set training\.devices=1"):
+        prepared([f"objective.pairs={pairs}"], tiny_checkpoint, tmp_path)
 
 
 def prepared(settings: list[str], tiny_checkpoint: Path, tmp_path: Path) -> Plan:
@@ -213,6 +231,10 @@ def test_faults_are_told_before_anything_is_loaded(
 def test_a_task_without_pairs_and_settings_of_another_loss(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"objective\.pairs=FILE.*glmtune pairs"):
         prepared([], tiny_checkpoint, tmp_path)
+    with pytest.raises(UserError, match=r"no record with answers to compare is held out"):
+        rows = [{**row, "prompt": "a tale, please"} for row in PAIRS]
+        file = write(tmp_path / "words.jsonl", rows)
+        prepared([f"objective.pairs={file}", "objective.judge=preferences"], tiny_checkpoint, tmp_path)
     with pytest.raises(RecipeError, match="label_smoothing is of sigmoid and robust; loss=ipo does not read it"):
         load_recipe(None, [*LEARNS, "objective.loss=ipo", "objective.label_smoothing=0.1"])
     with pytest.raises(RecipeError, match="margin is of simpo"):
