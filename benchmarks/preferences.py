@@ -9,7 +9,6 @@ is not learned and tells how often the right answer is the likelier.
 from __future__ import annotations
 
 import io
-import json
 import os
 import tempfile
 import time
@@ -26,7 +25,6 @@ from glmtune.training.run_trainer import RunTrainer
 WAYS = {
     "sigmoid": [],
     "sigmoid, 3 x the rate": ["training.learning_rate=0.0012"],
-    "sigmoid, a third of the rate": ["training.learning_rate=0.00013"],
     "sigmoid, sft_weight=1": ["objective.sft_weight=1"],
     "ipo": ["objective.loss=ipo"],
     "simpo": ["objective.loss=simpo"],
@@ -62,7 +60,7 @@ def judge(target: Path, held_out: Path, examples: int) -> dict[str, Any]:
     """Greedy answers to held-out problems, and held-out pairs."""
     asked = ["task.operators=+-", f"evaluation.num_examples={examples}", "evaluation.text_metrics=false"]
     _, report = evaluate.run(target, overrides=[*asked, "objective={name: sft}"])
-    _, compared = evaluate.run(target, str(held_out), ["objective={name: dpo, judge: preferences}"])
+    _, compared = evaluate.run(target, str(held_out), overrides=["objective={name: dpo, judge: preferences}"])
     low, high = report["accuracy_ci95"]
     return {"right": report["accuracy"], "low": low, "high": high, "preferred": compared["preference_accuracy"]}
 
@@ -87,25 +85,20 @@ def main() -> None:
         def measure(way: str, target: Path, seconds: float, steps: int) -> None:
             judged = judge(target, folder / "held_out.jsonl", given.examples)
             rows.append({"way": way, "steps": steps, "seconds": round(seconds, 1), **judged})
-            print(json.dumps(rows[-1]), flush=True)
+            learned = {"pairs": found.pairs, "sampling_seconds": round(sampling, 1), "batch_size": 16}
+            groups = {"prompts": found.prompts, "all_right": found.right, "all_wrong": found.wrong}
+            record("preferences", {**vars(given), **learned}, rows, **groups)
 
         measure("before", folder / "base", 0.0, 0)
         dpo = [f"model.path={folder / 'base'}", "objective.name=dpo", "objective.pairs=pairs.jsonl"]
         for number, (way, settings) in enumerate(WAYS.items()):
-            steps = f"training.steps={given.steps}"
-            learn(folder / f"dpo{number}", *dpo, steps, "training.batch_size=16", *settings)
+            own = [f"training.steps={given.steps}", "training.batch_size=16"]
+            learn(folder / f"dpo{number}", *dpo, *own, *settings)
             measure(way, folder / f"dpo{number}", sampling + clock.seconds, given.steps)
-        steps = round(rows[1]["seconds"] / per_step)
-        learn(folder / "more", f"model.path={folder / 'base'}", f"training.steps={steps}")
-        measure("targets", folder / "more", clock.seconds, steps)
-    record(
-        "preferences",
-        {**vars(given), "pairs": found.pairs, "sampling_seconds": round(sampling, 1), "batch_size": 16},
-        rows,
-        prompts_all_right=found.right,
-        prompts_all_wrong=found.wrong,
-        prompts=found.prompts,
-    )
+            if number == 0:
+                steps = round(rows[1]["seconds"] / per_step)
+                learn(folder / "more", f"model.path={folder / 'base'}", f"training.steps={steps}")
+                measure("targets", folder / "more", clock.seconds, steps)
 
 
 if __name__ == "__main__":
