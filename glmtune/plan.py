@@ -200,7 +200,7 @@ class Plan:
     def recipe(self) -> Recipe:
         """The recipe with everything filled in; what the run folder keeps."""
         hidden_size = self.model.config.get_text_config().hidden_size
-        rate = self.asked.training.learning_rate or self.method.learning_rate(hidden_size)
+        rate = self.asked.training.learning_rate or self.objective.learning_rate(self.method, hidden_size)
         training = self.asked.training.model_copy(update={"steps": self.steps, "learning_rate": rate})
         return self.asked.model_copy(update={"training": training})
 
@@ -230,7 +230,9 @@ class Plan:
         base = None if self.recipe.model.random_init else self.model.fingerprint
         if base is not None and self.model.adapter is not None:
             base = f"{base} with {fingerprint(self.model.adapter)}"
-        return Past(self.recipe, base, fingerprint_records([self.task.records(split) for split in get_args(Split)]))
+        own = self.objective.learned(self.preparation)
+        splits = [self.task.records(split) for split in get_args(Split)]
+        return Past(self.recipe, base, fingerprint_records([*splits, *([own] if own else ())]))
 
     @cached_property
     def changes(self) -> Sequence[Change]:

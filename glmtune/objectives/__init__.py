@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from glmtune.config import Recipe
     from glmtune.data import EncodedDataset
     from glmtune.examples import Example
-    from glmtune.methods import Model
+    from glmtune.methods import Method, Model
     from glmtune.plan import Plan, Preparation
     from glmtune.training.memory import Demand
     from glmtune.training.run_trainer import Judge, RunTrainer
@@ -37,8 +37,8 @@ class Objective(ABC):
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
     needs: ClassVar[frozenset[Part]]
-    asks: ClassVar[bool] = True
-    metric: ClassVar[str] = "accuracy"
+    asks: bool = True
+    metric: str = "accuracy"
 
     def __init__(self, settings: NamedSettings):
         self.settings = settings
@@ -51,6 +51,14 @@ class Objective(ABC):
             UserError: a file that cannot be read, or examples that are too long.
         """
 
+    def learned(self, plan: Preparation) -> Sequence[Example]:
+        """Return the records that are learned beside those of the task: a run that goes on must find the same."""
+        return ()
+
+    def learning_rate(self, method: Method, hidden_size: int) -> float:
+        """Return the peak learning rate where the recipe names none: the method's."""
+        return method.learning_rate(hidden_size)
+
     def judge(self, plan: Preparation, examples: Sequence[Example] | None = None) -> Judge:
         """Return what scores a model before, during and after the training, where it is not asked.
 
@@ -59,6 +67,10 @@ class Objective(ABC):
             examples: by which it is judged; default: held-out ones.
         """
         raise NotImplementedError(f"{type(self).__name__} neither asks nor judges")
+
+    def judges(self, examples: Sequence[Example]) -> bool:
+        """Return whether these can be given to `judge`; else the model is asked them."""
+        return False
 
     def check(self, plan: Preparation) -> None:
         """See on one example whether the task has what this objective needs.
