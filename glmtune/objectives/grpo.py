@@ -212,9 +212,8 @@ class Grpo(Objective):
         """
         k, number = self.settings.num_generations, int(probed["prompts"])
         once, often = probed["pass_at_1"], probed[f"pass_at_{k}"]
-        told = (
-            f"Of {number} held-out prompts, {k} answers each, pass@1 {percent(once, 1)}, pass@{k} {percent(often, 1)}."
-        )
+        shares = f"pass@1 {percent(once, 1)}, pass@{k} {percent(often, 1)}"
+        told = f"Of {number} held-out prompts, {k} answers to each: {shares}."
         labels = [label_of(reward.name) for reward in self.settings.rewards]
         if probed["frac_reward_zero_std"] == 1:
             if once == 1:
