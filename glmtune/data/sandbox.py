@@ -74,7 +74,7 @@ class Scale:
     def __init__(self, size: int):
         self.most = MOST_WEIGHT + PER_CHARACTER * size
         self.seconds = MOST_SECONDS + size / PER_SECOND
-        self.end = time.thread_time() + self.seconds
+        self.end: float | None = None  # by the clock, which is first asked when there was something to do
         self.written = 0
         self.unasked = 0  # of weight, since the clock was last asked
         self.known: dict[int, tuple[Any, int]] = {}  # what a template cannot change weighs the same again
@@ -85,8 +85,9 @@ class Scale:
         self.check(weight)
         self.unasked += 1 + weight
         if self.unasked > CLOCK_EVERY:
-            self.unasked = 0
-            if time.thread_time() > self.end:
+            self.unasked, now = 0, time.thread_time()
+            self.end = now + self.seconds if self.end is None else self.end
+            if now > self.end:
                 refuse(f"works for more than {self.seconds:.0f} s on one conversation")
         return value
 

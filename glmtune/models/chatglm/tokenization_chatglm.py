@@ -245,16 +245,19 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self._image_tokens.get(token, self.num_image_tokens + self.sp_model.piece_to_id(token))
 
     def _convert_id_to_token(self, index: int) -> str:
-        if not 0 <= index < self.vocab_size:  # the model can emit more ids, and labels hold -100
-            return ""
         if index < self.num_image_tokens:
-            return f"<image_{index}>"
-        return self.sp_model.id_to_piece(index - self.num_image_tokens)
+            return f"<image_{index}>" if index >= 0 else ""  # labels hold -100
+        try:
+            return self.sp_model.id_to_piece(index - self.num_image_tokens)
+        except IndexError:  # the model can emit more ids
+            return ""
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """Return the text of `tokens`; padding, image tokens and control pieces have none."""
-        without_text = {"", self.pad_token, *self._image_tokens}
-        text = self.sp_model.decode_pieces([token for token in tokens if token not in without_text])
+        without_text, images = ("", self.pad_token), self._image_tokens
+        text = self.sp_model.decode_pieces(
+            [token for token in tokens if token not in without_text and token not in images]
+        )
         text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
         return re.sub(r"<\|blank_([2-9]|[1-7]\d|80)\|>", lambda blanks: " " * int(blanks[1]), text)
 
