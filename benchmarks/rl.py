@@ -21,9 +21,8 @@ from transformers import TrainerCallback
 
 import glmtune
 from glmtune.commands import train
-from glmtune.config import GenerationSettings, load_recipe
+from glmtune.config import GenerationSettings, load_recipe, read_log
 from glmtune.data import examples_of
-from glmtune.evaluation.intervals import wilson_interval
 from glmtune.inference.conversation import Conversation
 from glmtune.inference.engine import Engine
 from glmtune.inference.rollouts import pass_at_k, roll_out
@@ -96,24 +95,16 @@ def measure(label: str, settings: list[str], base: str, chosen: Any, work: Path)
     run, budget = within(chosen.seconds, lambda: train.run(overrides=overrides))
     model, tokenizer = glmtune.load(run)
     after = run.report["after"]
-    log = [line for line in run.folder.log.read_text().splitlines() if '"loss"' in line]
     return {
         "arm": label,
         "right before": run.report["before"]["accuracy"],
         "right after": after["accuracy"],
         "ci95": [round(bound, 4) for bound in after["accuracy_ci95"]],
         "pass@8 after": pass_at(model, tokenizer, run.task, chosen.prompts, 8, chosen.seed),
-        "steps": run.report.get("steps", budget_steps(log)),
+        "steps": max(record["step"] for record in read_log(run.folder)),
         "cpu s": round(budget.spent, 1),
         "wall s": round(budget.wall, 1),
     }
-
-
-def budget_steps(log: list[str]) -> int:
-    """The last step that was logged."""
-    import json
-
-    return max(int(json.loads(line)["step"]) for line in log)
 
 
 def overhead(base: str, chosen: Any, repeats: int = 5) -> dict[str, float]:
@@ -165,18 +156,11 @@ def main() -> None:
         model, tokenizer = glmtune.load(base)
         before = {k: pass_at(model, tokenizer, first.task, chosen.prompts, k, chosen.seed) for k in (1, 8)}
         names = list(ARMS) if chosen.arms == "all" else chosen.arms.split(";")
-        rows = [measure(name, ARMS[name], base, chosen, work) for name in names]
-        spent = overhead(base, chosen)
-    known = [round(bound, 4) for bound in wilson_interval(round(before[8] * chosen.prompts), chosen.prompts)]
-    record(
-        "rl",
-        vars(chosen),
-        rows,
-        pass_at_1_before=before[1],
-        pass_at_8_before=before[8],
-        pass_at_8_before_ci95=known,
-        rollouts=spent,
-    )
+        spent, rows = overhead(base, chosen), []
+        for name in names:  # each is written as soon as it is known
+            rows.append(measure(name, ARMS[name], base, chosen, work))
+            figures = {"pass_at_1_before": before[1], "pass_at_8_before": before[8], "rollouts": spent}
+            record("rl", vars(chosen), rows, **figures)
 
 
 if __name__ == "__main__":
