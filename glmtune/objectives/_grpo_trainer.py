@@ -261,6 +261,9 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         for batch in self.batches:
             loss = loss + super().training_step(model, dict(batch), None)
             seen.append((int(batch["completion_mask"].sum()), self.take_metrics()))
+        if not self.batches and self.args.fp16:  # whose scale of gradients wants some to look at
+            for weight in self.trained_weights().values():
+                weight.grad = torch.zeros_like(weight)
         self.figures.append({**figures, **mean_by_tokens(seen)})
         return loss
 

@@ -126,16 +126,17 @@ class Grpo(Objective):
         """
         self.check(plan)
         from glmtune.data import DrawnExamples, EncodedDraws
+        from glmtune.data.mixture import encoded
 
         records, training = plan.task.records("train"), plan.recipe.training
-        per_step = self.prompts_per_step(training.examples_per_step) * self.settings.num_iterations
+        per_step = self.prompts_per_step(training.examples_per_step)
         if records is None:
             steps = training.steps or STEPS
-            return EncodedDraws(DrawnExamples(plan.task, steps * per_step, plan.recipe.seed), plan.encoder), steps
+            drawn = DrawnExamples(plan.task, steps * per_step, plan.recipe.seed)
+            return encoded(drawn, plan.encoder, plan.recipe.data, "The examples"), steps
         examples = askable(plan, records)
-        return EncodedDraws(examples, plan.encoder), training.steps or max(
-            1, math.ceil(training.epochs * len(examples) * self.settings.num_iterations / per_step)
-        )
+        draws = max(1, math.ceil(training.epochs * len(examples) / per_step))
+        return EncodedDraws(examples, plan.encoder), training.steps or draws * self.settings.num_iterations
 
     def prompts_per_step(self, answers: int) -> int:
         """Return how many prompts a step asks, of so many answers.
@@ -295,7 +296,7 @@ def askable(plan: Preparation, records: Sequence[Example]) -> Sequence[Example]:
         check_question(example, name)
         limit = encoder.max_length if data.too_long == "stop" else None
         ids = encode_within(encoder.tokenizer, example.prompt, example.tools, limit, room, name)
-        if has_room(len(ids), encoder.max_length, room):
+        if data.too_long == "stop" or (has_room(len(ids), encoder.max_length, room) and encoder.fits(encoder(example))):
             kept.append(example)
     if not kept:
         raise UserError(

@@ -246,6 +246,28 @@ def test_drawn_prompts_are_those_of_the_training_split() -> None:
     assert len({example.prompt for example in drawn}) > 20
 
 
+def test_records_that_leave_no_room_are_told_or_left_out(
+    tiny_settings: list[str], grpo: list[str], write_records: Any, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{number}+1=", "target": str(number + 1)} for number in range(12)]
+    file = write_records(*rows, {"prompt": "1" * 200, "target": "1"})
+    given = [one for one in tiny_settings if not one.startswith(("task.", "training.steps"))]
+    settings = [*given, *grpo, "task.name=instructions", f"task.file={file}", "task.held_out=0.25", "training.epochs=2"]
+
+    def dataset(*more: str) -> tuple[Any, int]:
+        plan = Plan(ResolvedModel(load_recipe(None, [*settings, *more])), RunFolder(tmp_path))
+        return plan.objective.dataset(plan.preparation)  # type: ignore[no-any-return]
+
+    with pytest.raises(
+        UserError, match=r"line 13 of .*records\.jsonl has 2\d\d tokens; with generation\.max_new_tokens=6"
+    ):
+        dataset()
+    found, steps = dataset("data.too_long=drop", "training.batch_size=8", "objective.num_iterations=3")
+    number = len(found.examples)
+    assert 6 <= number <= 12 and all(len(example.prompt) < 9 for example in found.examples)
+    assert steps == -(-2 * number // 2) * 3
+
+
 def test_groups_of_equal_answers_are_replaced(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as are missing are asked for, and never more than a step has."""
     trainer = make("training.batch_size=16", "objective.max_refills=2")
