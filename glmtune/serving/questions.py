@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
@@ -19,6 +19,9 @@ from glmtune.resolution import ResolvedModel
 from glmtune.runtime import UserError
 from glmtune.serving.asking import Asked, RefusedError, ServedModel
 from glmtune.serving.hosting import Host
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(eq=False)
@@ -102,7 +105,19 @@ def encode(served: Served, asked: Asked) -> list[int]:
     try:
         return encode_prompt(tokenizer, asked.prompt, tools)  # type: ignore[arg-type]
     except UserError as error:
-        raise RefusedError(str(error), field="messages") from error
+        # A template that takes the messages alone does not take the tools.
+        field = "tools" if tools and is_taken(tokenizer, asked.prompt) else "messages"
+        remedy = str(error).replace("data.template", "glmtune serve --set data.template=NAME")
+        raise RefusedError(remedy, field=field) from error
+
+
+def is_taken(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> bool:
+    """Return whether the template takes messages without tools."""
+    try:
+        encode_prompt(tokenizer, prompt)
+    except UserError:
+        return False
+    return True
 
 
 def conversation_of(served: Served, asked: Asked) -> Conversation:

@@ -114,6 +114,7 @@ def test_who_stops_listening_frees_a_slot(base_and_run: ModelService) -> None:
         (Asked("run", [3], is_raw=True, max_tokens=3), 400, "prompt", "needs .gMASK."),
         (Asked("run", "1", tool_choice="add", tools=[SUB]), 400, "tool_choice", "no tool 'add'; there are: sub"),
         (Asked("run", "1", tool_choice="required", tools=[SUB]), 400, "tool_choice", "nano knows no tool"),
+        (Asked("run", "1", tools=[SUB]), 400, "tools", "glmtune serve --set data.template=NAME"),
     ],
 )
 def test_what_cannot_be_asked(base_and_run: ModelService, asked: Asked, status: int, field: str, message: str) -> None:
