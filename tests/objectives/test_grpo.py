@@ -315,6 +315,7 @@ def test_a_run_is_reported_listed_and_exported(run: Any, read_page: Any, tmp_pat
     page = read_page((run.path / "report.html").read_text(encoding="utf-8"))
     assert "Rewards of the answers" in page.text and "pass@4" in page.text
     assert glmtune.export(run.path, output=tmp_path / "whole", trust_code=True).is_dir()
+    assert (run.path / "reward.png").is_file()
     saved = load_recipe(run.path / "recipe.yaml", trust=Trust(everything=True))
     assert (saved.training.lr_scheduler_type, saved.training.logging_steps) == ("constant_with_warmup", 1)
 
