@@ -367,6 +367,23 @@ def serving_table() -> str:
     return markdown(head, rows)
 
 
+def rejection_table() -> str:
+    """A model after a little supervised fine-tuning, and after equal time of more of it or of its own right answers."""
+    rows = [
+        [
+            row["arm"],
+            str(row["steps"]),
+            "" if not row["rounds"] else f"{row['rounds']}, {row['first round']:.2f} to {row['last round']:.2f}",
+            f"{row['right']:.3f} ({row['interval'][0]:.3f}-{row['interval'][1]:.3f})",
+            f"{row['pass@1']:.3f}",
+            f"{row['pass@8']:.3f}",
+        ]
+        for row in read("rejection")["rows"]
+    ]
+    head = ["", "steps", "rounds, their pass@1", "right (95 %)", "pass@1", "pass@8"]
+    return markdown(head, rows)
+
+
 def ray_table() -> str:
     """Records answered on Ray, a worker killed on the way, against plain predict."""
     result = read("ray_predict")
@@ -411,6 +428,7 @@ if __name__ == "__main__":
         laptop_table,
         serving_table,
         ray_table,
+        rejection_table,
     )
     for table in tables:
         try:

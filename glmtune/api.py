@@ -37,7 +37,7 @@ Settings: TypeAlias = "Mapping[str, Any]"
 
 @takes_names
 def train(
-    recipe: str | Path | None = None,
+    recipe: Target | None = None,
     settings: Settings | None = None,
     *,
     resume: Target | None = None,
@@ -47,7 +47,7 @@ def train(
     """Train by a recipe, or by the defaults: the embedded model learns arithmetic with LoRA.
 
     Args:
-        recipe: a YAML file.
+        recipe: a YAML file; or a run, from which a new one goes on, by its recipe.
         settings: in place of those of the recipe.
         resume: a run folder to go on with instead.
         quiet: print nothing but progress bars.
@@ -61,6 +61,7 @@ def train(
 
     Example:
         >>> run = glmtune.train(settings={"task.operators": "+", "training.steps": 50})
+        >>> further = glmtune.train(run, settings={"task.operators": "+-"})
     """
     from glmtune.commands.train import run
     from glmtune.terminal.console import Console

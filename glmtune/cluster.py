@@ -1,4 +1,4 @@
-"""Questions answered on a Ray cluster: workers hold the model, and Ray Data hands them windows of questions.
+"""A Ray cluster: how many workers it has room for, and questions that they answer, each holding the model.
 
 Who works where, who is started again and what is asked again is Ray's affair; nothing of that is done here. Reading,
 checks and writing in order stay with whoever asks, so that the answers are those of one machine.

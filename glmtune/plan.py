@@ -15,6 +15,7 @@ from glmtune import distributed
 from glmtune.config import Recipe
 from glmtune.examples import Example, Split
 from glmtune.methods import Method
+from glmtune.models.checkpoint import fingerprint
 from glmtune.models.loading import dtype_of
 from glmtune.models.releases import check_release
 from glmtune.objectives import Objective
@@ -144,7 +145,8 @@ class Plan:
         from glmtune.inference.selection import fit_max_new_tokens
 
         dtype = dtype_of(self.model.recipe.model, self.model.config, distributed.local_device())
-        decided = {"path": self.model.storage.path, "dtype": str(dtype).removeprefix("torch.")}
+        kept = self.model.storage.model_dump(include={"path", "bits", "quantize_embedding"})
+        decided = {**kept, "dtype": str(dtype).removeprefix("torch.")}
         model = self.model.recipe.model.model_copy(update=decided)
         recipe = self.model.recipe.model_copy(update={"model": model})
         if not self.objective.asks:
@@ -228,6 +230,8 @@ class Plan:
     def present(self) -> Past:
         """What the run is from here on; of a base on the hub, the weights are fetched."""
         base = None if self.recipe.model.random_init else self.model.fingerprint
+        if base is not None and self.model.adapter is not None:
+            base = f"{base} with {fingerprint(self.model.adapter)}"
         return Past(self.recipe, base, fingerprint_records([self.task.records(split) for split in get_args(Split)]))
 
     @cached_property
@@ -257,9 +261,8 @@ class Plan:
         Raises:
             UserError: the sizes of the model, or what the method trains, are not known.
         """
-        devices = distributed.world_size()
-        sharding = self.asked.training.sharding if devices > 1 else "none"
-        return placement_of(self.asked, self.model.architecture, *self.lengths, devices=devices, sharding=sharding)
+        demand, sizes = self.objective.demand(self.asked), (self.model.architecture, *self.lengths)
+        return placement_of(self.asked, *sizes, devices=distributed.world_size(), demand=demand)
 
     @cached_property
     def remarks(self) -> Sequence[str]:

@@ -48,7 +48,8 @@ class ResolvedModel:
         target: what was named: a recipe, a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name or
             `nano`; None is the default recipe.
         run: the run folder, where the target is one.
-        adapter: the folder of the adapter, where the target is or has one; it may be missing or damaged (`check`).
+        adapter: the folder of the adapter, where the target is or has one, or is a recipe by which one is to learn on;
+            it may be missing or damaged (`check`).
     """
 
     recipe: Recipe
@@ -237,7 +238,10 @@ class ResolvedModel:
         if self.adapter is None:
             _ = self.place
             return
-        adapters.adapter_folder(self.adapter if self.run is None else self.run.path)
+        named = Path(str(self.recipe.model.adapter)) if self.is_recipe else self.adapter
+        if self.is_recipe and self.recipe.model.random_init:
+            raise UserError(f"model.random_init: {named} was not trained on fresh weights. Leave one of the two out.")
+        adapters.adapter_folder(named if self.run is None else self.run.path)
         adapters.check_base(self.adapter, self.base)
         adapters.check_adapter(self.adapter, self.run or RunFolder(self.adapter))
 
@@ -265,7 +269,8 @@ class ResolvedModel:
 
         settings = ModelSettings(**{**self.storage.model_dump(), **storage})
         place = None if device is None else torch.device(device)
-        return loading.load_model(settings, place, self.config, self.tokenizer)
+        divisible = self.recipe.training.sharding == "full"
+        return loading.load_model(settings, place, self.config, self.tokenizer, divisible)
 
 
 def resolve(
@@ -303,7 +308,7 @@ def identify(target: Target | None = None, overrides: Iterable[str] = (), trust:
     if name is not None and Path(name).is_dir():
         check_folder(name)
     if name is None or name.endswith(RECIPE_SUFFIXES):
-        return ResolvedModel(load_recipe(name, overrides, trust), name)
+        return of_recipe(load_recipe(name, overrides, trust), name)
     own = RunFolder(name)
     recipe = load_recipe(own.recipe if own.recipe.is_file() else None, overrides, trust)
     if RunFolder.is_run(name):
@@ -312,6 +317,19 @@ def identify(target: Target | None = None, overrides: Iterable[str] = (), trust:
         if adapters.is_adapter_folder(Path(name)):
             return ResolvedModel(recipe, name, adapter=Path(name))
     return ResolvedModel(recipe, name)
+
+
+def of_recipe(recipe: Recipe, target: str | None = None) -> ResolvedModel:
+    """Return what a recipe trains: a model, or one with an adapter that learns on.
+
+    Args:
+        recipe: as it was read.
+        target: its file, if it has one.
+    """
+    named = recipe.model.adapter
+    if named is None:
+        return ResolvedModel(recipe, target)
+    return ResolvedModel(recipe, target, adapter=RunFolder(named).adapter if RunFolder.is_run(named) else Path(named))
 
 
 def lend(target: Target | None, recipe: Target, overrides: Iterable[str], trust: Trust) -> ResolvedModel:

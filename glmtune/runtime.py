@@ -76,6 +76,7 @@ class RunFolder:
         self.before = self.path / "before.json"
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
+        self.base = self.path / "base"  # where training goes on from an adapter that was merged first
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report.json"
 

@@ -24,7 +24,7 @@ FLOORS = [
     {"adapters", "inference", "training"},
     {"objectives"},
     {"resolution", "evaluation"},
-    {"cluster", "plan"},
+    {"cluster", "plan", "succession"},
     {"execution", "prediction", "exports", "inspection", "serving"},
     {"commands"},
     {"cli", "api"},

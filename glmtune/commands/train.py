@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from glmtune.commands._arguments import add_recipe, add_trust, recipe_and_settings, trust_of
-from glmtune.runtime import Terminated
+from glmtune.commands._arguments import add_ray, add_recipe, add_trust, cluster_of, recipe_and_settings, trust_of
+from glmtune.runtime import Terminated, UserError
 from glmtune.terminal import say, visible
 from glmtune.trust import REMEMBERED, Trust
 
@@ -33,10 +33,12 @@ MOST_TOKENS = 400  # of the example that is shown
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the recipe, and what else a training is told."""
-    add_recipe(parser, "settings that differ from the defaults", "training.steps=500 method.rank=8")
+    text = "settings that differ from the defaults; or a run folder: a new run goes on from what it has learned"
+    add_recipe(parser, text, "training.steps=500 method.rank=8", metavar="RECIPE.yaml|RUN")
     parser.add_argument(
         "--resume", metavar="RUN", help="go on with a run folder, by its recipe or by settings that differ"
     )
+    add_ray(parser, "train")
     add_trust(parser)
     parser.add_argument("--help-settings", action="store_true", help="list every setting and exit")
 
@@ -45,7 +47,6 @@ def main(options: argparse.Namespace) -> int:
     """Train, on as many devices as the recipe says, then show what was learned and what to do next."""
     from glmtune import distributed
     from glmtune.libraries import quiet_libraries
-    from glmtune.terminal.console import Console
     from glmtune.training.processes import count_processes
 
     path, settings = recipe_and_settings(options)
@@ -53,22 +54,30 @@ def main(options: argparse.Namespace) -> int:
         show_settings(settings)
         return 0
     quiet_libraries()
+    cluster = cluster_of(options)
+    if cluster is not None and distributed.is_launched():
+        raise UserError(
+            "--ray: Ray starts the workers, and a launcher has started this process. Leave one of them out."
+        )
     try:
         distributed.join()
         if not distributed.is_main():  # what it would be warned of, the main process is
             warnings.simplefilter("ignore")
         trust = trust_of(options, remembers=True)
         recipe = distributed.together(lambda: read_asked(path, settings, options.resume, trust))
+        if cluster is not None:
+            from glmtune.commands._workers import start_workers
+
+            start_workers(cluster, recipe, options.resume, train_and_show)
+            return 0
         count = 1 if distributed.is_launched() else count_processes(recipe.training.devices)
         if count > 1:
             from glmtune.commands._launching import start_processes
 
             return start_processes(count, as_arguments(options))
-        console = Console(quiet=not distributed.is_main())
-        done = train(recipe, options.resume, console)
+        train_and_show(recipe, options.resume)
     except Terminated as ended:
         raise Terminated(str(ended) or "Nothing was learned yet. Start it again.") from None
-    show(done, console)
     return 0
 
 
@@ -79,8 +88,17 @@ def as_arguments(options: argparse.Namespace) -> list[str]:
     return ["train", *given, *(["--resume", options.resume] if options.resume is not None else [])]
 
 
+def train_and_show(recipe: Recipe, resume: str | os.PathLike[str] | None) -> None:
+    """Train by a recipe, and show what was learned, by the main process."""
+    from glmtune import distributed
+    from glmtune.terminal.console import Console
+
+    console = Console(quiet=not distributed.is_main())
+    show(train(recipe, resume, console), console)
+
+
 def run(
-    recipe_path: str | Path | None = None,
+    recipe_path: str | os.PathLike[str] | None = None,
     overrides: Iterable[str] = (),
     resume: str | os.PathLike[str] | None = None,
     console: Console | None = None,
@@ -89,7 +107,7 @@ def run(
     """Train by a recipe, or by the defaults: the embedded model, arithmetic, LoRA.
 
     Args:
-        recipe_path: a YAML file.
+        recipe_path: a YAML file; or a run folder, from which a new run goes on, by its recipe.
         overrides: `section.setting=value` texts.
         resume: a run folder to go on with; its own recipe counts, with the overrides that make sense for what it has
             learned so far.
@@ -108,12 +126,12 @@ def run(
 
 
 def read_asked(
-    recipe_path: str | Path | None,
+    recipe_path: str | os.PathLike[str] | None,
     overrides: Iterable[str],
     resume: str | os.PathLike[str] | None,
     trust: Trust = REMEMBERED,
 ) -> Recipe:
-    """Return the recipe of a training: a new one's, or that by which a run is to go on.
+    """Return the recipe of a training: a new one's, also from a run on, or that by which a run is to go on.
 
     Raises:
         UserError: there are faults in it, or no such run.
@@ -123,38 +141,41 @@ def read_asked(
 
     if resume is not None:
         return read_resumed(RunFolder(os.fspath(resume)), recipe_path, overrides, trust)
-    return load_recipe(recipe_path, overrides, trust)
+    if recipe_path is not None and Path(recipe_path).is_dir():
+        from glmtune.succession import recipe_after
+
+        return recipe_after(recipe_path, overrides, trust)
+    return load_recipe(None if recipe_path is None else Path(recipe_path), overrides, trust)
 
 
 def train(recipe: Recipe, resume: str | os.PathLike[str] | None, console: Console) -> Run:
     """Train by a recipe, in a run folder that is gone on with or is new, on all processes that there are."""
     from glmtune import distributed
-    from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
     from glmtune.training.processes import check_processes
 
     check_processes(recipe)
-    model = ResolvedModel(recipe)
     if resume is not None:
         folder = RunFolder(os.fspath(resume))
         with working_in(folder.path, console):
-            return carry_out(model, folder, console)
+            return carry_out(recipe, folder, console)
     given = recipe.training.output_dir
     if distributed.on_main(lambda: is_interrupted(given)):
         assert given is not None
         with working_in(given, console):
-            return carry_out(model, RunFolder(given), console, may_change=False)
+            return carry_out(recipe, RunFolder(given), console, may_change=False)
     with new_folder(recipe, console) as folder:
-        return carry_out(model, folder, console)
+        return carry_out(recipe, folder, console)
 
 
-def carry_out(model: ResolvedModel, folder: RunFolder, console: Console, may_change: bool = True) -> Run:
+def carry_out(recipe: Recipe, folder: RunFolder, console: Console, may_change: bool = True) -> Run:
     """Plan a training and execute it; torch is not imported before the plan needs it."""
     from glmtune import distributed
     from glmtune.plan import prepare
     from glmtune.training.processes import check_seen
 
     distributed.together(lambda: check_seen(folder))
+    model = begin_from(recipe, folder, console)
     plan = distributed.together(lambda: prepare(model, folder, may_change))
     if distributed.world_size() > 1:
         present = distributed.together(lambda: plan.present)
@@ -166,6 +187,45 @@ def carry_out(model: ResolvedModel, folder: RunFolder, console: Console, may_cha
     return execute(plan, console)
 
 
+def begin_from(recipe: Recipe, folder: RunFolder, console: Console) -> ResolvedModel:
+    """Return what is trained: of an adapter that is to become part of the weights first, the whole model made of it.
+
+    That lies in the run folder, checked against the adapter on its base.
+
+    Raises:
+        UserError: there is no such adapter, it does not fit its base, or it can neither learn on nor be merged.
+    """
+    from dataclasses import replace
+
+    from glmtune import distributed
+    from glmtune.resolution import of_recipe
+    from glmtune.succession import merges, with_base
+
+    model = of_recipe(recipe)
+    if model.adapter is None:
+        return model
+    distributed.together(model.check)
+    if not distributed.together(lambda: merges(model)):
+        console.print(f"{model.adapter} learns on.", highlight=False, soft_wrap=True)
+        return model
+
+    def merge() -> None:
+        if folder.base.is_dir():  # by an earlier start, which was interrupted
+            return
+        from glmtune.exports.exporting import check_disk, export_checked, few_held_out, refuse
+
+        console.print(
+            f"{model.adapter} becomes part of the weights first, in {folder.base}.", highlight=False, soft_wrap=True
+        )
+        origin = replace(model, target=recipe.model.adapter)
+        refuse(origin, "merged", "auto")
+        check_disk(folder.base, origin, "auto", copies=1)
+        export_checked(origin, "merged", folder.base, "auto", few_held_out(origin), console)
+
+    distributed.on_main(merge)
+    return of_recipe(with_base(recipe, folder.base))
+
+
 def show_example(plan: Plan, console: Console) -> None:
     """Print the first example as the loss sees it: its tokens, and which of them are learned."""
     from glmtune.commands._tokens import explain_marks, mark_tokens
@@ -174,7 +234,7 @@ def show_example(plan: Plan, console: Console) -> None:
     from glmtune.data.showing import shown_tokens
 
     dataset = plan.dataset
-    if not isinstance(dataset, EncodedDataset):  # of an objective of the user's own
+    if not isinstance(dataset, EncodedDataset) or not plan.objective.needs:  # what is learned is not there yet
         return
     encoding = dataset[0]
     count = len(encoding["labels"])
@@ -189,7 +249,7 @@ def show_example(plan: Plan, console: Console) -> None:
 
 
 def read_resumed(
-    run: RunFolder, recipe_path: str | Path | None, overrides: Iterable[str], trust: Trust = REMEMBERED
+    run: RunFolder, recipe_path: str | os.PathLike[str] | None, overrides: Iterable[str], trust: Trust = REMEMBERED
 ) -> Recipe:
     """Return the recipe by which a run is to go on.
 
@@ -199,7 +259,7 @@ def read_resumed(
     from glmtune.config import load_recipe
     from glmtune.files import check_folder
     from glmtune.resolution import ResolvedModel
-    from glmtune.runtime import RunFolder, UserError
+    from glmtune.runtime import RunFolder
     from glmtune.training.resumption import read_past
 
     check_folder(run.path)
@@ -291,6 +351,7 @@ def new_folder(recipe: Recipe, console: Console) -> Iterator[RunFolder]:
                 folder.recipe.unlink(missing_ok=True)
                 folder.log.unlink(missing_ok=True)
                 folder.before.unlink(missing_ok=True)
+                shutil.rmtree(folder.base, ignore_errors=True)
                 if not existed:
                     shutil.rmtree(folder.path)
             raise

@@ -142,22 +142,30 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     return made
 
 
-def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = (), trust: Trust = REMEMBERED) -> Recipe:
+def load_recipe(
+    path: Path | str | None = None,
+    overrides: Iterable[str] = (),
+    trust: Trust = REMEMBERED,
+    left_out: Iterable[str] = (),
+) -> Recipe:
     """Return the recipe of a file, or the default one, with `section.setting=value` overrides.
 
     Args:
         path: a YAML file.
         overrides: what the user typed.
         trust: what becomes of code that the file names.
+        left_out: sections and settings, such as `training.steps`, of which the file's values do not count.
 
     Raises:
         RecipeError: with every fault found.
         UntrustedError: the file names code that may not run; none has.
     """
-    return make_recipe(read_values(path, overrides, trust))
+    return make_recipe(read_values(path, overrides, trust, left_out))
 
 
-def read_values(path: Path | str | None, overrides: Iterable[str], trust: Trust = REMEMBERED) -> dict[str, Any]:
+def read_values(
+    path: Path | str | None, overrides: Iterable[str], trust: Trust = REMEMBERED, left_out: Iterable[str] = ()
+) -> dict[str, Any]:
     """Return what a file and overrides say together, and run the code that they name.
 
     This is the one place where it is told who named it: what stands in an override was typed by the user in this
@@ -173,7 +181,7 @@ def read_values(path: Path | str | None, overrides: Iterable[str], trust: Trust 
     values = read_texts(Path(path)) if path else {}
     if path:
         network.note_file(path, values)
-    values = with_overrides(values, overrides)
+    values = with_overrides(without(values, left_out), overrides)
     sources = {}
     for setting, name in code_named(values).items():
         with suppress(ValueError):  # there is no such file: told with all other faults
@@ -190,6 +198,18 @@ def read_values(path: Path | str | None, overrides: Iterable[str], trust: Trust 
         if setting in typed:
             trust.typed(source.path, source.sha256)
     return values
+
+
+def without(values: dict[str, Any], left_out: Iterable[str]) -> dict[str, Any]:
+    """Return the values of a recipe without some sections and settings, such as `training.steps`."""
+    names = set(left_out)
+    return {
+        section: {name: value for name, value in group.items() if f"{section}.{name}" not in names}
+        if isinstance(group, dict)
+        else group
+        for section, group in values.items()
+        if section not in names
+    }
 
 
 def code_named(values: dict[str, Any]) -> dict[str, str]:

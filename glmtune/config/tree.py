@@ -114,6 +114,19 @@ class ModelSettings(Settings):
     )
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation")
     random_init: bool = Field(False, description="start from fresh weights; `path` needs a config and a tokenizer only")
+    adapter: str | None = Field(
+        None, description="an adapter, or a run that has one, that training goes on from; `path` is then its base"
+    )
+    merge_adapter: bool | None = Field(
+        None,
+        description="make that adapter part of the weights first, and train beside them; default: where the method or "
+        "its shape is another, else the adapter itself learns on",
+    )
+
+    @field_validator("adapter")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        return findable(value) if value else value
 
 
 FIELDS = ("prompt", "target", "history", "system")  # of a record, as its file may call them otherwise
@@ -245,7 +258,12 @@ class TrainingSettings(Settings):
     sharding: Literal["none", "full"] = Field(
         "none",
         description="full: several processes divide the weights, their gradients and what the optimizer gathers "
-        "(FSDP2), and a layer is whole only while it computes; with weights of 16 bits or fp32, and optimizer=adamw",
+        "(FSDP2), and a layer is whole only while it computes; with optimizer=adamw",
+    )
+    cpu_offload: bool = Field(
+        False,
+        description="keep each process's share of these in the machine's memory, where the optimizer works, too: less "
+        "memory of the GPU, and slower; with sharding=full, there also by one process alone",
     )
     batch_size: int = Field(32, ge=1, description="examples per micro-batch: the most that a device holds at a time")
     gradient_accumulation_steps: int = Field(

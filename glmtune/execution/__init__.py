@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from rich.text import Text
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
 from glmtune import distributed
 from glmtune.config import read_log, to_yaml
@@ -89,18 +89,24 @@ def execute(plan: Plan, console: Console) -> Run:
     distributed.on_main(lambda: write_recipe(plan))
     seed_everything(plan.recipe.seed)
     base, _ = plan.model.load()
-    assert isinstance(base, PreTrainedModel), "a recipe names no adapter"
     asked = choose_asked(plan, base, console)
     before = examine_before(plan, base, asked, console)
     model = apply_method(plan, base)
-    plan.method.initialize(model, first_examples(plan))
-    if plan.recipe.training.sharding == "full":
-        sharding.shard(model)
-    if plan.start == 0 or not plan.folder.log.exists():
-        figures = {**before.figures, **probe_before(plan, model, console)}
-        distributed.on_main(lambda: start_log(plan.folder.log, figures))
-    announce_training(plan, model, console)
-    return learn(plan, model, before, asked, console)
+    if plan.model.adapter is None:
+        plan.method.initialize(model, first_examples(plan))
+    with distributed.grouped() if is_divided(plan) else nullcontext():
+        if is_divided(plan):
+            sharding.shard(model, plan.recipe.training.cpu_offload)
+        if plan.start == 0 or not plan.folder.log.exists():
+            figures = {**before.figures, **probe_before(plan, model, console)}
+            distributed.on_main(lambda: start_log(plan.folder.log, figures))
+        announce_training(plan, model, console)
+        return learn(plan, model, before, asked, console)
+
+
+def is_divided(plan: Plan) -> bool:
+    """Return whether the weights are divided while they learn."""
+    return plan.recipe.training.sharding == "full"
 
 
 def first_examples(plan: Plan) -> list[torch.Tensor]:
@@ -186,11 +192,11 @@ def keep(plan: Plan, model: Model, trainer: RunTrainer) -> Model:
 
 
 def apply_method(plan: Plan, base: Any) -> Model:
-    """Return a model of which the method trains its part; what it draws depends on the seed alone."""
-    if plan.recipe.training.sharding == "full" and plan.method.trains_base:
+    """Return a model of which the method trains its part: fresh, by the seed alone, or what an adapter has learned."""
+    if is_divided(plan) and plan.method.trains_base:
         base.cpu()  # in fp32, a device may have no room for all of it
     seed_everything(plan.recipe.seed)
-    return plan.method.apply(base)
+    return plan.method.apply(base) if plan.model.adapter is None else plan.method.go_on(base)
 
 
 def announce(plan: Plan, console: Console) -> None:
@@ -230,7 +236,7 @@ def announce_training(plan: Plan, model: Model, console: Console) -> None:
     names = [(name, "bold") for name in (recipe.task.name, recipe.method.name, recipe.model.path)]
     counts = (
         f"{trainable:,} of {count_parameters(model):,} parameters learn, {plan.steps:,} steps of "
-        f"{training.batch_size * training.gradient_accumulation_steps} examples on {model.device}"
+        f"{training.batch_size * training.gradient_accumulation_steps} examples on {sharding.device_of(model)}"
     )
     console.print(Text.assemble(names[0], " with ", names[1], " on ", names[2], f": {counts}"))
     if together := describe_processes(model, training.examples_per_step, training.batch_size):

@@ -63,7 +63,8 @@ def examine_before(plan: Plan, model: Model, asked: Asked, console: Console) -> 
         console.print("Before: as the model answered when the run began.")
         return known
     if plan.objective.asks:
-        console.print(f"Before: {recipe.model.path} answers {len(asked.before)} held-out problems ...")
+        told = f" with {plan.model.adapter}" if plan.model.adapter is not None else ""
+        console.print(f"Before: {recipe.model.path}{told} answers {len(asked.before)} held-out problems ...")
     found = examine(plan, model, asked)
     distributed.on_main(lambda: keep(plan.folder.before, key, found))
     return found

@@ -129,6 +129,27 @@ class Method(ABC):
         """
         return
 
+    def learns_on(self) -> NamedSettings:
+        """Return the settings by which what was saved learns on; where it is what `apply` makes, its own."""
+        return self.settings
+
+    def takes_over(self, folder: Path, model: PreTrainedModel) -> bool:
+        """Return whether an adapter has the shape of what `apply` makes trainable, so that it can learn on itself.
+
+        Args:
+            folder: of the adapter.
+            model: its base, without its numbers; used up.
+        """
+        return False
+
+    def go_on(self, model: Model) -> Model:
+        """Return what `apply` makes of the base, with what an adapter has learned in the place of what is fresh.
+
+        Args:
+            model: the base with the adapter, which `takes_over` has seen; used up.
+        """
+        raise NotImplementedError
+
     def trainable_spec(self, architecture: Architecture) -> TrainableSpec:
         """Return what `apply` makes trainable in a model of this architecture, for `glmtune estimate`.
 

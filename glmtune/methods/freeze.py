@@ -7,7 +7,7 @@ The simplest way to train a part of a model, known from the first projects aroun
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -111,6 +111,19 @@ class Freeze(Method):
                 f"{', '.join(children)}. Set method.part=all."
             )
         return found
+
+    def takes_over(self, folder: Path, model: PreTrainedModel) -> bool:
+        """Return whether the same layers were trained."""
+        from glmtune.models.shapes import shapes
+
+        if not self.holds(folder):
+            return False
+        self.apply(model)
+        return self.storage.keys() == shapes([folder / WEIGHTS]).keys()
+
+    def go_on(self, model: Model) -> Model:
+        """Return the model, whose layers have what they have learned already, with these layers trainable."""
+        return self.apply(cast("PreTrainedModel", model))
 
     def finish(self, model: Model) -> Model:
         """Bring the model back to the precision of the base: what is saved is what was judged."""

@@ -16,7 +16,7 @@ from pydantic import Field
 from glmtune import registry
 from glmtune.config import ModelSettings, NamedSettings
 from glmtune.methods import Method, Model, TrainableSpec
-from glmtune.models.adapter_config import ALL_LINEAR
+from glmtune.models.adapter_config import ADAPTER_CONFIG, ALL_LINEAR
 from glmtune.models.architecture import Architecture, LinearLayer
 from glmtune.models.patterns import matching
 from glmtune.runtime import UserError
@@ -220,6 +220,51 @@ class Lora(Method):
                 "method.use_dora=true: on a CPU, peft cannot read the lengths of weights that bitsandbytes stores at 8 "
                 "bits. Take the checkpoint of 16 bits with model.bits=8, or a GPU, or set method.use_dora=false."
             )
+
+    def learns_on(self) -> LoraSettings:
+        """Return the settings of what is saved: of PiSSA, an ordinary LoRA of twice the rank, with scale 1."""
+        if self.settings.init != "pissa":
+            return self.settings
+        rank = 2 * self.settings.rank
+        return self.settings.model_copy(update={"rank": rank, "alpha": rank, "use_rslora": False, "init": "default"})
+
+    def takes_over(self, folder: Path, model: PreTrainedModel) -> bool:
+        """Return whether an adapter is a LoRA of this rank, scale and kind beside the same layers."""
+        from peft import get_peft_model_state_dict
+
+        from glmtune.models.adapter_config import find_weights, read_adapter
+        from glmtune.models.adapter_fields import Lora as Saved
+        from glmtune.models.shapes import shapes
+
+        settings = self.settings
+        if settings.init == "pissa" or not (folder / ADAPTER_CONFIG).is_file():
+            return False
+        saved = read_adapter(folder)
+        if type(saved) is not Saved or saved.use_dora != settings.use_dora or saved.alpha_pattern:
+            return False
+        if (saved.lora_alpha, saved.use_rslora) != (settings.alpha, settings.use_rslora):
+            return False
+        plain = settings.model_copy(update={"use_dora": False})  # whose lengths are no numbers here
+        fresh: Any = Lora(plain).apply(model)
+        wanted = {name: weight.shape for name, weight in get_peft_model_state_dict(fresh).items()}
+        found = {name: weight.shape for name, weight in shapes(find_weights(folder)).items()}
+        lengths = {name for name in found if "lora_magnitude_vector" in name} if settings.use_dora else set()
+        return wanted == {name: shape for name, shape in found.items() if name not in lengths}
+
+    def go_on(self, model: Model) -> Model:
+        """Return the base with fresh updates beside the same layers, which get the numbers of the trained ones."""
+        from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+        from glmtune.models.low_rank import as_written, unwrap
+
+        assert isinstance(model, PeftModel)
+        weights = {name: weight.detach().clone() for name, weight in get_peft_model_state_dict(model).items()}
+        base: Any = model.get_base_model()
+        unwrap(base)
+        fresh: Any = self.apply(base)
+        with as_written():
+            set_peft_model_state_dict(fresh, weights)
+        return fresh
 
     def finish(self, model: Model) -> Model:
         """Give the base back what PiSSA took out of it, and keep what the updates have learned since."""

@@ -166,6 +166,36 @@ class PTuningV2(Method):
             saved=tokens * width,
         )
 
+    def learns_on(self) -> PTuningV2Settings:
+        """Return the settings of what is saved: the prefix itself, whatever projection has made it."""
+        return self.settings.model_copy(update={"prefix_projection": False, "encoder_hidden_size": None})
+
+    def takes_over(self, folder: Path, model: PreTrainedModel) -> bool:
+        """Return whether an adapter is a prefix of this length, and no projection is to make another."""
+        from glmtune.models.adapter_config import read_adapter
+        from glmtune.models.adapter_fields import PrefixTuning
+        from glmtune.models.prefix import saved_length
+
+        is_ours = (folder / ADAPTER_CONFIG).is_file() and type(read_adapter(folder)) is PrefixTuning
+        is_prefix = is_ours or self.holds(folder)
+        return (
+            is_prefix
+            and not self.settings.prefix_projection
+            and saved_length(folder) == self.settings.num_virtual_tokens
+        )
+
+    def go_on(self, model: Model) -> Model:
+        """Return the base behind a prefix that learns, of the numbers that it had."""
+        from peft import PeftModel
+
+        from glmtune.models.prefix import set_prefix
+
+        assert isinstance(model, PeftModel)
+        numbers = model.get_prompt_embedding_to_save(model.active_adapter).detach().clone()
+        fresh: Any = self.apply(cast("PreTrainedModel", model.get_base_model()))
+        set_prefix(fresh, numbers)
+        return cast(Model, fresh)
+
     def finish(self, model: Model) -> Model:
         """Return the model without the projection, which has done its work."""
         from glmtune.models.prefix import PrefixModel

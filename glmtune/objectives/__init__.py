@@ -14,10 +14,12 @@ from glmtune.config import NamedSettings
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
+    from glmtune.config import Recipe
     from glmtune.data import EncodedDataset
     from glmtune.examples import Example
     from glmtune.methods import Method, Model
     from glmtune.plan import Plan, Preparation
+    from glmtune.training.memory import Demand
     from glmtune.training.run_trainer import Judge, RunTrainer
 
 Part = Literal["target", "rejected", "text"]  # of an `Example`
@@ -90,6 +92,16 @@ class Objective(ABC):
                 f"objective.name={self.settings.name} learns from {' and '.join(missing)}, which task.name="
                 f"{plan.recipe.task.name} does not have. Choose another task or objective; `glmtune ls` shows them."
             )
+
+    def demand(self, recipe: Recipe) -> Demand:
+        """Return what the loop takes of memory beside the passes of an example, for `glmtune estimate`.
+
+        Args:
+            recipe: what it takes may depend on the method.
+        """
+        from glmtune.training.memory import ORDINARY
+
+        return ORDINARY
 
     @abstractmethod
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:

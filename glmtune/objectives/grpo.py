@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from glmtune import distributed
-from glmtune.config import NamedSettings
+from glmtune import distributed, registry
+from glmtune.config import NamedSettings, Recipe
 from glmtune.objectives import Objective
 from glmtune.objectives._rewards import RewardSettings, label_of
 from glmtune.reporting.numbers import percent
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from glmtune.methods import Method, Model
     from glmtune.plan import Plan, Preparation
     from glmtune.tasks import Task
+    from glmtune.training.memory import Demand
     from glmtune.training.run_trainer import Judge, RunTrainer
 
 STEPS = 100  # where a task draws without end and the recipe names none
@@ -182,6 +183,13 @@ class Grpo(Objective):
                 f"objective.name=grpo learns from the score of answers, and task.name={recipe.task.name} gives none "
                 "(Task.score). Choose another task or objective."
             ) from error
+
+    def demand(self, recipe: Recipe) -> Demand:
+        """Return what a step takes: answers are decoded before it; `beta` keeps what learns of a base as it was."""
+        from glmtune.training.memory import Demand
+
+        method: type[Method] = registry.admitted("glmtune.methods", recipe.method.name)
+        return Demand(rolls_out=True, reference=self.settings.beta > 0 and method.trains_base)
 
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
         """Return the loop that draws answers, scores them and learns from what they are worth.

@@ -6,9 +6,9 @@ that are decoded between the steps. A peak on a GPU is torch's `max_memory_alloc
 top of it. A peak on a CPU is resident memory, the libraries included. All sizes are bytes; 1 GiB is 2**30.
 
 Several devices divide the examples of a step. Where they share nothing (DDP), each has all the rest, and buckets in
-which gradients are exchanged. With full sharding (FSDP2) each has its share of all weights, gradients and moments; what
-is in no block is whole during a step, a block and the next one while they compute, and everything while held-out
-problems are answered. What NCCL takes for itself is not counted.
+which gradients are exchanged. With full sharding (FSDP2) each has its share of all weights, gradients and moments, on a
+GPU or in the memory of its machine; what is in no block is whole during a step, a block and the next one while they
+compute, and everything while held-out problems are answered. What NCCL takes for itself is not counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from glmtune.models.precision import on_cpu
 from glmtune.training.optimizers import TABLE
 
 Device = Literal["cuda", "cpu"]
-Sharding = Literal["none", "full"]
 
 GIB = 2**30
 # Resident memory of torch, transformers, peft and what they import, with the buffers of their matrix products (0.47 and
@@ -38,6 +37,24 @@ NF4 = 4 / 8 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True)
+class Demand:
+    """What an objective takes beside the passes of an example: `Objective.demand` says it.
+
+    Attributes:
+        sequences: rows of a batch for each example: 2 of pairs.
+        rolls_out: the model answers prompts between the steps, and learns from these answers, however long they are.
+        reference: a second copy of the base lies beside the model.
+    """
+
+    sequences: int = 1
+    rolls_out: bool = False
+    reference: bool = False
+
+
+ORDINARY = Demand()
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Memory of a recipe's run on each device, and its disk; each part in bytes.
 
@@ -45,8 +62,8 @@ class Estimate:
         recipe, architecture, trainable: what runs.
         device: where: the first GPU, or the CPU.
         length, target_length: tokens of an example, and those of them that are learned.
-        devices: how many divide the examples of a step.
-        sharding: what else they divide: nothing (`none`), or all weights with what belongs to them (`full`).
+        devices: how many divide the examples of a step and, by `training.sharding`, the weights.
+        demand: of the objective. Where the model learns from its own answers, these are as long as they may be.
     """
 
     recipe: Recipe
@@ -56,13 +73,34 @@ class Estimate:
     length: int
     target_length: int
     devices: int = 1
-    sharding: Sharding = "none"
+    demand: Demand = ORDINARY
 
     @property
     def batch(self) -> int:
-        """Examples per micro-batch, at most, on each device."""
+        """Rows of a micro-batch, at most, on each device."""
         training = self.recipe.training
-        return min(training.batch_size, -(-training.examples_per_step // self.devices))
+        return self.demand.sequences * min(training.batch_size, -(-training.examples_per_step // self.devices))
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return self.length - self.target_length
+
+    @property
+    def learned(self) -> int:
+        """Tokens of the longest answer that is learned."""
+        return max(self.target_length, self.recipe.generation.longest) if self.demand.rolls_out else self.target_length
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row of a micro-batch."""
+        limit = self.architecture.max_length
+        return min(self.prompt + self.learned, limit) if limit else self.prompt + self.learned
+
+    @property
+    def reference(self) -> int:
+        """A second copy of the base beside the model, where the objective compares with one."""
+        return self.share(self.base) if self.demand.reference else 0
 
     @property
     def compute(self) -> int:
@@ -88,18 +126,34 @@ class Estimate:
     def nf4(self) -> bool:
         """Whether these are bitsandbytes' layers of 4 bits, which become floats whole; ours do a few rows at a time."""
         a = self.architecture
-        return self.bits == 4 and not a.packed and not a.grouped and (self.device == "cuda" or a.stored_bits == 4)
+        if self.bits != 4 or a.packed or a.grouped or self.recipe.training.sharding == "full":
+            return False
+        return self.device == "cuda" or a.stored_bits == 4
 
     # What is there all the time
 
     @property
     def is_sharded(self) -> bool:
         """Whether each device has its share of the weights alone."""
-        return self.sharding == "full" and self.devices > 1
+        training = self.recipe.training
+        return training.sharding == "full" and (self.devices > 1 or training.cpu_offload)
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether these shares are in the memory of the machine, and not on its GPU."""
+        return self.is_sharded and self.recipe.training.cpu_offload and self.device == "cuda"
 
     def share(self, size: int) -> int:
-        """Return what each device has of what belongs to weights: all, or as much as the one with the most."""
+        """Return what each device has of what belongs to weights: all, as much as the one with the most, or nothing."""
+        if self.is_offloaded:
+            return 0
         return -(-size // self.devices) if self.is_sharded else size
+
+    @property
+    def host(self) -> int:
+        """What each process keeps in the memory of its machine instead: its share of all that."""
+        kept = self.base + self.beside + self.moments + 4 * self.trainable.parameters
+        return -(-kept // self.devices) if self.is_offloaded else 0
 
     @property
     def weights(self) -> int:
@@ -284,7 +338,7 @@ class Estimate:
     @cached_property
     def block(self) -> int:
         """What one block saves of a micro-batch, where its linear layers learn or have updates beside them."""
-        trainable, length = self.trainable, self.length
+        trainable, length = self.trainable, self.longest
         learned = self.saved_by_trained_layers(length) if trainable.linears else 0
         # DoRA makes its update by multiplying an identity matrix.
         identities = self.compute * sum(layer.inputs**2 for layer in trainable.linears) if trainable.dora else 0
@@ -296,7 +350,7 @@ class Estimate:
     @cached_property
     def activations(self) -> int:
         """What the blocks save from the forward to the backward pass; with gradient checkpointing, what enters each."""
-        trainable, length = self.trainable, self.length
+        trainable, length = self.trainable, self.longest
         stream = self.batch * length * self.architecture.hidden_size * self.residual
         if self.recipe.training.gradient_checkpointing:
             return (trainable.depth + 2) * stream
@@ -309,7 +363,7 @@ class Estimate:
     @property
     def logits(self) -> int:
         """Of the targets; their gradient takes their place, and a few rows at a time are fp32."""
-        numbers = self.batch * self.target_length * self.architecture.vocab_size
+        numbers = self.batch * self.learned * self.architecture.vocab_size
         return numbers * self.compute + min(numbers, CHUNK) * 4 * (2 if self.compute == 2 else 1)
 
     @property
@@ -342,7 +396,7 @@ class Estimate:
     def resident(self) -> int:
         """What is there all the time."""
         moments = 0 if self.paged else self.optimizer
-        return LIBRARIES[self.device] + self.weights + self.adapters + moments + self.buckets
+        return LIBRARIES[self.device] + self.weights + self.reference + self.adapters + moments + self.buckets
 
     @property
     def step(self) -> int:
@@ -355,10 +409,9 @@ class Estimate:
 
     @property
     def judging(self) -> int:
-        """Peak of answering held-out problems between the steps."""
+        """Peak of answering between the steps: held-out problems, and what is rolled out."""
         generation = self.recipe.generation
-        prompt = self.length - self.target_length
-        answers = self.answers(generation.batch_size, prompt + generation.longest, prompt)
+        answers = self.answers(generation.batch_size, self.prompt + generation.longest, self.prompt)
         whole = self.base + self.beside if self.is_sharded else 0  # shares stay beside it
         return self.resident + whole + answers
 

@@ -9,13 +9,13 @@ from glmtune import distributed
 from glmtune.config import Recipe
 from glmtune.methods import Method
 from glmtune.models import loading
-from glmtune.models.architecture import stored_bits
+from glmtune.models.architecture import has_own_form, stored_bits
 from glmtune.runtime import UserError
 from glmtune.training import optimizers, trackers
 from glmtune.training.sharding import check_sharding
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def check_packages(recipe: Recipe, config: PreTrainedConfig) -> None:
@@ -33,6 +33,7 @@ def check_packages(recipe: Recipe, config: PreTrainedConfig) -> None:
     trackers.check_installed(training.trackers)
     if (
         bits < stored_bits(config)
+        and training.sharding == "none"
         and distributed.local_device().type == "cuda"
         and importlib.util.find_spec("bitsandbytes") is None
     ):
@@ -53,7 +54,7 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, method: Method) -> Non
     check_precision(loading.dtype_of(settings, config, device), device)
     method.check_base(settings, stored_bits(config))
     loading.check_bits(settings, config)
-    check_sharding(recipe, stored_bits(config))
+    check_sharding(recipe, has_own_form(config))
 
 
 def count_trainable(method: Method, config: PreTrainedConfig) -> int | None:
@@ -65,16 +66,21 @@ def count_trainable(method: Method, config: PreTrainedConfig) -> int | None:
     Raises:
         UserError: the method does not find what it trains, or cannot train it.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     own = type(method)(method.settings)  # the given one is to remember nothing of this model
     try:
-        tuned = own.apply(model)
+        tuned = own.apply(without_numbers(config))
     except UserError:
         raise
     except Exception:  # whatever torch says of missing numbers
         return None
     return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+def without_numbers(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a model of names and shapes alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model

@@ -26,7 +26,7 @@ HONOURED = {
     *(f"training.{name}" for name in ("steps", "epochs", "learning_rate", "lr_scheduler_type", "warmup_ratio")),
     *(f"training.{name}" for name in ("weight_decay", "adam_beta2", "max_grad_norm", "gradient_checkpointing")),
     *(f"training.{name}" for name in ("logging_steps", "eval_steps", "early_stopping_patience", "save_total_limit")),
-    *(f"training.{name}" for name in ("save_seconds", "grace_seconds", "devices", "sharding")),
+    *(f"training.{name}" for name in ("save_seconds", "grace_seconds", "devices", "sharding", "cpu_offload")),
     *("training.trackers", "training.output_dir", "model.attention", "data.cache"),
     *("evaluation.num_examples", "evaluation.max_seconds", "evaluation.text_metrics"),
     *(f"generation.{name}" for name in ("max_new_tokens", "batch_size", "do_sample", "temperature", "top_p")),
@@ -237,8 +237,10 @@ def check_going_on(past: Past, now: Past, folder: RunFolder) -> list[Change]:
             f"{named}: {folder.path} is finished after step {past.step:,}, and no step is left to be made so. To train "
             f"it longer: glmtune train --resume {folder.path} {ended.remedy}"
         )
+    model = now.recipe.model
+    start = model.path if model.adapter is None else f"{model.path} or model.adapter: {model.adapter}"
     for what, before, after in (
-        (f"model.path: {now.recipe.model.path} holds other weights", past.base, now.base),
+        (f"model.path: {start} holds other weights", past.base, now.base),
         ("task.file: the task has other records", past.records, now.records),
     ):
         if None not in (before, after) and before != after:
@@ -276,7 +278,7 @@ def is_honoured(name: str, past: Past, now: Past) -> bool:
         return past.recipe.training.examples_per_step == now.recipe.training.examples_per_step
     if name == "model.dtype":  # an older run did not say what it was on its machine
         return past.recipe.model.dtype == "auto"
-    if name == "model.path":
+    if name in ("model.path", "model.adapter"):
         return past.base is not None and past.base == now.base
     if name in ("task.file", "task.held_out_file"):
         return past.records is not None and past.records == now.records

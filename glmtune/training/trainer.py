@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ from glmtune.training.arguments import make_arguments
 from glmtune.training.loss import takes_logits_to_keep, target_loss
 from glmtune.training.packing import check_packing
 from glmtune.training.run_trainer import Judge, RunTrainer
+from glmtune.training.sharding import device_of
 
 
 class EpochCallback(TrainerCallback):
@@ -127,6 +129,7 @@ def make_trainer(
     judge: Judge,
     folder: RunFolder,
     groups: list[dict[str, Any]] | None = None,
+    kind: Callable[..., Trainer] = Trainer,
     **arguments: Any,
 ) -> Trainer:
     """Return the loop, ready to `run`.
@@ -138,19 +141,20 @@ def make_trainer(
         judge: scores the model on held-out examples.
         folder: of the run.
         groups: of parameters with learning rates of their own (`Method.parameter_groups`); default: all alike.
+        kind: makes the loop.
         arguments: transformers' training arguments that differ from the recipe's.
 
     Raises:
         UserError: the device cannot train in the recipe's precision, or an optional package is missing.
     """
     idle = dataset[0] if distributed.world_size() > 1 else None
-    return Trainer(
+    return kind(
         judge=judge,
         folder=folder,
         settings=recipe.training,
         groups=groups,
         model=model,
-        args=make_arguments(recipe, steps, folder.checkpoints, model.device, **arguments),
+        args=make_arguments(recipe, steps, folder.checkpoints, device_of(model), **arguments),
         train_dataset=dataset,
         data_collator=Collator(tokenizer.pad_token_id, recipe.data.packing, idle=idle),
         examples_per_step=recipe.training.examples_per_step,

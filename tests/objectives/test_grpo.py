@@ -513,3 +513,25 @@ def test_a_run_that_learns_nothing_ends_and_says_so(
 def test_a_head_that_learns_beside_its_weights(make: Callable[..., Any], checkpoint_of: Callable[[str], Path]) -> None:
     with pytest.raises(UserError, match=r"an update beside them would learn nothing"):
         make(f"model.path={checkpoint_of('Llama')}", "method.target_modules=[lm_head, q_proj]")
+
+
+def test_a_run_goes_on_from_another_by_its_score(
+    train_tiny: Any, tiny_run: Any, grpo: list[str], tmp_path: Path
+) -> None:
+    """The adapter of the run before learns on, at this objective's rates; it is compared with what it was then."""
+    from glmtune.commands import train
+
+    settings = [*grpo, "objective.beta=0.1", f"training.output_dir={tmp_path / 'next'}", "training.steps=2"]
+    found = train.run(str(tiny_run.path), overrides=settings)
+    recipe = load_recipe(found.path / "recipe.yaml", trust=Trust(everything=True))
+    assert recipe.objective.name == "grpo" and recipe.training.lr_scheduler_type == "constant_with_warmup"
+    [first, *_] = [record for record in logged(found.path) if "kl" in record]
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_a_step_takes_is_told() -> None:
+    recipe: Any = load_recipe(None, ["objective.name=grpo", "objective.beta=0.1", "method.name=full"])
+    demand = Grpo(recipe.objective).demand(recipe)
+    assert demand.rolls_out and demand.reference
+    lora: Any = load_recipe(None, ["objective.name=grpo", "objective.beta=0.1"])
+    assert not Grpo(lora.objective).demand(lora).reference

@@ -190,3 +190,29 @@ def test_a_gib_is_two_to_the_thirty() -> None:
 def test_needs_no_torch() -> None:
     code = "import sys, glmtune.training.memory; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_what_an_objective_demands() -> None:
+    """Pairs are two rows of an example; a reference is the base once more; rollouts are as long as they may be."""
+    from glmtune.config import load_recipe
+    from glmtune.resolution import ResolvedModel
+    from glmtune.training.memory import Demand
+    from glmtune.training.placement import estimate
+
+    recipe = load_recipe(None, ["generation.max_new_tokens=200", "training.batch_size=8"])
+    architecture = ResolvedModel(recipe).architecture
+
+    def of(demand: Demand, **settings: int) -> Any:
+        training = recipe.training.model_copy(update=settings)
+        changed = recipe.model_copy(update={"training": training})
+        return estimate(changed, architecture, "cpu", 128, 64, demand=demand)
+
+    plain = of(Demand())
+    pairs, twice = of(Demand(sequences=2)), of(Demand(), batch_size=16)
+    assert (pairs.batch, pairs.activations, pairs.logits) == (16, twice.activations, twice.logits)
+    assert pairs.judging == plain.judging
+    compared = of(Demand(reference=True))
+    assert compared.reference == compared.base and compared.resident - plain.resident == compared.base
+    sampled = of(Demand(rolls_out=True))
+    assert (sampled.learned, sampled.longest) == (200, min(264, architecture.max_length or 264))
+    assert sampled.logits > plain.logits and sampled.activations > plain.activations

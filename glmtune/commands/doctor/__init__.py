@@ -50,7 +50,8 @@ def run(target: str | None = None, overrides: Sequence[str] = ()) -> list[Diagno
 
     Args:
         target: a recipe (`.yaml`), a run folder, an adapter, a checkpoint directory, a GGUF file, a hub name, `nano`,
-            or a file of records.
+            or a file of records. Of a run, settings of another task, method or objective ask what a training that goes
+            on from it would find.
         overrides: `section.setting=value` texts.
 
     Returns:
@@ -93,14 +94,15 @@ def plan_of(target: str | None, overrides: Sequence[str]) -> tuple[Plan, Untrust
     """
     from glmtune.config import load_recipe
     from glmtune.plan import Plan, run_name
-    from glmtune.resolution import ResolvedModel, look
+    from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
+    from glmtune.succession import look_ahead
 
     if target is not None and is_data(target):
         records = ["task.name=instructions", f"task.file={json.dumps(target)}"]
         model, refused = ResolvedModel(load_recipe(None, [*records, *overrides])), None
     else:
-        model, refused = look(target, overrides)
+        model, refused = look_ahead(target, overrides)
     return Plan(model, RunFolder(model.recipe.training.output_dir or f"runs/{run_name(model.recipe)}")), refused
 
 

@@ -21,6 +21,7 @@ from glmtune.models.shapes import shapes
 from glmtune.plan import Plan
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
+from glmtune.succession import merges
 from glmtune.training.placement import readable
 
 if TYPE_CHECKING:
@@ -34,9 +35,17 @@ def adapter(plan: Plan) -> Finding:
     """Look at an adapter's files, and whether they agree with each other and with the recipe."""
     model = plan.model
     assert model.adapter is not None, "asked of adapters only"
-    folder = adapters.adapter_folder(model.adapter if model.run is None else model.run.path)
+    named = Path(str(model.recipe.model.adapter)) if model.is_recipe else model.adapter
+    folder = adapters.adapter_folder(named if model.run is None else model.run.path)
     adapters.check_adapter(folder, model.run or RunFolder(folder))
     return "ok", f"{folder} is whole", ""
+
+
+def start(plan: Plan) -> Finding:
+    """See what becomes of the adapter that training goes on from."""
+    if merges(plan.model):
+        return "ok", f"{plan.model.adapter} becomes part of the weights first, in the run folder", ""
+    return "ok", f"{plan.model.adapter} learns on", ""
 
 
 def base(plan: Plan) -> Finding:
@@ -196,4 +205,5 @@ def model_checks(model: ResolvedModel) -> list[Check]:
         Check("config", config, "Take config.json of the release again.", ("files",)),
         Check("fit", fit, "Take config.json and the weights of one release.", ("config", "weights")),
         *([Check("base", base, COPY, ("adapter", "files", "weights"))] if with_adapter else []),
+        *([Check("start", start, "", ("adapter", "config", "code"))] if with_adapter and model.is_recipe else []),
     ]

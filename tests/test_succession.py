@@ -1,0 +1,268 @@
+"""A training that goes on from a run: what was learned is where it starts, and stays one adapter."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import glmtune
+from glmtune.commands import doctor, estimate, evaluate, train
+from glmtune.config import load_recipe
+from glmtune.data import LengthGroupedSampler
+from glmtune.data.encoding import IGNORED
+from glmtune.execution import Run
+from glmtune.models.checkpoint import fingerprint
+from glmtune.objectives.pretrain import total_loss
+from glmtune.plan import Plan
+from glmtune.resolution import ResolvedModel, of_recipe, resolve
+from glmtune.runtime import UserError
+from glmtune.succession import recipe_after
+
+Goes = Callable[..., Run]
+
+METHODS = {
+    "lora": ["method.rank=4"],
+    "rslora": ["method.rank=4", "method.use_rslora=true"],
+    "dora": ["method.rank=4", "method.use_dora=true"],
+    "pissa": ["method.rank=4", "method.init=pissa"],
+    "lora at 8 bits": ["method.rank=4", "model.bits=8"],
+    "lora at 4 bits": ["method.rank=4", "model.bits=4"],
+    "ptuning_v2": ["method.name=ptuning_v2", "method.num_virtual_tokens=4"],
+    "projection": ["method.name=ptuning_v2", "method.num_virtual_tokens=4", "method.prefix_projection=true"],
+    "prefix at 4 bits": ["method.name=ptuning_v2", "method.num_virtual_tokens=4", "model.bits=4"],
+    "freeze": ["method.name=freeze", "method.num_layers=1"],
+    "full": ["method.name=full"],
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_settings: list[str]) -> list[str]:
+    return [setting for setting in tiny_settings if not setting.startswith("method.")]
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory, shared: list[str]) -> Callable[[str], Run]:
+    """`run_of("dora")`: a run by that method. No test may change its folder."""
+    made: dict[str, Run] = {}
+
+    def find(method: str) -> Run:
+        if method not in made:
+            place = tmp_path_factory.mktemp("runs") / "first"
+            overrides = [*shared, *METHODS[method], f"training.output_dir={place}"]
+            made[method] = train.run(overrides=overrides, console=Console(file=io.StringIO()))
+        return made[method]
+
+    return find
+
+
+def go_on(run: Run | Path, place: Path, *settings: str) -> Run:
+    return train.run(run, [f"training.output_dir={place}", *settings], console=Console(file=io.StringIO()))
+
+
+def loss_of_first_step(run: Run, place: Path) -> float:
+    """The loss of a run's model, as it is loaded for use, on the examples of the first step of the next one."""
+    recipe = recipe_after(run, [f"training.output_dir={place}"])
+    plan = Plan(of_recipe(recipe), run.folder)
+    model, tokenizer = glmtune.load(run)
+    step = recipe.training.examples_per_step
+    order = list(LengthGroupedSampler(plan.dataset, step, recipe.seed))[:step]
+    batch = [plan.dataset[index] for index in order]
+    learned = sum(label != IGNORED for encoding in batch for label in encoding["labels"])
+    return total_loss(model, batch, tokenizer.pad_token_id, step) / learned  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_starts_with_what_was_learned(method: str, run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    """The model before is the run's after; the first loss is that of its model; one adapter is left, on its base."""
+    run = run_of(method)
+    expected = loss_of_first_step(run, tmp_path / "next")
+    after = go_on(run, tmp_path / "next")
+    assert after.before is not None and run.after is not None and after.after is not None
+    assert after.before.completions == run.after.completions and after.before.examples == run.after.examples
+    losses = [record["loss"] for line in after.folder.log.open() if "loss" in (record := json.loads(line))]
+    assert losses[0] == pytest.approx(expected, rel=2e-3) and losses[-1] != losses[0]
+    if method == "full":
+        assert load_recipe(after.folder.recipe).model.path == str(run.folder.model.resolve())
+        return
+    noted = [json.loads((one.folder.adapter / "base.json").read_text()) for one in (run, after)]
+    assert noted[0]["fingerprint"] == noted[1]["fingerprint"] and noted[0]["base"] == noted[1]["base"]
+    assert not after.folder.base.exists()
+    moved = tmp_path / "moved"
+    shutil.copytree(after.folder.path, moved)  # it needs nothing of the run before it
+    evaluation, _ = evaluate.run(moved)
+    assert evaluation is not None and evaluation.completions == after.after.completions
+
+
+def test_no_step_changes_nothing(run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    """A rate of nothing, in place of no step at all, leaves the weights as they were."""
+    import torch
+    from safetensors.torch import load_file
+
+    run = run_of("lora")
+    after = go_on(run, tmp_path / "next", "training.learning_rate=1e-30", "training.steps=1")
+    first, second = (load_file(one.folder.adapter / "adapter_model.safetensors") for one in (run, after))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "method, other",
+    [
+        ("lora", ["method.rank=2"]),
+        ("lora", ["method.alpha=8"]),
+        ("lora", ["method.target_modules=[query_key_value]"]),
+        ("lora", ["method.name=full"]),
+        ("lora", ["method.name=ptuning_v2", "method.num_virtual_tokens=4"]),
+        ("lora", ["model.merge_adapter=true"]),
+        ("dora", ["method.use_dora=false"]),
+        ("pissa", ["method.rank=4"]),
+        ("freeze", ["method.layers=[0]"]),
+        ("lora at 4 bits", ["method.rank=2", "model.bits=16"]),
+    ],
+)
+def test_another_shape_is_merged_first(
+    method: str, other: list[str], run_of: Callable[[str], Run], tmp_path: Path
+) -> None:
+    run = run_of(method)
+    after = go_on(run, tmp_path / "next", *other)
+    base = after.folder.base
+    assert load_recipe(after.folder.recipe).model.path == str(base.resolve())
+    if "bits" not in method:  # of quantized numbers the merged model has none
+        assert after.before is not None and run.after is not None
+        assert after.before.completions == run.after.completions
+    if after.folder.adapter.is_dir():
+        assert json.loads((after.folder.adapter / "base.json").read_text())["fingerprint"] == fingerprint(base)
+    assert resolve(after).base == str(base.resolve() if after.folder.adapter.is_dir() else after.folder.model)
+    assert json.loads((base / "glmtune.json").read_text())["verification"]
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        (["method.name=lora"], "nothing but this prefix itself can learn on: method.name=ptuning_v2"),
+        (["method.num_virtual_tokens=5"], "method.num_virtual_tokens=4"),
+        (["model.merge_adapter=true"], "without model.merge_adapter"),
+    ],
+)
+def test_prefixes_are_not_merged(settings: list[str], told: str, run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot become part of them") as refused:
+        go_on(run_of("ptuning_v2"), tmp_path / "next", *settings)
+    assert told in str(refused.value) and not (tmp_path / "next").exists()
+
+
+def test_it_is_a_recipe(run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    """The run's recipe with what differs: not its folder; the same from its own recipe.yaml, and by --resume."""
+    run = run_of("lora")
+    after = go_on(run, tmp_path / "next", "training.steps=6")
+    recipe, first = load_recipe(after.folder.recipe), load_recipe(run.folder.recipe)
+    assert recipe.model == first.model.model_copy(update={"adapter": str(run.path.resolve())})
+    assert recipe.method == first.method and recipe.task == first.task and recipe.seed == first.seed
+    assert (recipe.training.output_dir, recipe.training.steps) == (str(tmp_path / "next"), 6)
+    copied = tmp_path / "next.yaml"
+    shutil.copy(after.folder.recipe, copied)
+    again = train.run(copied, [f"training.output_dir={tmp_path / 'again'}"], console=Console(file=io.StringIO()))
+    weights = [one.folder.adapter / "adapter_model.safetensors" for one in (after, again)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    resumed = train.run(resume=again, overrides=["training.steps=8"], console=Console(file=io.StringIO()))
+    assert resumed.report["before"] == after.report["before"]
+    assert after.report["before"]["accuracy"] == run.report["after"]["accuracy"]
+
+
+def test_what_was_worked_out_is_worked_out_anew(run_of: Callable[[str], Run]) -> None:
+    """Another method, objective or task brings its own; a setting that is typed counts."""
+    run = run_of("lora")
+    kept = recipe_after(run, ["training.batch_size=2"])
+    assert (kept.training.learning_rate, kept.training.steps, kept.generation.max_new_tokens) == (0.01, 4, 6)
+    other = recipe_after(run, ["method.name=full", "task.digits=3"])
+    assert (other.training.learning_rate, other.training.steps, other.generation.max_new_tokens) == (None, 4, None)
+    assert other.method.model_dump() == {"name": "full"} and other.task.maximum == 5  # type: ignore[attr-defined]
+    named = recipe_after(run, ["method.name=full", "training.learning_rate=0.1"])
+    assert named.training.learning_rate == 0.1
+    records = recipe_after(run, ["task.name=instructions", "task.file=x.jsonl"])
+    assert records.training.steps is None and "operators" not in records.task.model_dump()
+    projected = recipe_after(run_of("projection"), [])
+    assert projected.method.prefix_projection is False  # type: ignore[attr-defined]
+    doubled = recipe_after(run_of("pissa"), [])
+    assert (doubled.method.rank, doubled.method.init) == (8, "default")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        (["training.output_dir={run}"], "glmtune train --resume"),
+        (["model.adapter={run}"], "Leave one of the two out"),
+        (["model.path=nano"], "trained on other weights"),
+        (["model.merge_adapter=false", "method.rank=2"], "cannot learn on"),
+    ],
+)
+def test_what_contradicts_the_run_is_told(
+    settings: list[str], told: str, run_of: Callable[[str], Run], tmp_path: Path
+) -> None:
+    run = run_of("lora")
+    with pytest.raises(UserError, match=told):
+        go_on(run, tmp_path / "next", *(setting.format(run=run.path) for setting in settings))
+    assert not (tmp_path / "next").exists()
+
+
+def test_what_is_no_finished_run_is_told(run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no run that training could go on from"):
+        go_on(tmp_path / "empty", tmp_path / "next")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(run_of("lora").folder.recipe, begun)
+    with pytest.raises(UserError, match=f"glmtune train --resume {begun}"):
+        go_on(begun, tmp_path / "next")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run_of("lora").path, damaged)
+    weights = damaged / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
+        go_on(damaged, tmp_path / "next")
+    with pytest.raises(UserError, match=r"model\.path=nano: .* holds a whole model"):
+        go_on(run_of("full").path, tmp_path / "next", "model.path=nano")
+
+
+def test_a_changed_adapter_is_told(run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    """A run that was begun with other weights than the adapter holds now does not go on."""
+    origin = tmp_path / "origin"
+    shutil.copytree(run_of("lora").path, origin)
+    after = go_on(origin, tmp_path / "next", "training.steps=2")
+    train.run(resume=origin, overrides=["training.steps=8"], console=Console(file=io.StringIO()))
+    with pytest.raises(UserError, match=r"model\.adapter: .*origin holds other weights"):
+        train.run(resume=after, overrides=["training.steps=4"], console=Console(file=io.StringIO()))
+
+
+def test_fresh_weights_have_no_adapter(run_of: Callable[[str], Run]) -> None:
+    run = run_of("lora")
+    recipe = load_recipe(None, [f"model.adapter={run.path}", "model.random_init=true"])
+    with pytest.raises(UserError, match=r"model\.random_init"):
+        of_recipe(recipe).check()
+    assert isinstance(of_recipe(load_recipe(None, [f"model.adapter={run.path}"])), ResolvedModel)
+    assert of_recipe(load_recipe(None, [f"model.adapter={run.path}"])).base == load_recipe(run.folder.recipe).model.path
+
+
+def test_in_python(run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    after = glmtune.train(run_of("lora"), {"training": {"output_dir": str(tmp_path / "next"), "steps": 1}}, quiet=True)
+    assert after.accuracy_before == run_of("lora").accuracy
+
+
+def test_it_is_looked_at_before(run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    """`estimate` and `doctor` tell of the training that is to come; without other settings, of the run itself."""
+    run = run_of("lora").path
+    assert doctor.plan_of(str(run), [])[0].model.run is not None
+    assert doctor.plan_of(str(run), ["training.batch_size=2"])[0].model.run is not None
+    found = {check.name: check for check in doctor.run(str(run), [f"training.output_dir={tmp_path / 'next'}"])}
+    assert not [check for check in found.values() if check.status == "failure"]
+    assert "learns on" in found["start"].finding
+    found = {check.name: check for check in doctor.run(str(run), ["method.rank=2"])}
+    assert "becomes part of the weights first" in found["start"].finding
+    found = {check.name: check for check in doctor.run(str(run_of("ptuning_v2").path), ["method.name=lora"])}
+    assert found["start"].status == "failure" and "method.name=ptuning_v2" in found["start"].finding
+    own, next_one = estimate.run(run), estimate.run(run, ["method.name=full"])
+    assert next_one.estimate.trainable.parameters > own.estimate.trainable.parameters
