@@ -200,8 +200,10 @@ class Plan:
     def recipe(self) -> Recipe:
         """The recipe with everything filled in; what the run folder keeps."""
         hidden_size = self.model.config.get_text_config().hidden_size
-        rate = self.asked.training.learning_rate or self.objective.learning_rate(self.method, hidden_size)
-        training = self.asked.training.model_copy(update={"steps": self.steps, "learning_rate": rate})
+        asked = self.asked.training
+        rate = asked.learning_rate or self.objective.learning_rate(self.method, hidden_size)
+        own = {name: value for name, value in self.objective.training.items() if name not in asked.model_fields_set}
+        training = asked.model_copy(update={**own, "steps": self.steps, "learning_rate": rate})
         return self.asked.model_copy(update={"training": training})
 
     @cached_property

@@ -148,6 +148,8 @@ def stand_in(command: str, model: Path) -> list[str]:
         given = {word.partition("=")[0] for word in words}
         names_its_model = "RECIPE.yaml" in words or "=" not in "".join(words[:1] or "=")
         defaults = SMALL if names_its_model else {**SMALL, "model.path": str(model)}
+        if "objective.name=grpo" in words:  # a step of two answers; nothing of what so small a model says is right
+            defaults = {**defaults, "objective.num_generations": "2", "objective.force": "true"}
         words += [f"{name}={value}" for name, value in defaults.items() if name == STEPS or name not in given]
     elif verb == "train":  # a run of twelve steps goes on
         words = [f"{STEPS}=14" if word.startswith(f"{STEPS}=") else word for word in words]

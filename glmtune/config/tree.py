@@ -24,6 +24,9 @@ from glmtune import registry
 # Sections whose fields belong to the file that their `name` points to.
 OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods", "objective": "glmtune.objectives"}
 
+# Lists in open sections whose entries may be paths to code, by themselves or as their `name`.
+CODE_LISTS = {"objective": "rewards"}
+
 # Steps where a task draws without end and the recipe names none: the demo.
 ENDLESS_STEPS = 2000
 SHORT_ANSWER = 64  # tokens

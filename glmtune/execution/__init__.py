@@ -97,7 +97,9 @@ def execute(plan: Plan, console: Console) -> Run:
     with distributed.grouped() if is_divided(plan) else nullcontext():
         if is_divided(plan):
             sharding.shard(model, plan.recipe.training.cpu_offload)
-        distributed.on_main(lambda: begin_log(plan, before))
+        if plan.start == 0 or not plan.folder.log.exists():
+            figures = {**before.figures, **probe_before(plan, model, console)}
+            distributed.on_main(lambda: start_log(plan.folder.log, figures))
         announce_training(plan, model, console)
         return learn(plan, model, before, asked, console)
 
@@ -124,10 +126,24 @@ def write_recipe(plan: Plan) -> None:
     write_text(plan.folder.recipe, notes + to_yaml(plan.recipe))
 
 
-def begin_log(plan: Plan, before: Examination) -> None:
-    """Write the first record of `log.jsonl`, unless the run goes on and has one."""
-    if plan.start == 0 or not plan.folder.log.exists():
-        start_log(plan.folder.log, before.figures)
+def probe_before(plan: Plan, model: Model, console: Console) -> dict[str, float]:
+    """Return what the objective measures of a model before the training, and say what is to be thought of it.
+
+    Raises:
+        UserError: there is nothing that it could learn.
+    """
+    probed = plan.objective.probe(plan, model)
+    if advice := plan.objective.advise(probed):
+        console.print(advice, highlight=False, soft_wrap=True)
+    return probed
+
+
+def probes(plan: Plan, model: Model, log: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what `report.json` says of what the objective measures before, as the log has it, and after."""
+    after = plan.objective.probe(plan, model)
+    first = log[0] if log else {}
+    before = {name: first[name] for name in after if name in first}
+    return {"probe": {"before": before or None, "after": after}} if after else {}
 
 
 def changes_of(plan: Plan) -> list[Change]:
@@ -150,12 +166,12 @@ def learn(plan: Plan, model: Model, before: Examination, asked: Asked, console: 
         model = keep(plan, model, trainer)
         if plan.objective.asks:
             console.print("After: the same problems again ...")
-        return report(plan, before, examine(plan, model, asked))
+        return report(plan, model, before, examine(plan, model, asked))
     except DivergenceError as error:
         if not error.rescued:
             raise
         model = keep(plan, model, trainer)
-        report(plan, before, examine(plan, model, asked))
+        report(plan, model, before, examine(plan, model, asked))
         raise UserError(f"{error} The best weights before that are in {plan.folder.path}, ready for use.") from error
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)(f"Go on with: glmtune train --resume {plan.folder.path}") from None
@@ -254,13 +270,14 @@ def write_model(plan: Plan, model: Model) -> None:
             raise OSError(str(error)) from error
 
 
-def report(plan: Plan, before: Examination, after: Examination) -> Run:
-    """Write the report, its page and the plots."""
+def report(plan: Plan, model: Model, before: Examination, after: Examination) -> Run:
+    """Write the report, its page and the plots, of a model that has learned."""
     folder = plan.folder
     log = read_log(folder)
     values: dict[str, Any] = {
         "format": 2,
         **results_of(plan, before, after),
+        **probes(plan, model, log),
         **forgotten(before.general, after.general),
         **({"changes": [asdict(change) for change in changes]} if (changes := changes_of(plan)) else {}),
         "training_seconds": max((record["seconds"] for record in log), default=0),

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from glmtune.config import NamedSettings
 from glmtune.runtime import UserError
@@ -33,12 +33,14 @@ class Objective(ABC):
         needs: the parts of an example that are learned from; empty where prompts alone are.
         asks: the model is asked held-out examples, and the task scores its answers; else there is a `judge`.
         metric: the figure by which the best weights are chosen.
+        training: settings of the recipe's `training` that are others with this objective, where the recipe has none.
     """
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
     needs: ClassVar[frozenset[Part]]
     asks: bool = True
     metric: str = "accuracy"
+    training: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: NamedSettings):
         self.settings = settings
@@ -58,6 +60,18 @@ class Objective(ABC):
     def learning_rate(self, method: Method, hidden_size: int) -> float:
         """Return the peak learning rate where the recipe names none: the method's."""
         return method.learning_rate(hidden_size)
+
+    def probe(self, plan: Plan, model: Model) -> dict[str, float]:
+        """Return what else is measured of a model right before and after the training, by name; the report has it."""
+        return {}
+
+    def advise(self, probed: Mapping[str, float]) -> str | None:
+        """Return what is said of a model before the training, by what `probe` measured.
+
+        Raises:
+            UserError: there is nothing that it could learn.
+        """
+        return None
 
     def judge(self, plan: Preparation, examples: Sequence[Example] | None = None) -> Judge:
         """Return what scores a model before, during and after the training, where it is not asked.
