@@ -17,10 +17,12 @@ from glmtune.objectives import Objective
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
+    from glmtune.config import Recipe
     from glmtune.data.comparisons import Comparison, EncodedComparisons
     from glmtune.examples import Example
     from glmtune.methods import Method, Model
     from glmtune.plan import Plan, Preparation
+    from glmtune.training.memory import Demand
     from glmtune.training.run_trainer import Judge, RunTrainer
 
 METRIC = "preference_accuracy"
@@ -102,6 +104,12 @@ class PreferenceLearning(Objective):
     def learning_rate(self, method: Method, hidden_size: int) -> float:
         """Return a tenth of the method's rate; three tenths unlearn what the model knew (docs/log.md)."""
         return method.learning_rate(hidden_size) / 10
+
+    def demand(self, recipe: Recipe) -> Demand:
+        """Return what comparing takes: two answers to a prompt; of a reference, its log-probabilities alone."""
+        from glmtune.training.memory import Demand
+
+        return Demand(sequences=1 if self.takes_singles else 2)
 
     @property
     def takes_singles(self) -> bool:
