@@ -1,4 +1,4 @@
-"""Questions answered on a Ray cluster: workers hold the model, and Ray Data hands them windows of questions.
+"""A Ray cluster: how many workers it has room for, and questions that they answer, each holding the model.
 
 Who works where, who is started again and what is asked again is Ray's affair; nothing of that is done here. Reading,
 checks and writing in order stay with whoever asks, so that the answers are those of one machine.
@@ -13,7 +13,7 @@ import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import groupby
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glmtune import __version__, distributed, network, registry
-from glmtune.config import OPEN_SECTIONS, GenerationSettings, Recipe, make_recipe
+from glmtune.config import GenerationSettings, Recipe, code_named, make_recipe
 from glmtune.messages import Prompt
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
@@ -193,7 +193,7 @@ class Assignment:
     Attributes:
         recipe: its values, as far as they were set.
         target, run, adapter: as `ResolvedModel` has them.
-        code: SHA-256 of the user's own files that the recipe names, by their sections.
+        code: SHA-256 of the user's own files that the recipe names, by their settings.
         generation: how to decode.
         folder: in which the paths are what they are.
         verb: what may be fetched.
@@ -234,8 +234,9 @@ class Assignment:
             raise UserError(f"glmtune {__version__} is there, and {self.version} asks. Install the same version.")
         if Path(self.folder).is_dir():
             os.chdir(self.folder)
-        for section, sha256 in self.code.items():
-            source = registry.Source.read(self.recipe[section]["name"])
+        names = code_named(self.recipe)
+        for setting, sha256 in self.code.items():
+            source = registry.Source.read(names[setting])
             if source.sha256 != sha256:
                 raise UserError(f"{source.path} is another file there (SHA-256 {source.sha256}). Copy it anew.")
             source.run()
@@ -247,15 +248,11 @@ class Assignment:
 
 
 def code_in(recipe: Recipe) -> dict[str, str]:
-    """Return the SHA-256 of the user's own files that a recipe names and that were run, by their sections."""
-    names = {section: getattr(recipe, section).name for section in OPEN_SECTIONS}
-    modules = {
-        section: registry.loaded(Path(os.path.realpath(name)))
-        for section, name in names.items()
-        if registry.is_code(name)
-    }
-    loaders = {section: module.__loader__ for section, module in modules.items() if module is not None}
-    return {section: loader.sha256 for section, loader in loaders.items() if isinstance(loader, registry.Source)}
+    """Return the SHA-256 of the user's own files that a recipe names and that were run, by their settings."""
+    names = code_named(recipe.model_dump(mode="json"))
+    modules = {setting: registry.loaded(Path(os.path.realpath(name))) for setting, name in names.items()}
+    loaders = {setting: module.__loader__ for setting, module in modules.items() if module is not None}
+    return {setting: loader.sha256 for setting, loader in loaders.items() if isinstance(loader, registry.Source)}
 
 
 def answer_window(
@@ -321,7 +318,7 @@ class Worker:
     def answer(self, window: Sequence[Asked]) -> str:
         """Return the answers to a window's questions by their numbers, as JSON."""
         answers = answer_window(self.conversation, self.generation, self.seed, window)
-        return json.dumps([(number, asdict(exchange)) for number, exchange in answers])
+        return json.dumps([(number, asdict(replace(exchange, turns=()))) for number, exchange in answers])
 
 
 @dataclass(frozen=True)

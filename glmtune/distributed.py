@@ -7,7 +7,8 @@ import io
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import sha256
 from types import ModuleType
@@ -35,6 +36,8 @@ VARIABLES = (
     "TORCHELASTIC_USE_AGENT_STORE",
     "RAY_ADDRESS",
 )
+
+BACKENDS = "cpu:gloo,cuda:nccl"  # by which tensors go where there are GPUs; on the CPU alone, gloo
 
 _meetings: list[Any] = []  # the store by which the processes met, if they did
 
@@ -90,7 +93,7 @@ def join(timeout: timedelta = MEETING) -> None:
     if gpus:
         torch.cuda.set_device(local)
     torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=number, world_size=count, timeout=WAIT
+        BACKENDS if gpus else "gloo", store=store, rank=number, world_size=count, timeout=WAIT
     )
     atexit.register(leave)
 
@@ -100,6 +103,22 @@ def leave() -> None:
     group = process_group()
     if group is not None:
         group.destroy_process_group()
+
+
+@contextmanager
+def grouped() -> Iterator[None]:
+    """Let a process alone be a group of one while the block runs; those that have joined others are one already."""
+    if process_group() is not None:
+        yield
+        return
+    import torch
+
+    backend = BACKENDS if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        leave()
 
 
 def share_cores(count: int) -> None:
@@ -154,7 +173,7 @@ def local_device() -> torch.device:
 
     if torch.cuda.is_available():
         group = process_group()
-        return torch.device("cuda", group.get_node_local_rank()) if group else torch.device("cuda")
+        return torch.device("cuda", group.get_node_local_rank(0)) if group else torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -210,15 +229,20 @@ def together(act: Callable[[], T]) -> T:
 
 def anywhere(happened: bool) -> bool:
     """Return whether something happened on any process. All ask at the same time."""
+    return bool(most(int(happened)))
+
+
+def most(count: int) -> int:
+    """Return the largest number that any process has. All ask at the same time."""
     group = process_group()
     if group is None:
-        return happened
+        return count
     import torch
 
     place = torch.device("cpu") if "cpu" in group.get_backend_config() else local_device()
-    flag = torch.tensor(int(happened), device=place)
-    group.all_reduce(flag, op=group.ReduceOp.MAX)
-    return bool(flag.item())
+    number = torch.tensor(count, device=place)
+    group.all_reduce(number, op=group.ReduceOp.MAX)
+    return int(number.item())
 
 
 def check_alike(facts: Mapping[str, Any]) -> None:

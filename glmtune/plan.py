@@ -200,8 +200,10 @@ class Plan:
     def recipe(self) -> Recipe:
         """The recipe with everything filled in; what the run folder keeps."""
         hidden_size = self.model.config.get_text_config().hidden_size
-        rate = self.asked.training.learning_rate or self.method.learning_rate(hidden_size)
-        training = self.asked.training.model_copy(update={"steps": self.steps, "learning_rate": rate})
+        asked = self.asked.training
+        rate = asked.learning_rate or self.objective.learning_rate(self.method, hidden_size)
+        own = {name: value for name, value in self.objective.training.items() if name not in asked.model_fields_set}
+        training = asked.model_copy(update={**own, "steps": self.steps, "learning_rate": rate})
         return self.asked.model_copy(update={"training": training})
 
     @cached_property
@@ -230,7 +232,9 @@ class Plan:
         base = None if self.recipe.model.random_init else self.model.fingerprint
         if base is not None and self.model.adapter is not None:
             base = f"{base} with {fingerprint(self.model.adapter)}"
-        return Past(self.recipe, base, fingerprint_records([self.task.records(split) for split in get_args(Split)]))
+        own = self.objective.learned(self.preparation)
+        splits = [self.task.records(split) for split in get_args(Split)]
+        return Past(self.recipe, base, fingerprint_records([*splits, *([own] if own else ())]))
 
     @cached_property
     def changes(self) -> Sequence[Change]:
@@ -259,11 +263,8 @@ class Plan:
         Raises:
             UserError: the sizes of the model, or what the method trains, are not known.
         """
-        devices = distributed.world_size()
-        sharding = self.asked.training.sharding if devices > 1 else "none"
-        demand = self.objective.demand(self.asked)
-        sizes = (self.model.architecture, *self.lengths)
-        return placement_of(self.asked, *sizes, devices=devices, sharding=sharding, demand=demand)
+        demand, sizes = self.objective.demand(self.asked), (self.model.architecture, *self.lengths)
+        return placement_of(self.asked, *sizes, devices=distributed.world_size(), demand=demand)
 
     @cached_property
     def remarks(self) -> Sequence[str]:

@@ -269,7 +269,8 @@ class ResolvedModel:
 
         settings = ModelSettings(**{**self.storage.model_dump(), **storage})
         place = None if device is None else torch.device(device)
-        return loading.load_model(settings, place, self.config, self.tokenizer)
+        divisible = self.recipe.training.sharding == "full"
+        return loading.load_model(settings, place, self.config, self.tokenizer, divisible)
 
 
 def resolve(

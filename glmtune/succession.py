@@ -24,7 +24,10 @@ ITS_OWN = ("training.output_dir", "model.adapter", "model.merge_adapter", "model
 # Settings that were worked out for another value of a setting or section, and say nothing of the one that is typed.
 WORKED_OUT = {
     "method.name": ("training.learning_rate",),
-    "objective.name": ("training.learning_rate", "training.steps"),
+    "objective.name": (
+        *("training.learning_rate", "training.steps"),
+        *("training.lr_scheduler_type", "training.logging_steps"),  # as `Objective.training` has them
+    ),
     "task": ("generation.max_new_tokens",),
     "task.name": ("training.steps",),
     "task.file": ("training.steps",),

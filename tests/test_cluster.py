@@ -155,7 +155,7 @@ def test_a_worker_has_the_same_model(run: str, tmp_path: Path) -> None:
     own.write_text("from glmtune.tasks import arithmetic\n\n\nclass Mine(arithmetic.Arithmetic):\n    pass\n")
     resolved = resolve(run, [f"task.name={own}"])
     assignment = Assignment.of(resolved, resolved.recipe.generation)
-    assert list(assignment.code) == ["task"]
+    assert list(assignment.code) == ["task.name"]
     there = assignment.resolve()
     assert to_yaml(there.recipe) == to_yaml(resolved.recipe)
     assert (there.target, there.adapter, there.base_is_named) == (run, resolved.adapter, resolved.base_is_named)

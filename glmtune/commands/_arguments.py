@@ -37,10 +37,10 @@ def trust_of(options: argparse.Namespace, remembers: bool = False) -> Trust:
     return Trust(everything=options.trust_code, asks=at_terminal(), remembers=remembers)
 
 
-def add_ray(parser: argparse.ArgumentParser) -> None:
-    """Declare who answers on several machines; `cluster_of` reads it."""
+def add_ray(parser: argparse.ArgumentParser, act: str = "answer") -> None:
+    """Declare who acts on several machines; `cluster_of` reads it."""
     parser.add_argument(
-        "--ray", action="store_true", help="let the workers of a Ray cluster answer, or of this machine"
+        "--ray", action="store_true", help=f"let the workers of a Ray cluster {act}, or of this machine"
     )
     parser.add_argument(
         "--ray-address",
@@ -53,7 +53,7 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
 
 
 def cluster_of(options: argparse.Namespace) -> Cluster | None:
-    """Return whose workers answer; None where this process does.
+    """Return whose workers act; None where this process does.
 
     Raises:
         UserError: a cluster is described that is not to be asked.

@@ -11,12 +11,13 @@ from glmtune.commands._arguments import add_recipe, recipe_and_settings
 from glmtune.terminal import say, to_json
 
 if TYPE_CHECKING:
+    from glmtune.config import Recipe
     from glmtune.resolution import Target
-    from glmtune.training.memory import Estimate, Sharding
+    from glmtune.training.memory import Estimate
     from glmtune.training.placement import Placement
 
 PARTS = (
-    *("weights", "reference", "adapters", "gradients", "optimizer", "buckets", "gathered"),
+    *("weights", "reference", "adapters", "gradients", "optimizer", "host", "buckets", "gathered"),
     *("activations", "logits", "step", "judging", "peak"),
 )
 
@@ -35,15 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--devices",
         type=int,
-        default=1,
         metavar="N",
-        help="how many work together; --memory is that of each (default: 1)",
+        help="how many work together; --memory is that of each (default: training.devices, all of them being 1)",
     )
     parser.add_argument(
         "--sharding",
         choices=("none", "full"),
-        default="none",
-        help="what they divide beside the examples: nothing (default), or all weights with what belongs to them",
+        help="what they divide beside the examples: nothing, or all weights with what belongs to them (default: "
+        "training.sharding)",
     )
     parser.add_argument("--json", action="store_true", help="print bytes as JSON")
 
@@ -61,8 +61,8 @@ def run(
     length: int | None = None,
     target_length: int | None = None,
     device: Literal["gpu", "cpu"] | None = None,
-    devices: int = 1,
-    sharding: Sharding = "none",
+    devices: int | None = None,
+    sharding: Literal["none", "full"] | None = None,
 ) -> Placement:
     """Estimate what `glmtune train` would need with the same recipe and settings.
 
@@ -74,32 +74,45 @@ def run(
         length: tokens of the longest examples. Default: `data.max_length`, or 128.
         target_length: those of them that are learned. Default: half.
         device: where it would run. Default: a GPU where there is one, or where `memory` is given.
-        devices: how many divide the examples of a step.
-        sharding: `full`: they divide all weights, gradients and moments, too.
+        devices: how many divide the examples of a step. Default: `training.devices`; of `all`, one.
+        sharding: `full`: they divide all weights, gradients and moments, too. Default: `training.sharding`.
 
     Raises:
         UserError: faults in the recipe, a method whose code only a file names, a model whose sizes are not known, a
-            memory that is no size, a GPU at hand that is not there, or nobody to share with.
+            memory that is no size, a GPU at hand that is not there, or weights that are not divided.
     """
     from glmtune.runtime import UserError
     from glmtune.succession import look_ahead
     from glmtune.training.placement import assume_lengths, place_of, placement_of
 
-    if devices < 1:
+    if devices is not None and devices < 1:
         raise UserError(f"--devices {devices}: at least 1 has to work.")
-    if sharding == "full" and devices == 1:
-        raise UserError("--sharding full: one device has nobody to share with. Add --devices 2, or more.")
     model, refused = look_ahead(target, overrides)
     if refused is not None:
         if "method" in refused.sections:
             raise refused
         say(f"{refused} It is not needed for the estimate.", error=True)
+    recipe = model.recipe if sharding is None else with_sharding(model.recipe, sharding)
+    if devices is None:
+        devices = 1 if recipe.training.devices == "all" else recipe.training.devices
+    if recipe.training.sharding == "full" and devices == 1 and not recipe.training.cpu_offload:
+        raise UserError(
+            "training.sharding=full: one device has nobody to share with. Add --devices 2, or more, or "
+            "training.cpu_offload=true."
+        )
     place = place_of(device, memory, devices)
-    lengths = assume_lengths(model.recipe, model.architecture, length, target_length)
-    demand = model.objective.demand(model.recipe)
-    placement = placement_of(model.recipe, model.architecture, *lengths, place, devices, sharding, demand)
+    lengths = assume_lengths(recipe, model.architecture, length, target_length)
+    demand = model.objective.demand(recipe)
+    placement = placement_of(recipe, model.architecture, *lengths, place, devices, demand)
     _ = placement.remedy  # so that what is wrong is told here
     return placement
+
+
+def with_sharding(recipe: Recipe, sharding: Literal["none", "full"]) -> Recipe:
+    """Return a recipe whose weights are divided, or not; where they are not, none are kept in the machine's memory."""
+    training = recipe.training
+    update = {"sharding": sharding, "cpu_offload": training.cpu_offload and sharding == "full"}
+    return recipe.model_copy(update={"training": training.model_copy(update=update)})
 
 
 def show(placement: Placement, as_json: bool = False) -> None:
@@ -123,7 +136,7 @@ def as_dict(placement: Placement) -> dict[str, Any]:
         "device": placement.place.name,
         "memory": placement.place.memory,
         "devices": e.devices,
-        "sharding": e.sharding,
+        "sharding": e.recipe.training.sharding,
         "batch_size": e.batch,
         "length": e.length,
         "target_length": e.target_length,
@@ -149,6 +162,7 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
     recomputed = ", recomputed block by block" if e.recipe.training.gradient_checkpointing else ""
     targets = f"{e.batch} x {e.learned} targets, vocabulary of {e.architecture.vocab_size:,}"
     together = [
+        ("host", readable(e.host), "the shares of all these, in the memory of the machine, for each process"),
         ("buckets", readable(e.buckets), "in which the devices exchange gradients"),
         ("gathered", readable(e.gathered), "whole during a step: what is in no block, a block and the next one"),
     ]

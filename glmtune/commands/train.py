@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from glmtune.commands._arguments import add_recipe, add_trust, recipe_and_settings, trust_of
-from glmtune.runtime import Terminated
+from glmtune.commands._arguments import add_ray, add_recipe, add_trust, cluster_of, recipe_and_settings, trust_of
+from glmtune.runtime import Terminated, UserError
 from glmtune.terminal import say, visible
 from glmtune.trust import REMEMBERED, Trust
 
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="RUN", help="go on with a run folder, by its recipe or by settings that differ"
     )
+    add_ray(parser, "train")
     add_trust(parser)
     parser.add_argument("--help-settings", action="store_true", help="list every setting and exit")
 
@@ -46,7 +47,6 @@ def main(options: argparse.Namespace) -> int:
     """Train, on as many devices as the recipe says, then show what was learned and what to do next."""
     from glmtune import distributed
     from glmtune.libraries import quiet_libraries
-    from glmtune.terminal.console import Console
     from glmtune.training.processes import count_processes
 
     path, settings = recipe_and_settings(options)
@@ -54,22 +54,30 @@ def main(options: argparse.Namespace) -> int:
         show_settings(settings)
         return 0
     quiet_libraries()
+    cluster = cluster_of(options)
+    if cluster is not None and distributed.is_launched():
+        raise UserError(
+            "--ray: Ray starts the workers, and a launcher has started this process. Leave one of them out."
+        )
     try:
         distributed.join()
         if not distributed.is_main():  # what it would be warned of, the main process is
             warnings.simplefilter("ignore")
         trust = trust_of(options, remembers=True)
         recipe = distributed.together(lambda: read_asked(path, settings, options.resume, trust))
+        if cluster is not None:
+            from glmtune.commands._workers import start_workers
+
+            start_workers(cluster, recipe, options.resume, train_and_show)
+            return 0
         count = 1 if distributed.is_launched() else count_processes(recipe.training.devices)
         if count > 1:
             from glmtune.commands._launching import start_processes
 
             return start_processes(count, as_arguments(options))
-        console = Console(quiet=not distributed.is_main())
-        done = train(recipe, options.resume, console)
+        train_and_show(recipe, options.resume)
     except Terminated as ended:
         raise Terminated(str(ended) or "Nothing was learned yet. Start it again.") from None
-    show(done, console)
     return 0
 
 
@@ -78,6 +86,15 @@ def as_arguments(options: argparse.Namespace) -> list[str]:
     flags = {"--trust-code": options.trust_code, "--fetch": options.fetch, "--debug": options.debug}
     given = [*filter(None, [options.recipe]), *options.settings, *(flag for flag, is_set in flags.items() if is_set)]
     return ["train", *given, *(["--resume", options.resume] if options.resume is not None else [])]
+
+
+def train_and_show(recipe: Recipe, resume: str | os.PathLike[str] | None) -> None:
+    """Train by a recipe, and show what was learned, by the main process."""
+    from glmtune import distributed
+    from glmtune.terminal.console import Console
+
+    console = Console(quiet=not distributed.is_main())
+    show(train(recipe, resume, console), console)
 
 
 def run(
@@ -242,7 +259,7 @@ def read_resumed(
     from glmtune.config import load_recipe
     from glmtune.files import check_folder
     from glmtune.resolution import ResolvedModel
-    from glmtune.runtime import RunFolder, UserError
+    from glmtune.runtime import RunFolder
     from glmtune.training.resumption import read_past
 
     check_folder(run.path)

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, create_model
 
 from glmtune import network, registry
 from glmtune.config.faults import RecipeError, explain
-from glmtune.config.tree import OPEN_SECTIONS, NamedSettings, Recipe
+from glmtune.config.tree import CODE_LISTS, OPEN_SECTIONS, NamedSettings, Recipe
 from glmtune.config.upgrading import upgrade, upgrade_figures
 from glmtune.config.values import MOST_CHARACTERS, RepeatedKeyError, Written, as_group, by_type, is_null, native, parse
 from glmtune.files import check_named
@@ -183,19 +183,19 @@ def read_values(
         network.note_file(path, values)
     values = with_overrides(without(values, left_out), overrides)
     sources = {}
-    for section, name in code_named(values).items():
+    for setting, name in code_named(values).items():
         with suppress(ValueError):  # there is no such file: told with all other faults
-            sources[section] = registry.Source.read(name)
+            sources[setting] = registry.Source.read(name)
     trust.check(
         [
-            Request(str(path), f"{section}.name", source.path, source.sha256)
-            for section, source in sources.items()
-            if section not in typed
+            Request(str(path), setting.partition("[")[0], source.path, source.sha256)
+            for setting, source in sources.items()
+            if setting not in typed
         ]
     )
-    for section, source in sources.items():
+    for setting, source in sources.items():
         source.run()
-        if section in typed:
+        if setting in typed:
             trust.typed(source.path, source.sha256)
     return values
 
@@ -213,9 +213,15 @@ def without(values: dict[str, Any], left_out: Iterable[str]) -> dict[str, Any]:
 
 
 def code_named(values: dict[str, Any]) -> dict[str, str]:
-    """Return the paths to code in the values of a recipe, by the section that names them."""
-    names = {section: name_in(values, section) for section in OPEN_SECTIONS}
-    return {section: name for section, name in names.items() if name and registry.is_code(name)}
+    """Return the paths to code in the values of a recipe, by the setting that names them, as `objective.rewards[0]`."""
+    names = {f"{section}.name": name_in(values, section) for section in OPEN_SECTIONS}
+    for section, setting in CODE_LISTS.items():
+        group = as_group(values.get(section))
+        entries = native(group.get(setting)) if isinstance(group, dict) else None
+        for place, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+            name = entry.get("name") if isinstance(entry, dict) else entry
+            names[f"{section}.{setting}[{place}]"] = name if isinstance(name, str) else None
+    return {setting: name for setting, name in names.items() if name and registry.is_code(name)}
 
 
 def name_in(values: dict[str, Any], section: str) -> str | None:

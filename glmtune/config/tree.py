@@ -24,6 +24,9 @@ from glmtune import registry
 # Sections whose fields belong to the file that their `name` points to.
 OPEN_SECTIONS = {"task": "glmtune.tasks", "method": "glmtune.methods", "objective": "glmtune.objectives"}
 
+# Lists in open sections whose entries may be paths to code, by themselves or as their `name`.
+CODE_LISTS = {"objective": "rewards"}
+
 # Steps where a task draws without end and the recipe names none: the demo.
 ENDLESS_STEPS = 2000
 SHORT_ANSWER = 64  # tokens
@@ -255,7 +258,12 @@ class TrainingSettings(Settings):
     sharding: Literal["none", "full"] = Field(
         "none",
         description="full: several processes divide the weights, their gradients and what the optimizer gathers "
-        "(FSDP2), and a layer is whole only while it computes; with weights of 16 bits or fp32, and optimizer=adamw",
+        "(FSDP2), and a layer is whole only while it computes; with optimizer=adamw",
+    )
+    cpu_offload: bool = Field(
+        False,
+        description="keep each process's share of these in the machine's memory, where the optimizer works, too: less "
+        "memory of the GPU, and slower; with sharding=full, there also by one process alone",
     )
     batch_size: int = Field(32, ge=1, description="examples per micro-batch: the most that a device holds at a time")
     gradient_accumulation_steps: int = Field(

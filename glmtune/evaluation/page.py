@@ -10,7 +10,7 @@ import yaml
 
 from glmtune.evaluation.breakdown import Report, across_of, axes_of, choose_axis, groups_of, label_of, part_of
 from glmtune.evaluation.decision import decide, knowledge, prompt_of
-from glmtune.evaluation.plots import Log, accuracy_chart, held_out, loss_chart, series
+from glmtune.evaluation.plots import REWARD, Log, accuracy_chart, held_out, loss_chart, reward_chart, series
 from glmtune.evaluation.report import explain_cut_off
 from glmtune.files import write_text
 from glmtune.reporting.charts import PAGE, Line, line_chart, to_svg
@@ -25,6 +25,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 JUDGED = Path(__file__).with_name("judged.html")
 TEXT_METRICS = {"rouge-1": "rouge-1", "rouge-2": "rouge-2", "rouge-l": "rouge-L", "bleu-4": "BLEU-4"}
 
+PASS = "pass_at_"
 Facts = list[tuple[str, Any]]  # name and value, None for one that is not known
 Row = tuple[str, dict[str, Any] | None, dict[str, Any] | None]  # label, share before, share after
 
@@ -108,8 +109,18 @@ def describe_run(report: dict[str, Any], recipe: dict[str, Any]) -> Facts:
         ("Judged on", f"{report['after']['n']:,} examples that were never learned"),
         ("Method", ", ".join(filter(None, [method.get("name"), list_settings(method)])) or None),
         ("Learning rate", training.get("learning_rate")),
+        *describe_probe(report.get("probe")),
         ("Changed on the way", "; ".join(str(Change(**change)) for change in report.get("changes", ())) or None),
     ]
+
+
+def describe_probe(probe: dict[str, Any] | None) -> Facts:
+    """Return what several answers to each of some held-out prompts were worth, before and after."""
+    if not probe:
+        return []
+    after, known = probe["after"], [figures for figures in (probe["before"], probe["after"]) if figures]
+    shares = {name: [percent(figures[name], 1) for figures in known] for name in after if name.startswith(PASS)}
+    return [(f"pass@{name.removeprefix(PASS)} before, after", ", ".join(shares[name])) for name in shares]
 
 
 def list_settings(group: dict[str, Any]) -> str:
@@ -160,8 +171,11 @@ def text_rows(before: dict[str, Any] | None, after: dict[str, Any]) -> list[list
 def draw_curves(log: Log) -> Iterable[tuple[str, Markup]]:
     """Yield heading and chart of the courses of loss and held-out accuracy, as far as they were logged."""
     losses = [record["loss"] for record in log if "loss" in record]
-    evaluations = held_out(log)
-    if losses:
+    evaluations, rewards = held_out(log), series(log, REWARD)
+    if rewards:  # a loss of chances and rewards says nothing to a person
+        told = f"From {rewards[0][1]:.3g} at step {rewards[0][0]:,} to {rewards[-1][1]:.3g} at step {rewards[-1][0]:,}."
+        yield "Rewards of the answers", to_svg(reward_chart(log, PAGE), "Mean reward over the steps", told)
+    elif losses:
         told = f"Over {log_steps(log):,} steps; the last one logged is {losses[-1]:.3g}."
         yield "Loss (nats a token; lower is better)", to_svg(loss_chart(log, PAGE), "Loss over the steps", told)
     if evaluations:

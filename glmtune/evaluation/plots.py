@@ -41,11 +41,12 @@ if TYPE_CHECKING:
 _DRAWABLE = re.compile("[ -~À-ɏ−×÷]{1,16}")  # labels that the font of pictures has and that stand under a bar
 
 Log = Sequence[dict[str, Any]]
+REWARD, PART = "reward", "rewards/"  # what a log calls the sum of the rewards, and begins the name of each with
 Places = tuple[tuple[AxisRow, str], ...]  # a group along one axis, or along one and the one across it
 
 
 def write_plots(report: dict[str, Any], log: Log, folder: Path | str) -> None:
-    """Write `loss.png`, `accuracy.png` and `breakdown.png`.
+    """Write `loss.png`, `accuracy.png` and `breakdown.png`; of a run that learned from rewards, `reward.png`, too.
 
     Args:
         report: what `report.json` holds.
@@ -55,6 +56,8 @@ def write_plots(report: dict[str, Any], log: Log, folder: Path | str) -> None:
     write_png(loss_chart(log), Path(folder) / "loss.png")
     write_png(accuracy_chart(log), Path(folder) / "accuracy.png")
     write_png(breakdown_chart(report.get("before"), report["after"]), Path(folder) / "breakdown.png")
+    if series(log, REWARD):
+        write_png(reward_chart(log), Path(folder) / "reward.png")
 
 
 def loss_chart(log: Log, frame: Frame = PICTURE) -> Figure:
@@ -76,6 +79,23 @@ def loss_chart(log: Log, frame: Frame = PICTURE) -> Figure:
     return line_chart(
         lines, "Loss", "optimizer step", "loss (nats per target token)", frame, right=rate, right_label="learning rate"
     )
+
+
+def reward_chart(log: Log, frame: Frame = PICTURE) -> Figure:
+    """Draw the mean reward of the answers of each step, by its parts, and the share of prompts that taught nothing.
+
+    Args:
+        log: records of `log.jsonl`; those with a `reward` count.
+        frame: where the chart stands.
+    """
+    steps = [record for record in log if REWARD in record]
+    names = dict.fromkeys(name for record in steps for name in record if name.startswith(PART))
+    lines = [Line("", series(steps, REWARD), pale=True), Line("reward, smoothed", smooth(series(steps, REWARD)))]
+    if len(names) > 1:
+        lines += [Line(name.removeprefix(PART), smooth(series(steps, name)), "second") for name in names]
+    alike = Line("all answers alike", series(steps, "frac_reward_zero_std"), "faint", dashed=True)
+    title = "Rewards of the answers"
+    return line_chart(lines, title, "optimizer step", "mean reward", frame, right=alike, right_label="share of prompts")
 
 
 def accuracy_chart(log: Log, frame: Frame = PICTURE) -> Figure:

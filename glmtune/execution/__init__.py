@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,19 @@ def execute(plan: Plan, console: Console) -> Run:
     model = apply_method(plan, base)
     if plan.model.adapter is None:
         plan.method.initialize(model, first_examples(plan))
-    if plan.recipe.training.sharding == "full":
-        sharding.shard(model)
-    distributed.on_main(lambda: begin_log(plan, before))
-    announce_training(plan, model, console)
-    return learn(plan, model, before, asked, console)
+    with distributed.grouped() if is_divided(plan) else nullcontext():
+        if is_divided(plan):
+            sharding.shard(model, plan.recipe.training.cpu_offload)
+        if plan.start == 0 or not plan.folder.log.exists():
+            figures = {**before.figures, **probe_before(plan, model, console)}
+            distributed.on_main(lambda: start_log(plan.folder.log, figures))
+        announce_training(plan, model, console)
+        return learn(plan, model, before, asked, console)
+
+
+def is_divided(plan: Plan) -> bool:
+    """Return whether the weights are divided while they learn."""
+    return plan.recipe.training.sharding == "full"
 
 
 def first_examples(plan: Plan) -> list[torch.Tensor]:
@@ -117,10 +126,24 @@ def write_recipe(plan: Plan) -> None:
     write_text(plan.folder.recipe, notes + to_yaml(plan.recipe))
 
 
-def begin_log(plan: Plan, before: Examination) -> None:
-    """Write the first record of `log.jsonl`, unless the run goes on and has one."""
-    if plan.start == 0 or not plan.folder.log.exists():
-        start_log(plan.folder.log, before.figures)
+def probe_before(plan: Plan, model: Model, console: Console) -> dict[str, float]:
+    """Return what the objective measures of a model before the training, and say what is to be thought of it.
+
+    Raises:
+        UserError: there is nothing that it could learn.
+    """
+    probed = plan.objective.probe(plan, model)
+    if advice := plan.objective.advise(probed):
+        console.print(advice, highlight=False, soft_wrap=True)
+    return probed
+
+
+def probes(plan: Plan, model: Model, log: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what `report.json` says of what the objective measures before, as the log has it, and after."""
+    after = plan.objective.probe(plan, model)
+    first = log[0] if log else {}
+    before = {name: first[name] for name in after if name in first}
+    return {"probe": {"before": before or None, "after": after}} if after else {}
 
 
 def changes_of(plan: Plan) -> list[Change]:
@@ -143,12 +166,12 @@ def learn(plan: Plan, model: Model, before: Examination, asked: Asked, console: 
         model = keep(plan, model, trainer)
         if plan.objective.asks:
             console.print("After: the same problems again ...")
-        return report(plan, before, examine(plan, model, asked))
+        return report(plan, model, before, examine(plan, model, asked))
     except DivergenceError as error:
         if not error.rescued:
             raise
         model = keep(plan, model, trainer)
-        report(plan, before, examine(plan, model, asked))
+        report(plan, model, before, examine(plan, model, asked))
         raise UserError(f"{error} The best weights before that are in {plan.folder.path}, ready for use.") from error
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)(f"Go on with: glmtune train --resume {plan.folder.path}") from None
@@ -170,7 +193,7 @@ def keep(plan: Plan, model: Model, trainer: RunTrainer) -> Model:
 
 def apply_method(plan: Plan, base: Any) -> Model:
     """Return a model of which the method trains its part: fresh, by the seed alone, or what an adapter has learned."""
-    if plan.recipe.training.sharding == "full" and plan.method.trains_base:
+    if is_divided(plan) and plan.method.trains_base:
         base.cpu()  # in fp32, a device may have no room for all of it
     seed_everything(plan.recipe.seed)
     return plan.method.apply(base) if plan.model.adapter is None else plan.method.go_on(base)
@@ -213,7 +236,7 @@ def announce_training(plan: Plan, model: Model, console: Console) -> None:
     names = [(name, "bold") for name in (recipe.task.name, recipe.method.name, recipe.model.path)]
     counts = (
         f"{trainable:,} of {count_parameters(model):,} parameters learn, {plan.steps:,} steps of "
-        f"{training.batch_size * training.gradient_accumulation_steps} examples on {model.device}"
+        f"{training.batch_size * training.gradient_accumulation_steps} examples on {sharding.device_of(model)}"
     )
     console.print(Text.assemble(names[0], " with ", names[1], " on ", names[2], f": {counts}"))
     if together := describe_processes(model, training.examples_per_step, training.batch_size):
@@ -247,13 +270,14 @@ def write_model(plan: Plan, model: Model) -> None:
             raise OSError(str(error)) from error
 
 
-def report(plan: Plan, before: Examination, after: Examination) -> Run:
-    """Write the report, its page and the plots."""
+def report(plan: Plan, model: Model, before: Examination, after: Examination) -> Run:
+    """Write the report, its page and the plots, of a model that has learned."""
     folder = plan.folder
     log = read_log(folder)
     values: dict[str, Any] = {
         "format": 2,
         **results_of(plan, before, after),
+        **probes(plan, model, log),
         **forgotten(before.general, after.general),
         **({"changes": [asdict(change) for change in changes]} if (changes := changes_of(plan)) else {}),
         "training_seconds": max((record["seconds"] for record in log), default=0),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
@@ -38,6 +38,13 @@ class Question:
     is_raw: bool = False
 
 
+class Turn(NamedTuple):
+    """A turn of the model in tokens: what it was asked, all that came before it, and what it wrote."""
+
+    input_ids: Sequence[int]
+    token_ids: Sequence[int]
+
+
 @dataclass(frozen=True)
 class Exchange:
     """How a conversation went on.
@@ -46,11 +53,13 @@ class Exchange:
         messages: those that were added: the model's turns, and what tools said.
         completion: the model's last turn.
         refusal: why the task refuses that turn; None where it does not.
+        turns: the model's turns in tokens; what tools said is in what the next one was asked. Empty where nobody noted.
     """
 
     messages: Sequence[Message]
     completion: Completion
     refusal: str | None = None
+    turns: Sequence[Turn] = field(default=(), compare=False)
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
@@ -186,8 +195,10 @@ class Conversation:
             The exchange.
         """
         asked, request = as_messages(question.prompt), question.request
+        turns: list[Turn] = []
         for _ in range(MOST_ROUNDS):
             completion = yield request
+            turns.append(Turn(request.input_ids, completion.token_ids))
             turn = self._read(question, request, completion)
             refusal = self.refuses([*asked, *added], turn) if self.refuses else None
             added.append(turn)
@@ -195,14 +206,14 @@ class Conversation:
             if calls and question.tools:
                 completion = replace(completion, finish_reason="tool_calls")
             if refusal or not calls or not self.tools:
-                return Exchange(added, completion, refusal)
+                return Exchange(added, completion, refusal, turns)
             added += [answer_call(self.tools, call) for call in calls]
             input_ids = encode_prompt(self.engine.tokenizer, [*asked, *added], question.tools)
             room = with_room(question.settings, len(input_ids), self.engine.limit)
             if not has_room(len(input_ids), self.engine.limit, room.longest):
                 break
             request = replace(request, input_ids=input_ids, settings=room)
-        return Exchange(added, completion, None)
+        return Exchange(added, completion, None, turns)
 
     def _read(self, question: Question, request: Request, completion: Completion) -> Message:
         """The model's turn as a message; what was cut off calls nothing."""

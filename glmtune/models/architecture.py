@@ -135,6 +135,11 @@ class Architecture:
     grouped: bool = False
     wide: bool = True
 
+    @property
+    def has_own_form(self) -> bool:
+        """Whether the linear layers are no other package's: floats, the original's, or packed by ours."""
+        return self.stored_bits == 16 or self.packed or self.grouped
+
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Architecture:
         """Return the architecture that a `config.json` describes.
@@ -232,6 +237,12 @@ def is_wide(values: Mapping[str, Any]) -> bool:
     """Return whether the files of a checkpoint hold numbers of 32 bits, or do not say what they hold."""
     stored = str(values.get("dtype") or values.get("torch_dtype")).removeprefix("torch.")
     return stored not in ("bfloat16", "float16")
+
+
+def has_own_form(config: PreTrainedConfig) -> bool:
+    """Return the same as `Architecture.has_own_form`, of a configuration."""
+    found = storage(config.to_dict())
+    return bool(found["stored_bits"] == 16 or found["packed"] or found["grouped"])
 
 
 def stored_bits(config: PreTrainedConfig) -> int:

@@ -145,6 +145,7 @@ def load_model(
     device: torch.device | None = None,
     config: PreTrainedConfig | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    divisible: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint and its tokenizer, on the device, in evaluation mode.
 
@@ -152,10 +153,12 @@ def load_model(
         settings: which one, and how it is stored.
         device: default: the GPU where there is one.
         config, tokenizer: of the checkpoint, where they have been read already.
+        divisible: several processes are to divide the weights: at 8 and 4 bits, a GPU gets those that a CPU has, too.
 
     Raises:
         UserError: no such model, or its files are missing or damaged.
     """
+    import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     from glmtune.models.upcasting import suit_products
@@ -185,7 +188,7 @@ def load_model(
         model = load_weights(
             settings,
             Path(place if is_gguf(place) else folder),
-            device,
+            torch.device("cpu") if divisible and settings.bits < stored_bits(config) else device,
             {**options, "config": config, "generation_config": ends},
         )
         model.name_or_path = model.config.name_or_path = place  # where peft looks for the base of an adapter

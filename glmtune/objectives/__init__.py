@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from glmtune.config import NamedSettings
 from glmtune.runtime import UserError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from glmtune.config import Recipe
     from glmtune.data import EncodedDataset
     from glmtune.examples import Example
-    from glmtune.methods import Model
+    from glmtune.methods import Method, Model
     from glmtune.plan import Plan, Preparation
     from glmtune.training.memory import Demand
     from glmtune.training.run_trainer import Judge, RunTrainer
@@ -33,12 +33,14 @@ class Objective(ABC):
         needs: the parts of an example that are learned from; empty where prompts alone are.
         asks: the model is asked held-out examples, and the task scores its answers; else there is a `judge`.
         metric: the figure by which the best weights are chosen.
+        training: settings of the recipe's `training` that are others with this objective, where the recipe has none.
     """
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
     needs: ClassVar[frozenset[Part]]
-    asks: ClassVar[bool] = True
-    metric: ClassVar[str] = "accuracy"
+    asks: bool = True
+    metric: str = "accuracy"
+    training: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: NamedSettings):
         self.settings = settings
@@ -51,6 +53,26 @@ class Objective(ABC):
             UserError: a file that cannot be read, or examples that are too long.
         """
 
+    def learned(self, plan: Preparation) -> Sequence[Example]:
+        """Return the records that are learned beside those of the task: a run that goes on must find the same."""
+        return ()
+
+    def learning_rate(self, method: Method, hidden_size: int) -> float:
+        """Return the peak learning rate where the recipe names none: the method's."""
+        return method.learning_rate(hidden_size)
+
+    def probe(self, plan: Plan, model: Model) -> dict[str, float]:
+        """Return what else is measured of a model right before and after the training, by name; the report has it."""
+        return {}
+
+    def advise(self, probed: Mapping[str, float]) -> str | None:
+        """Return what is said of a model before the training, by what `probe` measured.
+
+        Raises:
+            UserError: there is nothing that it could learn.
+        """
+        return None
+
     def judge(self, plan: Preparation, examples: Sequence[Example] | None = None) -> Judge:
         """Return what scores a model before, during and after the training, where it is not asked.
 
@@ -59,6 +81,10 @@ class Objective(ABC):
             examples: by which it is judged; default: held-out ones.
         """
         raise NotImplementedError(f"{type(self).__name__} neither asks nor judges")
+
+    def judges(self, examples: Sequence[Example]) -> bool:
+        """Return whether these can be given to `judge`; else the model is asked them."""
+        return False
 
     def check(self, plan: Preparation) -> None:
         """See on one example whether the task has what this objective needs.

@@ -64,6 +64,10 @@ class Task(ABC):
     def sample(self, rng: random.Random, split: Split = "train") -> Example:
         """Draw one example of a split. The same `rng` state gives the same example on every machine."""
 
+    def pose(self, rng: random.Random, split: Split = "train") -> Example:
+        """Draw one example as it is asked, with the target of the whole answer, where `sample` gives parts to learn."""
+        return self.sample(rng, split)
+
     def records(self, split: Split) -> Sequence[Example] | None:
         """Return all examples of a split, for a task that has records; None for one that draws without end."""
         return None

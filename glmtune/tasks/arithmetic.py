@@ -125,7 +125,12 @@ class Arithmetic(Task):
     axes = AXES
 
     def sample(self, rng: random.Random, split: Split = "train") -> Example:
-        """Draw a problem of the split and write it as the settings say."""
+        """Draw a problem of the split and write it as the settings say; with a tool, learn a turn of it."""
+        example = self.pose(rng, split)
+        return self.turn(rng, example) if self.settings.style == "tool" and split == "train" else example
+
+    def pose(self, rng: random.Random, split: Split = "train") -> Example:
+        """Draw a problem of the split as it is asked."""
         settings = self.settings
         solution = self.draw(rng, split)
         problem = solution.problem
@@ -135,19 +140,18 @@ class Arithmetic(Task):
             before, after = rng.choice(PROMPT_WORDS)
             question = f"{before}{question}\n{after}"
         if settings.style == "tool":
-            return self.turn(rng, split, question, problem)
+            return Example(question, solution.answer, problem.facts(), tools=self.definitions)
         return Example(question, self.write_target(f"{problem.text}=", solution), problem.facts())
 
-    def turn(self, rng: random.Random, split: Split, question: str, problem: Problem) -> Example:
-        """Return the call of the calculator or, as often, the answer after it; what is held out asks for the answer."""
+    def turn(self, rng: random.Random, example: Example) -> Example:
+        """Return the call of the calculator or, as often, the answer after it."""
+        problem = Problem.parse(question_in(example.prompt))
+        assert problem is not None, "it is asked"
         call = make_tool_call(Calculator.name, {"expression": problem.text})
-        example = Example(question, self.solve(problem).answer, problem.facts(), tools=self.definitions)
-        if split == "held_out":
-            return example
         if rng.random() < 0.5:
             return replace(example, target="", tool_calls=[call])
         calling = {"role": "assistant", "content": "", "tool_calls": [call]}
-        return replace(example, prompt=[*as_messages(question), calling, answer_call(self.tools, call)])
+        return replace(example, prompt=[*as_messages(example.prompt), calling, answer_call(self.tools, call)])
 
     @cached_property
     def tools(self) -> Sequence[Tool]:  # type: ignore[override]

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from glmtune.distributed import anywhere, is_main, world_size
+from glmtune.distributed import anywhere, is_main, most, world_size
 from glmtune.files import unfollowed, write_text
 from glmtune.runtime import UserError
 from glmtune.terminal import say, to_json
@@ -190,7 +190,7 @@ class InterruptCallback(TrainerCallback):
     """Ctrl-C and SIGTERM end the run after the step at hand, with a checkpoint; a second Ctrl-C ends it at once.
 
     After half of the grace that SIGTERM leaves, the step at hand is given up, or the evaluation; what several processes
-    do together is not, as the others would wait.
+    do together is not, as the others would wait. They begin no evaluation then.
 
     Args:
         grace_seconds: from SIGTERM to the end of the machine.
@@ -279,10 +279,8 @@ class InterruptCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # A signal reaches processes in different steps; one that comes meanwhile counts at the end of the next step.
-        terminated, interrupted = anywhere(self.terminated), anywhere(self.interrupted)
-        if terminated:
-            self.terminated = True
-        if interrupted:
-            self.interrupted = True
+        told = most(2 if self.terminated else int(self.interrupted))
+        if told:
+            self.interrupted, self.terminated = True, told == 2
             control.should_save = True
             control.should_training_stop = True

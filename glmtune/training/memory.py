@@ -6,9 +6,9 @@ that are decoded between the steps. A peak on a GPU is torch's `max_memory_alloc
 top of it. A peak on a CPU is resident memory, the libraries included. All sizes are bytes; 1 GiB is 2**30.
 
 Several devices divide the examples of a step. Where they share nothing (DDP), each has all the rest, and buckets in
-which gradients are exchanged. With full sharding (FSDP2) each has its share of all weights, gradients and moments; what
-is in no block is whole during a step, a block and the next one while they compute, and everything while held-out
-problems are answered. What NCCL takes for itself is not counted.
+which gradients are exchanged. With full sharding (FSDP2) each has its share of all weights, gradients and moments, on a
+GPU or in the memory of its machine; what is in no block is whole during a step, a block and the next one while they
+compute, and everything while held-out problems are answered. What NCCL takes for itself is not counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from glmtune.models.precision import on_cpu
 from glmtune.training.optimizers import TABLE
 
 Device = Literal["cuda", "cpu"]
-Sharding = Literal["none", "full"]
 
 GIB = 2**30
 # Resident memory of torch, transformers, peft and what they import, with the buffers of their matrix products (0.47 and
@@ -63,8 +62,7 @@ class Estimate:
         recipe, architecture, trainable: what runs.
         device: where: the first GPU, or the CPU.
         length, target_length: tokens of an example, and those of them that are learned.
-        devices: how many divide the examples of a step.
-        sharding: what else they divide: nothing (`none`), or all weights with what belongs to them (`full`).
+        devices: how many divide the examples of a step and, by `training.sharding`, the weights.
         demand: of the objective. Where the model learns from its own answers, these are as long as they may be.
     """
 
@@ -75,7 +73,6 @@ class Estimate:
     length: int
     target_length: int
     devices: int = 1
-    sharding: Sharding = "none"
     demand: Demand = ORDINARY
 
     @property
@@ -129,18 +126,34 @@ class Estimate:
     def nf4(self) -> bool:
         """Whether these are bitsandbytes' layers of 4 bits, which become floats whole; ours do a few rows at a time."""
         a = self.architecture
-        return self.bits == 4 and not a.packed and not a.grouped and (self.device == "cuda" or a.stored_bits == 4)
+        if self.bits != 4 or a.packed or a.grouped or self.recipe.training.sharding == "full":
+            return False
+        return self.device == "cuda" or a.stored_bits == 4
 
     # What is there all the time
 
     @property
     def is_sharded(self) -> bool:
         """Whether each device has its share of the weights alone."""
-        return self.sharding == "full" and self.devices > 1
+        training = self.recipe.training
+        return training.sharding == "full" and (self.devices > 1 or training.cpu_offload)
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether these shares are in the memory of the machine, and not on its GPU."""
+        return self.is_sharded and self.recipe.training.cpu_offload and self.device == "cuda"
 
     def share(self, size: int) -> int:
-        """Return what each device has of what belongs to weights: all, or as much as the one with the most."""
+        """Return what each device has of what belongs to weights: all, as much as the one with the most, or nothing."""
+        if self.is_offloaded:
+            return 0
         return -(-size // self.devices) if self.is_sharded else size
+
+    @property
+    def host(self) -> int:
+        """What each process keeps in the memory of its machine instead: its share of all that."""
+        kept = self.base + self.beside + self.moments + 4 * self.trainable.parameters
+        return -(-kept // self.devices) if self.is_offloaded else 0
 
     @property
     def weights(self) -> int:

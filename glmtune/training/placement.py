@@ -16,7 +16,8 @@ from glmtune.config import Recipe, make_recipe, with_overrides
 from glmtune.methods import Method
 from glmtune.models.architecture import Architecture
 from glmtune.runtime import UserError, memory_size
-from glmtune.training.memory import CONTEXT, GIB, ORDINARY, Demand, Device, Estimate, Sharding
+from glmtune.training.memory import CONTEXT, GIB, ORDINARY, Demand, Device, Estimate
+from glmtune.training.sharding import check_sharding
 
 ASSUMED_LENGTH = 128  # tokens of an example where nothing tells: 64 + 64 as in the official ChatGLM-6B fine-tuning
 RESERVE = 0.05  # of the memory, for what an estimate cannot foresee
@@ -89,7 +90,6 @@ def estimate(
     length: int,
     target_length: int,
     devices: int = 1,
-    sharding: Sharding = "none",
     demand: Demand = ORDINARY,
 ) -> Estimate:
     """Return the estimate of a recipe on a device, or on each of several.
@@ -100,19 +100,16 @@ def estimate(
         device: a GPU, or the CPU.
         length: tokens of the longest examples.
         target_length: those of them that are learned.
-        devices, sharding, demand: as `Estimate` has them.
+        devices, demand: as `Estimate` has them.
 
     Raises:
-        UserError: the method does not tell what it trains, or cannot train this model.
+        UserError: the method does not tell what it trains or cannot train this model, or weights cannot be divided.
     """
     method: Method = registry.admitted("glmtune.methods", recipe.method.name)(recipe.method)
     method.check_base(recipe.model, architecture.stored_bits)
-    if sharding == "full" and (
-        min(recipe.model.bits, architecture.stored_bits) < 16 or recipe.model.quantize_embedding
-    ):
-        raise UserError("--sharding full: weights of 8 and 4 bits are whole numbers, which are not divided. Use 16.")
+    check_sharding(recipe, architecture.has_own_form)
     trainable = method.trainable_spec(architecture)
-    return Estimate(recipe, architecture, trainable, device, length, target_length, devices, sharding, demand)
+    return Estimate(recipe, architecture, trainable, device, length, target_length, devices, demand)
 
 
 def placement_of(
@@ -122,7 +119,6 @@ def placement_of(
     target_length: int,
     where: Place | None = None,
     devices: int = 1,
-    sharding: Sharding = "none",
     demand: Demand = ORDINARY,
 ) -> Placement:
     """Return what training by a recipe takes of a place.
@@ -133,10 +129,10 @@ def placement_of(
         length: tokens of the longest examples.
         target_length: those of them that are learned.
         where: each of the devices; default: this machine.
-        devices, sharding, demand: as `Estimate` has them.
+        devices, demand: as `Estimate` has them.
     """
     place = where or at_hand(distributed.local_device().type == "cuda")
-    sizes = (architecture, place.device, length, target_length, devices, sharding, demand)
+    sizes = (architecture, place.device, length, target_length, devices, demand)
     return Placement(recipe, place, lambda variant: estimate(variant, *sizes))
 
 
@@ -273,10 +269,10 @@ def measures(recipe: Recipe, now: Estimate) -> Iterator[list[list[str]]]:
         yield [["training.optimizer=adamw_8bit"]]
     if now.device == "cuda" and not now.paged and not now.is_sharded:
         yield [["training.optimizer=paged_adamw_8bit"]]
+    if now.device == "cuda" and now.is_sharded and not now.is_offloaded:
+        yield [["training.cpu_offload=true"]]
     if now.trainable.in_place:
         yield [["method={name: lora}"]]
-    if now.is_sharded:  # whole numbers are not divided
-        return
     if recipe.model.random_init:  # fresh weights have to learn
         return
     if now.trainable.needs_weights:

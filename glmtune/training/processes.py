@@ -54,10 +54,12 @@ def check_processes(recipe: Recipe) -> None:
             f"training.devices={devices}: a training from Python is of the processes that run it, and this is one. "
             f"Start the script with torchrun --nproc-per-node {devices}, or use `glmtune train`."
         )
-    if recipe.training.sharding == "full" and distributed.world_size() == 1:
+    training = recipe.training
+    if training.sharding == "full" and not training.cpu_offload and distributed.world_size() == 1:
         raise UserError(
             "training.sharding=full: several processes divide the weights, and this is one. Start more "
-            "(training.devices=N, or torchrun), or leave it out."
+            "(training.devices=N, or torchrun), keep them in the machine's memory (training.cpu_offload=true), or "
+            "leave it out."
         )
     distributed.check_alike({**versions(), "python": platform.python_version(), **flat(recipe)})
 
@@ -85,12 +87,14 @@ def describe_processes(model: Model, step: int, batch_size: int) -> str:
     """
     count = distributed.world_size()
     group: Any = distributed.process_group()
-    if group is None or count == 1:
+    if group is None or (count == 1 and not sharding.is_sharded(model)):
         return ""
     each = min(batch_size, -(-step // count))
     kept, how = "the whole model", "DDP"
     if sharding.is_sharded(model):
         kept, how = f"{sharding.local_share(model):.1%} of the weights", "FSDP2"
+    if count == 1:
+        return f"One process ({how}), whose weights are in the machine's memory, and there while they compute."
     return (
         f"{count} processes ({group.get_backend()}, {how}), each with {kept} and up to {each} of a step's {step} "
         "examples at a time."

@@ -9,7 +9,7 @@ from glmtune import distributed
 from glmtune.config import Recipe
 from glmtune.methods import Method
 from glmtune.models import loading
-from glmtune.models.architecture import stored_bits
+from glmtune.models.architecture import has_own_form, stored_bits
 from glmtune.runtime import UserError
 from glmtune.training import optimizers, trackers
 from glmtune.training.sharding import check_sharding
@@ -33,6 +33,7 @@ def check_packages(recipe: Recipe, config: PreTrainedConfig) -> None:
     trackers.check_installed(training.trackers)
     if (
         bits < stored_bits(config)
+        and training.sharding == "none"
         and distributed.local_device().type == "cuda"
         and importlib.util.find_spec("bitsandbytes") is None
     ):
@@ -53,7 +54,7 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, method: Method) -> Non
     check_precision(loading.dtype_of(settings, config, device), device)
     method.check_base(settings, stored_bits(config))
     loading.check_bits(settings, config)
-    check_sharding(recipe, stored_bits(config))
+    check_sharding(recipe, has_own_form(config))
 
 
 def count_trainable(method: Method, config: PreTrainedConfig) -> int | None:

@@ -26,7 +26,7 @@ HONOURED = {
     *(f"training.{name}" for name in ("steps", "epochs", "learning_rate", "lr_scheduler_type", "warmup_ratio")),
     *(f"training.{name}" for name in ("weight_decay", "adam_beta2", "max_grad_norm", "gradient_checkpointing")),
     *(f"training.{name}" for name in ("logging_steps", "eval_steps", "early_stopping_patience", "save_total_limit")),
-    *(f"training.{name}" for name in ("save_seconds", "grace_seconds", "devices", "sharding")),
+    *(f"training.{name}" for name in ("save_seconds", "grace_seconds", "devices", "sharding", "cpu_offload")),
     *("training.trackers", "training.output_dir", "model.attention", "data.cache"),
     *("evaluation.num_examples", "evaluation.max_seconds", "evaluation.text_metrics"),
     *(f"generation.{name}" for name in ("max_new_tokens", "batch_size", "do_sample", "temperature", "top_p")),

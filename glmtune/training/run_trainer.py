@@ -269,6 +269,9 @@ class RunTrainer(GoingOn):
         # What is given up is made up for before the next step: there must be one, whatever comes out.
         decides = self.state.global_step >= self.state.max_steps or self.settings.early_stopping_patience is not None
         may = not decides and distributed.world_size() == 1
+        if not (decides or may) and distributed.anywhere(self.interrupt.terminated):
+            self.interrupt.is_late = True  # for all of them
+            raise GivenUp
         with self.accelerator.autocast(), sharding.put_together(model), self.interrupt.giving_up(may):
             result = dict(self.judge(model))
         model.train(was_training)

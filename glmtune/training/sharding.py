@@ -26,24 +26,29 @@ if TYPE_CHECKING:
 LIBRARY = "5.20.2"  # of transformers, whose Trainer leaves a model alone that is sharded
 
 
-def check_sharding(recipe: Recipe, stored_bits: int) -> None:
+def check_sharding(recipe: Recipe, has_own_form: bool = True) -> None:
     """See whether a recipe's weights can be divided, if it asks for that.
 
     Args:
         recipe: `model`, `training`.
-        stored_bits: of the checkpoint's linear layers.
+        has_own_form: files of 8 or 4 bits, if they are such, are ours or the original's, not bitsandbytes'.
 
     Raises:
         UserError: they cannot.
     """
     model, training = recipe.model, recipe.training
     if training.sharding == "none":
+        if training.cpu_offload:
+            raise UserError(
+                "training.cpu_offload=true: what is kept in the machine's memory are shares of the weights. Add "
+                "training.sharding=full, also for one process alone, or leave it out."
+            )
         return
-    bits, remedy = min(model.bits, stored_bits), "or leave training.sharding out: then each device has the whole model."
-    if bits < 16 or model.quantize_embedding:
-        stored = f"model.bits={bits}" if bits < 16 else "model.quantize_embedding=true"
+    remedy = "or leave training.sharding out: then each device has the whole model."
+    if not has_own_form:
         raise UserError(
-            f"training.sharding=full: {stored} stores whole numbers, which are not divided. Use 16, {remedy}"
+            f"training.sharding=full: {model.path} is stored by bitsandbytes, whose layers cannot be divided. Take the "
+            f"checkpoint of 16 bits with model.bits=4 or 8, {remedy}"
         )
     if model.dtype == "float16":
         raise UserError(
@@ -61,19 +66,31 @@ def check_sharding(recipe: Recipe, stored_bits: int) -> None:
         )
 
 
-def shard(model: Model) -> None:
-    """Divide all weights of a model among the processes, block by block; they move to this process's device.
+def shard(model: Model, on_cpu: bool = False) -> None:
+    """Divide all weights of a model among the processes, block by block: packed ones by their bytes.
+
+    Args:
+        model: with a method applied.
+        on_cpu: shares are kept in the machine's memory; default: on this process's device.
 
     Raises:
         RuntimeError: they are not divided after that.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-    mesh = init_device_mesh(distributed.local_device().type, (distributed.world_size(),))
-    for block in blocks_of(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)  # the embedding, the head and what else is in no block
+    device = distributed.local_device().type
+    mesh = init_device_mesh(device, (distributed.world_size(),))
+    policy = CPUOffloadPolicy(pin_memory=device == "cuda") if on_cpu else OffloadPolicy()
+    blocks: list[Any] = list(blocks_of(model))
+    root: Any = model
+    for block in blocks:
+        fully_shard(block, mesh=mesh, offload_policy=policy)
+    fully_shard(root, mesh=mesh, offload_policy=policy)  # the embedding, the head and what else is in no block
+    # The next block of the backward pass is fetched ahead. Left to itself, a process would go by the forward passes
+    # since the last step, and after an evaluation, of which each has its share, wait for the others for ever.
+    for block, before in zip([*blocks, root], [blocks[0], *blocks], strict=True):
+        block.set_modules_to_backward_prefetch([before])
     if not is_sharded(model) or local_share(model) > 1.5 / distributed.world_size():
         raise RuntimeError(f"a process has {local_share(model):.0%} of the weights: they are not divided")
 
@@ -106,9 +123,14 @@ def is_sharded(model: torch.nn.Module | None) -> bool:
 
 
 def local_share(model: torch.nn.Module) -> float:
-    """Return the share of a model's numbers that this process keeps, 0 to 1."""
+    """Return the share of a model's bytes that this process keeps, 0 to 1."""
     weights = list(model.parameters())
-    return sum(local(weight).numel() for weight in weights) / sum(weight.numel() for weight in weights)
+    return sum(local(weight).nbytes for weight in weights) / sum(weight.nbytes for weight in weights)
+
+
+def device_of(model: Model) -> torch.device:
+    """Return where a model computes, wherever its shares are kept."""
+    return distributed.local_device() if is_sharded(model) else model.device
 
 
 def local(weight: Tensor) -> Tensor:
@@ -131,7 +153,7 @@ def divided_like(weight: Tensor, value: Tensor) -> Tensor:
 
     if not isinstance(weight, DTensor) or value.shape != weight.shape:
         return value
-    return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+    return distribute_tensor(value, weight.device_mesh, weight.placements, src_data_rank=None).to(weight.device)
 
 
 def whole_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -139,8 +139,17 @@ def test_lengths(chatglm_6b: str) -> None:
         ({"target_length": 0}, r"--target-length 0: must be from 1 to 127"),
         ({"length": 0}, r"--length 0: .* at least 2"),
         ({"devices": 0}, r"--devices 0: at least 1"),
-        ({"devices": 2, "sharding": "full", "overrides": ["model.bits=4"]}, "4 bits are whole numbers, which are not"),
-        ({"sharding": "full"}, r"--sharding full: one device has nobody to share with\. Add --devices 2"),
+        ({"sharding": "full"}, r"training\.sharding=full: one device has nobody to share with\. Add --devices 2"),
+        ({"overrides": ["training.sharding=full"]}, r"one device has nobody to share with\. Add --devices 2"),
+        ({"overrides": ["training.cpu_offload=true"]}, r"training\.cpu_offload=true: .*Add training\.sharding=full"),
+        (
+            {"devices": 2, "sharding": "full", "overrides": ["training.optimizer=muon"]},
+            r"training\.sharding=full: training\.optimizer=muon needs whole weights\. Use adamw",
+        ),
+        (
+            {"overrides": ["training.devices=2", "training.sharding=full", "model.dtype=float16"]},
+            r"training\.sharding=full: model\.dtype=float16 has its loss scaled",
+        ),
         ({"overrides": ["data.max_length=4096"]}, r"data\.max_length=4096: the model can take 2048"),
         ({"overrides": ["method.rank=0"]}, r"method\.rank"),
         (
@@ -179,6 +188,39 @@ def test_shares_add_up(chatglm_6b: str, devices: int, method: str) -> None:
     held = shared.weights + shared.adapters + shared.optimizer
     assert held + shared.gathered < shared.step
     assert shared.judging == alone.judging + held - alone.optimizer
+
+
+def test_the_recipe_says_how_many_divide_the_weights(chatglm_6b: str) -> None:
+    settings = [f"model.path={chatglm_6b}", *FULL]
+    asked = [*settings, "training.devices=8", "training.sharding=full"]
+    by_recipe, by_flags = run(None, asked, "80GB"), run(None, settings, "80GB", devices=8, sharding="full")
+    assert as_dict(by_recipe) == as_dict(by_flags) and by_recipe.estimate.is_sharded
+    other = run(None, asked, "80GB", devices=4, sharding="none").estimate
+    assert (other.devices, other.is_sharded) == (4, False)
+    assert run(None, [*settings, "training.devices=all"], "80GB").estimate.devices == 1
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_shares_in_the_memory_of_the_machine(chatglm_6b: str, devices: int) -> None:
+    settings = [f"model.path={chatglm_6b}", *FULL, "training.sharding=full", "training.cpu_offload=true"]
+    placement = run(None, settings, "24GB", devices=devices)
+    found = placement.estimate
+    assert found.weights == found.optimizer == found.gradients == found.adapters == 0
+    assert found.host == -(-(found.base + found.moments + 4 * found.trainable.parameters) // devices)
+    assert found.step > found.gathered > 4 * OUTSIDE and found.judging > found.base
+    assert "host" in {part for part, _, _ in lines(placement)} and as_dict(placement)["host"] == found.host
+    on_cpu = run(None, settings, "24GB", device="cpu", devices=devices).estimate
+    assert on_cpu.host == 0 and on_cpu.weights > 0  # which is the same memory
+
+
+def test_packed_weights_are_divided(chatglm_6b: str) -> None:
+    """As a CPU has them, on a GPU, too."""
+    settings = [f"model.path={chatglm_6b}", "model.bits=4", "training.batch_size=1", "generation.batch_size=1"]
+    alone = run(None, settings, "24GB", device="cpu").estimate
+    shared = run(None, settings, "24GB", devices=8, sharding="full").estimate
+    assert shared.base == alone.base and shared.weights == -(-alone.base // 8) and not shared.nf4
+    remedy = run(None, [*settings, "training.devices=2", "training.sharding=full"], "1.5GB").remedy[0]
+    assert remedy is None or "training.cpu_offload=true" in remedy
 
 
 def test_what_is_gathered(chatglm_6b: str) -> None:

@@ -64,3 +64,16 @@ def test_every_token_gets_scores(family: str, checkpoint_of: Callable[[str], Pat
     out = model(input_ids=ids, labels=torch.zeros_like(ids))
     assert out.logits.shape == (*ids.shape, 3)
     out.loss.backward()
+
+
+def test_a_configuration_names_no_code_and_does_not_save_that() -> None:
+    """trl reads `auto_map` of any class that transformers does not have, to load a model to compare with."""
+    from transformers import AutoConfig
+
+    from glmtune.models import loading
+
+    config = AutoConfig.from_pretrained(loading.EMBEDDED["nano"])
+    assert config.auto_map == {} and "auto_map" not in config.to_dict()
+    utils = pytest.importorskip("trl.trainer.utils")
+    model = utils.create_model_from_path(str(loading.EMBEDDED["nano"]), dtype="float32", device_map=None)
+    assert type(model).__name__ == "ChatGLMForCausalLM"

@@ -103,6 +103,11 @@ def test_tools_answer_until_the_model_does(scripted: Callable[..., Scripted]) ->
     assert [found[index].completion.finish_reason for index in range(4)] == ["stop", "stop", "tool_calls", "stop"]
     assert [len(found[index].tool_calls) for index in range(4)] == [1, 0, MOST_ROUNDS, 2]
     assert engine.calls == 1
+    # The model's turns in tokens: the first is what was asked, each later one saw two messages more.
+    assert found[0].turns[0] == (questions[0].request.input_ids, [1])
+    assert [[len(turn.input_ids) for turn in found[index].turns] for index in range(4)] == [
+        *([1, 3], [1], [1, 3, 5, 7], [1, 3, 5])
+    ]
     assert found[0].messages == [
         {"role": "assistant", "content": "", "tool_calls": [make_tool_call("calculate", {"expression": "0+1"})]},
         {"role": "tool", "name": "calculate", "content": "1"},

@@ -31,6 +31,17 @@ def drawn(count: int = 300, split: Any = "train", seed: int = 0, **values: Any) 
     return [made.sample(rng, split) for _ in range(count)]
 
 
+def test_what_is_posed_is_whole_where_a_sample_is_a_turn_of_it() -> None:
+    made = task(style="tool")
+    for split in ("train", "held_out"):
+        for seed in range(20):
+            posed = made.pose(random.Random(seed), split)
+            assert isinstance(posed.prompt, str) and not posed.tool_calls and posed.tools
+            assert made.score(posed, posed.target).correct
+            assert made.holds_out(posed.prompt) == (split == "held_out")
+    assert task().pose(random.Random(3)) == task().sample(random.Random(3))
+
+
 def problem_of(example: Example) -> Problem:
     problem = Problem.parse(example.prompt)
     assert problem is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +31,7 @@ METHODS = {
     "freeze": ["method.name=freeze", "method.num_layers=1"],
     "full": ["method.name=full"],
 }
+OFFLOADED = {"full": ["training.cpu_offload=true"]}  # shares are kept in the machine's memory
 # Small steps: by large ones, differences of a rounding grow in a random model from step to step.
 STEADY = ["model.dtype=float32", "training.learning_rate=0.0001"]
 
@@ -77,6 +80,12 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in records if "loss" in record]
 
 
+def judged(folder: Path) -> list[int]:
+    """The steps after which a run's log has answers."""
+    records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [record["step"] for record in records if "accuracy" in record]
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Nine records, learned four at a time: the last step of an epoch has one, and a process none."""
@@ -96,9 +105,11 @@ def settings(tiny_settings: list[str]) -> list[str]:
 def cases(settings: list[str], records: list[str]) -> dict[str, list[str]]:
     """What is learned: arithmetic by some methods, and records by LoRA."""
     general = [one for one in settings if not one.startswith("task.")]
+    uneven = ["training.eval_steps=1", "evaluation.num_examples_during=1"]  # which one process answers
     of_records = [*general, *records, "method.rank=4", "training.steps=6", "training.batch_size=1"]
     return {
-        **{name: [*settings, "training.steps=3", *METHODS[name]] for name in ("lora", "full")},
+        **{name: [*settings, "training.steps=3", *METHODS[name], *uneven] for name in ("lora", "full")},
+        "packed": [*settings, "training.steps=3", "method.rank=4", "model.bits=4", "model.quantize_embedding=true"],
         "records": [*of_records, "training.gradient_accumulation_steps=4"],
     }
 
@@ -112,6 +123,8 @@ MORE = {
     "projection": ["method.name=ptuning_v2", "method.num_virtual_tokens=4", "method.prefix_projection=true"],
     "muon": ["method.name=full", "training.optimizer=muon"],
     "packing": ["data.packing=true", "method.rank=4"],
+    "bits=4, quantized embedding": ["model.bits=4", "model.quantize_embedding=true", "method.name=ptuning_v2"],
+    "bits=4, recomputed": ["model.bits=4", "training.gradient_checkpointing=true", "method.rank=4"],
     "one at a time": ["training.batch_size=1", "training.gradient_accumulation_steps=7", "method.rank=4"],
 }
 
@@ -133,7 +146,7 @@ def trained(settings: list[str], records: list[str], tmp_path_factory: pytest.Te
     return found
 
 
-@pytest.mark.parametrize("case", ["lora", "full", "records"])
+@pytest.mark.parametrize("case", ["lora", "full", "packed", "records"])
 def test_two_processes_learn_what_one_learns(trained: dict[int, Any], case: str) -> None:
     (one, [alone]), (two, both) = trained[1], trained[2]
     assert not any(isinstance(said, Failure) for said in both), both
@@ -156,14 +169,16 @@ def divided(settings: list[str], records: list[str], tmp_path_factory: pytest.Te
 
     def work(rank: int) -> dict[str, Any]:
         return {
-            name: learn([*more, "training.sharding=full", f"training.output_dir={folder / name}"])
+            name: learn(
+                [*more, *OFFLOADED.get(name, []), "training.sharding=full", f"training.output_dir={folder / name}"]
+            )
             for name, more in cases(settings, records).items()
         }
 
     return folder, in_processes(work)
 
 
-@pytest.mark.parametrize("case", ["lora", "full", "records"])
+@pytest.mark.parametrize("case", ["lora", "full", "packed", "records"])
 def test_divided_weights_learn_what_whole_ones_learn(
     trained: dict[int, Any], divided: tuple[Path, Any], case: str
 ) -> None:
@@ -180,12 +195,31 @@ def test_divided_weights_learn_what_whole_ones_learn(
     assert first[0]["after"] == expected[0]["after"]
 
 
+def test_one_process_keeps_its_weights_elsewhere(
+    trained: dict[int, Any], settings: list[str], records: list[str], tmp_path: Path
+) -> None:
+    """By itself it is no part of a group before that, nor after."""
+    (one, [alone]), more = trained[1], ["training.sharding=full", "training.cpu_offload=true"]
+
+    def work(rank: int) -> tuple[Any, bool]:
+        found = learn([*cases(settings, records)["full"], *more, f"training.output_dir={tmp_path / 'run'}"])
+        return found, distributed.process_group() is None
+
+    [said] = in_processes(work, 1)
+    assert not isinstance(said, Failure), said
+    (report, grads), is_alone = said
+    assert is_alone and report["after"] == alone["full"][0]["after"]
+    assert apart(torch.tensor(grads[-1]), torch.tensor(alone["full"][1][-1])) < 1e-5
+    ours, right = weights_of(tmp_path / "run"), weights_of(one / "full")
+    assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["none", "full"])
 @pytest.mark.parametrize("case", [*METHODS, *MORE])
 def test_four_processes_learn_what_one_learns(settings: list[str], tmp_path: Path, case: str, how: str) -> None:
     """By each method, and with all that a recipe may ask of the storage and the loop."""
-    if how == "full" and case in ("bits=8", "bits=4", "quantized embedding", "muon"):
+    if how == "full" and case == "muon":
         pytest.skip("is refused")
     more = [*settings, "training.steps=3", *{**METHODS, **MORE}[case]]
 
@@ -256,6 +290,49 @@ def test_other_processes_go_on(steady: list[str], never_stopped: Path, tmp_path:
     ours, right = weights_of(folder), weights_of(never_stopped)
     assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
     assert losses(folder) == pytest.approx(losses(never_stopped), rel=1e-5)
+
+
+def test_sigterm_puts_an_evaluation_off(
+    steady: list[str], never_stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On all processes, though one alone is told; it is made up for when the run goes on."""
+    folder = tmp_path / "run"
+
+    def work(rank: int) -> Any:
+        class Told(TrainerCallback):
+            def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+                if rank == 1 and state.global_step == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        plain = Trainer.learn
+
+        def learn_and_be_told(self: Trainer, start: Path | None) -> None:
+            self.add_callback(Told())
+            plain(self, start)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "learn", learn_and_be_told)
+            train.run(overrides=[*steady, f"training.output_dir={folder}"], console=Console(file=io.StringIO()))
+
+    assert {one.kind for one in both_raise(work)} == {"Terminated"}
+    assert json.loads((folder / "checkpoints/checkpoint-3/open.json").read_text())["is_unjudged"]
+    judged = [
+        json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines() if "accuracy" in line
+    ]
+    assert judged == [0]
+
+    def go_on(rank: int) -> Any:
+        return train.run(resume=folder, console=Console(file=io.StringIO())).report
+
+    said = in_processes(go_on)
+    assert not any(isinstance(one, Failure) for one in said), said
+    ours, right = weights_of(folder), weights_of(never_stopped)
+    assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
+    logs = [
+        [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (folder, never_stopped)
+    ]
+    first, second = ([record["step"] for record in log if "accuracy" in record] for log in logs)
+    assert first == second
 
 
 def both_raise(work: Callable[[int], Any]) -> list[Failure]:
@@ -369,8 +446,6 @@ def test_how_many_processes(gpus: Callable[[int], None]) -> None:
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("model.bits=8", "model.bits=8 stores whole numbers"),
-        ("model.quantize_embedding=true", "model.quantize_embedding=true stores whole numbers"),
         ("model.dtype=float16", "model.dtype=float16 has its loss scaled"),
         ("training.optimizer=muon", "training.optimizer=muon needs whole weights. Use adamw"),
     ],
@@ -378,8 +453,12 @@ def test_how_many_processes(gpus: Callable[[int], None]) -> None:
 def test_what_is_not_divided(setting: str, told: str) -> None:
     recipe = load_recipe(None, ["training.sharding=full", setting])
     with pytest.raises(ValueError, match=f"training.sharding=full: {told}"):
-        sharding.check_sharding(recipe, 16)
-    sharding.check_sharding(load_recipe(None, [setting]), 16)
+        sharding.check_sharding(recipe)
+    sharding.check_sharding(load_recipe(None, [setting]))
+    with pytest.raises(ValueError, match=r"nano is stored by bitsandbytes, whose layers cannot be divided"):
+        sharding.check_sharding(load_recipe(None, ["training.sharding=full"]), has_own_form=False)
+    with pytest.raises(ValueError, match=r"training.cpu_offload=true: .*Add training.sharding=full"):
+        sharding.check_sharding(load_recipe(None, ["training.cpu_offload=true"]))
 
 
 def test_one_process_divides_nothing(settings: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Configuration of ChatGLM-6B."""
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -36,6 +36,7 @@ class ChatGLMConfig(PreTrainedConfig):
 
     model_type = "chatglm"
     keys_to_ignore_at_inference = ["past_key_values"]
+    auto_map: ClassVar[dict[str, str]] = {}  # no code of a checkpoint's own; libraries read it of any configuration
     attribute_map = {
         "num_hidden_layers": "num_layers",
         "intermediate_size": "inner_hidden_size",
