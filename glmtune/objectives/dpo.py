@@ -18,12 +18,10 @@ from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
     from glmtune.config import Recipe
-    from glmtune.config import Recipe
     from glmtune.data.comparisons import Comparison, EncodedComparisons
     from glmtune.examples import Example
     from glmtune.methods import Method, Model
     from glmtune.plan import Plan, Preparation
-    from glmtune.training.memory import Demand
     from glmtune.training.memory import Demand
     from glmtune.training.run_trainer import Judge, RunTrainer
 
@@ -112,12 +110,6 @@ class PreferenceLearning(Objective):
         from glmtune.training.memory import Demand
 
         return Demand(sequences=1 if self.takes_singles else 2)
-
-    def demand(self, recipe: Recipe) -> Demand:
-        """Return that a comparison is two rows; its reference is two numbers, and no model."""
-        from glmtune.training.memory import Demand
-
-        return Demand(sequences=2)
 
     @property
     def takes_singles(self) -> bool:
