@@ -232,7 +232,9 @@ class Plan:
         base = None if self.recipe.model.random_init else self.model.fingerprint
         if base is not None and self.model.adapter is not None:
             base = f"{base} with {fingerprint(self.model.adapter)}"
-        return Past(self.recipe, base, fingerprint_records([self.task.records(split) for split in get_args(Split)]))
+        own = self.objective.learned(self.preparation)
+        splits = [self.task.records(split) for split in get_args(Split)]
+        return Past(self.recipe, base, fingerprint_records([*splits, *([own] if own else ())]))
 
     @cached_property
     def changes(self) -> Sequence[Change]:

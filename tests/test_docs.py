@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from glmtune import cli
 from glmtune.execution import Run
 from glmtune.models import loading
+from glmtune.scoring import Score
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,6 +86,8 @@ def scratch(tmp_path: Path, tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> P
         shutil.copytree(tiny_run.path, tmp_path / "runs" / name)
     for name in ("my", "test", "prompts", "problems", "general"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    pairs = [{"prompt": r["prompt"], "chosen": r["target"], "rejected": "0"} for r in RECORDS[1:]]
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     Path("my.json").write_text(json.dumps(RECORDS))
     Path("new.csv").write_text("prompt\n1+1=\n")
     task = next(text for page, text in blocks("python") if "class Doubling" in text)
@@ -165,6 +168,10 @@ def test_every_command_runs(command: str, scratch: Path, model: Path, request: p
         request.getfixturevalue("monkeypatch").setattr("glmtune.objectives._rounds.Rounds.is_right", lambda *_: True)
     if command.startswith("glmtune serve"):  # it would go on for ever
         request.getfixturevalue("monkeypatch").setattr("glmtune.serving.serving.serve", lambda *_: 0)
+    if command.startswith("glmtune pairs"):  # the small model is never right
+        verdict = {True: Score("exact"), False: Score("wrong")}
+        score = "glmtune.tasks.arithmetic.Arithmetic.score"
+        request.getfixturevalue("monkeypatch").setattr(score, lambda task, one, text, calls=(): verdict[text < "5"])
     assert run_command(stand_in(command, model)) == 0
 
 

@@ -110,6 +110,7 @@ TABLES = {
     "methods.md": ["methods", "prefix", "memory", "speed", "memory_real", "speed_real"],
     "laptop.md": ["laptop"],
     "serving.md": ["serving"],
+    "preferences.md": ["preferences"],
     "devices.md": ["ray"],
     "results.md": ["overview", "general", "forgetting", "demo", "demo_real", "styles", "long", "wide"],
 }

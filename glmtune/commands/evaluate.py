@@ -118,12 +118,12 @@ def run(
         check_cluster(cluster, llama_cpp)
     plan = Plan(resolved, RunFolder(os.fspath(target)))
     with nullcontext() if data is None else fetched(data) as file:
-        texts = None if file is None or resolved.objective.asks else read_texts(resolved.task, file)
-        is_judged = not resolved.objective.asks and bool(file is None or texts)
+        records = None if file is None or resolved.objective.asks else read_records(resolved.task, file)
+        is_judged = not resolved.objective.asks and (records is None or resolved.objective.judges(records))
         asked, examples = (resolved.recipe, []) if is_judged else select_examples(resolved, file)
     if is_judged and cluster is not None:
-        raise UserError("--ray: its workers answer, and what texts cost the model is computed here. Leave it out.")
-    judge = resolved.objective.judge(plan.preparation, texts) if is_judged else None
+        raise UserError("--ray: its workers answer, and what the model thinks of texts is computed here. Leave it out.")
+    judge = resolved.objective.judge(plan.preparation, records) if is_judged else None
     general = plan.general
     if general and (llama_cpp is not None or cluster is not None):
         remedy = "--engine torch asks them" if cluster is None else "without --ray they are asked"
@@ -240,16 +240,6 @@ def open_engine(
     from glmtune.inference.llama_cpp.engine import LlamaCppEngine
 
     return LlamaCppEngine(llama_cpp, Path(resolved.place), resolved.tokenizer, resolved.stops, resolved.limit)
-
-
-def read_texts(task: Task, file: str) -> list[Example] | None:
-    """Return the records of a file, if they are plain texts, which ask nothing.
-
-    Raises:
-        UserError: with file and line number.
-    """
-    records = read_records(task, file)
-    return records if all(record.text is not None for record in records) else None
 
 
 def show(report: dict[str, Any], options: argparse.Namespace) -> None:

@@ -57,6 +57,11 @@ def check_question(example: Example, name: str) -> None:
             f"{name}: 'text' is plain text, without a question and its answer. objective.name=pretrain learns it; or "
             "name the fields of both: data.columns.prompt=FIELD data.columns.target=FIELD"
         )
+    if example.rejected is not None and not example.target and not example.tool_calls:
+        raise UserError(
+            f"{name}: 'label' says that this answer is bad, and no better one is known. objective.name=dpo with "
+            "objective.loss=kto learns from such records; or leave them out."
+        )
     if example.images:
         raise UserError(f"{name}: 'images' are files that models of text cannot read. Leave such records out.")
 
@@ -93,6 +98,10 @@ class EncodedDataset(Dataset[Encoding]):
     def length(self, index: int) -> int:
         """Return how many tokens an example has."""
         return len(self[index]["input_ids"])
+
+    def encodings(self, index: int) -> list[Encoding]:
+        """Return all that is computed of an example: itself, where it is compared with nothing."""
+        return [self[index]]
 
     def source(self, index: int) -> Source | None:
         """Return where the record of an example stands; None for what was drawn."""

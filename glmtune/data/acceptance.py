@@ -65,20 +65,34 @@ def accepted(
     if isinstance(examples, DrawnExamples):
         return examples
     found = [refusal_of(tokenizer, example) for example in examples]
+    return without_faulty(examples, found, settings, "that the chat template does not take")
+
+
+def without_faulty(
+    examples: Sequence[Example], found: Sequence[Fault | None], settings: DataSettings, which: str
+) -> Sequence[Example]:
+    """Return the examples of which nothing is wrong; the others are written to `FILE.skipped.jsonl`.
+
+    Args:
+        examples: records.
+        found: what is wrong with each; None where nothing is.
+        settings: `on_error`.
+        which: what a warning says of the faulty ones.
+
+    Raises:
+        UserError: some are faulty, and `on_error` says to stop; all of them are told. Or none is left.
+    """
     faults = [fault for fault in found if fault is not None]
     if not faults:
         return examples
     if settings.on_error == "stop":
         raise UserError(explain(faults))
     if len(faults) == len(examples):
-        raise UserError(f"The model's chat template takes none of these records. {explain(faults, '')}")
+        raise UserError(f"All of these are records {which}. {explain(faults, '')}")
     by_file: dict[str, list[Fault]] = defaultdict(list)
     for fault in faults:
         by_file[fault.file].append(fault)
     for file, those in by_file.items():
         place = add_skipped(file, those)
-        warnings.warn(
-            f"{file}: {len(those):,} records that the chat template does not take are left out; see {place}",
-            stacklevel=2,
-        )
+        warnings.warn(f"{file}: {len(those):,} records {which} are left out; see {place}", stacklevel=2)
     return [example for example, fault in zip(examples, found, strict=True) if fault is None]

@@ -29,7 +29,7 @@ def longest_of(dataset: EncodedDataset) -> Lengths:
         return Lengths(*map(max, zip(*map(longest_of, dataset.sources), strict=True)))
     length = target_length = 1
     for index in range(min(len(dataset), CHECKED_DRAWS) if isinstance(dataset, EncodedDraws) else len(dataset)):
-        labels = dataset[index]["labels"]
-        length = max(length, len(labels))
-        target_length = max(target_length, len(labels) - labels.count(IGNORED))
+        for labels in (encoding["labels"] for encoding in dataset.encodings(index)):
+            length = max(length, len(labels))
+            target_length = max(target_length, len(labels) - labels.count(IGNORED))
     return Lengths(length, target_length)

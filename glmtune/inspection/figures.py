@@ -192,11 +192,23 @@ def find_notes(records: Sequence[Example], settings: DataSettings, learns_all: b
     for note, those in found.items():
         yield f"{len(those):,} {'record' if len(those) == 1 else 'records'}, the first {source_of(those[0])}: {note}"
     if rejected := sum(record.rejected is not None for record in records):
-        yield f"{rejected:,} records have a 'rejected' answer; objective.name=sft learns the chosen one alone."
+        yield (
+            f"{rejected:,} records have a 'rejected' answer; objective.name=sft learns the chosen one alone, "
+            "objective.name=dpo compares them."
+        )
+    if worse := sum(is_bad_alone(record) for record in records):
+        yield f"{worse:,} records are bad answers by their label, which only objective.loss=kto learns from."
+    if same := sum(record.target.split() == (record.rejected or "").split() != [] for record in records):
+        yield f"{same:,} records have the same answer as 'chosen' and 'rejected', which objective.name=dpo refuses."
     last_alone = settings.turns == "last" or (settings.turns == "all" and not learns_all)
     if last_alone and any(earlier_questions(record.prompt) for record in records):
         other = "all" if learns_all else "each"
         yield f"Of conversations, the last answer is learned; data.turns={other} learns every one."
+
+
+def is_bad_alone(record: Example) -> bool:
+    """Return whether a record is an answer that is not to be given, and no better one is known."""
+    return record.rejected is not None and not record.target and not record.tool_calls
 
 
 def notes_on_splits(

@@ -38,8 +38,8 @@ class Objective(ABC):
 
     Settings: ClassVar[type[NamedSettings]] = NamedSettings
     needs: ClassVar[frozenset[Part]]
-    asks: ClassVar[bool] = True
-    metric: ClassVar[str] = "accuracy"
+    asks: bool = True
+    metric: str = "accuracy"
     training: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: NamedSettings):
@@ -52,6 +52,10 @@ class Objective(ABC):
         Raises:
             UserError: a file that cannot be read, or examples that are too long.
         """
+
+    def learned(self, plan: Preparation) -> Sequence[Example]:
+        """Return the records that are learned beside those of the task: a run that goes on must find the same."""
+        return ()
 
     def learning_rate(self, method: Method, hidden_size: int) -> float:
         """Return the peak learning rate where the recipe names none: the method's."""
@@ -77,6 +81,10 @@ class Objective(ABC):
             examples: by which it is judged; default: held-out ones.
         """
         raise NotImplementedError(f"{type(self).__name__} neither asks nor judges")
+
+    def judges(self, examples: Sequence[Example]) -> bool:
+        """Return whether these can be given to `judge`; else the model is asked them."""
+        return False
 
     def check(self, plan: Preparation) -> None:
         """See on one example whether the task has what this objective needs.

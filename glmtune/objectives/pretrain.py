@@ -76,6 +76,10 @@ class Pretrain(Objective):
 
         return judge
 
+    def judges(self, examples: Sequence[Example]) -> bool:
+        """Return whether all are plain texts, which ask nothing."""
+        return all(example.text is not None for example in examples)
+
     def encode(self, plan: Preparation, examples: Sequence[Example]) -> EncodedDataset:
         """Return the windows of texts."""
         from glmtune.data.texts import EncodedTexts

@@ -17,9 +17,12 @@ from glmtune.records.readers import (
     ape210k,
     belle_eval,
     belle_seed,
+    completion,
     conversation,
     gsm8k,
     images_of,
+    label_of,
+    labelled,
     math23k,
     pair,
     plain_text,
@@ -74,6 +77,11 @@ def lmflow(row: Row) -> list[Example]:
     return examples
 
 
+def _is_label(name: str) -> Callable[[Row], bool]:
+    """Whether a field says of an answer that it is good or bad."""
+    return lambda row: label_of(row[name]) is not None
+
+
 # What is told by more fields stands before what is told by fewer.
 FORMATS = [
     Format("preference", ("prompt", "chosen", "rejected"), preference(prompt_target, "target")),
@@ -81,6 +89,14 @@ FORMATS = [
     Format("sharegpt_preference", ("conversations", "chosen", "rejected"), preference(conversation("conversations"))),
     Format("question_preference", ("question", "chosen", "rejected"), preference(pair("question", "target"), "target")),
     Format("implicit_preference", ("chosen", "rejected"), preference(prompt_target, "target"), sign="rejected"),
+    Format("labelled", ("prompt", "completion", "label"), labelled(completion, "label"), _is_label("label")),
+    Format("labelled_messages", ("messages", "label"), labelled(conversation("messages"), "label"), _is_label("label")),
+    Format(
+        "labelled_sharegpt",
+        ("conversations", "kto_tag"),
+        labelled(conversation("conversations"), "kto_tag"),
+        _is_label("kto_tag"),
+    ),
     Format("messages", ("messages",), conversation("messages"), sign="messages"),
     Format("sharegpt", ("conversations",), conversation("conversations", odd=True), sign="conversations"),
     Format("lmflow", ("type", "instances"), lmflow),

@@ -27,6 +27,8 @@ from glmtune.records.turns import answer_of, turns_of
 Reader: TypeAlias = Callable[[Row], list[Example]]
 
 _SHARED = ("instruction", "facts", "system", "history")  # fields that stand for all instances of a record
+_HUMAN = re.compile(r"\s*Human: ")
+_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):(?: |(?=\n|\Z))")
 _EQUATION = re.compile(r"\s*x\s*=\s*\S", re.IGNORECASE)
 _OPERATION = re.compile(r"(?<=[\w.)\]%])\s*(?:\*\*|[-+*/^])")
 
@@ -74,6 +76,8 @@ def preference(read: Reader, answer: str = "") -> Reader:
 def answer_in(row: Row, name: str) -> tuple[list[Message], str]:
     """Return the messages before an answer, if they are given with it, and the answer."""
     value = row.get(name)
+    if isinstance(value, str) and _HUMAN.match(value):
+        value = transcript(value, name)
     if not isinstance(value, dict | list):
         return [], answer_in_field(row, name)
     turns = turns_of({name: value if isinstance(value, list) else [value]}, name)
@@ -82,6 +86,58 @@ def answer_in(row: Row, name: str) -> tuple[list[Message], str]:
     if "tool_calls" in turns[-1]:
         raise FieldError(name, f"'{name}' ends with calls of tools, and answers are compared as texts. Leave it out")
     return turns[:-1], text_in(turns[-1]["content"])
+
+
+def transcript(text: str, name: str) -> list[Row]:
+    """Return the turns of a talk that is written as one text, as Anthropic's HH-RLHF has them.
+
+    Raises:
+        FieldError: the assistant says nothing in the end.
+    """
+    _, *parts = _SPEAKER.split(text)
+    turns = [{"role": role, "content": said.strip()} for role, said in zip(parts[::2], parts[1::2], strict=True)]
+    if turns[-1]["role"] != "Assistant" or not turns[-1]["content"]:
+        raise FieldError(name, f"'{name}' ends without an answer of the assistant")
+    return [{**turn, "role": turn["role"].lower()} for turn in turns]
+
+
+def labelled(read: Reader, label: str) -> Reader:
+    """Return a reader of rows with one answer, of which a field says whether it is good.
+
+    A good one is the target of its example, a bad one is `rejected`, and there is no target.
+
+    Args:
+        read: of rows with an answer.
+        label: the field that says it.
+    """
+
+    def read_labelled(row: Row) -> list[Example]:
+        is_good = label_of(row[label])
+        if is_good is None:
+            raise FieldError(label, f"'{label}' must be true or false, as the others of this file are")
+        examples = read(row)
+        if is_good:
+            return examples
+        if any(example.tool_calls for example in examples):
+            raise FieldError(label, f"'{label}' is false of calls of tools, and bad answers are texts. Leave it out")
+        return [replace(example, target="", rejected=example.target) for example in examples]
+
+    return read_labelled
+
+
+def label_of(value: Any) -> bool | None:
+    """Return what a label says: true or false, also as a text; None of anything else, such as the number of a class."""
+    known = {"true": True, "false": False}
+    return known.get(str(value).strip().lower()) if isinstance(value, bool | str) else None
+
+
+def completion(row: Row) -> list[Example]:
+    """Read a prompt and its completion, each a text or messages."""
+    before, said = answer_in(row, "completion")
+    prompt = row.get("prompt")
+    turns = turns_of(row, "prompt") if isinstance(prompt, list) else as_messages(text_of(row, "prompt"))
+    turns = [*turns, *before, {"role": "assistant", "content": said}]
+    return [example_of(row, with_system(row, turns), "prompt")]
 
 
 def plain_text(row: Row) -> list[Example]:

@@ -33,11 +33,17 @@ def target_loss(logits: Tensor, labels: Tensor, logits_to_keep: Tensor) -> Tenso
         labels: (B, T), unshifted.
         logits_to_keep: (K,) as `glmtune.data.collation.target_columns` gives them.
     """
-    return TargetLoss.apply(logits.flatten(0, 1), labels[:, logits_to_keep + 1].flatten())
+    return target_losses(logits, labels, logits_to_keep).sum()
 
 
-class TargetLoss(torch.autograd.Function):
-    """Cross-entropy of logits (N, V) and labels (N,), summed over the labels that are learned."""
+def target_losses(logits: Tensor, labels: Tensor, logits_to_keep: Tensor) -> Tensor:
+    """Return (B, K) the cross-entropy of each target, in fp32; 0 where none is. The arguments are `target_loss`'s."""
+    labels = labels[:, logits_to_keep + 1]
+    return TargetLosses.apply(logits.flatten(0, 1), labels.flatten()).view_as(labels)
+
+
+class TargetLosses(torch.autograd.Function):
+    """(N,) cross-entropies of logits (N, V) and labels (N,); 0 where a label is not learned."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
@@ -46,7 +52,7 @@ class TargetLoss(torch.autograd.Function):
             normalizer[rows] = logits[rows].float().logsumexp(dim=-1)
         picked = logits.gather(1, labels.clamp(min=0)[:, None]).squeeze(1).float()
         ctx.save_for_backward(logits, labels, normalizer)
-        return torch.where(labels == IGNORED, 0.0, normalizer - picked).sum()
+        return torch.where(labels == IGNORED, 0.0, normalizer - picked)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

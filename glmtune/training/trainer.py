@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import transformers
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
@@ -25,6 +27,9 @@ from glmtune.training.loss import takes_logits_to_keep, target_loss
 from glmtune.training.packing import check_packing
 from glmtune.training.run_trainer import Judge, RunTrainer
 from glmtune.training.sharding import device_of
+
+# What of a batch a model is given.
+PASSED = frozenset({"input_ids", "attention_mask", "position_ids", "logits_to_keep"})
 
 
 class EpochCallback(TrainerCallback):
@@ -59,44 +64,70 @@ class TargetTrainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> Any:
         """Return the micro-batches of this process; those of all make the steps of one process."""
+        batches = self.make_batches()
+        self.epochs.batches = batches
+        loader: Any = DataLoader(
+            batches.order.dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def make_batches(self) -> StepBatches:
+        """Return the micro-batches of all processes, of the first epoch."""
         dataset, collator = self.train_dataset, self.data_collator
         assert isinstance(dataset, EncodedDataset) and isinstance(collator, Collator)
         processes, batch_size = self.accelerator.num_processes, self.args.train_batch_size
         step = self.examples_per_step or batch_size * self.args.gradient_accumulation_steps * processes
         # What is packed has no padding; batches of all lengths are the better sample then.
         order = LengthGroupedSampler(dataset, step, self.args.data_seed or self.args.seed, not collator.packed)
-        batches = StepBatches(order, step, batch_size, processes)
-        self.epochs.batches = batches
-        loader: Any = DataLoader(
-            dataset, batch_sampler=batches, collate_fn=collator, pin_memory=self.args.dataloader_pin_memory
-        )
-        return self.accelerator.prepare(loader)
+        return StepBatches(order, step, batch_size, processes)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; every pass, those of the judge too, is autocast where the base has 16 bits."""
-        if not (self.args.bf16 or self.args.fp16):
+        with self.computing():
             return super().train(*args, **kwargs)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute what the block computes in the precision of the training."""
+        if not (self.args.bf16 or self.args.fp16):
+            yield
+            return
         model = self.accelerator.unwrap_model(self.model)
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16
         with uncast_inputs(model), upcast_while(model, dtype), precise_attention():
-            return super().train(*args, **kwargs)
+            yield
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the cross-entropy of the target tokens, without logits of prompts."""
-        inputs = {name: tensor for name, tensor in inputs.items() if name != "record"}
-        labels, kept = inputs.pop("labels"), inputs["logits_to_keep"]
-        if not self.takes_logits_to_keep:
-            del inputs["logits_to_keep"]
+        """Return the part of a step's loss that a micro-batch makes."""
+        loss = self.batch_loss(model, inputs, num_items_in_batch)
+        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def batch_loss(self, model: Any, inputs: Any, count: Any) -> Tensor:
+        """Return the cross-entropy of the target tokens, without logits of prompts.
+
+        Args:
+            model: as it is wrapped.
+            inputs: a micro-batch.
+            count: target tokens of the whole step; None: those of the micro-batch.
+        """
+        labels, kept = inputs["labels"], inputs["logits_to_keep"]
+        count = labels.ne(IGNORED).sum() if count is None else count
+        return target_loss(self.target_logits(model, inputs), labels, kept) / count
+
+    def target_logits(self, model: Any, inputs: Any) -> Tensor:
+        """Return (B, K, V) the logits of the columns of a batch that hold targets."""
+        read = PASSED if self.takes_logits_to_keep else PASSED - {"logits_to_keep"}
         # accelerate's wrapper would turn all logits to fp32; autocast is all that is wanted of it.
         self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         with self.accelerator.autocast():
-            logits = model(**inputs, use_cache=False).logits
-        logits = logits if self.takes_logits_to_keep else logits[:, kept]
-        count = labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = target_loss(logits, labels, kept) / count
-        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+            passed = {name: tensor for name, tensor in inputs.items() if name in read}
+            logits: Tensor = model(**passed, use_cache=False).logits
+        return logits if self.takes_logits_to_keep else logits[:, inputs["logits_to_keep"]]
 
 
 class Trainer(RunTrainer, TargetTrainer):

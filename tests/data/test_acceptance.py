@@ -54,7 +54,7 @@ def test_they_are_left_out_on_request(file: Path, gemma: Any) -> None:
         assert [example.source.line for example in kept if example.source] == [1, 3, 5]
     lines = [record["line"] for _, record in read_json_lines(file.with_name("some.jsonl.skipped.jsonl"))]
     assert lines == [2, 4, 6]
-    with pytest.raises(UserError, match="takes none of these records"):
+    with pytest.raises(UserError, match="All of these are records that the chat template does not take"):
         accepted(examples[1::2], gemma, skip)
 
 

@@ -51,6 +51,13 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Any, str]] = {
         "q",
         "a",
     ),
+    "labelled": ({"prompt": "q", "completion": "a", "label": True}, "q", "a"),
+    "labelled_messages": ({"messages": [SYSTEM, USER, ANSWER], "label": True}, [SYSTEM, USER], "a"),
+    "labelled_sharegpt": (
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "kto_tag": True},
+        "q",
+        "a",
+    ),
     "messages": ({"messages": [SYSTEM, USER, ANSWER]}, [SYSTEM, USER], "a"),
     "sharegpt": (
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
@@ -118,6 +125,33 @@ def test_preferences() -> None:
     assert fault_of({"prompt": "q", "chosen": "a", "rejected": " "}).field == "rejected"
     assert fault_of({"prompt": "q", "chosen": [USER], "rejected": "b"}).field == "chosen"
     assert "different conversations" in str(fault_of({**answers, "chosen": [SYSTEM, USER, ANSWER]}))
+
+
+def test_talks_as_one_text() -> None:
+    """Anthropic's HH-RLHF: what both talks begin with is the prompt."""
+    talk = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: 1+1?\nNow.\n\nAssistant: "
+    (example,) = examples_of({"chosen": f"{talk}2", "rejected": f"{talk}3\n\nor 4"})
+    asked = [("user", "hi"), ("assistant", "hello"), ("user", "1+1?\nNow.")]
+    assert example.prompt == [{"role": role, "content": text} for role, text in asked]
+    assert (example.target, example.rejected) == ("2", "3\n\nor 4")
+    assert "different conversations" in str(fault_of({"chosen": f"{talk}2", "rejected": f"{talk[7:]}3"}))
+    assert "ends without an answer" in str(fault_of({"chosen": talk, "rejected": f"{talk}3"}))
+    assert fault_of({"chosen": "\n\nHuman: q", "rejected": f"{talk}3"}).field == "chosen"
+
+
+def test_labels() -> None:
+    """A bad answer is no target; a label that is something else, such as the number of a class, is no label."""
+    for label in (False, "false", "FALSE"):
+        (example,) = examples_of({"prompt": "q", "completion": "a", "label": label})
+        assert (example.prompt, example.target, example.rejected) == ("q", "", "a")
+    (example,) = examples_of({"prompt": [USER], "completion": [ANSWER], "label": False})  # as trl has it
+    assert (example.prompt, example.target, example.rejected) == ("q", "", "a")
+    (example,) = examples_of({"prompt": "q", "completion": "a", "label": 1})
+    assert (example.target, example.source and example.source.format) == ("a", "prompt_completion")
+    own = recognise([{"prompt": "q", "completion": "a", "label": True}])
+    with pytest.raises(FieldError, match="'label' must be true or false"):
+        examples_of({"prompt": "q", "completion": "a", "label": None}, own)
+    assert "calls of tools" in str(fault_of({"messages": [USER, CALL], "label": False}))
 
 
 def test_plain_text() -> None:
