@@ -91,7 +91,8 @@ class Open(BaseModel):
     """What a step has left open when a checkpoint is written after it.
 
     Attributes:
-        loss: sum of the losses of the steps that no record of the log has yet.
+        loss: sum of the losses of the steps that no record of the log has yet; of several processes, their mean.
+        losses: that of each process, so that as many add up on to the same sums, to the last bit.
         steps: how many these are.
         is_unjudged: the evaluation that is due after it was not made.
     """
@@ -99,8 +100,13 @@ class Open(BaseModel):
     model_config = ConfigDict(strict=True)
 
     loss: float = 0.0
+    losses: list[float] = []
     steps: NonNegativeInt = 0
     is_unjudged: bool = False
+
+    def loss_of(self, rank: int, world_size: int) -> float:
+        """Return what a process goes on with; where there are other processes than there were, the mean."""
+        return self.losses[rank] if len(self.losses) == world_size else self.loss
 
 
 def trained_weights(model: torch.nn.Module) -> Weights:

@@ -14,7 +14,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 
 from glmtune.config import TrainingSettings
-from glmtune.distributed import is_main, on_main
+from glmtune.distributed import is_main, on_main, rank, world_size
 from glmtune.runtime import RunFolder, UserError
 from glmtune.terminal import say
 from glmtune.training.checkpoints import (
@@ -91,7 +91,7 @@ class GoingOn(Base):
         """Make a step; to the loss of the first one, those are added that were not logged before the stop."""
         loss = super().training_step(*args, **kwargs)
         if self.left_open.steps:
-            loss = loss + self.left_open.loss
+            loss = loss + self.left_open.loss_of(rank(), world_size())
             self._globalstep_last_logged -= self.left_open.steps
             self.left_open = Open()
         return loss

@@ -380,7 +380,7 @@ class RunTrainer(GoingOn):
         steps = self.state.global_step - self._globalstep_last_logged
         losses = distributed.gather([self.unlogged.item() if steps else 0.0])
         is_unjudged = self.interrupt.is_late and self.control.should_evaluate
-        return Open(loss=sum(losses) / len(losses), steps=steps, is_unjudged=is_unjudged)
+        return Open(loss=sum(losses) / len(losses), losses=losses, steps=steps, is_unjudged=is_unjudged)
 
     def write_rest(self, checkpoint: Path, left: Open) -> None:
         """Write what a step has left open, and the state with the place that the best checkpoint will have.

@@ -23,6 +23,7 @@ from glmtune.models import loading
 from glmtune.runtime import RunFolder, UserError, seed_everything
 from glmtune.training.checkpoints import (
     SUMS,
+    Open,
     check_resumable,
     damage_of,
     find_last,
@@ -240,3 +241,11 @@ def test_two_processes_write_one(tmp_path: Path) -> None:
     names = {file.name for file in (tmp_path / "checkpoint-1").iterdir()}
     assert names == {"0.txt", "1.txt", SUMS} and damage_of(tmp_path / "checkpoint-1") is None
     assert not list(tmp_path.glob(".*"))
+
+
+def test_each_process_goes_on_with_its_own_loss() -> None:
+    """Sums of 32-bit numbers depend on the order in which they are added up."""
+    left = Open(loss=2.0, losses=[1.0, 3.0], steps=4)
+    assert [left.loss_of(rank, 2) for rank in range(2)] == [1.0, 3.0]
+    assert left.loss_of(0, 1) == left.loss_of(3, 4) == 2.0
+    assert Open.model_validate_json('{"loss": 0.5, "steps": 1}').loss_of(0, 1) == 0.5, "of an older run"
