@@ -141,13 +141,15 @@ def choose_prompts(resolved: ResolvedModel, n: int, seed: int) -> list[Example]:
     """
     import random
 
-    from glmtune.data import DrawnExamples, examples_of
+    from glmtune.data import DrawnExamples
     from glmtune.records.leaks import problem_of
     from glmtune.runtime import UserError
 
-    examples = examples_of(resolved.task, "train", n, seed)
-    if not isinstance(examples, DrawnExamples):
-        examples = [example for example in examples if example.text is None and example.question]
+    examples = resolved.task.records("train")
+    if examples is None:
+        examples = DrawnExamples(resolved.task, n, seed, posed=True)
+    else:  # what has no answer in text cannot be scored
+        examples = [example for example in examples if example.text is None and example.question and example.target]
         examples = random.Random(seed).sample(examples, min(n, len(examples)))
     found = {problem_of(example.prompt): example for example in examples if not resolved.task.holds_out(example.prompt)}
     if not found:

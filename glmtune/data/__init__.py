@@ -21,10 +21,14 @@ BATCHES_PER_POOL = 50
 
 
 class DrawnExamples(Sequence[Example]):
-    """`size` examples that a task draws. Each depends on the seed and its index alone, so any can be drawn again."""
+    """`size` examples that a task draws. Each depends on the seed and its index alone, so any can be drawn again.
 
-    def __init__(self, task: Task, size: int, seed: int, split: Split = "train"):
+    They are as they are learned; `posed`, as the whole of each is asked.
+    """
+
+    def __init__(self, task: Task, size: int, seed: int, split: Split = "train", posed: bool = False):
         self.task, self.size, self.seed, self.split = task, size, seed, split
+        self.draw = task.pose if posed else task.sample
 
     def __len__(self) -> int:
         return self.size
@@ -33,7 +37,7 @@ class DrawnExamples(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.size))]
         index = range(self.size)[index]
-        return self.task.sample(random.Random(f"{self.seed} {self.split} {index}"), self.split)
+        return self.draw(random.Random(f"{self.seed} {self.split} {index}"), self.split)
 
 
 def examples_of(task: Task, split: Split, size: int, seed: int) -> Sequence[Example]:

@@ -71,7 +71,7 @@ def pairs_of(
             message = "'rejected' is missing: there is no worse answer to compare with"
         elif not example.target and not example.tool_calls:
             message = "a single answer with a 'label', which objective.loss=kto learns from, and no pair"
-        elif example.target.split() == example.rejected.split() and not example.tool_calls:
+        elif is_equal(example):
             message = EQUAL
         return refusal_of(tokenizer, good(example)) if message is None else as_fault(example, message)
 
@@ -91,7 +91,9 @@ def singles_of(
     Raises:
         UserError: all answers are good, or all bad, or a record is faulty; with file and line.
     """
-    rows = [good(example) for example in examples if example.target or example.tool_calls]
+    equal = [as_fault(example, EQUAL) if is_equal(example) else None for example in examples]
+    examples = without_faulty(examples, equal, settings, "that are no pairs")
+    rows = [good(example) for example in examples if has_good(example)]
     count = len(rows)
     rows += [bad(example) for example in examples if example.rejected]
     if examples and not 0 < count < len(rows):
@@ -105,9 +107,32 @@ def singles_of(
         rows, [refusal_of(tokenizer, row) for row in rows], settings, "that the chat template does not take"
     )
     return [
-        Comparison(row, replace(row, target=other.target, tool_calls=other.tool_calls), is_good[id(row)])
+        Comparison(row, replace(other, prompt=row.prompt, tools=row.tools, source=row.source), is_good[id(row)])
         for row, other in zip(kept, [*kept[1:], *kept[:1]], strict=True)
     ]
+
+
+def has_good(example: Example) -> bool:
+    """Return whether a record has an answer that is to be given."""
+    return bool(example.target or example.tool_calls)
+
+
+def is_equal(example: Example) -> bool:
+    """Return whether the two answers of a pair are the same."""
+    worse = example.rejected
+    return worse is not None and not example.tool_calls and example.target.split() == worse.split()
+
+
+def of_both_kinds(examples: Sequence[Example], most: int) -> list[Example]:
+    """Return up to `most` records, the first ones with a good answer and the first with a bad one alone.
+
+    Half of them are of a kind, where there are so many: files are often sorted by their labels.
+    """
+    kinds: dict[bool, list[Example]] = {True: [], False: []}
+    for example in examples:
+        kinds[has_good(example)].append(example)
+    few = min(len(kinds[False]), max(most // 2, most - len(kinds[True])))
+    return [*kinds[True][: most - few], *kinds[False][:few]]
 
 
 def good(example: Example) -> Example:

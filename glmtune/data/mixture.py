@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 
 from glmtune.config import ENDLESS_STEPS, DataSettings, Recipe
@@ -60,12 +61,24 @@ class Mixture(EncodedDataset):
         return self.sources[number].source(place)
 
 
-def passes(count: int, seed: str) -> Iterator[int]:
-    """Yield the numbers below `count`, in another order in each pass, without end."""
-    number = 0
+def passes(count: int, seed: str, first: int = 0) -> Iterator[int]:
+    """Yield the numbers below `count`, in another order in each pass, without end.
+
+    Args:
+        count: how many numbers a pass has.
+        seed: of the orders.
+        first: how many are passed over.
+    """
+    number, place = divmod(first, count)
     while True:
-        yield from random.Random(f"{seed} {number}").sample(range(count), count)
-        number += 1
+        yield from order_of_pass(count, seed, number)[place:]
+        number, place = number + 1, 0
+
+
+@lru_cache(maxsize=2)
+def order_of_pass(count: int, seed: str, number: int) -> list[int]:
+    """Return the numbers below `count` in the order of a pass; kept for who asks for it step by step."""
+    return random.Random(f"{seed} {number}").sample(range(count), count)
 
 
 def training_set(

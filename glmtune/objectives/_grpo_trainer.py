@@ -184,6 +184,7 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         self.rewards, self.sampling = Rewards(settings.rewards), sampling(recipe, settings)
         self.per_batch = recipe.training.batch_size
         self.batches: list[dict[str, Any]] = []  # of the answers at hand
+        self.drawn: int | None = None  # the number of the draw that they are from
         self.figures: list[dict[str, float]] = []  # of steps that are not logged yet
         super().__init__(
             judge=judge,
@@ -252,8 +253,9 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         self.take_off_wrapper()
         number, iteration = divmod(self.state.global_step, self.options.num_iterations)
         figures: dict[str, float] = {}
-        if iteration == 0 or not self.batches:
+        if iteration == 0 or self.drawn != number:
             samples, figures = self.draw(number)
+            self.drawn = number
             self.note_learned(bool(samples))
             self.batches = self.batches_of(samples)
         loss = torch.zeros((), device=self.args.device)
@@ -288,7 +290,8 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         held_out = "" if best is None else f" Held out, the best weights so far answered {best:.1%} rightly."
         return (
             f"Step {self.state.global_step + 1}: in {steps} steps, refilled {self.options.max_refills} times each, all "
-            f"answers to each prompt were equally good: nothing is learned any more.{held_out} If that is not enough: "
+            f"answers to each prompt were equally good, or cut off: nothing is learned any more.{held_out} If that is "
+            "not enough: "
             "draw harder prompts or more answers (objective.num_generations), raise objective.temperature, or teach "
             "more by objective.name=sft."
         )

@@ -26,6 +26,7 @@ Reward: TypeAlias = "Callable[[Rollout], float]"
 
 FUNCTION = "reward"  # what a user's file calls its own
 SHOWN = 80  # characters of a prompt or an answer
+MOST = 1e6  # that a reward may be, or less by: gradients of much more are infinite, and teach nothing
 
 
 def correct(rollout: Rollout) -> float:
@@ -53,13 +54,14 @@ def faithful_calls(rollout: Rollout) -> float:
 
 # A new reward is one row here.
 TABLE: dict[str, Reward] = {function.__name__: function for function in (correct, length, faithful_calls)}
+MEASURED = {faithful_calls.__name__}  # read from the metric of a score that has the same name
 
 
 class RewardSettings(Settings):
     """A reward, and how much it counts."""
 
     name: str = Field(description=f"{', '.join(TABLE)}, or a path to your own .py file with a function `{FUNCTION}`")
-    weight: float = Field(1.0, description="the rewards of an answer are added up by their weights")
+    weight: float = Field(1.0, ge=-MOST, le=MOST, description="the rewards of an answer are added up by their weights")
 
     @model_validator(mode="before")
     @classmethod
@@ -131,12 +133,15 @@ def value_of(name: str, function: Reward, rollout: Rollout) -> float:
     """Return what a reward gives for an answer.
 
     Raises:
-        UserError: it fails, or what it gives is no finite number.
+        UserError: it fails, or what it gives is no finite number, or one beyond all bounds.
     """
     try:
         value: object = function(rollout)
         is_number = isinstance(value, Real) and math.isfinite(value)
         fault = f"gives {value!r}, which is no finite number"
+        if is_number and abs(value) > MOST:  # type: ignore[arg-type]
+            fault = f"gives {value!r}, which is beyond {MOST:g}"
+            is_number = False
     except Exception as error:
         is_number, fault = False, f"fails with {type(error).__name__}: {error}"
     if not is_number:
@@ -144,6 +149,6 @@ def value_of(name: str, function: Reward, rollout: Rollout) -> float:
         where = f" ({example.source})" if example.source else ""
         raise UserError(
             f"objective.rewards: {name} {fault}, for the answer {rollout.exchange.text[:SHOWN]!r} to the prompt "
-            f"{str(example.prompt)[:SHOWN]!r}{where}. A reward must give a number for every answer."
+            f"{str(example.prompt)[:SHOWN]!r}{where}. A reward must give a bounded number."
         )
     return float(value)  # type: ignore[arg-type]

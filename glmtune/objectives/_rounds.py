@@ -120,10 +120,11 @@ class Rounds:
         plan, count = self.plan, self.settings.prompts_per_round
         records, first = plan.task.records("train"), number * count
         if records is None:  # by another seed than what is learned from targets
-            chosen: Sequence[Example] = DrawnExamples(plan.task, first + count, plan.recipe.seed + 1)[first:]
+            drawn = DrawnExamples(plan.task, first + count, plan.recipe.seed + 1, posed=True)
+            chosen: Sequence[Example] = drawn[first:]
         else:
-            places = passes(len(records), f"{plan.recipe.seed} prompts")
-            chosen = [records[place] for place in islice(places, first, first + count)]
+            places = passes(len(records), f"{plan.recipe.seed} prompts", first)
+            chosen = [records[place] for place in islice(places, count)]
         chosen = [askable for example in chosen if (askable := self.askable(example)) is not None]
         limit, room = plan.model.limit, plan.recipe.generation.longest
         encoded = encode_examples(plan.tokenizer, chosen)
@@ -216,10 +217,10 @@ class RoundTrainer(Trainer):
         elif self.round.number != number:
             self.round = read_round(self.checkpoint_at(self.state.global_step), number)
         each, targets = self.rounds.plan.recipe.training.examples_per_step, self.round.targets
-        order = passes(len(targets), f"{self.args.seed} {number}")
+        order = passes(len(targets), f"{self.args.seed} {number}", place * each)
         chosen = [
             Encoding(input_ids=targets[index].input_ids, labels=targets[index].labels, record=index)
-            for index in islice(order, place * each, (place + 1) * each)
+            for index in islice(order, each)
         ]
         chosen.sort(key=lambda encoding: len(encoding["input_ids"]))
         size = -(-each // count)

@@ -230,9 +230,13 @@ class PreferenceLearning(Objective):
             found = [*(plan.task.records("held_out") or ())]
         else:
             found = [example for example in self.read(plan) if plan.task.holds_out(example.question)]
-        found = found[:most]
-        is_enough = any(example.target for example in found) if self.takes_singles else True
-        return found if is_enough and self.judges(found) else []
+        if not self.takes_singles:
+            found = found[:most]
+            return found if self.judges(found) else []
+        from glmtune.data.comparisons import has_good, of_both_kinds
+
+        found = of_both_kinds(found, most)
+        return found if any(map(has_good, found)) and self.judges(found) else []
 
     def held_out_during(self, plan: Preparation) -> list[Example]:
         """Return those of them that are compared beside the questions that the model is asked during the training."""

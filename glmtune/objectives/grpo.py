@@ -11,6 +11,7 @@ import importlib.util
 import math
 import random
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -19,7 +20,7 @@ from typing_extensions import Self
 from glmtune import distributed, registry
 from glmtune.config import NamedSettings, Recipe
 from glmtune.objectives import Objective
-from glmtune.objectives._rewards import RewardSettings, label_of
+from glmtune.objectives._rewards import MEASURED, RewardSettings, label_of
 from glmtune.reporting.numbers import percent
 from glmtune.runtime import UserError
 
@@ -103,6 +104,8 @@ class GrpoSettings(NamedSettings):
             raise ValueError(
                 f"rewards: {', '.join(twice)} stands there twice; give it once, with the sum of the weights"
             )
+        if not any(reward.weight for reward in self.rewards):
+            raise ValueError("rewards: all have weight 0, by which no answer is better than another; raise one")
         return self
 
 
@@ -177,12 +180,18 @@ class Grpo(Objective):
         super().check(plan)
         example = plan.task.pose(random.Random(recipe.seed))
         try:
-            plan.task.score(example, example.target, example.tool_calls)
+            score = plan.task.score(example, example.target, example.tool_calls)
         except NotImplementedError as error:
             raise UserError(
                 f"objective.name=grpo learns from the score of answers, and task.name={recipe.task.name} gives none "
                 "(Task.score). Choose another task or objective."
             ) from error
+        chosen = {reward.name for reward in self.settings.rewards}
+        if missing := sorted((chosen & MEASURED) - score.metrics.keys()):
+            raise UserError(
+                f"objective.rewards: task.name={recipe.task.name} as it is set measures no {missing[0]}; of "
+                "arithmetic, task.style=tool does. Leave the reward out."
+            )
 
     def demand(self, recipe: Recipe) -> Demand:
         """Return what a step takes: answers are decoded before it; `beta` keeps what learns of a base as it was."""
@@ -275,14 +284,10 @@ class Prompts:
             return [self.task.pose(rng) for _ in range(count)]
         if refill:
             return rng.sample(self.records, min(count, len(self.records)))
-        first = step * self.per_step
-        return [self.records[self.place(position)] for position in range(first, first + count)]
+        from glmtune.data.mixture import passes
 
-    def place(self, position: int) -> int:
-        """Return which record stands at a position of the passes over them."""
-        assert self.records is not None
-        number, place = divmod(position, len(self.records))
-        return random.Random(f"{self.seed} {number}").sample(range(len(self.records)), len(self.records))[place]
+        places = passes(len(self.records), str(self.seed), step * self.per_step)
+        return [self.records[place] for place in islice(places, count)]
 
 
 def askable(plan: Preparation, records: Sequence[Example]) -> Sequence[Example]:

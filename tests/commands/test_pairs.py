@@ -100,3 +100,18 @@ def test_what_makes_no_pair_is_told_first(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=said):
         pairs.run(**{"target": "nano", "n": 5, "output": "pairs.jsonl", **arguments})
+
+
+def test_what_is_asked_is_asked_whole_and_has_an_answer(tmp_path: Path, write_records: Any) -> None:
+    """No prompt has the call of a tool in it, and none is left without a target, by which every answer is wrong."""
+    asked = pairs.choose_prompts(resolve("nano", ["task.style=tool", "task.operators=+"]), 20, 1)
+    assert len(asked) > 10 and all(isinstance(example.prompt, str) and example.target for example in asked)
+    call = {"function": {"name": "f", "arguments": {}}}
+    answers = ({"content": "x"}, {"content": "", "tool_calls": [call]})
+    rows = [
+        {"messages": [{"role": "user", "content": f"{number}?"}, {"role": "assistant", **answers[number % 2]}]}
+        for number in range(40)
+    ]
+    settings = ["task.name=instructions", f"task.file={write_records(*rows)}", "task.held_out=0.3"]
+    asked = pairs.choose_prompts(resolve("nano", settings), 40, 1)
+    assert asked and all(example.target == "x" for example in asked)

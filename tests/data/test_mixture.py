@@ -118,6 +118,8 @@ def test_passes() -> None:
     first, second = ([next(numbers) for _ in range(5)] for _ in range(2))
     assert sorted(first) == sorted(second) == [0, 1, 2, 3, 4] and first != second
     assert [next(passes(100, seed)) for seed in ("seed", "seed")] == [next(passes(100, "seed"))] * 2
+    whole = list(islice(passes(5, "seed"), 20))
+    assert all(list(islice(passes(5, "seed", first), 20 - first)) == whole[first:] for first in range(20))
     assert list(islice(passes(100, "seed"), 100)) != list(islice(passes(100, "other"), 100))
 
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from glmtune.commands import evaluate, export, inspect, ls, train
 from glmtune.config import RecipeError, load_recipe
+from glmtune.data.comparisons import singles_of
+from glmtune.examples import Example
 from glmtune.plan import Plan
 from glmtune.plan import prepare as plan_of
 from glmtune.resolution import ResolvedModel
@@ -158,6 +160,26 @@ def test_labels_and_pairs_are_learned_as_single_answers(learn: Callable[..., Any
     assert one[0] == pytest.approx(0.5, abs=0.2), "half of both kinds"
 
 
+def test_labels_that_are_sorted_are_judged(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The first of those that are held out are of one kind, and both are needed."""
+    rows = [{"prompt": f"q{number}", "completion": "a", "label": number < 60} for number in range(120)]
+    file = write(tmp_path / "labels.jsonl", rows)
+    own = ["task.name=instructions", f"task.file={file}", "task.held_out=0.3", "objective.loss=kto"]
+    plan = prepared([*own, "evaluation.num_examples=5"], tiny_checkpoint, tmp_path)
+    chosen = plan.objective.held_out(plan.preparation, 5)  # type: ignore[attr-defined]
+    assert [bool(example.target) for example in chosen] == [True, True, True, False, False]
+    assert plan.judge is not None
+
+
+def test_answers_to_other_prompts_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is thought goes with the answer that was thought of, to whatever prompt."""
+    monkeypatch.setattr("glmtune.data.comparisons.refusal_of", lambda tokenizer, row: None)
+    examples = [Example("a", "1", reasoning_content="one"), Example("b", "2"), Example("c", "", rejected="3")]
+    found = singles_of(examples, None, load_recipe().data, "records")  # type: ignore[arg-type]
+    said = [(one.other.prompt, one.other.target, one.other.reasoning_content) for one in found]
+    assert said == [("a", "2", ""), ("b", "3", ""), ("c", "1", "one")]
+
+
 def test_a_run_goes_on_with_the_pairs_that_it_began_with(learn: Callable[..., Any], pairs: Path) -> None:
     run = learn("run", "training.steps=2")
     write(pairs, [{**row, "rejected": "99"} for row in PAIRS])
@@ -209,6 +231,7 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
         ["objective.loss=kto"],
         "are all good answers.*'label' that is true or false",
     ),
+    "equal answers": ([GOOD, {**GOOD, "rejected": "2"}], ["objective.loss=kto"], "line 2: .*are the same answer"),
     "packing": ([GOOD], ["data.packing=true"], "data.packing=true: objective.name=dpo"),
     "mixture": ([GOOD], ["data.mixture=[{file: a.jsonl, share: 0.1}]"], "data.mixture: objective.name=dpo"),
     "truncate": ([GOOD], ["data.too_long=truncate"], "data.too_long=truncate: .*different places"),

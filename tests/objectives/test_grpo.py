@@ -223,6 +223,20 @@ def test_several_steps_by_the_same_answers_are_bounded(make: Callable[..., Any])
     assert log[0]["clip_ratio"] == 0 < log[2]["clip_ratio"]
 
 
+def test_a_draw_without_anything_to_learn_is_not_repeated(make: Callable[..., Any]) -> None:
+    """The same weights would give the same answers to the same prompts."""
+    trainer = make("objective.num_iterations=3", "training.steps=6", "objective.max_refills=1")
+    ask, asked = trainer.ask, []
+
+    def equal(number: int, refill: int, count: int) -> list[Any]:
+        asked.append((number, refill))
+        return [replace(group, totals=[0.0] * len(group.totals)) for group in ask(number, refill, count)]
+
+    trainer.ask = equal
+    trainer.run()
+    assert asked == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 # Which prompts are asked
 
 
@@ -428,6 +442,10 @@ def test_results_of_tools_carry_no_loss(make: Callable[..., Any]) -> None:
         (["model.quantize_embedding=true"], r"quantize_embedding=true: .* must not be packed"),
         (["training.batch_size=6"], r"6 answers a step, .* multiple of objective\.num_generations=4"),
         (["training.batch_size=2"], r"2 answers a step"),
+        (
+            ["objective.rewards=[correct, faithful_calls]"],
+            r"task\.name=arithmetic as it is set measures no faithful_calls",
+        ),
         (["data.mixture=[{file: x.jsonl, share: 0.2}]"], r"data\.mixture: objective\.name=grpo asks the prompts"),
     ],
 )

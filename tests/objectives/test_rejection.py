@@ -248,3 +248,11 @@ def test_the_estimate_counts_answers_as_long_as_they_may_be(tiny_checkpoint: Pat
     sft, rejection = (estimate.run(None, [*common, *more]).estimate for more in ([], ["objective.name=rejection"]))
     assert (sft.learned, rejection.learned) == (64, 100) and rejection.longest == 128  # what the model takes
     assert rejection.logits > sft.logits and rejection.judging == sft.judging
+
+
+def test_what_is_asked_is_asked_whole(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """No round begins behind a call of a tool, which targets are also learned from."""
+    given = [f"model.path={tiny_checkpoint}", "task.style=tool", "task.operators=+", "generation.max_new_tokens=40"]
+    plan = Plan(of_recipe(load_recipe(None, [*given, *SMALL, "data.max_length=400"])), RunFolder(tmp_path / "run"))
+    asked = Rounds(plan, plan.objective.settings).examples(0)  # type: ignore[arg-type]
+    assert len(asked) == 6 and all(isinstance(example.prompt, str) and example.target for example in asked)

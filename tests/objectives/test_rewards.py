@@ -96,6 +96,7 @@ def own(tmp_path: Path) -> Callable[[str], Path]:
         ("return float('inf')", r"gives inf, which is no finite number"),
         ("return '1'", r"gives '1', which is no finite number"),
         ("return None", r"gives None, which is no finite number"),
+        ("return -1e30", r"gives -1e\+30, which is beyond 1e\+06"),
     ],
 )
 def test_a_reward_that_is_none_is_told_with_its_record(own: Callable[[str], Path], body: str, told: str) -> None:
@@ -131,6 +132,8 @@ def test_a_file_that_a_recipe_names_runs_when_it_may(own: Callable[[str], Path],
         ("[gone.py]", r"no such file: gone\.py"),
         ("[correct, {name: correct, weight: 2}]", r"correct stands there twice"),
         ("[]", r"at least 1 item"),
+        ("[{name: correct, weight: 0}]", r"all have weight 0"),
+        ("[{name: correct, weight: 1e30}]", r"less than or equal to 1000000"),
     ],
 )
 def test_what_is_no_reward(settings: str, told: str) -> None:
