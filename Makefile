@@ -79,6 +79,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/kills.py --processes 2 --kills 200
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/styles.py
 	$(BIN)/python benchmarks/long_sums.py

@@ -1,5 +1,6 @@
 """Tiny trainings that are killed (kill -9) at random moments and started again until they end, beside one that is not.
 
+Some are of one process, others of two, of which either is killed; the other has to end by itself, as nobody ends it.
 Each start is a fork of a process that has imported everything; charts are written, but blank, as to draw them takes
 longer than to train. A share of the kills waits until a checkpoint is being written. After each kill all that lies in
 the run folder is read; in the end weights, losses and the report are compared with those of the training that was never
@@ -16,6 +17,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import statistics
 import tempfile
 import time
@@ -32,6 +34,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from glmtune import distributed
 from glmtune.commands import train
 from glmtune.config import load_recipe
 from glmtune.files import WORKED_IN
@@ -55,13 +58,15 @@ SETTINGS = (
 UNLIKE = ("training_seconds", "peak_memory")  # of two reports
 SAVING = 0.25  # share of the kills that wait for a checkpoint to be written
 LONGEST_WAIT = 0.05  # seconds after its folder was seen
+LONGEST_LIFE = 60  # seconds that a process may go on once another of its training was killed
 INTERVAL = 20  # steps between two checkpoints of nano
 
 
 @dataclass
 class Counts:
-    """What happened to trainings."""
+    """What happened to trainings, each of so many processes."""
 
+    processes: int = 1
     trainings: int = 0
     kills: int = 0
     while_saving: int = 0
@@ -70,11 +75,13 @@ class Counts:
     different_weights: int = 0
     different_reports: int = 0
     unreadable_files: int = 0
+    left_hanging: int = 0
     failures: int = 0
 
     def add(self, other: Counts) -> None:
         for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
+            if name != "processes":
+                setattr(self, name, getattr(self, name) + value)
 
 
 def make_checkpoint(folder: Path) -> Path:
@@ -102,24 +109,44 @@ def work(folder: Path, model: Path) -> None:
     train.run(overrides=settings, console=Console(file=io.StringIO()))
 
 
-def start(folder: Path, model: Path, log: Path) -> int:
-    """Train in a fork; return its number."""
-    child = os.fork()
-    if child:
-        return child
+def free_port() -> int:
+    """Return a port that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def start(folder: Path, model: Path, log: Path, processes: int) -> list[int]:
+    """Train in forks, which are told who they are as by a launcher; return their numbers."""
+    port, children = free_port(), []
+    for rank in range(processes):
+        child = os.fork()
+        if not child:
+            train_as(rank, processes, port, folder, model, log)
+        children.append(child)
+    return children
+
+
+def train_as(rank: int, processes: int, port: int, folder: Path, model: Path, log: Path) -> None:
+    """Train as one of some processes, and end."""
     code = 1
     tqdm.set_lock(RLock())  # its own is shared by all forks, and stays locked where one is killed that holds it
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        output = os.open(f"{log}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        if processes > 1:
+            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            os.environ.update({name: str(value) for name, value in told.items()})
+            os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
         work(folder, model)
+        distributed.together(lambda: None)  # nobody leaves before all have done
+        time.sleep(0.0 if rank else 0.1 * (processes - 1))  # the main one keeps the store by which they met
         code = 0
     except BaseException as error:
         os.write(2, repr(error).encode())
     finally:
         os._exit(code)
-    return 0
 
 
 def left_in(folder: Path) -> set[str]:
@@ -127,23 +154,25 @@ def left_in(folder: Path) -> set[str]:
     return {found[1] for path in folder.rglob(".*") if (found := WORKED_IN.fullmatch(path.name))}
 
 
-def run_until(child: int, folder: Path, seconds: float, saving: bool) -> tuple[int | None, int]:
-    """Let a training run, and kill it.
+def run_until(children: list[int], folder: Path, seconds: float, saving: bool) -> tuple[list[int] | None, int, int]:
+    """Let a training run, and kill one of its processes.
 
     Args:
-        child: its process.
+        children: its processes.
         folder: its run folder.
-        seconds: after which it is killed.
+        seconds: after which one is killed.
         saving: wait after that until a checkpoint is being written, and a moment.
 
     Returns:
-        Its exit code, None if it was killed; and the step of the last checkpoint that was seen.
+        The exit codes, None if it was killed; the step of the last checkpoint that was seen; and how many processes did
+        not end by themselves.
     """
-    checkpoints, end, seen = folder / "checkpoints", time.monotonic() + seconds, 0
+    checkpoints, end, seen, codes = folder / "checkpoints", time.monotonic() + seconds, 0, {}
     while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status), seen
+        codes.update(ended(children, codes))
+        if len(codes) == len(children) or any(codes.values()):
+            hanging = end_all(children, codes)
+            return [codes.get(child, 1) for child in children], seen, hanging
         names = os.listdir(checkpoints) if checkpoints.is_dir() else []
         seen = max([seen, *(int(name[11:]) for name in names if name.startswith("checkpoint-"))])
         if time.monotonic() >= end and (not saving or any(WORKED_IN.fullmatch(name) for name in names)):
@@ -151,10 +180,37 @@ def run_until(child: int, folder: Path, seconds: float, saving: bool) -> tuple[i
         time.sleep(0.0005 if saving else 0.002)
     if saving:
         time.sleep(random.uniform(0, LONGEST_WAIT))
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    return (None if code == -signal.SIGKILL else code), seen
+    chosen = random.choice(children)
+    codes.update(ended(children, codes))
+    if chosen in codes:
+        end_all(children, codes)
+        return [codes.get(child, 1) for child in children], seen, 0
+    os.kill(chosen, signal.SIGKILL)
+    _, status = os.waitpid(chosen, 0)
+    codes[chosen] = os.waitstatus_to_exitcode(status)
+    return None, seen, end_all(children, codes)
+
+
+def ended(children: list[int], known: dict[int, int]) -> dict[int, int]:
+    """Return the exit codes of those that have ended since."""
+    found = {}
+    for child in children:
+        if child not in known and (status := os.waitpid(child, os.WNOHANG))[0]:
+            found[child] = os.waitstatus_to_exitcode(status[1])
+    return found
+
+
+def end_all(children: list[int], codes: dict[int, int]) -> int:
+    """Wait for the others to end by themselves; end those that do not, and return how many these are."""
+    until = time.monotonic() + LONGEST_LIFE
+    while len(codes) < len(children) and time.monotonic() < until:
+        codes.update(ended(children, codes))
+        time.sleep(0.005)
+    left = [child for child in children if child not in codes]
+    for child in left:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return len(left)
 
 
 def count_unreadable(folder: Path) -> int:
@@ -186,17 +242,21 @@ def outcome(folder: Path) -> tuple[bytes, dict[str, Any], list[Any]]:
     return weights, {name: value for name, value in report.items() if name not in UNLIKE}, figures
 
 
-def train_and_kill(place: Path, model: Path, seed: int, seconds: float, most: int) -> Counts:
+def train_and_kill(place: Path, model: Path, seed: int, seconds: float, most: int, processes: int) -> Counts:
     """Train once, killed up to so often, after 0.4 of the seconds that a training takes on average."""
     random.seed(seed)
-    counts, folder, last = Counts(trainings=1), place / f"run-{seed}", 0
+    counts, folder, last = Counts(processes, trainings=1), place / f"run-{seed}", 0
     expected = outcome(place / "whole")
     while True:
-        child = start(folder, model, place / f"{seed}.txt")
+        children = start(folder, model, place / f"{seed}.txt", processes)
         is_last = counts.kills >= most
         wait = 1e9 if is_last else random.expovariate(2.5 / seconds)
-        code, seen = run_until(child, folder, wait, not is_last and random.random() < SAVING)
-        if code is not None:
+        codes, seen, hanging = run_until(children, folder, wait, not is_last and random.random() < SAVING)
+        counts.left_hanging += hanging
+        if codes is not None:
+            break
+        if (folder / "report.json").is_file():  # which comes last: the training had ended, and its processes had not
+            codes = [0]
             break
         counts.kills += 1
         left = left_in(folder)
@@ -209,9 +269,10 @@ def train_and_kill(place: Path, model: Path, seed: int, seconds: float, most: in
         step = next((number for number, path in numbered(folder / "checkpoints").items() if path == found), 0)
         counts.lost_steps += max(0, max(seen, last) - step)
         last = step
-    if code != 0:
+    if any(codes):
         counts.failures += 1
-        print((place / f"{seed}.txt").read_text(), flush=True)
+        for rank in range(processes):
+            print((place / f"{seed}.txt.{rank}").read_text(), flush=True)
         return counts
     weights, report, figures = outcome(folder)
     counts.different_weights += weights != expected[0]
@@ -220,29 +281,31 @@ def train_and_kill(place: Path, model: Path, seed: int, seconds: float, most: in
     return counts
 
 
-def kill(kills: int, seconds: float, workers: int) -> tuple[Counts, float]:
+def kill(kills: int, seconds: float, workers: int, processes: int) -> tuple[Counts, float]:
     """Kill trainings, some at a time, so often or for so long; return the counts and the seconds it took."""
-    counts = Counts()
+    counts = Counts(processes)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         model = make_checkpoint(place / "model")
-        work(place / "whole", model)
         gc.freeze()  # what is imported stays, and is not searched for garbage by each start
         begun = time.monotonic()
-        child = start(place / "timed", model, place / "timed.txt")
-        os.waitpid(child, 0)
+        codes, _, _ = run_until(
+            start(place / "whole", model, place / "whole.txt", processes), place / "whole", 1e9, False
+        )
         took = time.monotonic() - begun
+        assert codes is not None and not any(codes), (place / "whole.txt.0").read_text()
         begun = time.monotonic()
         with multiprocessing.get_context("fork").Pool(workers) as pool:
             seed, waiting = 0, []
             while counts.kills < kills and time.monotonic() - begun < seconds:
                 while len(waiting) < workers:
-                    waiting.append(pool.apply_async(train_and_kill, (place, model, seed, took, 12)))
+                    waiting.append(pool.apply_async(train_and_kill, (place, model, seed, took, 12, processes)))
                     seed += 1
                 time.sleep(0.01)
                 for done in [one for one in waiting if one.ready()]:
                     waiting.remove(done)
                     counts.add(done.get())
+                    print(counts, f"after {time.monotonic() - begun:.0f} s", flush=True)
             for left in waiting:
                 counts.add(left.get())
         return counts, time.monotonic() - begun
@@ -281,21 +344,23 @@ def measure_overhead(stretches: int) -> dict[str, Any]:
         noting = Alternately()
         trainer.add_callback(noting)
         trainer.run()
-    took, save = statistics.median(noting.steps[1:]), statistics.median(noting.saves[:-1])
+    took, save = statistics.median(noting.steps[1:]), statistics.median(noting.saves[:-1] or noting.saves)
     return {"seconds_of_20_steps": took, "seconds_of_a_checkpoint": save, "overhead": save / took}
 
 
 def main() -> None:
-    """Kill, compare, measure and record."""
-    chosen = options(__doc__, kills=1000, seconds=480, workers=2, stretches=4)
+    """Kill, compare, measure and record: of one process in kills.json, of several in kills_of_N.json."""
+    chosen = options(__doc__, processes=1, kills=1000, seconds=3600, workers=2, stretches=4)
     quiet_libraries()
     torch.set_num_threads(1)
     Figure.savefig = leave_blank  # type: ignore[method-assign, assignment]
-    counts, took = kill(chosen.kills, chosen.seconds, chosen.workers)
-    print(counts, f"in {took:.0f} s", flush=True)
-    overhead = measure_overhead(chosen.stretches)
-    settings = {"kills_asked_for": chosen.kills, "seconds_at_most": chosen.seconds, "workers": chosen.workers}
-    record("kills", settings, [asdict(counts)], seconds=took, seconds_per_kill=took / max(1, counts.kills), **overhead)
+    counts, took = kill(chosen.kills, chosen.seconds, chosen.workers, chosen.processes)
+    row = {**asdict(counts), "seconds": took, "seconds_per_kill": took / max(1, counts.kills)}
+    settings = {"kills_asked_for": chosen.kills, "workers": chosen.workers}
+    if chosen.processes == 1:
+        record("kills", settings, [row], **measure_overhead(chosen.stretches))
+    else:
+        record(f"kills_of_{chosen.processes}", settings, [row])
 
 
 if __name__ == "__main__":

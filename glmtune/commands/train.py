@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from glmtune.commands._arguments import add_ray, add_recipe, add_trust, cluster_of, recipe_and_settings, trust_of
 from glmtune.runtime import Terminated, UserError
-from glmtune.terminal import say, visible
+from glmtune.terminal import counted, say, visible
 from glmtune.trust import REMEMBERED, Trust
 
 if TYPE_CHECKING:
@@ -234,8 +234,8 @@ def show_example(plan: Plan, console: Console) -> None:
     from glmtune.data.showing import shown_tokens
 
     dataset = plan.dataset
-    if not isinstance(dataset, EncodedDataset) or not plan.objective.needs:  # what is learned is not there yet
-        return
+    if not isinstance(dataset, EncodedDataset) or plan.objective.demand(plan.recipe).rolls_out:
+        return  # what is learned is not there yet
     encoding = dataset[0]
     count = len(encoding["labels"])
     learned = count - encoding["labels"].count(IGNORED)
@@ -376,7 +376,8 @@ def show(done: Run, console: Console) -> None:
     else:
         name = done.report["metric"]
         before, after = (done.report[time][name] for time in ("before", "after"))
-        figures = (f"{before:.4f} before, ", (f"{after:.4f}", "bold"), " after")
+        count = counted(done.report["after"]["n"], "example")
+        figures = (f"{before:.4f} before, ", (f"{after:.4f}", "bold"), f" after, by {count}")
         console.print(Text.assemble(f"Held-out {name.replace('_', ' ')}: ", *figures))
         console.print(visible(knowledge(done.report.get("forgetting"))), highlight=False, soft_wrap=True)
     console.print(run_folder.append("; report.html tells what was learned, as a page"), soft_wrap=True)

@@ -96,18 +96,20 @@ def write_judged_page(report: dict[str, Any], log: Log, recipe_yaml: str, folder
 
 def describe_run(report: dict[str, Any], recipe: dict[str, Any]) -> Facts:
     """Return what was learned, from what, and how."""
-    task, model, method = (recipe.get(part, {}) for part in ("task", "model", "method"))
+    task, model, method, objective = (recipe.get(part, {}) for part in ("task", "model", "method", "objective"))
     training, examples = recipe.get("training", {}), None
     per_step = training.get("batch_size", 1) * training.get("gradient_accumulation_steps", 1)
     if training.get("steps"):
         examples = f"{training['steps'] * per_step:,} in {training['steps']:,} steps of {per_step}"
     return [
         ("Base model", model.get("path")),
+        ("Goes on from", model.get("adapter")),
         ("Task", task.get("name")),
         ("Data", list_settings(task) or None),
         ("Examples learned", examples),
         ("Judged on", f"{report['after']['n']:,} examples that were never learned"),
         ("Method", ", ".join(filter(None, [method.get("name"), list_settings(method)])) or None),
+        ("Objective", ", ".join(filter(None, [objective.get("name"), list_settings(objective)])) or None),
         ("Learning rate", training.get("learning_rate")),
         *describe_probe(report.get("probe")),
         ("Changed on the way", "; ".join(str(Change(**change)) for change in report.get("changes", ())) or None),

@@ -163,6 +163,7 @@ def learn(plan: Plan, model: Model, before: Examination, asked: Asked, console: 
         present = replace(plan.present, changes=changes_of(plan), asked=(len(asked.before), len(asked.during)))
         distributed.on_main(lambda: write_record(plan.folder, present))
         trainer.run()
+        announce_best(plan, trainer, console)
         model = keep(plan, model, trainer)
         if plan.objective.asks:
             console.print("After: the same problems again ...")
@@ -242,6 +243,14 @@ def announce_training(plan: Plan, model: Model, console: Console) -> None:
     if together := describe_processes(model, training.examples_per_step, training.batch_size):
         console.print(together, highlight=False, soft_wrap=True)
     console.print(f"Run folder: {plan.folder.path}")
+
+
+def announce_best(plan: Plan, trainer: RunTrainer, console: Console) -> None:
+    """Say which weights are kept, where those of the last step are not."""
+    state = trainer.state
+    if (best := state.best_global_step) is not None and best < state.global_step:
+        metric = plan.objective.metric.replace("_", " ")
+        console.print(f"Kept: the weights of step {best:,} of {state.global_step:,}, the best by held-out {metric}.")
 
 
 def save(plan: Plan, model: Model) -> Model:
