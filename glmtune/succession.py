@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune import adapters, registry
-from glmtune.config import OPEN_SECTIONS, Recipe, load_recipe, name_in, read_yaml, with_overrides
+from glmtune.config import OPEN_SECTIONS, Recipe, at_home, load_recipe, name_in, read_yaml, with_overrides
 from glmtune.files import check_folder
 from glmtune.methods import Method
 from glmtune.resolution import ResolvedModel, Target, look, of_recipe
@@ -67,7 +67,7 @@ def recipe_after(place: Target, overrides: Iterable[str], trust: Trust = REMEMBE
         for section in OPEN_SECTIONS
         if (name := name_in(typed, section)) is not None and name != name_in(before, section)
     }
-    recipe = load_recipe(run.recipe, overrides, trust, [*ITS_OWN, *other, *worked_out(named, other)])
+    recipe = at_home(load_recipe(run.recipe, overrides, trust, [*ITS_OWN, *other, *worked_out(named, other)]), run)
     check_typed(run, recipe, named)
     recipe = start_from(run, recipe)
     return recipe if "method" in other else learning_on(recipe, before.get("method") or {}, named)
@@ -191,6 +191,26 @@ def merges(model: ResolvedModel) -> bool:
             f"{saved_length(model.adapter)} method.prefix_projection=false, without model.merge_adapter."
         )
     return True
+
+
+def kept_of(model: ResolvedModel) -> int:
+    """Return the bytes of what the new run folder keeps of where training goes on from: an adapter, or a whole model.
+
+    Raises:
+        UserError: there is no such adapter, it does not fit its base, or it can neither learn on nor be merged.
+    """
+    if model.adapter is None or not model.is_recipe:
+        return 0
+    model.check()
+    if not merges(model):
+        return sum(file.stat().st_size for file in model.adapter.iterdir() if file.is_file())
+    return model.architecture.parameters * (4 if model.architecture.wide else 2)
+
+
+def with_start(recipe: Recipe, place: Path) -> Recipe:
+    """Return the recipe with an adapter that lies elsewhere."""
+    model = recipe.model.model_copy(update={"adapter": str(place.resolve())})
+    return recipe.model_copy(update={"model": model})
 
 
 def with_base(recipe: Recipe, place: Path) -> Recipe:
