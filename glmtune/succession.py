@@ -11,16 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from glmtune import adapters, registry
-from glmtune.config import OPEN_SECTIONS, Recipe, at_home, load_recipe, name_in, read_yaml, with_overrides
+from glmtune.config import (
+    ENDLESS_STEPS,
+    OPEN_SECTIONS,
+    DataSettings,
+    Recipe,
+    TrainingSettings,
+    at_home,
+    load_recipe,
+    name_in,
+    read_yaml,
+    with_overrides,
+)
 from glmtune.files import check_folder
 from glmtune.methods import Method
 from glmtune.resolution import ResolvedModel, Target, look, of_recipe
 from glmtune.runtime import RunFolder, UserError
+from glmtune.tasks import Task
 from glmtune.training.requirements import without_numbers
 from glmtune.trust import LOOKING, REMEMBERED, Trust, UntrustedError
 
 # What a run's recipe says of itself alone, and of what it started from.
-ITS_OWN = ("training.output_dir", "model.adapter", "model.merge_adapter", "model.random_init")
+ITS_OWN = ("training.output_dir", "model.adapter", "model.merge_adapter", "model.random_init", "data.first_draw")
 # Settings that were worked out for another value of a setting or section, and say nothing of the one that is typed.
 WORKED_OUT = {
     "method.name": ("training.learning_rate",),
@@ -69,7 +81,7 @@ def recipe_after(place: Target, overrides: Iterable[str], trust: Trust = REMEMBE
     }
     recipe = at_home(load_recipe(run.recipe, overrides, trust, [*ITS_OWN, *other, *worked_out(named, other)]), run)
     check_typed(run, recipe, named)
-    recipe = start_from(run, recipe)
+    recipe = drawing_on(start_from(run, recipe), before, named)
     return recipe if "method" in other else learning_on(recipe, before.get("method") or {}, named)
 
 
@@ -139,6 +151,23 @@ def start_from(run: RunFolder, recipe: Recipe) -> Recipe:
     whole, path = run.model.is_dir(), run.path.resolve()
     start: dict[str, Any] = {"path": str(path / run.model.name)} if whole else {"adapter": str(path)}
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=start)})
+
+
+def drawing_on(recipe: Recipe, before: dict[str, Any], named: set[str]) -> Recipe:
+    """Return the recipe with other examples than the run has learned, of a task that draws without end.
+
+    Args:
+        recipe: of the training to come.
+        before: settings that the run had.
+        named: sections and settings that were typed; another seed or task brings other examples by itself.
+    """
+    kind: type[Task] = registry.admitted(OPEN_SECTIONS["task"], recipe.task.name)
+    if kind.records is not Task.records or named & {"seed", "task", "task.name", "data.first_draw"}:
+        return recipe
+    training = TrainingSettings.model_validate(before.get("training") or {})
+    drawn = DataSettings.model_validate(before.get("data") or {}).first_draw
+    drawn += (training.steps or ENDLESS_STEPS) * training.examples_per_step
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"first_draw": drawn})})
 
 
 def learning_on(recipe: Recipe, before: dict[str, Any], named: set[str]) -> Recipe:

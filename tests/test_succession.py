@@ -13,11 +13,12 @@ from rich.console import Console
 
 import glmtune
 from glmtune.commands import doctor, estimate, evaluate, train
-from glmtune.config import load_recipe
-from glmtune.data import LengthGroupedSampler
+from glmtune.config import load_recipe, to_yaml
+from glmtune.data import DrawnExamples, LengthGroupedSampler
 from glmtune.data.encoding import IGNORED
 from glmtune.execution import Run
 from glmtune.models.checkpoint import fingerprint
+from glmtune.objectives._rounds import Rounds
 from glmtune.objectives.pretrain import total_loss
 from glmtune.plan import Plan
 from glmtune.resolution import ResolvedModel, of_recipe, resolve
@@ -307,6 +308,33 @@ def test_no_run_goes_on_from_another_than_it_was_begun_with(
     with pytest.raises(UserError, match="begun with another adapter"):
         go_on(other, place, *settings, "training.steps=4")
     assert go_on(run, place, *settings, "training.steps=4").report["before"]["samples"]
+
+
+@pytest.mark.parametrize("objective", ["sft", "grpo", "rejection"])
+def test_other_examples_are_learned(objective: str, run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    """A task that draws without end draws on after the steps of the run, and of that before it; held out stays."""
+    run = run_of("lora")
+    first = Plan(resolve(run), run.folder)
+    assert recipe_after(run, []).data.first_draw == 4 * 4
+    place = tmp_path / "next"
+    place.mkdir()
+    following = recipe_after(run, ["training.steps=5"])
+    (place / "recipe.yaml").write_text(to_yaml(following))
+    shutil.copytree(run.folder.adapter, place / "adapter")
+    assert recipe_after(place, []).data.first_draw == 4 * 4 + 5 * 4
+    assert recipe_after(place, ["seed=7"]).data.first_draw == 0
+    assert recipe_after(place, ["data.first_draw=3"]).data.first_draw == 3
+    plan = Plan(of_recipe(following), run.folder)
+    assert [plan.dataset.examples[0], *first.held_out] == [  # type: ignore[attr-defined]
+        DrawnExamples(plan.task, 17, following.seed)[16],
+        *plan.held_out,
+    ]
+    other = Plan(of_recipe(recipe_after(run, [f"objective.name={objective}"])), run.folder)
+    if objective == "grpo":
+        assert other.dataset.examples[0] == plan.dataset.examples[0]  # type: ignore[attr-defined]
+    if objective == "rejection":
+        rounds = Rounds(other, other.recipe.objective)  # type: ignore[arg-type]
+        assert rounds.examples(0)[0].prompt == DrawnExamples(plan.task, 17, following.seed + 1)[16].prompt
 
 
 @pytest.mark.parametrize("settings, left", [(["training.batch_size=2"], "start"), (["method.rank=2"], "base")])

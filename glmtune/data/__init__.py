@@ -21,10 +21,15 @@ BATCHES_PER_POOL = 50
 
 
 class DrawnExamples(Sequence[Example]):
-    """`size` examples that a task draws. Each depends on the seed and its index alone, so any can be drawn again."""
+    """`size` examples that a task draws. Each depends on the seed and its index alone, so any can be drawn again.
 
-    def __init__(self, task: Task, size: int, seed: int, split: Split = "train"):
-        self.task, self.size, self.seed, self.split = task, size, seed, split
+    Args:
+        task, size, seed, split: of which so many are drawn.
+        first: how many others come before them.
+    """
+
+    def __init__(self, task: Task, size: int, seed: int, split: Split = "train", first: int = 0):
+        self.task, self.size, self.seed, self.split, self.first = task, size, seed, split, first
 
     def __len__(self) -> int:
         return self.size
@@ -32,7 +37,7 @@ class DrawnExamples(Sequence[Example]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.size))]
-        index = range(self.size)[index]
+        index = self.first + range(self.size)[index]
         return self.task.sample(random.Random(f"{self.seed} {self.split} {index}"), self.split)
 
 
