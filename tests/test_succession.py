@@ -329,7 +329,7 @@ def test_other_examples_are_learned(objective: str, run_of: Callable[[str], Run]
         DrawnExamples(plan.task, 17, following.seed)[16],
         *plan.held_out,
     ]
-    other = Plan(of_recipe(recipe_after(run, [f"objective.name={objective}"])), run.folder)
+    other = Plan(of_recipe(recipe_after(run, [f"objective.name={objective}", "training.batch_size=8"])), run.folder)
     if objective == "grpo":
         assert other.dataset.examples[0] == plan.dataset.examples[0]  # type: ignore[attr-defined]
     if objective == "rejection":
