@@ -399,6 +399,27 @@ def rejection_table() -> str:
     return markdown(head, rows)
 
 
+def rl_table() -> str:
+    """What each arm learns from the same weights in the same processor time."""
+    result = read("rl")
+    rows = [
+        [
+            row["arm"],
+            f"{row['right before']:.3f}",
+            f"{row['right after']:.3f}",
+            f"{row['ci95'][0]:.3f} to {row['ci95'][1]:.3f}",
+            f"{result['pass_at_8_before']:.3f}",
+            f"{row['pass@8 after']:.3f}",
+            str(row["steps"]),
+            f"{row['wall s']:.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(
+        ["arm", "right before", "right after", "95 %", "pass@8 before", "after", "steps", "s on the clock"], rows
+    )
+
+
 def ray_table() -> str:
     """Records answered on Ray, a worker killed on the way, against plain predict."""
     result = read("ray_predict")
@@ -445,6 +466,7 @@ if __name__ == "__main__":
         serving_table,
         ray_table,
         rejection_table,
+        rl_table,
     )
     for table in tables:
         try:

@@ -111,6 +111,7 @@ TABLES = {
     "laptop.md": ["laptop"],
     "serving.md": ["serving"],
     "preferences.md": ["preferences"],
+    "rl.md": ["rl"],
     "devices.md": ["ray"],
     "results.md": ["overview", "general", "forgetting", "demo", "demo_real", "styles", "long", "wide"],
 }
