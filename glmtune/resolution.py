@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glmtune import adapters, registry
-from glmtune.config import ModelSettings, Recipe, findable, load_recipe, make_recipe, read_yaml
+from glmtune.config import ModelSettings, Recipe, at_home, findable, load_recipe, make_recipe, read_yaml
 from glmtune.files import check_folder
 from glmtune.methods import Method
 from glmtune.models import loading
@@ -241,6 +241,8 @@ class ResolvedModel:
         named = Path(str(self.recipe.model.adapter)) if self.is_recipe else self.adapter
         if self.is_recipe and self.recipe.model.random_init:
             raise UserError(f"model.random_init: {named} was not trained on fresh weights. Leave one of the two out.")
+        if self.is_recipe and not named.exists():
+            raise UserError(f"model.adapter={named}: there is no such folder. If it has moved, name where it is now.")
         adapters.adapter_folder(named if self.run is None else self.run.path)
         adapters.check_base(self.adapter, self.base)
         adapters.check_adapter(self.adapter, self.run or RunFolder(self.adapter))
@@ -312,7 +314,7 @@ def identify(target: Target | None = None, overrides: Iterable[str] = (), trust:
     own = RunFolder(name)
     recipe = load_recipe(own.recipe if own.recipe.is_file() else None, overrides, trust)
     if RunFolder.is_run(name):
-        return ResolvedModel(recipe, name, own, None if own.model.is_dir() else own.adapter)
+        return ResolvedModel(at_home(recipe, own), name, own, None if own.model.is_dir() else own.adapter)
     with suppress(UserError):  # a file is damaged, of which `check` tells
         if adapters.is_adapter_folder(Path(name)):
             return ResolvedModel(recipe, name, adapter=Path(name))

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
@@ -64,7 +64,8 @@ def read_json_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class RunFolder:
-    """A run: `recipe.yaml log.jsonl before.json adapter/ (or model/) checkpoints/ report.json *.png`.
+    """A run: `recipe.yaml log.jsonl before.json adapter/ (or model/) checkpoints/ report.json *.png`,
+    and `start/` or `base/` where it goes on from another one.
 
     Every other verb needs only this folder.
     """
@@ -77,6 +78,7 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
         self.base = self.path / "base"  # where training goes on from an adapter that was merged first
+        self.start = self.path / "start"  # the adapter that learns on, as it was
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report.json"
 
@@ -86,10 +88,15 @@ class RunFolder:
         return cls(path).recipe.is_file() and not (Path(path) / "config.json").is_file()
 
     @classmethod
-    def create(cls, path: Path | str | None, default_name: str) -> RunFolder:
+    def create(cls, path: Path | str | None, default_name: str, begun: Collection[str] = ()) -> RunFolder:
         """Return a new run folder: `path`, or the next free `runs/DEFAULT_NAME-N`.
 
         What is hidden does not count: a run that is killed at its very beginning leaves no more.
+
+        Args:
+            path: where it is to be.
+            default_name: where nobody says.
+            begun: names of what it may hold, too, from a start that was killed.
 
         Raises:
             UserError: `path` holds something already.
@@ -97,7 +104,9 @@ class RunFolder:
         if path is None:
             return cls.create_numbered(default_name)
         run = cls(path)
-        if run.path.exists() and not (run.path.is_dir() and all(inner.name[0] == "." for inner in run.path.iterdir())):
+        if run.path.exists() and not (
+            run.path.is_dir() and all(inner.name[0] == "." or inner.name in begun for inner in run.path.iterdir())
+        ):
             what = "already holds a run" if cls.is_run(path) else "is not empty"
             longer = f"`glmtune train --resume {path} training.steps=N`"
             remedy = f", train that run longer with {longer}," if cls.is_run(path) else ""

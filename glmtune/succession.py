@@ -11,16 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from glmtune import adapters, registry
-from glmtune.config import OPEN_SECTIONS, Recipe, load_recipe, name_in, read_yaml, with_overrides
+from glmtune.config import (
+    ENDLESS_STEPS,
+    OPEN_SECTIONS,
+    DataSettings,
+    Recipe,
+    TrainingSettings,
+    at_home,
+    load_recipe,
+    name_in,
+    read_yaml,
+    with_overrides,
+)
 from glmtune.files import check_folder
 from glmtune.methods import Method
 from glmtune.resolution import ResolvedModel, Target, look, of_recipe
 from glmtune.runtime import RunFolder, UserError
+from glmtune.tasks import Task
 from glmtune.training.requirements import without_numbers
 from glmtune.trust import LOOKING, REMEMBERED, Trust, UntrustedError
 
 # What a run's recipe says of itself alone, and of what it started from.
-ITS_OWN = ("training.output_dir", "model.adapter", "model.merge_adapter", "model.random_init")
+ITS_OWN = ("training.output_dir", "model.adapter", "model.merge_adapter", "model.random_init", "data.first_draw")
 # Settings that were worked out for another value of a setting or section, and say nothing of the one that is typed.
 WORKED_OUT = {
     "method.name": ("training.learning_rate",),
@@ -67,9 +79,9 @@ def recipe_after(place: Target, overrides: Iterable[str], trust: Trust = REMEMBE
         for section in OPEN_SECTIONS
         if (name := name_in(typed, section)) is not None and name != name_in(before, section)
     }
-    recipe = load_recipe(run.recipe, overrides, trust, [*ITS_OWN, *other, *worked_out(named, other)])
+    recipe = at_home(load_recipe(run.recipe, overrides, trust, [*ITS_OWN, *other, *worked_out(named, other)]), run)
     check_typed(run, recipe, named)
-    recipe = start_from(run, recipe)
+    recipe = drawing_on(start_from(run, recipe), before, named)
     return recipe if "method" in other else learning_on(recipe, before.get("method") or {}, named)
 
 
@@ -141,6 +153,23 @@ def start_from(run: RunFolder, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=start)})
 
 
+def drawing_on(recipe: Recipe, before: dict[str, Any], named: set[str]) -> Recipe:
+    """Return the recipe with other examples than the run has learned, of a task that draws without end.
+
+    Args:
+        recipe: of the training to come.
+        before: settings that the run had.
+        named: sections and settings that were typed; another seed or task brings other examples by itself.
+    """
+    kind: type[Task] = registry.admitted(OPEN_SECTIONS["task"], recipe.task.name)
+    if kind.records is not Task.records or named & {"seed", "task", "task.name", "data.first_draw"}:
+        return recipe
+    training = TrainingSettings.model_validate(before.get("training") or {})
+    drawn = DataSettings.model_validate(before.get("data") or {}).first_draw
+    drawn += (training.steps or ENDLESS_STEPS) * training.examples_per_step
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"first_draw": drawn})})
+
+
 def learning_on(recipe: Recipe, before: dict[str, Any], named: set[str]) -> Recipe:
     """Return the recipe with the settings of what the method has saved, where these are others than it began with.
 
@@ -191,6 +220,26 @@ def merges(model: ResolvedModel) -> bool:
             f"{saved_length(model.adapter)} method.prefix_projection=false, without model.merge_adapter."
         )
     return True
+
+
+def kept_of(model: ResolvedModel) -> int:
+    """Return the bytes of what the new run folder keeps of where training goes on from: an adapter, or a whole model.
+
+    Raises:
+        UserError: there is no such adapter, it does not fit its base, or it can neither learn on nor be merged.
+    """
+    if model.adapter is None or not model.is_recipe:
+        return 0
+    model.check()
+    if not merges(model):
+        return sum(file.stat().st_size for file in model.adapter.iterdir() if file.is_file())
+    return model.architecture.parameters * (4 if model.architecture.wide else 2)
+
+
+def with_start(recipe: Recipe, place: Path) -> Recipe:
+    """Return the recipe with an adapter that lies elsewhere."""
+    model = recipe.model.model_copy(update={"adapter": str(place.resolve())})
+    return recipe.model_copy(update={"model": model})
 
 
 def with_base(recipe: Recipe, place: Path) -> Recipe:

@@ -13,11 +13,12 @@ from rich.console import Console
 
 import glmtune
 from glmtune.commands import doctor, estimate, evaluate, train
-from glmtune.config import load_recipe
-from glmtune.data import LengthGroupedSampler
+from glmtune.config import load_recipe, to_yaml
+from glmtune.data import DrawnExamples, LengthGroupedSampler
 from glmtune.data.encoding import IGNORED
 from glmtune.execution import Run
 from glmtune.models.checkpoint import fingerprint
+from glmtune.objectives._rounds import Rounds
 from glmtune.objectives.pretrain import total_loss
 from glmtune.plan import Plan
 from glmtune.resolution import ResolvedModel, of_recipe, resolve
@@ -63,6 +64,14 @@ def run_of(tmp_path_factory: pytest.TempPathFactory, shared: list[str]) -> Calla
 
 def go_on(run: Run | Path, place: Path, *settings: str) -> Run:
     return train.run(run, [f"training.output_dir={place}", *settings], console=Console(file=io.StringIO()))
+
+
+def resume(place: Path, *settings: str) -> Run:
+    return train.run(resume=place, overrides=settings, console=Console(file=io.StringIO()))
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def loss_of_first_step(run: Run, place: Path) -> float:
@@ -160,7 +169,8 @@ def test_it_is_a_recipe(run_of: Callable[[str], Run], tmp_path: Path) -> None:
     run = run_of("lora")
     after = go_on(run, tmp_path / "next", "training.steps=6")
     recipe, first = load_recipe(after.folder.recipe), load_recipe(run.folder.recipe)
-    assert recipe.model == first.model.model_copy(update={"adapter": str(run.path.resolve())})
+    assert recipe.model == first.model.model_copy(update={"adapter": str(after.folder.start.resolve())})
+    assert fingerprint(after.folder.start) == fingerprint(run.folder.adapter)
     assert recipe.method == first.method and recipe.task == first.task and recipe.seed == first.seed
     assert (recipe.training.output_dir, recipe.training.steps) == (str(tmp_path / "next"), 6)
     copied = tmp_path / "next.yaml"
@@ -229,13 +239,135 @@ def test_what_is_no_finished_run_is_told(run_of: Callable[[str], Run], tmp_path:
 
 
 def test_a_changed_adapter_is_told(run_of: Callable[[str], Run], tmp_path: Path) -> None:
-    """A run that was begun with other weights than the adapter holds now does not go on."""
+    """A run that was begun with other weights than an adapter holds does not go on with it, but with its own copy."""
     origin = tmp_path / "origin"
     shutil.copytree(run_of("lora").path, origin)
     after = go_on(origin, tmp_path / "next", "training.steps=2")
     train.run(resume=origin, overrides=["training.steps=8"], console=Console(file=io.StringIO()))
-    with pytest.raises(UserError, match=r"model\.adapter: .*origin holds other weights"):
-        train.run(resume=after, overrides=["training.steps=4"], console=Console(file=io.StringIO()))
+    with pytest.raises(UserError, match="begun with another adapter"):
+        train.run(resume=after, overrides=[f"model.adapter={origin}"], console=Console(file=io.StringIO()))
+    assert resume(after.path, "training.steps=4").report["before"] == after.report["before"]
+
+
+@pytest.mark.parametrize("method", ["lora", "ptuning_v2", "freeze", "merged"])
+def test_its_folder_is_enough(method: str, run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    """Moved, and without the run where it began, it answers, goes on and is gone on from; nothing is asked again."""
+    merged = method == "merged"
+    origin, settings = tmp_path / "origin", ["method.rank=2"] if merged else []
+    shutil.copytree(run_of("lora" if merged else method).path, origin)
+    kept = go_on(origin, tmp_path / "kept", *settings, "training.steps=6")
+    first = go_on(origin, tmp_path / "first", *settings)
+    shutil.rmtree(origin)
+    moved = first.path.rename(tmp_path / "elsewhere")
+    evaluation, _ = evaluate.run(moved)
+    assert first.after is not None and evaluation is not None
+    assert evaluation.completions == first.after.completions
+    shown = io.StringIO()
+    longer = train.run(resume=moved, overrides=["training.steps=6"], console=Console(file=shown, width=1000))
+    assert "Before: as the model answered when the run began." in shown.getvalue()
+    assert "other weights" not in shown.getvalue() and longer.report["before"] == kept.report["before"]
+    assert longer.after is not None
+    further = go_on(moved, tmp_path / "further", "training.steps=1")
+    assert further.before is not None and further.before.completions == longer.after.completions
+
+
+@pytest.mark.parametrize("settings, left", [([], "start"), (["method.rank=2"], "base")])
+def test_a_start_that_was_killed_is_begun_again(
+    settings: list[str], left: str, run_of: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before `recipe.yaml` is there, the same command goes on with what is made; with another adapter it does not."""
+    run, place = run_of("lora"), tmp_path / "next"
+    with monkeypatch.context() as patch:  # nobody tidies up after a kill
+        patch.setattr("glmtune.plan.prepare", stopped)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(run, place, *settings)
+    assert [inner.name for inner in place.iterdir() if inner.name[0] != "."] == [left]
+    for method in ("rslora", "dora"):
+        with pytest.raises(UserError, match="begun with another adapter"):
+            go_on(run_of(method), place, *settings)
+    assert (place / left).is_dir()
+    with pytest.raises(UserError, match="is not empty"):
+        train.run(overrides=[f"training.output_dir={place}"], console=Console(file=io.StringIO()))
+    after = go_on(run, place, *settings)
+    assert after.report["before"]["samples"] == run.report["after"]["samples"]
+
+
+@pytest.mark.parametrize("settings", [[], ["method.rank=2"]])
+def test_no_run_goes_on_from_another_than_it_was_begun_with(
+    settings: list[str], run_of: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted run goes on by the same command, and not by that of another run whose recipe is the same."""
+    run, place, other = run_of("lora"), tmp_path / "next", tmp_path / "other"
+    shutil.copytree(run.path, other)
+    train.run(resume=other, overrides=["training.steps=8"], console=Console(file=io.StringIO()))
+    with monkeypatch.context() as patch:
+        patch.setattr("glmtune.training.run_trainer.RunTrainer.run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(run, place, *settings, "training.steps=4")
+    with pytest.raises(UserError, match="begun with another adapter"):
+        go_on(other, place, *settings, "training.steps=4")
+    assert go_on(run, place, *settings, "training.steps=4").report["before"]["samples"]
+
+
+@pytest.mark.parametrize("objective", ["sft", "grpo", "rejection"])
+def test_other_examples_are_learned(objective: str, run_of: Callable[[str], Run], tmp_path: Path) -> None:
+    """A task that draws without end draws on after the steps of the run, and of that before it; held out stays."""
+    run = run_of("lora")
+    first = Plan(resolve(run), run.folder)
+    assert recipe_after(run, []).data.first_draw == 4 * 4
+    place = tmp_path / "next"
+    place.mkdir()
+    following = recipe_after(run, ["training.steps=5"])
+    (place / "recipe.yaml").write_text(to_yaml(following))
+    shutil.copytree(run.folder.adapter, place / "adapter")
+    assert recipe_after(place, []).data.first_draw == 4 * 4 + 5 * 4
+    assert recipe_after(place, ["seed=7"]).data.first_draw == 0
+    assert recipe_after(place, ["data.first_draw=3"]).data.first_draw == 3
+    plan = Plan(of_recipe(following), run.folder)
+    assert [plan.dataset.examples[0], *first.held_out] == [  # type: ignore[attr-defined]
+        DrawnExamples(plan.task, 17, following.seed)[16],
+        *plan.held_out,
+    ]
+    other = Plan(of_recipe(recipe_after(run, [f"objective.name={objective}", "training.batch_size=8"])), run.folder)
+    if objective == "grpo":
+        assert other.dataset.examples[0] == plan.dataset.examples[0]  # type: ignore[attr-defined]
+    if objective == "rejection":
+        rounds = Rounds(other, other.recipe.objective)  # type: ignore[arg-type]
+        assert rounds.examples(0)[0].prompt == DrawnExamples(plan.task, 17, following.seed + 1)[16].prompt
+
+
+@pytest.mark.parametrize("settings, left", [(["training.batch_size=2"], "start"), (["method.rank=2"], "base")])
+def test_what_is_kept_of_the_start_is_counted(
+    settings: list[str], left: str, run_of: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`estimate` and `doctor` count on the disk what training goes on from; a full disk is told by the setting."""
+    run, settings = run_of("lora"), [*settings, f"training.output_dir={tmp_path / 'next'}"]
+    estimated = estimate.run(run, settings).estimate
+    after = go_on(run, tmp_path / "next", *settings[:1])
+    files = [file for file in (after.path / left).iterdir() if left == "start" or file.suffix == ".safetensors"]
+    assert estimated.start == pytest.approx(sum(file.stat().st_size for file in files), rel=0.1)
+    assert estimated.disk > estimated.start
+    settings[-1] = f"training.output_dir={tmp_path / 'other'}"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=estimated.disk - 1))
+    assert {check.name: check for check in doctor.run(str(run.path), settings)}["run disk"].status == "failure"
+    if left == "base":
+        with pytest.raises(UserError, match=r"training\.output_dir: .*other/base"):
+            go_on(run, tmp_path / "other", *settings[:1])
+
+
+@pytest.mark.parametrize("method", ["lora", "ptuning_v2", "freeze"])
+def test_fresh_weights_are_not_left_behind(method: str, shared: list[str], tmp_path: Path) -> None:
+    """An adapter on weights that nobody saves could not be used, nor gone on from."""
+    settings = [*shared, f"method.name={method}", "model.random_init=true", f"training.output_dir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=r"model\.random_init: .* Use method\.name=full"):
+        train.run(overrides=settings, console=Console(file=io.StringIO()))
+
+
+def test_an_adapter_that_is_gone_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.adapter=.*gone: there is no such folder"):
+        train.run(overrides=[f"model.adapter={tmp_path / 'gone'}"], console=Console(file=io.StringIO()))
 
 
 def test_fresh_weights_have_no_adapter(run_of: Callable[[str], Run]) -> None:
@@ -264,5 +396,7 @@ def test_it_is_looked_at_before(run_of: Callable[[str], Run], tmp_path: Path) ->
     assert "becomes part of the weights first" in found["start"].finding
     found = {check.name: check for check in doctor.run(str(run_of("ptuning_v2").path), ["method.name=lora"])}
     assert found["start"].status == "failure" and "method.name=ptuning_v2" in found["start"].finding
+    with pytest.raises(UserError, match="nothing but this prefix itself can learn on"):
+        estimate.run(run_of("ptuning_v2").path, ["method.name=lora"])
     own, next_one = estimate.run(run), estimate.run(run, ["method.name=full"])
     assert next_one.estimate.trainable.parameters > own.estimate.trainable.parameters

@@ -82,7 +82,7 @@ def run(
             memory that is no size, a GPU at hand that is not there, or weights that are not divided.
     """
     from glmtune.runtime import UserError
-    from glmtune.succession import look_ahead
+    from glmtune.succession import kept_of, look_ahead
     from glmtune.training.placement import assume_lengths, place_of, placement_of
 
     if devices is not None and devices < 1:
@@ -103,7 +103,7 @@ def run(
     place = place_of(device, memory, devices)
     lengths = assume_lengths(recipe, model.architecture, length, target_length)
     demand = model.objective.demand(recipe)
-    placement = placement_of(recipe, model.architecture, *lengths, place, devices, demand)
+    placement = placement_of(recipe, model.architecture, *lengths, place, devices, demand, kept_of(model))
     _ = placement.remedy  # so that what is wrong is told here
     return placement
 
@@ -172,6 +172,7 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
     def of(whole: int) -> str:
         return f", a share of {readable(whole)}" if e.is_sharded else ""
 
+    begun = "where it begins, " if e.start else ""
     active, family = e.architecture.active_parameters, e.architecture.family
     counted = family if active == e.architecture.parameters else f"{family}; {active:,} of them active for a token"
     return [
@@ -189,7 +190,7 @@ def lines(placement: Placement) -> list[tuple[str, str, str]]:
         ("peak of judging", readable(e.judging), f"{e.recipe.generation.batch_size} {answered} at a time"),
         ("peak", readable(e.peak), f"and {readable(CONTEXT[device])} of its driver's own" if CONTEXT[device] else ""),
         ("inference", readable(e.inference(e.length)), f"batch 1, {e.length} tokens, with what was trained"),
-        ("disk", readable(e.disk), "run folder: checkpoints and what is saved in the end"),
+        ("disk", readable(e.disk), f"run folder: {begun}checkpoints and what is saved in the end"),
     ]
 
 

@@ -188,26 +188,30 @@ def carry_out(recipe: Recipe, folder: RunFolder, console: Console, may_change: b
 
 
 def begin_from(recipe: Recipe, folder: RunFolder, console: Console) -> ResolvedModel:
-    """Return what is trained: of an adapter that is to become part of the weights first, the whole model made of it.
+    """Return what is trained: of an adapter, a copy that learns on, or the whole model that is made of it first.
 
-    That lies in the run folder, checked against the adapter on its base.
+    Either lies in the run folder, which needs nothing more of where it began; the whole model is checked against the
+    adapter on its base.
 
     Raises:
-        UserError: there is no such adapter, it does not fit its base, or it can neither learn on nor be merged.
+        UserError: there is no such adapter, it does not fit its base, it can neither learn on nor be merged, or the
+            folder was begun with another one.
     """
     from dataclasses import replace
 
     from glmtune import distributed
     from glmtune.resolution import of_recipe
-    from glmtune.succession import merges, with_base
+    from glmtune.succession import merges, with_base, with_start
 
     model = of_recipe(recipe)
     if model.adapter is None:
         return model
     distributed.together(model.check)
+    distributed.together(lambda: check_begun(folder, model))
     if not distributed.together(lambda: merges(model)):
         console.print(f"{model.adapter} learns on.", highlight=False, soft_wrap=True)
-        return model
+        distributed.on_main(lambda: copy_adapter(model, folder))
+        return of_recipe(with_start(recipe, folder.start))
 
     def merge() -> None:
         if folder.base.is_dir():  # by an earlier start, which was interrupted
@@ -219,11 +223,47 @@ def begin_from(recipe: Recipe, folder: RunFolder, console: Console) -> ResolvedM
         )
         origin = replace(model, target=recipe.model.adapter)
         refuse(origin, "merged", "auto")
-        check_disk(folder.base, origin, "auto", copies=1)
+        check_disk(folder.base, origin, "auto", copies=1, named="training.output_dir:")
         export_checked(origin, "merged", folder.base, "auto", few_held_out(origin), console)
 
     distributed.on_main(merge)
     return of_recipe(with_base(recipe, folder.base))
+
+
+def check_begun(folder: RunFolder, model: ResolvedModel) -> None:
+    """See whether what a start that was interrupted left in the run folder was made of the same adapter.
+
+    Raises:
+        UserError: it was made of another.
+    """
+    from glmtune.exports.destination import RECORD
+    from glmtune.models.checkpoint import fingerprint, read_json
+
+    assert model.adapter is not None, "it goes on from one"
+    begun, record = [], folder.base / RECORD
+    if folder.base.is_dir():
+        begun.append(read_json(record).get("adapter_fingerprint") if record.is_file() else None)
+    if folder.start.is_dir():
+        begun.append(fingerprint(folder.start))
+    if any(made_of != fingerprint(model.adapter) for made_of in begun):
+        raise UserError(
+            f"training.output_dir: {folder.path} was begun with another adapter than {model.adapter} is. Choose "
+            "another folder, or remove it yourself."
+        )
+
+
+def copy_adapter(model: ResolvedModel, folder: RunFolder) -> None:
+    """Copy an adapter into the run folder: its files, without what lies in folders beside them."""
+    from glmtune.files import replacing
+
+    assert model.adapter is not None, "it learns on"
+    if folder.start.is_dir():
+        return
+    with replacing(folder.start) as temporary:
+        temporary.mkdir()
+        for file in model.adapter.iterdir():
+            if file.is_file():
+                shutil.copyfile(file, temporary / file.name)
 
 
 def show_example(plan: Plan, console: Console) -> None:
@@ -256,7 +296,7 @@ def read_resumed(
     Raises:
         UserError: no run, one with a link out of its folder, no checkpoint of it, or another recipe given.
     """
-    from glmtune.config import load_recipe
+    from glmtune.config import at_home, load_recipe
     from glmtune.files import check_folder
     from glmtune.resolution import ResolvedModel
     from glmtune.runtime import RunFolder
@@ -270,7 +310,7 @@ def read_resumed(
             f"--resume {run.path}: goes on with the run's own recipe, not with {recipe_path}. Leave the recipe out; "
             "settings that differ are named one by one, such as training.steps=2000."
         )
-    recipe, past = load_recipe(run.recipe, overrides, trust), read_past(run)
+    recipe, past = at_home(load_recipe(run.recipe, overrides, trust), run), read_past(run)
     assert past is not None, "it is a run"
     if past.step == 0 and run.report.is_file():
         raise UserError(
@@ -340,9 +380,11 @@ def new_folder(recipe: Recipe, console: Console) -> Iterator[RunFolder]:
 
     given = recipe.training.output_dir
     existed = given is not None and Path(given).exists()
-    folder = on_main(lambda: RunFolder.create(given, run_name(recipe)))
+    begun = () if recipe.model.adapter is None else ("base", "start")  # by a start that was killed
+    folder = on_main(lambda: RunFolder.create(given, run_name(recipe), begun))
     with working_in(folder.path, console):
-        on_main(lambda: RunFolder.create(folder.path, ""))  # nobody has worked in it meanwhile
+        on_main(lambda: RunFolder.create(folder.path, "", begun))  # nobody has worked in it meanwhile
+        made = [place for place in (folder.base, folder.start) if not place.exists()]
         on_main(lambda: flush_names(folder.path.parent))
         try:
             yield folder
@@ -351,7 +393,8 @@ def new_folder(recipe: Recipe, console: Console) -> Iterator[RunFolder]:
                 folder.recipe.unlink(missing_ok=True)
                 folder.log.unlink(missing_ok=True)
                 folder.before.unlink(missing_ok=True)
-                shutil.rmtree(folder.base, ignore_errors=True)
+                for place in made:
+                    shutil.rmtree(place, ignore_errors=True)
                 if not existed:
                     shutil.rmtree(folder.path)
             raise

@@ -3,6 +3,7 @@
 from glmtune.config.describing import describe_settings, differing, recipe_schema
 from glmtune.config.faults import RecipeError
 from glmtune.config.reading import (
+    at_home,
     code_named,
     load_recipe,
     make_recipe,
@@ -52,6 +53,7 @@ __all__ = [
     "Settings",
     "Source",
     "TrainingSettings",
+    "at_home",
     "code_named",
     "describe_settings",
     "differing",

@@ -163,6 +163,26 @@ def load_recipe(
     return make_recipe(read_values(path, overrides, trust, left_out))
 
 
+def at_home(recipe: Recipe, run: RunFolder) -> Recipe:
+    """Return a run's recipe with what lies in its folder where it lies now: the folder may have moved since.
+
+    Args:
+        recipe: as the run's file has it.
+        run: where it is now.
+    """
+    model, found = recipe.model, {}
+    if is_moved(model.path, run.base):
+        found["path"] = str(run.base.resolve())
+    if model.adapter is not None and is_moved(model.adapter, run.start):
+        found["adapter"] = str(run.start.resolve())
+    return recipe.model_copy(update={"model": model.model_copy(update=found)}) if found else recipe
+
+
+def is_moved(named: str, own: Path) -> bool:
+    """Return whether a path that is there no more named what a run folder holds."""
+    return Path(named).is_absolute() and Path(named).name == own.name and own.is_dir() and not Path(named).exists()
+
+
 def read_values(
     path: Path | str | None, overrides: Iterable[str], trust: Trust = REMEMBERED, left_out: Iterable[str] = ()
 ) -> dict[str, Any]:

@@ -210,6 +210,12 @@ class DataSettings(Settings):
         description="the control token before an answer is learned, too, as in the official script of ChatGLM-6B "
         "(`<sop>`)",
     )
+    first_draw: int = Field(
+        0,
+        ge=0,
+        description="of a task that draws without end: how many examples were drawn before, so that others are "
+        "learned; a run that goes on from a run begins after its draws",
+    )
     cache: bool = Field(
         True,
         description="keep the tokens of 1000 records and more in HF_HOME/glmtune for the next run; needs pyarrow",

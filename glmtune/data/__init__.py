@@ -23,11 +23,16 @@ BATCHES_PER_POOL = 50
 class DrawnExamples(Sequence[Example]):
     """`size` examples that a task draws. Each depends on the seed and its index alone, so any can be drawn again.
 
-    They are as they are learned; `posed`, as the whole of each is asked.
+    Args:
+        task, size, seed, split: of which so many are drawn.
+        first: how many others come before them.
+        posed: as the whole of each is asked, rather than as it is learned.
     """
 
-    def __init__(self, task: Task, size: int, seed: int, split: Split = "train", posed: bool = False):
-        self.task, self.size, self.seed, self.split = task, size, seed, split
+    def __init__(
+        self, task: Task, size: int, seed: int, split: Split = "train", first: int = 0, posed: bool = False
+    ) -> None:
+        self.task, self.size, self.seed, self.split, self.first = task, size, seed, split, first
         self.draw = task.pose if posed else task.sample
 
     def __len__(self) -> int:
@@ -36,7 +41,7 @@ class DrawnExamples(Sequence[Example]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.size))]
-        index = range(self.size)[index]
+        index = self.first + range(self.size)[index]
         return self.draw(random.Random(f"{self.seed} {self.split} {index}"), self.split)
 
 

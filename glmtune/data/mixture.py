@@ -106,7 +106,8 @@ def training_set(
     if records is None:
         steps = training.steps or ENDLESS_STEPS
         size = steps * training.examples_per_step
-        drawn = DrawnExamples(task, size - sum(int(size * share) for share in shares), recipe.seed)
+        size -= sum(int(size * share) for share in shares)
+        drawn = DrawnExamples(task, size, recipe.seed, first=settings.first_draw)
         own = encoded(drawn, encoder, settings, "The examples")
     else:
         own = encoded(records, encoder, settings, "The examples")

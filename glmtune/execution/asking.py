@@ -55,7 +55,7 @@ def choose_asked(plan: Plan, model: Model, console: Console) -> Asked:
 def examine_before(plan: Plan, model: Model, asked: Asked, console: Console) -> Examination:
     """Ask the model before the training, unless the run has its answers to the same questions from its beginning."""
     recipe = plan.recipe
-    storage = recipe.model.model_dump(exclude={"path"})
+    storage = recipe.model.model_dump(exclude={"path", "adapter", "merge_adapter"})
     said = (plan.present.base, storage, recipe.generation, recipe.seed, plan.tokenizer.chat_template, plan.model.limit)
     judged = () if plan.objective.asks else (plan.present.records, recipe.evaluation, recipe.data)
     key = key_of((*said, *judged), [*asked.before, *plan.general])

@@ -187,8 +187,15 @@ def dtype_of(config: Any, precision: Precision) -> torch.dtype:
     return stored if isinstance(stored, torch.dtype) else DTYPES.get(str(stored), torch.float32)
 
 
-def check_disk(place: Path, origin: ResolvedModel, precision: Precision, copies: int) -> None:
+def check_disk(place: Path, origin: ResolvedModel, precision: Precision, copies: int, named: str = "--output") -> None:
     """See whether the export fits on its disk.
+
+    Args:
+        place: of the export.
+        origin: what is exported.
+        precision: of its numbers.
+        copies: of the model, at most at a time.
+        named: by what the place was named.
 
     Raises:
         UserError: it does not.
@@ -205,7 +212,7 @@ def check_disk(place: Path, origin: ResolvedModel, precision: Precision, copies:
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise UserError(
-            f"--output {place}: the export takes about {needed / 1e9:.1f} GB, and this disk has {free / 1e9:.1f} GB "
+            f"{named} {place}: the export takes about {needed / 1e9:.1f} GB, and this disk has {free / 1e9:.1f} GB "
             "free. Free some, or name a place on another disk."
         )
 

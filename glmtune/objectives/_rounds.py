@@ -120,8 +120,10 @@ class Rounds:
         plan, count = self.plan, self.settings.prompts_per_round
         records, first = plan.task.records("train"), number * count
         if records is None:  # by another seed than what is learned from targets
-            drawn = DrawnExamples(plan.task, first + count, plan.recipe.seed + 1, posed=True)
-            chosen: Sequence[Example] = drawn[first:]
+            first += plan.recipe.data.first_draw
+            chosen: Sequence[Example] = DrawnExamples(plan.task, count, plan.recipe.seed + 1, first=first, posed=True)[
+                :
+            ]
         else:
             places = passes(len(records), f"{plan.recipe.seed} prompts", first)
             chosen = [records[place] for place in islice(places, count)]

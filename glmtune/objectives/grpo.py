@@ -136,7 +136,7 @@ class Grpo(Objective):
         per_step = self.prompts_per_step(training.examples_per_step)
         if records is None:
             steps = training.steps or STEPS
-            drawn = DrawnExamples(plan.task, steps * per_step, plan.recipe.seed)
+            drawn = DrawnExamples(plan.task, steps * per_step, plan.recipe.seed, first=plan.recipe.data.first_draw)
             return encoded(drawn, plan.encoder, plan.recipe.data, "The examples"), steps
         examples = askable(plan, records)
         draws = max(1, math.ceil(training.epochs * len(examples) / per_step))

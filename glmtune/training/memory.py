@@ -64,6 +64,7 @@ class Estimate:
         length, target_length: tokens of an example, and those of them that are learned.
         devices: how many divide the examples of a step and, by `training.sharding`, the weights.
         demand: of the objective. Where the model learns from its own answers, these are as long as they may be.
+        start: bytes of what the run folder keeps of where training goes on from.
     """
 
     recipe: Recipe
@@ -74,6 +75,7 @@ class Estimate:
     target_length: int
     devices: int = 1
     demand: Demand = ORDINARY
+    start: int = 0
 
     @property
     def batch(self) -> int:
@@ -428,10 +430,10 @@ class Estimate:
 
     @property
     def disk(self) -> int:
-        """The run folder: checkpoints, one more while it is being written, and what is saved in the end."""
+        """The run folder: where it begins, checkpoints and one more while it is written, what is saved in the end."""
         kept = self.recipe.training.checkpoints_kept + 2
         learned = 4 * self.trainable.parameters
-        return kept * (learned + self.moments) + self.saved
+        return self.start + kept * (learned + self.moments) + self.saved
 
     @property
     def saved(self) -> int:

@@ -91,6 +91,7 @@ def estimate(
     target_length: int,
     devices: int = 1,
     demand: Demand = ORDINARY,
+    start: int = 0,
 ) -> Estimate:
     """Return the estimate of a recipe on a device, or on each of several.
 
@@ -100,7 +101,7 @@ def estimate(
         device: a GPU, or the CPU.
         length: tokens of the longest examples.
         target_length: those of them that are learned.
-        devices, demand: as `Estimate` has them.
+        devices, demand, start: as `Estimate` has them.
 
     Raises:
         UserError: the method does not tell what it trains or cannot train this model, or weights cannot be divided.
@@ -109,7 +110,7 @@ def estimate(
     method.check_base(recipe.model, architecture.stored_bits)
     check_sharding(recipe, architecture.has_own_form)
     trainable = method.trainable_spec(architecture)
-    return Estimate(recipe, architecture, trainable, device, length, target_length, devices, demand)
+    return Estimate(recipe, architecture, trainable, device, length, target_length, devices, demand, start)
 
 
 def placement_of(
@@ -120,6 +121,7 @@ def placement_of(
     where: Place | None = None,
     devices: int = 1,
     demand: Demand = ORDINARY,
+    start: int = 0,
 ) -> Placement:
     """Return what training by a recipe takes of a place.
 
@@ -129,10 +131,10 @@ def placement_of(
         length: tokens of the longest examples.
         target_length: those of them that are learned.
         where: each of the devices; default: this machine.
-        devices, demand: as `Estimate` has them.
+        devices, demand, start: as `Estimate` has them.
     """
     place = where or at_hand(distributed.local_device().type == "cuda")
-    sizes = (architecture, place.device, length, target_length, devices, demand)
+    sizes = (architecture, place.device, length, target_length, devices, demand, start)
     return Placement(recipe, place, lambda variant: estimate(variant, *sizes))
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from glmtune.config import Recipe, TrainingSettings, make_recipe, read_yaml
+from glmtune.config import Recipe, TrainingSettings, at_home, make_recipe, read_yaml
 from glmtune.examples import Example
 from glmtune.files import write_json
 from glmtune.runtime import RunFolder, UserError
@@ -118,6 +118,7 @@ def read_past(folder: RunFolder) -> Past | None:
     if not folder.recipe.is_file():
         return None
     past = read_record(folder.checkpoints / RECORD) or Past(make_recipe(read_yaml(folder.recipe)))  # of an older run
+    past = replace(past, recipe=at_home(past.recipe, folder))
     if not any(folder.checkpoints.glob("checkpoint-*")):
         return past
     from glmtune.training.checkpoints import count_without_better, find_last, read_state

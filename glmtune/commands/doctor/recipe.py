@@ -15,6 +15,7 @@ from glmtune.models import loading
 from glmtune.plan import Plan
 from glmtune.records import read_examples
 from glmtune.runtime import UserError
+from glmtune.succession import kept_of
 from glmtune.terminal import counted
 from glmtune.training.placement import Placement, assume_lengths, placement_of, readable
 from glmtune.training.requirements import check_model, check_packages, count_trainable
@@ -174,7 +175,7 @@ def memory(plan: Plan) -> Finding:
 def disk(plan: Plan) -> Finding:
     """See whether a run folder fits the disk."""
     try:
-        needed = placement(plan).estimate.disk
+        needed = placement(plan).estimate.disk + kept_of(plan.model)
     except UserError as error:
         return "ok", f"not estimated: {error}", ""
     folder = plan.folder.path.resolve()
