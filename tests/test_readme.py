@@ -73,7 +73,8 @@ def results(name: str) -> Any:
 
 def figures() -> dict[str, list[str]]:
     """What the table of results has to say, by the file that it names."""
-    speeds = {row["decoder"]: row["ratio"] for row in results("decode_throughput")["rows"]}
+    kills = [results(name)["rows"][0] for name in ("kills", "kills_of_2")]
+    faults = ("lost_steps", "different_weights", "unreadable_files")
     wide = {row["problems"]: row["right"] for row in results("wide")["rows"]}
     memory = [row for row in results("memory_cpu_full_depth")["rows"] if row["method"] == "lora" and row["bits"] == 4]
     peaks = {row["who"]: row["peak_gib"] for row in memory if not row["quantize_embedding"]}
@@ -86,7 +87,10 @@ def figures() -> dict[str, list[str]]:
             f"{results('train_throughput_real')['median_speed']:.2f}",
             f"{results('train_throughput_real')['median_peak']:.2f}",
         ],
-        "decode_throughput": [f"{speeds[f'glmtune, batch {size}']:.1f}" for size in (8, 64)],
+        "kills": [
+            *(f"{row['kills']:,}" for row in kills),
+            ", ".join(str(sum(row[fault] for row in kills)) for fault in faults),
+        ],
         "memory_cpu_full_depth": [f"{peaks[who]:.2f} GiB" for who in ("ours", "plain")],
         "parity": [f"{results('parity')['worst']:.1e}"],
     }

@@ -16,6 +16,7 @@ from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 EQUAL = 1e-8  # rewards that differ by less are equal
 SMALL = 1e-4  # beside a standard deviation that is divided by, as trl has it
+ROUNDED = 0.5  # nats by which padding may change the chance of a token, in whatever precision
 
 
 class Sample(NamedTuple):
@@ -217,6 +219,7 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         weights = self.trained_weights() if settings.beta else {}
         self.start_weights = {name: weight.detach().clone() for name, weight in weights.items()}
         self.engine = Engine(self.unwrapped, plan.tokenizer, plan.model.limit)
+        self.placing: RemovableHandle | None = None
         self.add_callback(ZeroStd(settings.zero_std_patience))
 
     def _send_telemetry(self) -> None:
@@ -230,14 +233,49 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         """Train; the model's own `forward` is put back afterwards.
 
         Raises:
-            UserError: as every run, or a reward fails.
+            UserError: as every run, or a reward fails; or the model reads padded prompts otherwise.
             KeyboardInterrupt: after Ctrl-C or SIGTERM (`Terminated`), once a checkpoint is written.
         """
         try:
+            self.check_padding()
             super().run()
         finally:
             self.take_off_wrapper()
             vars(base_of(self.unwrapped)).pop("forward", None)
+            if self.placing is not None:
+                self.placing.remove()
+
+    def check_padding(self) -> None:
+        """See whether a token is as likely beside a longer prompt, for which its own is padded, as alone.
+
+        trl passes no positions. Where it matters how many columns stand before a row, as behind a prefix or with
+        positions that were learned (GPT-2), each token is given its own.
+
+        Raises:
+            UserError: the model reads padded prompts otherwise all the same.
+        """
+        if self.read_otherwise() > ROUNDED:
+            self.placing = base_of(self.unwrapped).register_forward_pre_hook(placed, with_kwargs=True)
+        if self.placing is not None and (apart := self.read_otherwise()) > ROUNDED:
+            raise UserError(
+                f"model.path: objective.name=grpo pads prompts on the left, and beside a longer one this model "
+                f"({self.unwrapped.config.model_type}) finds tokens {apart:.1f} nats more or less likely than alone. "
+                "Choose another model, or objective.name=rejection."
+            )
+
+    def read_otherwise(self) -> float:
+        """Return by how many nats a longer prompt in the batch changes the chance of a token."""
+        first = [int(token) for token in self.plan.dataset[0]["input_ids"]]
+        bos = self._tokenizer.bos_token_id
+        cut = first.index(bos) + 1 if bos in first[1:] else len(first) // 2
+        middle = max(0, cut - 2) // 2  # before what begins an answer
+        short = Sample(first[:cut], first[cut:], 0.0)
+        longer = Sample([*first[:middle], *[first[middle]] * 4, *first[middle:cut]], first[cut:], 0.0)
+        if not short.token_ids:
+            return 0.0
+        with self.accelerator.autocast(), evaluating(self.unwrapped):
+            alone, beside = (self.logps(self.padded(rows))[0] for rows in ([short], [short, longer]))
+        return (alone - beside).abs().max().item()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; every pass, those of answers and of the judge too, is autocast where the base has 16 bits."""
@@ -454,6 +492,16 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
 def unused(**_: Any) -> list[float]:
     """Stand for rewards where trl asks for functions; answers are scored before."""
     raise AssertionError("answers are scored by GrpoTrainer.ask")
+
+
+def placed(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """Give tokens their positions in their rows, whose prompts are padded on the left; see `check_padding`."""
+    ids, mask, cache = kwargs.get("input_ids"), kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    if ids is None or mask is None or kwargs.get("position_ids") is not None or ids.shape[1] == 1:
+        return None
+    before = 0 if cache is None else cache.get_seq_length()
+    own = mask[:, -ids.shape[1] :]
+    return args, {**kwargs, "position_ids": (own.cumsum(-1) - 1).clamp(min=0) + before}
 
 
 def base_of(model: Any) -> Any:

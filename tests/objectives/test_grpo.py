@@ -164,6 +164,36 @@ def test_the_gradient_is_that_of_the_policy(make: Callable[..., Any]) -> None:
         assert torch.allclose(weight.grad, found[name], rtol=1e-3, atol=1e-6), name
 
 
+def test_positions_are_those_of_rows_alone(
+    make: Callable[..., Any], checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Beside a longer prompt, tokens of GPT-2 are as likely as where they were written; nothing of it stays."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer, place = AutoTokenizer.from_pretrained(checkpoint_of("Llama")), tmp_path / "gpt2"
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(**sizes, **ends, initializer_range=0.5)).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    trainer = make(f"model.path={place}", "model.dtype=float32", "training.batch_size=16", "training.steps=1")
+    assert trainer.read_otherwise() > 1
+    trainer.check_padding()
+    assert trainer.read_otherwise() < 1e-3
+    trainer.run()
+    assert not trainer.unwrapped.get_base_model()._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", ["ChatGLM-6B v1.1", "GLM-4-9B", "Llama"])
+def test_prefixes_are_as_far_from_padded_rows(
+    make: Callable[..., Any], checkpoint_of: Callable[[str], Path], family: str
+) -> None:
+    method = "method={name: ptuning_v2, num_virtual_tokens: 4}"
+    trainer = make(f"model.path={checkpoint_of(family)}", "model.dtype=float32", method)
+    trainer.check_padding()
+    assert trainer.read_otherwise() < 1e-3
+
+
 def test_what_is_better_becomes_likelier(make: Callable[..., Any]) -> None:
     trainer = make("training.steps=8", "training.batch_size=32", "training.warmup_ratio=0")
     trainer.run()
