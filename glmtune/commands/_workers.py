@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
@@ -21,6 +20,7 @@ from glmtune import distributed, network
 from glmtune.cluster import Assignment, Cluster, Crew
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import RunFolder, UserError
+from glmtune.terminal import relay
 
 if TYPE_CHECKING:
     from glmtune.config import Recipe
@@ -194,7 +194,7 @@ def fit(assignment: Assignment, resume: str | None, train: Train, crew: Crew) ->
                 if kind == "fault":
                     faults.extend(filter(None, [text]))
                 else:
-                    print(text, end="", flush=True, file=sys.stdout if kind == "stdout" else sys.stderr)
+                    relay(text, error=kind != "stdout")
     if faults:
         raise UserError(faults[0])
     if failed:

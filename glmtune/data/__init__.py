@@ -33,7 +33,7 @@ class DrawnExamples(Sequence[Example]):
         self, task: Task, size: int, seed: int, split: Split = "train", first: int = 0, posed: bool = False
     ) -> None:
         self.task, self.size, self.seed, self.split, self.first = task, size, seed, split, first
-        self.draw = task.pose if posed else task.sample
+        self.posed = posed
 
     def __len__(self) -> int:
         return self.size
@@ -42,7 +42,8 @@ class DrawnExamples(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.size))]
         index = self.first + range(self.size)[index]
-        return self.draw(random.Random(f"{self.seed} {self.split} {index}"), self.split)
+        draw = self.task.pose if self.posed else self.task.sample
+        return draw(random.Random(f"{self.seed} {self.split} {index}"), self.split)
 
 
 def examples_of(task: Task, split: Split, size: int, seed: int) -> Sequence[Example]:

@@ -60,6 +60,17 @@ def say(text: str = "", end: str = "\n", error: bool = False) -> None:
     print(visible(text), end=end, file=sys.stderr if error else sys.stdout, flush=True)
 
 
+def relay(text: str, error: bool = False) -> None:
+    """Print what another process printed for this one, at once: shown and not obeyed, but for bars that move on.
+
+    Args:
+        text: of that process.
+        error: print it to stderr.
+    """
+    shown = "\r".join(map(visible, text.split("\r")))
+    print(shown, end="", file=sys.stderr if error else sys.stdout, flush=True)
+
+
 def at_terminal() -> bool:
     """Return whether there is somebody to ask."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))

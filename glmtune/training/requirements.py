@@ -53,12 +53,12 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, method: Method) -> Non
     settings, device = recipe.model, distributed.local_device()
     check_precision(loading.dtype_of(settings, config, device), device)
     method.check_base(settings, stored_bits(config))
+    loading.check_bits(settings, config)
     if settings.random_init and method.saves_adapter:
         raise UserError(
             f"model.random_init: fresh weights must learn and be saved, and method.name={recipe.method.name} saves "
             "what it trains alone. Use method.name=full."
         )
-    loading.check_bits(settings, config)
     check_sharding(recipe, has_own_form(config))
 
 

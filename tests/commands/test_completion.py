@@ -30,7 +30,7 @@ def script() -> str:
     ("words", "expected"),
     [
         ("glmtune ev", ["evaluate"]),
-        ("glmtune train --r", ["--resume"]),
+        ("glmtune train --re", ["--resume"]),
         ("glmtune train demo", ["demo.yaml"]),
         ("glmtune train training.warm", ["training.warmup_ratio="]),
         ("glmtune train demo.yaml training.warm", ["training.warmup_ratio="]),

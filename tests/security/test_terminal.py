@@ -315,3 +315,8 @@ def test_the_only_way(path: Path) -> None:
 )
 def test_the_finder_of_other_ways(source: str, count: int) -> None:
     assert len(ways_around(source)) == count
+
+
+def test_what_another_process_printed_moves_on_and_does_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.relay("1/2\r2/2\n\x1b[2Jgone", error=True)
+    assert capsys.readouterr().err == "1/2\r2/2\n\\x1b[2Jgone"
