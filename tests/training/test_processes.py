@@ -229,10 +229,11 @@ def test_four_processes_learn_what_one_learns(settings: list[str], tmp_path: Pat
 
     [alone], four = learned(1), learned(4)
     assert not any(isinstance(said, Failure) for said in four), four
+    rounding = 1e-4 if case == "muon" else 1e-5  # Muon lifts small directions of a gradient to the size of large ones
     for ours, right in zip(four[3][1], alone[1], strict=True):
-        assert apart(torch.tensor(ours), torch.tensor(right)) < 1e-5
+        assert apart(torch.tensor(ours), torch.tensor(right)) < rounding
     ours, right = weights_of(tmp_path / "4"), weights_of(tmp_path / "1")
-    assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < 1e-5
+    assert apart(*(torch.cat([w[name].flatten() for name in right]) for w in (ours, right))) < rounding
 
 
 def test_the_folder_is_that_of_one_process(trained: dict[int, Any]) -> None:
