@@ -24,14 +24,12 @@ from glmtune.config import GenerationSettings, Recipe
 from glmtune.inference.engine import Engine
 from glmtune.inference.rollouts import Rollout, pass_at_k, roll_out
 from glmtune.methods import Model
-from glmtune.models.attention import precise_attention
-from glmtune.models.low_rank import uncast_inputs
-from glmtune.models.upcasting import upcast_while
 from glmtune.objectives._rewards import Rewards
 from glmtune.runtime import UserError
 from glmtune.terminal import say
 from glmtune.training.arguments import make_arguments
 from glmtune.training.run_trainer import Judge, RunTrainer
+from glmtune.training.trainer import computing
 
 if TYPE_CHECKING:
     from glmtune.objectives.grpo import GrpoSettings, Prompts
@@ -279,11 +277,7 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; every pass, those of answers and of the judge too, is autocast where the base has 16 bits."""
-        if not (self.args.bf16 or self.args.fp16):
-            return super().train(*args, **kwargs)
-        model = self.accelerator.unwrap_model(self.model)
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16
-        with uncast_inputs(model), upcast_while(model, dtype), precise_attention():
+        with computing(self.unwrapped, self.args):
             return super().train(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -42,6 +42,16 @@ class EpochCallback(TrainerCallback):
     ) -> None:
         if self.batches is not None:
             self.batches.set_epoch(int(state.epoch or 0))
+
+
+@contextmanager
+def computing(model: Any, args: transformers.TrainingArguments) -> Iterator[None]:
+    """Compute what the block computes in the precision of a training: autocast where the base has 16 bits."""
+    if not (args.bf16 or args.fp16):
+        yield
+        return
+    with uncast_inputs(model), upcast_while(model, torch.bfloat16 if args.bf16 else torch.float16), precise_attention():
+        yield
 
 
 class TargetTrainer(transformers.Trainer):
@@ -89,16 +99,9 @@ class TargetTrainer(transformers.Trainer):
         with self.computing():
             return super().train(*args, **kwargs)
 
-    @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """Compute what the block computes in the precision of the training."""
-        if not (self.args.bf16 or self.args.fp16):
-            yield
-            return
-        model = self.accelerator.unwrap_model(self.model)
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16
-        with uncast_inputs(model), upcast_while(model, dtype), precise_attention():
-            yield
+        return computing(self.accelerator.unwrap_model(self.model), self.args)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
