@@ -56,7 +56,7 @@ SETTINGS = (
     "generation.max_new_tokens=6",
 )
 UNLIKE = ("training_seconds", "peak_memory")  # of two reports
-SAVING = 0.25  # share of the kills that wait for a checkpoint to be written
+SAVING = 0.4  # share of the kills that wait for a checkpoint to be written
 LONGEST_WAIT = 0.05  # seconds after its folder was seen
 LONGEST_LIFE = 60  # seconds that a process may go on once another of its training was killed
 INTERVAL = 20  # steps between two checkpoints of nano
