@@ -53,6 +53,7 @@ TRL: Mapping[str, Row] = {
     "SFT, `prompt` and `completion` as texts, packed": {"ChatGLM-6B": SEEN, "ChatGLM3-6B": WORKS, "Llama": WORKS},
     "SFT, `prompt` and `completion` as messages": everywhere(WORKS),
     "SFT, `prompt` and `completion` as messages, packed": everywhere(WORKS),
+    "SFT, `prompt` and `completion` as messages, padding_free": everywhere(WORKS),
     "SFT, `messages`": {"ChatGLM-6B": SEEN, "ChatGLM3-6B": WORKS, "Llama": WORKS},
     "SFT, `messages`, packed": {"ChatGLM-6B": SEEN, "ChatGLM3-6B": WORKS, "Llama": WORKS},
     "SFT, `messages`, assistant_only_loss": everywhere(WORKS),
@@ -63,6 +64,7 @@ TRL: Mapping[str, Row] = {
     "KTO, messages": everywhere(WORKS),
     "GRPO, texts": everywhere(WORKS),
     "GRPO, messages": everywhere(WORKS),
+    "RLOO, messages": everywhere(WORKS),
     "reward model, texts": everywhere(WORKS),
     "reward model, messages": everywhere(WORKS),
 }

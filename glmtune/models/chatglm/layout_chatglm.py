@@ -204,8 +204,16 @@ class LaidOutStaticLayer(LaidOutLayer, StaticLayer):
     """`StaticLayer` with a layout."""
 
 
+# In a graph, only kinds that have a name can be made.
+LAID_OUT: dict[Any, Any] = {
+    DynamicLayer: LaidOutDynamicLayer,
+    GrowingLayer: LaidOutGrowingLayer,
+    StaticLayer: LaidOutStaticLayer,
+}
+
+
 @once
-def laid_out(kind: type) -> type:
+def laid_out(kind: Any) -> type:
     """Return the kind of layer that also holds a layout."""
     return type(f"LaidOut{kind.__name__}", (LaidOutLayer, kind), {})
 
@@ -220,8 +228,8 @@ def keep_layout(cache: Cache, layout: PromptLayout) -> None:
 
 def with_layout(layer: Any) -> LaidOutLayer:
     """Return a layer of a cache as one that also holds a layout."""
-    known = {DynamicLayer: LaidOutDynamicLayer, GrowingLayer: LaidOutGrowingLayer, StaticLayer: LaidOutStaticLayer}
-    kind: Any = known.get(type(layer)) or laid_out(type(layer))
+    plain: Any = type(layer)
+    kind = LAID_OUT[plain] if plain in LAID_OUT else laid_out(plain)
     held: LaidOutLayer = object.__new__(kind)  # and not `__class__`, which stays as it is in a graph
     for name, value in vars(layer).items():
         setattr(held, name, value)

@@ -712,6 +712,7 @@ class ChatGLMForSequenceClassification(GenericForSequenceClassification, ChatGLM
     """ChatGLM-6B with a score for each class at the last real token of a row, as reward models have it."""
 
     base_model_prefix = "transformer"
+    transformer: ChatGLMModel
 
     def forward(
         self,

@@ -93,14 +93,14 @@ def test_a_prompt_that_is_cut_is_no_prompt(model: Model, batch: Case) -> None:
         check(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, cache, torch.arange(1), 4)
         cache.crop(-4)
         for rest in (ids[:, 2:], ids[:, 2:3]):
-            with pytest.raises(ValueError, match="past_key_values were cut within the prompt of row 0, .* as a whole"):
+            with pytest.raises(ValueError, match=r"past_key_values were cut within the prompt of row 0, .* as a whole"):
                 model(rest, past_key_values=copy.deepcopy(cache))
 
 
 def test_a_cache_of_a_shorter_prompt_is_none_of_a_longer_one(model: Model) -> None:
     short, more = torch.tensor([[20, 21, 169, 172]]), {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     cache = model(short).past_key_values
-    with pytest.raises(ValueError, match="past_key_values hold 4 columns of shorter prompts .* Leave past_key_values"):
+    with pytest.raises(ValueError, match=r"past_key_values hold 4 columns of shorter prompts .* Leave past_key_values"):
         model.generate(torch.tensor([[20, 21, 22, 23, 24, 169, 172]]), past_key_values=cache, **more)
     begun = model.generate(short, **more, return_dict_in_generate=True)
     gone_on = model.generate(begun.sequences, past_key_values=begun.past_key_values, **more)
@@ -167,7 +167,7 @@ def test_embeddings_that_are_learned_are_looked_at(load_glm1: Any, batch: Case) 
     right[:, 0] = 7  # as CPT learns its own tokens
     assert model(inputs_embeds=embeds, attention_mask=mask, labels=right).loss.isfinite()
     whole = torch.nn.functional.pad(ids.masked_fill(batch["attention_mask"] == 0, -100), (2, 0), value=-100)
-    with pytest.raises(ValueError, match="of labels has .* tokens before <sop>"):
+    with pytest.raises(ValueError, match=r"of labels has .* tokens before <sop>"):
         model(inputs_embeds=embeds, attention_mask=mask, labels=whole)
 
 
