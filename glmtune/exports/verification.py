@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.evaluation.intervals import paired_difference
 from glmtune.examples import Example
 from glmtune.exports.reference import Reference, along, ask, judge, keep, relative_difference
 from glmtune.inference.completion import Completion
+from glmtune.intervals import paired_difference
 from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.runtime import UserError
