@@ -2,9 +2,9 @@
 
 Some are of one process, others of two, of which either is killed; the other has to end by itself, as nobody ends it.
 Each start is a fork of a process that has imported everything; charts are written, but blank, as to draw them takes
-longer than to train. A share of the kills waits until a checkpoint is being written. After each kill all that lies in
-the run folder is read; in the end weights, losses and the report are compared with those of the training that was never
-stopped. Then what checkpoints cost, every 20 steps of nano.
+longer than to train. A share of the kills, `--aimed`, waits until a checkpoint is being written. After each kill all
+that lies in the run folder is read; in the end weights, losses and the report are compared with those of the training
+that was never stopped. Then what checkpoints cost, every 20 steps of nano.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ SETTINGS = (
     "generation.max_new_tokens=6",
 )
 UNLIKE = ("training_seconds", "peak_memory")  # of two reports
-SAVING = 0.4  # share of the kills that wait for a checkpoint to be written
-LONGEST_WAIT = 0.05  # seconds after its folder was seen
+AIMED = 0.25  # share of the kills that wait for a checkpoint to be written, where nothing else is said
+LONGEST_WAIT = 0.01  # seconds after its folder was seen
 LONGEST_LIFE = 60  # seconds that a process may go on once another of its training was killed
 INTERVAL = 20  # steps between two checkpoints of nano
 
@@ -242,7 +242,9 @@ def outcome(folder: Path) -> tuple[bytes, dict[str, Any], list[Any]]:
     return weights, {name: value for name, value in report.items() if name not in UNLIKE}, figures
 
 
-def train_and_kill(place: Path, model: Path, seed: int, seconds: float, most: int, processes: int) -> Counts:
+def train_and_kill(
+    place: Path, model: Path, seed: int, seconds: float, most: int, processes: int, aimed: float
+) -> Counts:
     """Train once, killed up to so often, after 0.4 of the seconds that a training takes on average."""
     random.seed(seed)
     counts, folder, last = Counts(processes, trainings=1), place / f"run-{seed}", 0
@@ -251,7 +253,7 @@ def train_and_kill(place: Path, model: Path, seed: int, seconds: float, most: in
         children = start(folder, model, place / f"{seed}.txt", processes)
         is_last = counts.kills >= most
         wait = 1e9 if is_last else random.expovariate(2.5 / seconds)
-        codes, seen, hanging = run_until(children, folder, wait, not is_last and random.random() < SAVING)
+        codes, seen, hanging = run_until(children, folder, wait, not is_last and random.random() < aimed)
         counts.left_hanging += hanging
         if codes is not None:
             break
@@ -281,7 +283,7 @@ def train_and_kill(place: Path, model: Path, seed: int, seconds: float, most: in
     return counts
 
 
-def kill(kills: int, seconds: float, workers: int, processes: int) -> tuple[Counts, float]:
+def kill(kills: int, seconds: float, workers: int, processes: int, aimed: float) -> tuple[Counts, float]:
     """Kill trainings, some at a time, so often or for so long; return the counts and the seconds it took."""
     counts = Counts(processes)
     with tempfile.TemporaryDirectory() as folder:
@@ -299,7 +301,7 @@ def kill(kills: int, seconds: float, workers: int, processes: int) -> tuple[Coun
             seed, waiting = 0, []
             while counts.kills < kills and time.monotonic() - begun < seconds:
                 while len(waiting) < workers:
-                    waiting.append(pool.apply_async(train_and_kill, (place, model, seed, took, 12, processes)))
+                    waiting.append(pool.apply_async(train_and_kill, (place, model, seed, took, 12, processes, aimed)))
                     seed += 1
                 time.sleep(0.01)
                 for done in [one for one in waiting if one.ready()]:
@@ -349,15 +351,22 @@ def measure_overhead(stretches: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Kill, compare, measure and record: of one process in kills.json, of several in kills_of_N.json."""
-    chosen = options(__doc__, processes=1, kills=1000, seconds=3600, workers=2, stretches=4)
+    """Kill, compare, measure and record.
+
+    Of one process in kills.json, of several in kills_of_N.json; where more than AIMED wait for a checkpoint, in
+    kills_aimed.json.
+    """
+    chosen = options(__doc__, processes=1, kills=1000, seconds=3600, workers=2, stretches=4, aimed=str(AIMED))
     quiet_libraries()
     torch.set_num_threads(1)
     Figure.savefig = leave_blank  # type: ignore[method-assign, assignment]
-    counts, took = kill(chosen.kills, chosen.seconds, chosen.workers, chosen.processes)
+    aimed = float(chosen.aimed)
+    counts, took = kill(chosen.kills, chosen.seconds, chosen.workers, chosen.processes, aimed)
     row = {**asdict(counts), "seconds": took, "seconds_per_kill": took / max(1, counts.kills)}
-    settings = {"kills_asked_for": chosen.kills, "workers": chosen.workers}
-    if chosen.processes == 1:
+    settings = {"kills_asked_for": chosen.kills, "workers": chosen.workers, "aimed": aimed}
+    if aimed != AIMED:
+        record("kills_aimed", settings, [row])
+    elif chosen.processes == 1:
         record("kills", settings, [row], **measure_overhead(chosen.stretches))
     else:
         record(f"kills_of_{chosen.processes}", settings, [row])

@@ -25,6 +25,7 @@ from glmtune.resolution import ResolvedModel
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
+    from glmtune.inference.choosing import Choice
     from glmtune.inference.conversation import Exchange
     from glmtune.inference.engine import Engine
 
@@ -78,21 +79,23 @@ class Entry:
     tools: Sequence[dict[str, Any]] = ()
 
     def with_answer(
-        self, fields: Sequence[str], names: Names, exchange: Exchange, told: Mapping[str, float | str | None]
+        self, fields: Sequence[str], names: Names, choice: Choice, told: Mapping[str, float | str | None]
     ) -> Row:
         """Return the record as the output has it: with its answer, and what its task tells of that.
 
         Args:
             fields: that every record gets, null where they hold nothing.
             names: what these are called.
-            exchange: the answer.
+            choice: the answer, and how it was chosen.
             told: of the answer, by name.
         """
+        exchange = choice.exchange
         answer: Row = {"completion": exchange.text, "finish_reason": exchange.completion.finish_reason}
         if exchange.completion.finish_reason == "tool_calls":
             answer["completion_tool_calls"] = exchange.tool_calls
         if exchange.refusal is not None:
             answer["refusal"] = exchange.refusal
+        answer |= {"votes": choice.votes, "sampled_tokens": choice.num_tokens} if "votes" in fields else {}
         return self.with_added({**dict.fromkeys(fields), **told, **answer}, names)
 
     def with_fault(self, fields: Sequence[str], names: Names) -> Row:
@@ -133,6 +136,9 @@ def predict(
         UserError: malformed records, a prompt too long (told before any is answered), an output that exists or is of
             another input, or a cluster that cannot be asked.
     """
+    from glmtune.inference.choosing import check_choice
+
+    check_choice(resolved.task, resolved.recipe.generation)
     place = RemoteOutput.at(output)
     place.check(input, overwrite or resume)
     if cluster is not None:
@@ -183,17 +189,19 @@ def write_answers(
             f"{names.of('finish_reason')} and so on.",
             stacklevel=2,
         )
-    window = recipe.generation.batch_size * BATCHES_PER_WINDOW
+    samples = recipe.generation.num_samples
+    window = max(1, recipe.generation.batch_size * BATCHES_PER_WINDOW // samples)  # records
     first = done - done % window  # windows are the same after a --resume
     asked = [
-        Asked(number, entry.prompt, entry.tools)
+        Asked(number * samples + sample, entry.prompt, entry.tools)
         for number, entry in enumerate(entries[first:], start=first)
         if not entry.fault
+        for sample in range(samples)
     ]
     if workers is None:
-        answers = answer_here(resolved, Engine(*resolved.load(), resolved.limit), asked, window)
+        answers = answer_here(resolved, Engine(*resolved.load(), resolved.limit), asked, window * samples)
     else:
-        answers = begun(workers.answer(resolved, recipe.generation, asked, window))
+        answers = begun(workers.answer(resolved, recipe.generation.sampled, asked, window * samples))
     try:
         with place.open(resume) as file:
             cut = write_in_order(resolved, answers, entries, fields, names, done, file)
@@ -242,7 +250,8 @@ def fields_added(resolved: ResolvedModel, entries: Sequence[Entry], on_error: On
     asked = next((entry for entry in entries if not entry.fault), None)
     calls = ["completion_tool_calls", "refusal"] if task.tools or any(entry.tools for entry in entries) else []
     errors = ["error"] if on_error == "record" else []
-    return ["completion", "finish_reason", *calls, *errors, *(task.tell(asked.prompt, "") if asked else ())]
+    chosen = ["votes", "sampled_tokens"] if resolved.recipe.generation.num_samples > 1 else []
+    return ["completion", "finish_reason", *calls, *chosen, *errors, *(task.tell(asked.prompt, "") if asked else ())]
 
 
 def begun(answers: Iterator[T]) -> Iterator[T]:
@@ -260,7 +269,7 @@ def answer_here(
     recipe = resolved.recipe
     conversation = Conversation.about(resolved.task, engine)
     for _, group in itertools.groupby(asked, lambda one: one.number // window):
-        yield from answer_window(conversation, recipe.generation, recipe.seed, list(group))
+        yield from answer_window(conversation, recipe.generation.sampled, recipe.seed, list(group))
 
 
 def write_in_order(
@@ -273,6 +282,9 @@ def write_in_order(
     file: TextIO,
 ) -> int:
     """Append the records from number `done` on, as their answers come; return how many of these were cut off."""
+    from glmtune.inference.choosing import choose, in_groups
+
+    generation = resolved.recipe.generation
     # What waits is answered, or never to be, but not all before it is.
     waiting = {
         number: entry.with_fault(fields, names)
@@ -283,12 +295,14 @@ def write_in_order(
     with tqdm(total=len(entries), initial=done, desc="answering", unit="record") as bar:
         bar.update(len(waiting))
         following = write_ready(file, waiting, following)
-        for number, exchange in answers:
-            tokens += len(exchange.completion.token_ids)
+        for number, exchanges in in_groups(answers, generation.num_samples):
+            tokens += sum(len(exchange.completion.token_ids) for exchange in exchanges)
             if number >= done:
                 entry = entries[number]
+                choice = choose(resolved.task, entry.prompt, exchanges, generation.choose)
+                exchange = choice.exchange
                 told = resolved.task.tell(entry.prompt, exchange.text, exchange.tool_calls)
-                waiting[number] = entry.with_answer(fields, names, exchange, told)
+                waiting[number] = entry.with_answer(fields, names, choice, told)
                 cut += exchange.completion.finish_reason == "length"
                 following = write_ready(file, waiting, following)
             bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)

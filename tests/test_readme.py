@@ -73,7 +73,7 @@ def results(name: str) -> Any:
 
 def figures() -> dict[str, list[str]]:
     """What the table of results has to say, by the file that it names."""
-    kills = [results(name)["rows"][0] for name in ("kills", "kills_of_2")]
+    kills = [results(name)["rows"][0] for name in ("kills", "kills_aimed", "kills_of_2")]
     faults = ("lost_steps", "different_weights", "unreadable_files")
     wide = {row["problems"]: row["right"] for row in results("wide")["rows"]}
     memory = [row for row in results("memory_cpu_full_depth")["rows"] if row["method"] == "lora" and row["bits"] == 4]
@@ -89,6 +89,7 @@ def figures() -> dict[str, list[str]]:
         ],
         "kills": [
             *(f"{row['kills']:,}" for row in kills),
+            f"{sum(row['while_saving'] for row in kills[:2])} of them",
             ", ".join(str(sum(row[fault] for row in kills)) for fault in faults),
         ],
         "memory_cpu_full_depth": [f"{peaks[who]:.2f} GiB" for who in ("ours", "plain")],

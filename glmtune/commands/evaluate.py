@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from glmtune.cluster import Cluster
-    from glmtune.config import Recipe
+    from glmtune.config import GenerationSettings, Recipe
     from glmtune.evaluation.evaluator import Evaluation
     from glmtune.examples import Example
     from glmtune.inference.completion import Answering
+    from glmtune.inference.conversation import Exchange
     from glmtune.inference.llama_cpp.found import Found
     from glmtune.methods import Model
     from glmtune.resolution import ResolvedModel, Target
@@ -103,6 +105,7 @@ def run(
         UserError: no such model or file, a malformed record, or a cluster that cannot be asked.
     """
     from glmtune.files import check_output, write_json
+    from glmtune.inference.choosing import check_choice
     from glmtune.plan import Plan
     from glmtune.records.remote import fetched, is_remote
     from glmtune.resolution import resolve
@@ -116,6 +119,7 @@ def run(
         check_output(output)
     if cluster is not None:
         check_cluster(cluster, llama_cpp)
+    check_choice(resolved.task, resolved.recipe.generation)
     plan = Plan(resolved, RunFolder(os.fspath(target)))
     with nullcontext() if data is None else fetched(data) as file:
         records = None if file is None or resolved.objective.asks else read_records(resolved.task, file)
@@ -134,19 +138,18 @@ def run(
         )
         general = []
 
-    from glmtune.evaluation.evaluator import evaluate_by  # torch, when paths and records are known to be right
+    from glmtune.evaluation.evaluator import answer_all  # torch, when paths and records are known to be right
     from glmtune.evaluation.forgetting import probe
 
     loaded, evaluation = resolved.load() if llama_cpp is None and cluster is None else None, None
-    if cluster is not None:
-        evaluation = evaluate_on(cluster, resolved, examples, asked)
-        figures = evaluation.report(asked.evaluation.text_metrics)
-    elif judge is not None and loaded is not None:
+    if judge is not None and loaded is not None:
         figures = {"metric": resolved.objective.metric, **judge(loaded[0])}
+    elif cluster is not None:
+        evaluation, figures = evaluate_with(partial(answer_on, cluster, resolved), resolved.task, examples, asked)
     else:
         with open_engine(resolved, loaded, llama_cpp) as answering:
-            evaluation = evaluate_by(answering, resolved.task, examples, asked.generation, seed=asked.seed)
-        figures = evaluation.report(asked.evaluation.text_metrics)
+            answer = partial(answer_all, answering, resolved.task, seed=asked.seed)
+            evaluation, figures = evaluate_with(answer, resolved.task, examples, asked)
     if general and loaded is not None:
         figures["general"] = probe(*loaded, general, asked.generation, resolved.limit).report()
     told = data if data is None or is_remote(data) else str(Path(data))
@@ -198,14 +201,46 @@ def check_cluster(cluster: Cluster, llama_cpp: Found | None) -> None:
     cluster.check()
 
 
-def evaluate_on(cluster: Cluster, resolved: ResolvedModel, examples: Sequence[Example], recipe: Recipe) -> Evaluation:
-    """Let the workers of a cluster answer all examples, and score each answer.
+def evaluate_with(
+    answer: Callable[[Sequence[Example], GenerationSettings], list[Exchange]],
+    task: Task,
+    examples: Sequence[Example],
+    recipe: Recipe,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Ask all examples once and, where several samples are to be chosen from, so often again.
+
+    Args:
+        answer: answers examples by some settings.
+        task: scores the answers.
+        examples: what is asked.
+        recipe: with room for the answers.
+
+    Returns:
+        What was answered once, and the report; of the samples, it has `sampled`.
+    """
+    from glmtune.evaluation.evaluator import score_answers
+    from glmtune.evaluation.sampled import compare_samples, repeated
+
+    settings = recipe.generation
+    once = answer(examples, settings)
+    evaluation = score_answers(task, examples, once)
+    figures = evaluation.report(recipe.evaluation.text_metrics)
+    if settings.num_samples > 1:
+        sampled = answer(repeated(examples, settings.num_samples), settings.sampled)
+        figures["sampled"] = compare_samples(task, examples, once, sampled, settings)
+    return evaluation, figures
+
+
+def answer_on(
+    cluster: Cluster, resolved: ResolvedModel, examples: Sequence[Example], settings: GenerationSettings
+) -> list[Exchange]:
+    """Let the workers of a cluster answer all examples.
 
     Args:
         cluster: answers.
         resolved: who is asked.
         examples: what is asked.
-        recipe: with room for the answers.
+        settings: how to decode, with room for the answers.
 
     Raises:
         UserError: the cluster cannot be asked.
@@ -213,7 +248,6 @@ def evaluate_on(cluster: Cluster, resolved: ResolvedModel, examples: Sequence[Ex
     from tqdm import tqdm
 
     from glmtune.cluster import Asked
-    from glmtune.evaluation.evaluator import score_answers
     from glmtune.inference.selection import HeldOut
 
     encoded = examples.input_ids if isinstance(examples, HeldOut) else [None] * len(examples)
@@ -222,9 +256,8 @@ def evaluate_on(cluster: Cluster, resolved: ResolvedModel, examples: Sequence[Ex
         for number, (example, input_ids) in enumerate(zip(examples, encoded, strict=True))
     ]
     with cluster.join() as workers:
-        answers = workers.answer(resolved, recipe.generation, questions, recipe.generation.batch_size)
-        exchanges = [exchange for _, exchange in tqdm(answers, total=len(questions), desc="answering", unit="problem")]
-    return score_answers(resolved.task, examples, exchanges)
+        answers = workers.answer(resolved, settings, questions, settings.batch_size)
+        return [exchange for _, exchange in tqdm(answers, total=len(questions), desc="answering", unit="problem")]
 
 
 def open_engine(
@@ -244,7 +277,7 @@ def open_engine(
 
 def show(report: dict[str, Any], options: argparse.Namespace) -> None:
     """Print the table, and where the report is written."""
-    from glmtune.evaluation.report import comparison_table, general_table
+    from glmtune.evaluation.report import comparison_table, general_table, sampled_table
     from glmtune.terminal.console import Console
 
     console = Console()
@@ -253,6 +286,8 @@ def show(report: dict[str, Any], options: argparse.Namespace) -> None:
         console.print(f"Held-out {name.replace('_', ' ')}: {report[name]:.4f} (n = {report['n']:,})")
     else:
         console.print(comparison_table(None, report))
+    if "sampled" in report:
+        console.print(sampled_table(report))
     if "general" in report:
         console.print(general_table(report["general"]))
     if "engine" in report:

@@ -374,10 +374,27 @@ class GenerationSettings(Settings):
     repetition_penalty: float = Field(
         1.0, ge=0.01, description="divide the scores of tokens that prompt or answer hold by this; 1: as they are"
     )
+    num_samples: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="sample so many answers to each prompt, of which `glmtune predict` takes one; `glmtune evaluate` "
+        "shows that beside one answer alone. Nothing else asks more than once",
+    )
+    choose: Literal["majority", "checked"] = Field(
+        "majority",
+        description="which of `num_samples` answers is taken: one that says what most of them say; or, of those whose "
+        "working holds, one that says what most of these say (of all, where none holds)",
+    )
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="taken from the scores of tokens of the answer")
     frequency_penalty: float = Field(
         0.0, ge=-2, le=2, description="taken from the scores of tokens of the answer, once for each time"
     )
+
+    @property
+    def sampled(self) -> GenerationSettings:
+        """These settings as each of `num_samples` answers is decoded: sampled, where there are several."""
+        return self.model_copy(update={"do_sample": self.do_sample or self.num_samples > 1})
 
     @property
     def longest(self) -> int:

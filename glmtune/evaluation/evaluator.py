@@ -77,11 +77,24 @@ def evaluate_by(
     *,
     seed: int = 0,
 ) -> Evaluation:
-    """Answer all examples in batches, divided among the processes, and score each answer.
+    """Answer all examples, and score each answer. Arguments as for `answer_all`."""
+    return score_answers(task, examples, answer_all(engine, task, examples, settings, progress, seed=seed))
+
+
+def answer_all(
+    engine: Answering,
+    task: Task,
+    examples: Sequence[Example],
+    settings: GenerationSettings,
+    progress: bool = True,
+    *,
+    seed: int = 0,
+) -> list[Exchange]:
+    """Answer all examples in batches, divided among the processes.
 
     Args:
         engine: answers.
-        task: offers its tools, and scores the answers.
+        task: offers its tools.
         examples: what is asked.
         settings: how to decode; greedy unless they say otherwise.
         progress: show a progress bar.
@@ -96,7 +109,7 @@ def evaluate_by(
     hidden = not (progress and is_main())
     answers = conversation.answer(questions)
     mine = dict(tqdm(answers, total=len(questions), desc="answering", unit="problem", disable=hidden))
-    return score_answers(task, examples, gather([mine[index] for index in range(len(questions))]))
+    return gather([mine[index] for index in range(len(questions))])
 
 
 def score_answers(task: Task, examples: Sequence[Example], exchanges: Sequence[Exchange]) -> Evaluation:

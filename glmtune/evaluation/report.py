@@ -162,6 +162,36 @@ def general_table(general: Report) -> Table:
     return table
 
 
+def sampled_table(report: Report) -> Table:
+    """Return a table of one answer to each example beside a choice among several samples.
+
+    Args:
+        report: of an evaluation; its `sampled` is what `compare_samples` returns.
+    """
+    found = report["sampled"]
+    k, low, high = found["num_samples"], *found["accuracy_ci95"]
+    table = Table(
+        title=f"{k} samples of each answer",
+        caption=f"{found['choose']} against one answer: {found['change']['statement']}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    table.add_column("")
+    for name in ("right", "95% interval", "tokens"):
+        table.add_column(name, justify="right")
+    once_low, once_high = report["accuracy_ci95"]
+    tokens_once, tokens = (f"{found[name]:,.0f}" for name in ("tokens_once", "tokens"))
+    once = percent(found["accuracy_once"], 1)
+    table.add_row("one answer, as above", once, f"{once_low:.1%} to {once_high:.1%}", tokens_once)
+    table.add_row("one sample, in the mean", percent(found["accuracy_sampled"], 1), "", f"{found['tokens'] / k:,.0f}")
+    table.add_row(
+        f"of {k}: {found['choose']}", percent(found["accuracy"], 1), f"{low:.1%} to {high:.1%}", tokens, style="bold"
+    )
+    table.add_row(f"of {k}: one or more is right", percent(found["pass_at_k"], 1), "", tokens, style="dim")
+    return table
+
+
 def places_along(reports: Sequence[Report | None], axis: AxisRow | None) -> list[Place]:
     """Return the groups along an axis, each with the axis."""
     return [(axis, group) for group in groups_of(reports, axis)] if axis else []

@@ -113,6 +113,19 @@ class Task(ABC):
         """Return what can be said of an answer without a target, by name; None where there is nothing to say."""
         return {}
 
+    @property
+    def checks_working(self) -> bool:
+        """Whether `holds` can tell of a working, as the task is set."""
+        return False
+
+    def holds(self, prompt: Prompt, completion: str, calls: Sequence[ToolCall] = ()) -> bool | None:
+        """Return whether the working of an answer holds, by itself and without a target; None where nobody can tell."""
+        return None
+
+    def answer_in(self, prompt: Prompt, completion: str, calls: Sequence[ToolCall] = ()) -> str | None:
+        """Return what an answer says, in one form for all that say the same; None where it says nothing."""
+        return self.score(Example(prompt, completion), completion, calls).answer
+
     def tell(self, prompt: Prompt, completion: str, calls: Sequence[ToolCall] = ()) -> dict[str, float | str | None]:
         """Return what a prediction has beside an answer: what is measured, and what can be said of it."""
         return {**self.measure(prompt, completion, calls), **self.remarks(prompt, completion)}

@@ -297,6 +297,29 @@ class Arithmetic(Task):
         fault = self.fault_in(prompt, completion)
         return {"first_fault": None if fault is None else str(fault)}
 
+    def answer_in(self, prompt: Prompt, completion: str, calls: Sequence[ToolCall] = ()) -> str | None:
+        """Return the value that an answer ends with, as `compare` sees it."""
+        answer = read_answer(completion)
+        if answer is None or answer == UNDEFINED:
+            return answer
+        value = Fraction(Decimal(answer))
+        return str(round_half_up(value, self.settings.decimals) if self.settings.round_all else value)
+
+    @property
+    def checks_working(self) -> bool:
+        """Whether steps are checked, or calls are."""
+        return self.settings.check_steps or self.settings.style == "tool"
+
+    def holds(self, prompt: Prompt, completion: str, calls: Sequence[ToolCall] = ()) -> bool | None:
+        """Return whether each step follows from those before, or each call is of what was asked."""
+        if self.settings.style == "tool":
+            faithful = self.measure(prompt, completion, calls).get("faithful_calls")
+            return None if faithful is None else faithful >= 1
+        problem = Problem.parse(question_in(prompt)) if self.settings.check_steps else None
+        if problem is None or not is_short(problem):
+            return None
+        return self.fault_in(prompt, completion) is None
+
     def fault_in(self, prompt: Prompt, completion: str, target: str = "") -> StepFault | None:
         """Find the first wrong step of a working, where steps are checked.
 

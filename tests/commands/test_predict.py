@@ -16,6 +16,7 @@ from glmtune import prediction
 from glmtune.commands import predict
 from glmtune.config import load_recipe
 from glmtune.execution import Run
+from glmtune.inference.choosing import Choice
 from glmtune.inference.completion import Completion
 from glmtune.inference.conversation import Conversation, Exchange
 from glmtune.inference.engine import Engine
@@ -458,6 +459,29 @@ def test_sampling_goes_on_as_if_it_had_not_been_cut_off(run: str, write_records:
         assert cut.read_bytes() == whole.read_bytes()
 
 
+def test_one_of_several_samples_is_taken(run: str, write_records: Any, tmp_path: Path) -> None:
+    """Which is one that most of them say; the samples are those that are drawn for as many records of one each."""
+    file, output = write_records(*({"prompt": text} for text in PROMPTS)), tmp_path / "out.jsonl"
+    settings = ["generation.temperature=2.0", "generation.top_p=1.0", "generation.batch_size=2"]
+    predict.run(run, str(file), str(output), [*settings, "generation.num_samples=3"])
+    thrice = write_records(*({"prompt": text} for text in PROMPTS for _ in range(3)), name="thrice.jsonl")
+    predict.run(run, str(thrice), str(tmp_path / "all.jsonl"), [*settings, "generation.do_sample=true"])
+    samples, chosen = read(tmp_path / "all.jsonl"), read(output)
+    assert len({one["completion"] for one in samples}) > len(PROMPTS)
+    for number, one in enumerate(chosen):
+        drawn = [sample["completion"] for sample in samples[3 * number : 3 * number + 3]]
+        assert one["completion"] in drawn and 0 <= one["votes"] <= 3 and one["sampled_tokens"] >= 3
+    lines = output.read_bytes().splitlines(keepends=True)
+    for done in (1, 3, 6):
+        output.write_bytes(b"".join(lines[:done]))
+        predict.run(run, str(file), str(output), [*settings, "generation.num_samples=3"], resume=True)
+        assert output.read_bytes() == b"".join(lines)
+    with pytest.raises(UserError, match=r"generation\.choose=checked: this task, as it is set, checks no workings"):
+        predict.run(
+            run, str(file), str(output), ["generation.num_samples=3", "generation.choose=checked"], overwrite=True
+        )
+
+
 def test_how_answers_ended(run: str, write_records: Any, tmp_path: Path) -> None:
     """Cut off, refused, or not what was asked of the calculator; fields of the record stay."""
     file, output = write_records(*({"prompt": text, "id": 1} for text in PROMPTS)), tmp_path / "out.jsonl"
@@ -497,7 +521,7 @@ def test_tools_of_a_record_are_offered_and_calls_are_written(run: str, write_rec
     call = make_tool_call("calculate", {"expression": "1+2"})
     said = Exchange([{"role": "assistant", "content": "", "tool_calls": [call]}], Completion("x", [1], 3, "tool_calls"))
     entry = prediction.Entry({"prompt": "1+2=", "tool_calls": "of the record"}, "1+2=")
-    row = entry.with_answer((), prediction.Names(), said, {})
+    row = entry.with_answer((), prediction.Names(), Choice(0, said, 1, 1), {})
     assert (row["completion"], row["completion_tool_calls"], row["tool_calls"]) == ("", [call], "of the record")
 
 

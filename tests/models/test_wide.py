@@ -25,7 +25,7 @@ def test_its_files() -> None:
         names = list(weights.keys())
         assert {weights.get_tensor(name).dtype for name in names} == {torch.bfloat16}
     recipe = resolve(str(CHECKPOINT)).recipe
-    assert recipe.task.style == "steps" and recipe.generation.max_new_tokens == 2000
+    assert recipe.task.style == "steps" and recipe.generation.max_new_tokens == 3000
     stages = sorted((CHECKPOINT.parents[1] / "recipes").glob("arithmetic_wide*.yaml"))
     assert all(load_recipe(stage).task.style == "steps" for stage in stages)
     assert f"`arithmetic_wide_2.yaml` to `{stages[-1].name}`" in (CHECKPOINT / "README.md").read_text("utf-8")
