@@ -89,12 +89,12 @@ CELLS = [
 def test_every_kind_of_adapter(
     kind: str, family: str, base_of: Callable[[str], tuple[Any, Batch]], tmp_path: Path
 ) -> None:
-    if kind == "ADAMSS" and importlib.util.find_spec("sklearn") is not None:
-        pytest.skip("the cell says what is read without scikit-learn")
     base, batch = base_of(family)
     if kind in ("MULTITASK_PROMPT_TUNING", "POLY"):
         batch = batch | {"task_ids": torch.tensor([0, 1])}
     expected = peft_rows()[kind][family]
+    if kind == "ADAMSS" and importlib.util.find_spec("sklearn") is not None:
+        expected = WORKS  # the cell says what is read without it
     if expected != WORKS:
         with pytest.raises((ValueError, ImportError)) as error:
             train(kind, copy.deepcopy(base), batch)

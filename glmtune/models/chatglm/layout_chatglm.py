@@ -295,10 +295,7 @@ def check_learned(
     if attention_mask is not None and attention_mask.shape == input_ids.shape:
         is_real = attention_mask.bool()
     begun = input_ids.eq(bos) & is_real
-    behind = begun.cumsum(-1)
-    if position_ids is not None and is_packed:  # each sequence begins anew
-        before = (behind - begun.long()).masked_fill(position_ids.ne(0), 0).cummax(-1).values
-        behind = behind - before
+    behind = count_begun(begun, position_ids)
     again = (begun & input_ids.roll(1, -1).eq(gmask) & behind.gt(1)).any(-1)  # alone, a model may have written it
     if again.any():
         raise ValueError(
@@ -325,6 +322,25 @@ def check_learned(
             f"what is to be learned stands before it, where the model sees it. {APART}"
         )
     return input_ids
+
+
+def check_in_graph(input_ids: Tensor, position_ids: Tensor | None, labels: Tensor, config: ChatGLMConfig) -> None:
+    """See in a graph, which decides nothing, whether labels stand behind `<sop>`; arguments as for `check_learned`.
+
+    Raises:
+        RuntimeError: they do not, when the graph runs; on a GPU its kernel says so.
+    """
+    behind = count_begun(input_ids.eq(cast(Any, config.bos_token_id)), position_ids)
+    early = behind.eq(0) & labels.ne(-100)
+    torch._assert_async(~early.any(), f"Labels stand before <sop>, which the model reads in both directions. {APART}")
+
+
+def count_begun(begun: Tensor, position_ids: Tensor | None) -> Tensor:
+    """Return (B, T): how many `<sop>` (bool, where one is) a row holds up to each token, in packed rows a sequence."""
+    behind = begun.cumsum(-1)
+    if position_ids is None or position_ids.dim() != 2:
+        return behind
+    return behind - (behind - begun.long()).masked_fill(position_ids.ne(0), 0).cummax(-1).values
 
 
 def in_whole_sequences(begun: Tensor, places: Tensor) -> Tensor:

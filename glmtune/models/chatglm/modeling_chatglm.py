@@ -53,6 +53,7 @@ from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.models.chatglm.layout_chatglm import (
     IN_PARTS,
     PromptLayout,
+    check_in_graph,
     check_learned,
     check_whole,
     keep_layout,
@@ -551,7 +552,11 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: it is.
         """
-        if not self.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not self.training or not torch.is_grad_enabled():
+            return input_ids
+        if torch.compiler.is_compiling():
+            if input_ids is not None and labels is not None:
+                check_in_graph(input_ids, position_ids, labels, self.config)
             return input_ids
         if input_ids is not None:
             return check_learned(input_ids, attention_mask, position_ids, labels, self.config)

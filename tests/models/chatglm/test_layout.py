@@ -215,6 +215,17 @@ def test_a_packed_prompt_that_was_cut_teaches_nothing(load_glm1: Any) -> None:
         model(ids, position_ids=places, labels=labels, use_cache=False)
 
 
+def test_a_graph_looks_at_what_is_learned(load_glm1: Any, batch: Case) -> None:
+    torch._dynamo.reset()
+    model, ids = learning(load_glm1), batch["input_ids"]
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    right = ids.masked_fill(ids.eq(model.config.bos_token_id).cumsum(-1).eq(0) | (batch["attention_mask"] == 0), -100)
+    loss = compiled(**batch, labels=right).loss
+    torch.testing.assert_close(loss, model(**batch, labels=right).loss, atol=ATOL, rtol=0)
+    with pytest.raises(RuntimeError, match="Labels stand before <sop>, which the model reads in both directions"):
+        compiled(**batch, labels=ids)
+
+
 def test_an_answer_may_hold_what_the_model_wrote(load_glm1: Any) -> None:
     """`<sop>` among it, as models of random weights write it under GRPO; with `[gMASK]` it begins another sequence."""
     model, ids = learning(load_glm1), torch.tensor([[20, 169, 172, 22, 172, 23]])
