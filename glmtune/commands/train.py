@@ -405,6 +405,7 @@ def show(done: Run, console: Console) -> None:
     from rich.text import Text
 
     from glmtune.evaluation.decision import knowledge
+    from glmtune.evaluation.page import write_figure
 
     run_folder = Text.assemble("Run folder: ", (str(done.path), "bold"))
     quoted = shlex.quote(str(done.path))
@@ -418,9 +419,9 @@ def show(done: Run, console: Console) -> None:
         show_decision(done.report, console)
     else:
         name = done.report["metric"]
-        before, after = (done.report[time][name] for time in ("before", "after"))
+        before, after = (write_figure(done.report[time], name) for time in ("before", "after"))
         count = counted(done.report["after"]["n"], "example")
-        figures = (f"{before:.4f} before, ", (f"{after:.4f}", "bold"), f" after, by {count}")
+        figures = (f"{before} before, ", (after, "bold"), f" after, by {count}")
         console.print(Text.assemble(f"Held-out {name.replace('_', ' ')}: ", *figures))
         console.print(visible(knowledge(done.report.get("forgetting"))), highlight=False, soft_wrap=True)
     console.print(run_folder.append("; report.html tells what was learned, as a page"), soft_wrap=True)

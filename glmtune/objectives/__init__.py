@@ -33,6 +33,7 @@ class Objective(ABC):
         needs: the parts of an example that are learned from; empty where prompts alone are.
         asks: the model is asked held-out examples, and the task scores its answers; else there is a `judge`.
         metric: the figure by which the best weights are chosen.
+        loss_unit: what a loss is of, as an axis says it.
         training: settings of the recipe's `training` that are others with this objective, where the recipe has none.
     """
 
@@ -40,6 +41,7 @@ class Objective(ABC):
     needs: ClassVar[frozenset[Part]]
     asks: bool = True
     metric: str = "accuracy"
+    loss_unit: str = "nats a token"
     training: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: NamedSettings):
@@ -81,6 +83,15 @@ class Objective(ABC):
             examples: by which it is judged; default: held-out ones.
         """
         raise NotImplementedError(f"{type(self).__name__} neither asks nor judges")
+
+    def judge_during(self, plan: Preparation, judge: Judge) -> Judge:
+        """Return what scores a model at the beginning of the training, and during it.
+
+        Args:
+            plan: what is decided.
+            judge: by which the best weights are chosen.
+        """
+        return judge
 
     def judges(self, examples: Sequence[Example]) -> bool:
         """Return whether these can be given to `judge`; else the model is asked them."""

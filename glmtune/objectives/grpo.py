@@ -113,6 +113,7 @@ class Grpo(Objective):
     Settings = GrpoSettings
     settings: GrpoSettings
     needs = frozenset({"target"})
+    loss_unit = "policy gradient, a token"
     training: ClassVar[Mapping[str, Any]] = {"lr_scheduler_type": "constant_with_warmup", "logging_steps": 1}
 
     def learning_rate(self, method: Method, hidden_size: int) -> float:

@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 
 from glmtune import cli
 from glmtune.commands import evaluate, export, train
-from glmtune.config import load_recipe, to_yaml
+from glmtune.config import load_recipe, read_log, to_yaml
 from glmtune.data.encoder import Encoder
 from glmtune.data.mixture import training_set
 from glmtune.evaluation.decision import decide
+from glmtune.evaluation.held_out import explain_during
 from glmtune.examples import split_of
 from glmtune.execution import Run, asking
 from glmtune.methods import Method
@@ -62,6 +63,20 @@ def test_the_recipe_is_whole(tiny_run: Run, tiny_checkpoint: Path) -> None:
     assert (recipe.format, recipe.model.path, recipe.training.steps) == (2, str(tiny_checkpoint), 12)
     assert recipe.training.learning_rate == 0.01
     assert to_yaml(recipe) == tiny_run.folder.recipe.read_text()
+
+
+def test_the_course_is_of_one_set(tiny_settings: list[str], tmp_path: Path, read_page: Any) -> None:
+    """The curve begins where its examples stood, and it is told that these are others than those of the report."""
+    told = io.StringIO()
+    settings = ["evaluation.num_examples=9", "training.eval_steps=2", f"training.output_dir={tmp_path / 'run'}"]
+    done = train.run(overrides=[*tiny_settings, *settings], console=Console(file=told, width=200))
+    course = [record for record in read_log(done.folder) if "accuracy" in record]
+    assert [(record["step"], record["n"]) for record in course] == [(0, 2), (2, 2), (4, 2)]
+    asked = done.report["asked"]
+    assert (asked["before"], asked["during"]) == (done.report["after"]["n"], 2) == (9, 2)
+    said = explain_during(**asked)
+    page = read_page((done.path / "report.html").read_text(encoding="utf-8"))
+    assert said in told.getvalue() and said in page.text
 
 
 def test_the_report(tiny_run: Run) -> None:
