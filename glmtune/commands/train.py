@@ -142,9 +142,14 @@ def read_asked(
     if resume is not None:
         return read_resumed(RunFolder(os.fspath(resume)), recipe_path, overrides, trust)
     if recipe_path is not None and Path(recipe_path).is_dir():
-        from glmtune.succession import recipe_after
+        from glmtune.distributed import is_main
+        from glmtune.succession import describe_inherited, recipe_after
 
-        return recipe_after(recipe_path, overrides, trust)
+        overrides = [*overrides]
+        recipe = recipe_after(recipe_path, overrides, trust)
+        if is_main():
+            say(describe_inherited(recipe_path, recipe, overrides), error=True)
+        return recipe
     return load_recipe(None if recipe_path is None else Path(recipe_path), overrides, trust)
 
 

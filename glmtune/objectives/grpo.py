@@ -19,7 +19,7 @@ from typing_extensions import Self
 from glmtune import distributed, registry
 from glmtune.config import NamedSettings, Recipe
 from glmtune.objectives import Objective
-from glmtune.objectives._rewards import MEASURED, RewardSettings, label_of
+from glmtune.objectives._rewards import MEASURED, Rewards, RewardSettings, label_of, try_rewards
 from glmtune.reporting.numbers import percent
 from glmtune.runtime import UserError
 
@@ -160,7 +160,7 @@ class Grpo(Objective):
         """See whether the machine, the recipe and the task allow it.
 
         Raises:
-            UserError: they do not.
+            UserError: they do not; or a reward fails where the answer is right.
         """
         recipe = plan.recipe
         if importlib.util.find_spec("trl") is None:
@@ -191,6 +191,7 @@ class Grpo(Objective):
                 f"objective.rewards: task.name={recipe.task.name} as it is set measures no {missing[0]}; of "
                 "arithmetic, task.style=tool does. Leave the reward out."
             )
+        try_rewards(Rewards(self.settings.rewards), plan, example)
 
     def demand(self, recipe: Recipe) -> Demand:
         """Return what a step takes: answers are decoded before it; `beta` keeps what learns of a base as it was."""

@@ -214,7 +214,11 @@ def prepared(settings: list[str], tiny_checkpoint: Path, tmp_path: Path) -> Plan
 
 GOOD = {"prompt": "1+1", "chosen": "2", "rejected": "3"}
 FAULTS: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
-    "no pairs": ([{"prompt": "1+1", "target": "2"}], [], "have no 'rejected' answers.*glmtune pairs"),
+    "no pairs": (
+        [{"prompt": "1+1", "target": "2"}],
+        [],
+        "have no 'rejected' .*glmtune pairs.*objective.loss=kto",
+    ),
     "equal": ([GOOD, {**GOOD, "rejected": " 2 "}], [], "pairs.jsonl, line 2: 'chosen' and 'rejected' are the same"),
     "one without": ([GOOD, {"prompt": "1+2", "target": "3"}], [], "line 2: 'rejected' is missing"),
     "empty": ([GOOD, {**GOOD, "rejected": " "}], [], "line 2: 'rejected' is missing, empty or not a text"),
