@@ -409,16 +409,14 @@ def show(done: Run, console: Console) -> None:
     """Print what was learned, some answers, and what to do next."""
     from rich.text import Text
 
+    from glmtune.config import read_log
     from glmtune.evaluation.decision import knowledge
     from glmtune.evaluation.page import write_figure
 
     run_folder = Text.assemble("Run folder: ", (str(done.path), "bold"))
     quoted = shlex.quote(str(done.path))
-    following = [f"evaluate {quoted}", f"chat {quoted}"]
-    if done.task.records("train") is None:  # what was drawn is an exercise, and the user's own records come next
-        following.append("train task.name=instructions task.file=YOURS.jsonl")
-    else:
-        following.append(f"predict {quoted} --input prompts.jsonl --output answers.csv")
+    steps = max((record["step"] for record in read_log(done.folder)), default=0)
+    following = done.objective.following(quoted, steps, done.task.records("train") is None)
     if done.before is not None and done.after is not None:
         show_answers(done.report, done.task, done.before, done.after, console)
         show_decision(done.report, console)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from glmtune import registry
+from glmtune.config import OPEN_SECTIONS
 from glmtune.evaluation.breakdown import Report, across_of, axes_of, choose_axis, groups_of, label_of, part_of
 from glmtune.evaluation.decision import decide, knowledge, prompt_of
 from glmtune.evaluation.held_out import explain_during
@@ -118,11 +120,11 @@ def describe_run(report: dict[str, Any], recipe: dict[str, Any]) -> Facts:
         ("Base model", model.get("path")),
         ("Goes on from", model.get("adapter")),
         ("Task", task.get("name")),
-        ("Data", list_settings(task) or None),
+        ("Data", list_settings(unusual("task", task)) or ("as by default" if task else None)),
         ("Examples learned", examples),
         ("Judged on", f"{report['after']['n']:,} examples that were never learned"),
-        ("Method", ", ".join(filter(None, [method.get("name"), list_settings(method)])) or None),
-        ("Objective", ", ".join(filter(None, [objective.get("name"), list_settings(objective)])) or None),
+        ("Method", named("method", method)),
+        ("Objective", named("objective", objective)),
         ("Learning rate", training.get("learning_rate")),
         *describe_probe(report.get("probe")),
         ("Changed on the way", "; ".join(str(Change(**change)) for change in report.get("changes", ())) or None),
@@ -137,6 +139,21 @@ def describe_probe(probe: dict[str, Any] | None) -> Facts:
     shares = {name: [percent(figures[name], 1) for figures in known] for name in after if name.startswith(PASS)}
     asked = f" (of {int(after['prompts'])} held-out prompts)" if "prompts" in after else ""
     return [(f"pass@{name.removeprefix(PASS)} before, after", ", ".join(shares[name]) + asked) for name in shares]
+
+
+def named(section: str, group: dict[str, Any]) -> str | None:
+    """Return the name of a section's entry, with the settings that matter; None where the recipe has none."""
+    return ", ".join(filter(None, [group.get("name"), list_settings(unusual(section, group))])) or None
+
+
+def unusual(section: str, group: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a section that are others than by default; all of what is the user's own code."""
+    name = str(group.get("name", ""))
+    package = OPEN_SECTIONS[section]
+    if name not in registry.names(package):
+        return group
+    usual = registry.find(package, name).Settings.model_construct(name=name).model_dump(mode="json")
+    return {setting: value for setting, value in group.items() if setting not in usual or value != usual[setting]}
 
 
 def list_settings(group: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from glmtune.execution.asking import Asked, choose_asked, examine, examine_befor
 from glmtune.files import replacing, write_json, write_text
 from glmtune.methods import Model
 from glmtune.models.quantization import count_parameters
+from glmtune.objectives import Objective
 from glmtune.plan import Plan
 from glmtune.runtime import RunFolder, UserError, machine, seed_everything
 from glmtune.tasks import Task
@@ -48,12 +49,14 @@ class Run:
     Attributes:
         folder: the run folder.
         task: what was learned.
+        objective: what was learned from an example.
         before, after: answers of the model before and after; None where the objective asks nothing.
         report: what `report.json` holds.
     """
 
     folder: RunFolder
     task: Task
+    objective: Objective
     before: Evaluation | None
     after: Evaluation | None
     report: dict[str, Any]
@@ -300,7 +303,7 @@ def report(plan: Plan, model: Model, before: Examination, after: Examination, as
         "machine": machine(),
     }
     distributed.on_main(lambda: write_report(plan, values, log))
-    return Run(folder, plan.task, before.held_out, after.held_out, values)
+    return Run(folder, plan.task, plan.objective, before.held_out, after.held_out, values)
 
 
 def write_report(plan: Plan, values: dict[str, Any], log: list[dict[str, Any]]) -> None:

@@ -122,6 +122,17 @@ class Objective(ABC):
 
         return ORDINARY
 
+    def following(self, run: str, steps: int, draws: bool) -> list[str]:
+        """Return the commands that a user is likely to want after a training.
+
+        Args:
+            run: its folder, quoted for a shell.
+            steps: that were made.
+            draws: the task draws its examples without end.
+        """
+        own = "train task.name=instructions task.file=YOURS.jsonl"  # what was drawn is an exercise
+        return [f"evaluate {run}", f"chat {run}", own if draws else predicting(run)]
+
     @abstractmethod
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
         """Return the loop, ready to `run`.
@@ -134,6 +145,11 @@ class Objective(ABC):
         Raises:
             UserError: the device or an optional package cannot do what the recipe says.
         """
+
+
+def predicting(run: str) -> str:
+    """Return the command by which a run answers a file of prompts."""
+    return f"predict {run} --input prompts.jsonl --output answers.csv"
 
 
 BASE = Objective

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from glmtune import distributed
 from glmtune.config import NamedSettings, findable
-from glmtune.objectives import Objective
+from glmtune.objectives import Objective, predicting
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
@@ -247,6 +247,12 @@ class PreferenceLearning(Objective):
         """Return the judge; one that asks, with how often the model finds the better of held-out answers likelier."""
         held_out = self.held_out_during(plan) if self.asks else []
         return both(judge, self.judge(plan, held_out)) if held_out else judge
+
+    def following(self, run: str, steps: int, draws: bool) -> list[str]:
+        """Return how answers of the run are looked at; where they are scored, how pairs of them are made anew."""
+        if self.asks:
+            return [f"evaluate {run}", f"pairs {run} --output more_pairs.jsonl", f"export {run}"]
+        return [f"chat {run}", predicting(run), f"export {run}"]
 
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
         """Return the loop with the loss of comparisons."""

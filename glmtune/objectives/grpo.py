@@ -193,6 +193,10 @@ class Grpo(Objective):
             )
         try_rewards(Rewards(self.settings.rewards), plan, example)
 
+    def following(self, run: str, steps: int, draws: bool) -> list[str]:
+        """Return how the run is judged, trained for as long again, and given away."""
+        return [f"evaluate {run}", f"train --resume {run} training.steps={2 * steps}", f"export {run}"]
+
     def demand(self, recipe: Recipe) -> Demand:
         """Return what a step takes: answers are decoded before it; `beta` keeps what learns of a base as it was."""
         from glmtune.training.memory import Demand

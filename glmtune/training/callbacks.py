@@ -157,6 +157,11 @@ class ProgressBar(TrainerCallback):
         if metric in logs:
             figure = f"{logs[metric]:{'.1%' if f'{metric}{CI95}_low' in logs else '.4f'}}"
             self.shown["held-out"] = f"{figure} of {logs['eval_n']}" if "eval_n" in logs else figure
+        self.show()
+
+    def show(self, **more: str) -> None:
+        """Show what is known by now, and more, by name."""
+        self.shown |= more
         if self.bar is not None:
             self.bar.set_postfix(self.shown)
 

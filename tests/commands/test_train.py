@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -434,6 +435,23 @@ def test_what_comes_next_is_not_what_was_just_done(
     train.show(tiny_run, Console(file=output, width=200))
     following = output.getvalue().partition("Next:\n")[2].splitlines()
     assert len(following) == 3 and following[-1].endswith(offered.format(tiny_run.path))
+
+
+@pytest.mark.parametrize(
+    ("objective", "offered"),
+    [
+        ("grpo", ["evaluate runs/a", "train --resume runs/a training.steps=40", "export runs/a"]),
+        ("rejection", ["evaluate runs/a", "train --resume runs/a training.steps=40", "export runs/a"]),
+        ("dpo", ["chat runs/a", "predict runs/a --input prompts.jsonl --output answers.csv", "export runs/a"]),
+        ("dpo objective.pairs=x.jsonl", ["evaluate runs/a", "pairs runs/a --output more_pairs.jsonl", "export runs/a"]),
+    ],
+)
+def test_what_comes_next_depends_on_the_objective(objective: str, offered: list[str]) -> None:
+    recipe = load_recipe(None, f"objective.name={objective}".split())
+    found = ResolvedModel(recipe).objective.following("runs/a", 20, True)
+    assert found == offered
+    for command in found:
+        cli.parse(shlex.split(command))
 
 
 def test_the_console_says_whether_to_keep_the_model(tiny_run: Run) -> None:
