@@ -99,7 +99,7 @@ def compare(
         raise unlike(
             f"its logits differ by {difference:.1e} of their size, {FACTOR * reference.noise:.1e} is what rounding to "
             f"{name} explains",
-            f" Look whether the adapter holds very large weights.{higher}",
+            f" Its adapter may hold very large weights, or changes so small that {name} loses them.{higher}",
         )
     answers = ask(model, tokenizer, prompts, settings)
     ties = near_ties(reference, answers, prompts)

@@ -48,6 +48,11 @@ class Sample(NamedTuple):
     old_logps: Sequence[float] = ()
     start_logps: Sequence[float] = ()
 
+    @property
+    def length(self) -> int:
+        """Tokens of both."""
+        return len(self.input_ids) + len(self.token_ids)
+
 
 @dataclass(frozen=True)
 class Group:

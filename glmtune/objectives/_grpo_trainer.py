@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from glmtune.objectives.grpo import GrpoSettings
     from glmtune.plan import Plan
 
+LONGER = 1.5  # times as long as another is the longest row of a batch
 ROUNDED = 0.5  # nats by which padding may change the chance of a token, in whatever precision
 FILE = "draw.json"  # in a checkpoint
 MEASURED = {"entropy": "entropy", "kl": "kl", "clip_ratio/region_mean": "clip_ratio"}  # by trl's loss: our names
@@ -288,9 +289,8 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
 
     def measured(self, samples: Sequence[Sample]) -> list[Sample]:
         """Return samples, those of similar lengths beside each other, with the log-probabilities that are compared."""
-        ordered = sorted(samples, key=lambda sample: len(sample.input_ids) + len(sample.token_ids))
-        for start in range(0, len(ordered), self.per_batch):
-            places = slice(start, start + self.per_batch)
+        ordered = sorted(samples, key=lambda sample: sample.length)
+        for places in alike(ordered, self.per_batch):
             batch = self.padded(ordered[places])
             if self.options.num_iterations > 1:
                 ordered[places] = self.with_logps("old_logps", ordered[places], batch)
@@ -308,8 +308,8 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         """Return samples, as they are ordered, as batches that a device can hold and trl's loss takes."""
         tokens = torch.tensor(sum(len(sample.token_ids) for sample in samples), device=self.args.device)
         batches = []
-        for start in range(0, len(samples), self.per_batch):
-            part = samples[start : start + self.per_batch]
+        for places in alike(samples, self.per_batch):
+            part = samples[places]
             batch = {**self.padded(part), "num_items_in_batch": tokens, "share": 1.0}
             if self.loss_type != "dapo":  # these are means over the samples of a batch
                 batch["share"] = len(part) / len(samples)
@@ -435,6 +435,24 @@ def read_draw(file: Path, number: int, vocabulary: int) -> list[Sample]:
         return draw.samples
     except (OSError, UnicodeDecodeError, ValidationError, ValueError) as error:
         raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}. {REMEDY}") from None
+
+
+def alike(samples: Sequence[Sample], most: int) -> Iterator[slice]:
+    """Yield the places of samples, ordered by length, that are learned from at a time.
+
+    None of them is much longer than another: rows are padded, and attention costs the square of their length.
+
+    Args:
+        samples: the shortest first.
+        most: that a device holds.
+    """
+    start = 0
+    while start < len(samples):
+        longest, end = LONGER * samples[start].length, start + 1
+        while end < min(start + most, len(samples)) and samples[end].length <= longest:
+            end += 1
+        yield slice(start, end)
+        start = end
 
 
 def unused(**_: Any) -> list[float]:

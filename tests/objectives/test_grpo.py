@@ -28,7 +28,7 @@ from glmtune.inference.conversation import Conversation
 from glmtune.inference.engine import Engine
 from glmtune.messages import make_tool_call
 from glmtune.objectives._grpo_answers import GroupSampler, Prompts, Sample
-from glmtune.objectives._grpo_trainer import GrpoTrainer, read_draw
+from glmtune.objectives._grpo_trainer import GrpoTrainer, alike, read_draw
 from glmtune.objectives.grpo import Grpo
 from glmtune.plan import Plan
 from glmtune.plan import prepare as plan_of
@@ -158,6 +158,19 @@ def test_micro_batches_have_the_gradient_of_one_batch(make: Callable[..., Any], 
     for name, gradient in first.items():
         assert torch.allclose(gradient, second[name], rtol=1e-4, atol=1e-7), name
     assert any(gradient.abs().max() > 1e-4 for gradient in first.values())
+
+
+def test_what_is_learned_at_a_time_is_of_like_length() -> None:
+    rng = random.Random(0)
+    for most in (1, 4, 64):
+        lengths = sorted(int(2 ** rng.uniform(0, 11)) for _ in range(100))
+        samples = [Sample([0], [0] * (length - 1), 1.0) for length in lengths]
+        places = list(alike(samples, most))
+        assert [at for part in places for at in range(len(samples))[part]] == list(range(len(samples)))
+        for part, after in zip(places, [*places[1:], None], strict=True):
+            assert part.stop - part.start <= most and lengths[part.stop - 1] <= 1.5 * lengths[part.start]
+            if after is not None and part.stop - part.start < most:  # it ends where the next row is much longer
+                assert lengths[after.start] > 1.5 * lengths[part.start]
 
 
 def test_the_gradient_is_that_of_the_policy(make: Callable[..., Any]) -> None:
@@ -546,9 +559,9 @@ def test_results_of_tools_carry_no_loss(make: Callable[..., Any]) -> None:
     samples = trainer.answers.samples_of([group])
     assert [list(one.token_ids) for one in samples] == [*turns, turns[1]]
     assert samples[0].advantage == samples[1].advantage == -samples[2].advantage > 0
-    [batch] = trainer.batches_of(samples)
-    assert int(batch["completion_mask"].sum()) == sum(map(len, turns)) + len(turns[1])
-    assert trainer.compute_loss(trainer.unwrapped, dict(batch)).isfinite()
+    batches = trainer.batches_of(trainer.measured(samples))
+    assert sum(int(batch["completion_mask"].sum()) for batch in batches) == sum(map(len, turns)) + len(turns[1])
+    assert all(trainer.compute_loss(trainer.unwrapped, dict(batch)).isfinite() for batch in batches)
 
 
 # What is said
