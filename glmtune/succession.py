@@ -112,6 +112,24 @@ def makes_another(target: Target, overrides: list[str]) -> bool:
     )
 
 
+def describe_inherited(place: Target, recipe: Recipe, overrides: Iterable[str]) -> str:
+    """Return which settings of the training a new run has from the one that it goes on from, as nobody typed them.
+
+    Args:
+        place: the run folder.
+        recipe: of the new run.
+        overrides: what was typed.
+    """
+    typed = with_overrides({}, overrides).get("training", {})
+    usual = TrainingSettings().model_dump()
+    has = {name: value for name, value in recipe.training.model_dump().items() if value != usual[name]}
+    if "steps" in has:  # which the epochs were worked out to
+        has.pop("epochs", None)
+    kept = [f"training.{name}={value}" for name, value in has.items() if name not in {*typed, "output_dir"}]
+    count = ", ".join(kept) if kept else "as by default"
+    return f"The training is that of {os.fspath(place)} where nothing else is typed: {count}."
+
+
 def worked_out(named: set[str], other: set[str]) -> Iterator[str]:
     """Yield the settings that are worked out anew.
 

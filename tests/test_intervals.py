@@ -31,7 +31,7 @@ def changed(better, worse, n):
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 2000))
 def test_verdict_words_and_interval_are_one(better, worse, more):
-    """More than chance is what McNemar's test finds so; the interval is without 0 there, no other words are said."""
+    """More than chance is what McNemar's test finds so; the interval is without 0 there, and no other words are."""
     difference = changed(better, worse, max(1, better + worse + more))
     low, high = difference.ci95
     rejected = better != worse and (abs(better - worse) - 1) ** 2 > NormalDist().inv_cdf(0.975) ** 2 * (better + worse)

@@ -23,7 +23,7 @@ from glmtune.objectives.pretrain import total_loss
 from glmtune.plan import Plan
 from glmtune.resolution import ResolvedModel, of_recipe, resolve
 from glmtune.runtime import UserError
-from glmtune.succession import recipe_after
+from glmtune.succession import describe_inherited, recipe_after
 
 Goes = Callable[..., Run]
 
@@ -400,3 +400,13 @@ def test_it_is_looked_at_before(run_of: Callable[[str], Run], tmp_path: Path) ->
         estimate.run(run_of("ptuning_v2").path, ["method.name=lora"])
     own, next_one = estimate.run(run), estimate.run(run, ["method.name=full"])
     assert next_one.estimate.trainable.parameters > own.estimate.trainable.parameters
+
+
+def test_what_a_new_run_takes_over_is_told() -> None:
+    """Settings of the training that nobody typed and that are not the usual ones; steps say what epochs would."""
+    has = ["training.steps=40", "training.epochs=9", "training.batch_size=8", "training.output_dir=new"]
+    recipe = load_recipe(None, has)
+    told = describe_inherited("runs/one", recipe, ["training.output_dir=new", "training.batch_size=8"])
+    assert told == "The training is that of runs/one where nothing else is typed: training.steps=40."
+    assert "training.epochs=9" in describe_inherited("run", load_recipe(None, has[1:]), [])
+    assert describe_inherited("run", load_recipe(None), []).endswith("typed: as by default.")

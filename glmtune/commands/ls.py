@@ -112,7 +112,8 @@ def describe_run(folder: Path) -> str:
         values = read_report(run)
         name = values.get("metric", "accuracy")
         figures = [values[time][name] for time in ("before", "after")]
-        before, after = (percent(value, 1) if name == "accuracy" else f"{value:.4f}" for value in figures)
+        is_share = name == "accuracy" or f"{name}_ci95" in values["after"]
+        before, after = (percent(value, 1) if is_share else f"{value:.4f}" for value in figures)
         return f"held-out {name.replace('_', ' ')} {before} -> {after}"
     except (ValueError, KeyError, TypeError, OverflowError):
         return f"{report} is damaged; write it again with glmtune train --resume"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -170,12 +171,13 @@ def sample(
     recipe = fit_max_new_tokens(resolved.recipe, resolved.task, resolved.tokenizer, resolved.limit)
     engine, pairs = Engine(*resolved.load(), resolved.limit), 0
     how: Any = (recipe.generation, num_samples, most, seed)
-    with tqdm(total=len(examples), desc="sampling", unit="prompt") as bar:
-        for one in sample_pairs(engine, resolved.task, examples, *how):
-            found.append(one)
-            pairs += len(one.pairs)
+    # They are answered many at a time; a bar that was told one by one would take the first for as long as all of these.
+    with tqdm(total=len(examples), desc="sampling", unit="prompt", smoothing=0) as bar:
+        for several in sample_pairs(engine, resolved.task, examples, *how):
+            found += several
+            pairs += sum(len(one.pairs) for one in several)
             bar.set_postfix_str(f"{pairs} pairs", refresh=False)
-            bar.update()
+            bar.update(len(several))
 
 
 def explain(found: Found, num_samples: int) -> str:
@@ -200,4 +202,15 @@ def show(found: Found, options: argparse.Namespace) -> None:
     """Print how many pairs are where, what became of the other prompts, and how they are learned."""
     say(f"{counted(found.pairs, 'pair')} written to {options.output}, the hardest prompts first.")
     say(explain(found, options.num_samples))
-    say(f"Learn from them: glmtune train ... objective.name=dpo objective.pairs={options.output}")
+    say(f"Learn from them: glmtune train {beginning(options)} objective.name=dpo objective.pairs={options.output}")
+
+
+def beginning(options: argparse.Namespace) -> str:
+    """Return how a training begins with the model that was asked, and with the same task."""
+    from glmtune.runtime import RunFolder
+
+    is_run = RunFolder.is_run(options.target)
+    words = [str(options.target) if is_run else f"model.path={options.target}"]
+    words += [f"task.name={options.task}"] if options.task is not None else []
+    words += [setting for setting in options.settings if setting.startswith(("task=", "task."))]
+    return shlex.join([*words, *(["training.output_dir=NEW"] if is_run else [])])

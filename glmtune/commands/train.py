@@ -142,9 +142,14 @@ def read_asked(
     if resume is not None:
         return read_resumed(RunFolder(os.fspath(resume)), recipe_path, overrides, trust)
     if recipe_path is not None and Path(recipe_path).is_dir():
-        from glmtune.succession import recipe_after
+        from glmtune.distributed import is_main
+        from glmtune.succession import describe_inherited, recipe_after
 
-        return recipe_after(recipe_path, overrides, trust)
+        overrides = [*overrides]
+        recipe = recipe_after(recipe_path, overrides, trust)
+        if is_main():
+            say(describe_inherited(recipe_path, recipe, overrides), error=True)
+        return recipe
     return load_recipe(None if recipe_path is None else Path(recipe_path), overrides, trust)
 
 
@@ -404,23 +409,22 @@ def show(done: Run, console: Console) -> None:
     """Print what was learned, some answers, and what to do next."""
     from rich.text import Text
 
+    from glmtune.config import read_log
     from glmtune.evaluation.decision import knowledge
+    from glmtune.evaluation.page import write_figure
 
     run_folder = Text.assemble("Run folder: ", (str(done.path), "bold"))
     quoted = shlex.quote(str(done.path))
-    following = [f"evaluate {quoted}", f"chat {quoted}"]
-    if done.task.records("train") is None:  # what was drawn is an exercise, and the user's own records come next
-        following.append("train task.name=instructions task.file=YOURS.jsonl")
-    else:
-        following.append(f"predict {quoted} --input prompts.jsonl --output answers.csv")
+    steps = max((record["step"] for record in read_log(done.folder)), default=0)
+    following = done.objective.following(quoted, steps, done.task.records("train") is None)
     if done.before is not None and done.after is not None:
         show_answers(done.report, done.task, done.before, done.after, console)
         show_decision(done.report, console)
     else:
         name = done.report["metric"]
-        before, after = (done.report[time][name] for time in ("before", "after"))
+        before, after = (write_figure(done.report[time], name) for time in ("before", "after"))
         count = counted(done.report["after"]["n"], "example")
-        figures = (f"{before:.4f} before, ", (f"{after:.4f}", "bold"), f" after, by {count}")
+        figures = (f"{before} before, ", (after, "bold"), f" after, by {count}")
         console.print(Text.assemble(f"Held-out {name.replace('_', ' ')}: ", *figures))
         console.print(visible(knowledge(done.report.get("forgetting"))), highlight=False, soft_wrap=True)
     console.print(run_folder.append("; report.html tells what was learned, as a page"), soft_wrap=True)

@@ -290,7 +290,9 @@ class TrainingSettings(Settings):
     adam_beta2: float = Field(0.999, gt=0, lt=1, description="AdamW beta 2")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
-    logging_steps: int = Field(20, ge=1, description="steps between two records of the loss")
+    logging_steps: int | None = Field(
+        None, ge=1, description="steps between two records of the loss; default: a fiftieth of all steps, 20 at most"
+    )
     eval_steps: int | None = Field(None, ge=1, description="steps between two evaluations; default: a tenth of all")
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better one; default: never"
@@ -322,6 +324,10 @@ class TrainingSettings(Settings):
     def examples_per_step(self) -> int:
         """Examples of one update of the weights."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    def logged_every(self, steps: int) -> int:
+        """Return the steps between two records of a run of so many: those of a short one make a curve, too."""
+        return self.logging_steps or max(1, min(20, steps // 50))
 
     def evaluated_every(self, steps: int) -> int:
         """Return the steps between two evaluations of a run of so many."""

@@ -62,7 +62,8 @@ def pairs_of(
     if examples and not any(example.rejected for example in examples):
         raise UserError(
             f"{name} have no 'rejected' answers. Pairs have 'prompt', 'chosen' and 'rejected'; `glmtune pairs` makes "
-            "such a file of a model's own answers."
+            "such a file of a model's own answers. Single answers with a 'label', true or false, are learned by "
+            "objective.loss=kto, which needs some of either kind."
         )
 
     def fault_of(example: Example) -> Fault | None:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from glmtune import registry
+from glmtune.config import OPEN_SECTIONS
 from glmtune.evaluation.breakdown import Report, across_of, axes_of, choose_axis, groups_of, label_of, part_of
 from glmtune.evaluation.decision import decide, knowledge, prompt_of
-from glmtune.evaluation.plots import REWARD, Log, accuracy_chart, held_out, loss_chart, reward_chart, series
+from glmtune.evaluation.held_out import explain_during
+from glmtune.evaluation.plots import (
+    BETTER,
+    LOSS_UNIT,
+    REWARD,
+    Log,
+    held_out_chart,
+    judged,
+    loss_chart,
+    preference_chart,
+    reward_chart,
+    series,
+)
 from glmtune.evaluation.report import explain_cut_off
 from glmtune.files import write_text
-from glmtune.reporting.charts import PAGE, Line, line_chart, to_svg
+from glmtune.reporting.charts import PAGE, to_svg
 from glmtune.reporting.numbers import duration, percent
 from glmtune.reporting.page import render_page
 from glmtune.training.resumption import Change
@@ -63,7 +77,8 @@ def page(report: dict[str, Any], log: Log, recipe_yaml: str, name: str) -> str:
         rows=result_rows(report),
         cut_off=list(cut_off_lines(report)),
         text_metrics=text_rows(report.get("before"), report["after"]),
-        curves=list(draw_curves(log)),
+        curves=list(draw_curves(log, report)),
+        during=explain_during(**report["asked"]) if "asked" in report else None,
         heat_maps=heat_maps(report.get("before"), report["after"]),
         costs=describe_costs(report, log),
         recipe_yaml=recipe_yaml,
@@ -75,7 +90,7 @@ def write_judged_page(report: dict[str, Any], log: Log, recipe_yaml: str, folder
     """Write `report.html` of a run whose objective asks nothing; arguments and errors are those of `write_page`."""
     path, metric = Path(folder) / "report.html", report["metric"]
     title = metric.replace("_", " ").capitalize()
-    figures = [f"{report[time][metric]:.4f}" for time in ("before", "after")]
+    figures = [write_figure(report[time], metric) for time in ("before", "after")]
     text = render_page(
         JUDGED,
         f"{Path(folder).name}: {title} {figures[1]}",
@@ -86,7 +101,7 @@ def write_judged_page(report: dict[str, Any], log: Log, recipe_yaml: str, folder
         known=knowledge(report.get("forgetting")),
         report={"forgetting": None} | report,
         prompt_of=prompt_of,
-        curves=[*draw_curves(log), *draw_metric(log, metric, title)],
+        curves=list(draw_curves(log, report)),
         costs=describe_costs(report, log),
         recipe_yaml=recipe_yaml,
     )
@@ -105,11 +120,11 @@ def describe_run(report: dict[str, Any], recipe: dict[str, Any]) -> Facts:
         ("Base model", model.get("path")),
         ("Goes on from", model.get("adapter")),
         ("Task", task.get("name")),
-        ("Data", list_settings(task) or None),
+        ("Data", list_settings(unusual("task", task)) or ("as by default" if task else None)),
         ("Examples learned", examples),
         ("Judged on", f"{report['after']['n']:,} examples that were never learned"),
-        ("Method", ", ".join(filter(None, [method.get("name"), list_settings(method)])) or None),
-        ("Objective", ", ".join(filter(None, [objective.get("name"), list_settings(objective)])) or None),
+        ("Method", named("method", method)),
+        ("Objective", named("objective", objective)),
         ("Learning rate", training.get("learning_rate")),
         *describe_probe(report.get("probe")),
         ("Changed on the way", "; ".join(str(Change(**change)) for change in report.get("changes", ())) or None),
@@ -122,7 +137,23 @@ def describe_probe(probe: dict[str, Any] | None) -> Facts:
         return []
     after, known = probe["after"], [figures for figures in (probe["before"], probe["after"]) if figures]
     shares = {name: [percent(figures[name], 1) for figures in known] for name in after if name.startswith(PASS)}
-    return [(f"pass@{name.removeprefix(PASS)} before, after", ", ".join(shares[name])) for name in shares]
+    asked = f" (of {int(after['prompts'])} held-out prompts)" if "prompts" in after else ""
+    return [(f"pass@{name.removeprefix(PASS)} before, after", ", ".join(shares[name]) + asked) for name in shares]
+
+
+def named(section: str, group: dict[str, Any]) -> str | None:
+    """Return the name of a section's entry, with the settings that matter; None where the recipe has none."""
+    return ", ".join(filter(None, [group.get("name"), list_settings(unusual(section, group))])) or None
+
+
+def unusual(section: str, group: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a section that are others than by default; all of what is the user's own code."""
+    name = str(group.get("name", ""))
+    package = OPEN_SECTIONS[section]
+    if name not in registry.names(package):
+        return group
+    usual = registry.find(package, name).Settings.model_construct(name=name).model_dump(mode="json")
+    return {setting: value for setting, value in group.items() if setting not in usual or value != usual[setting]}
 
 
 def list_settings(group: dict[str, Any]) -> str:
@@ -170,30 +201,39 @@ def text_rows(before: dict[str, Any] | None, after: dict[str, Any]) -> list[list
     return [["", *reports], *rows]
 
 
-def draw_curves(log: Log) -> Iterable[tuple[str, Markup]]:
-    """Yield heading and chart of the courses of loss and held-out accuracy, as far as they were logged."""
-    losses = [record["loss"] for record in log if "loss" in record]
-    evaluations, rewards = held_out(log), series(log, REWARD)
-    if rewards:  # a loss of chances and rewards says nothing to a person
-        told = f"From {rewards[0][1]:.3g} at step {rewards[0][0]:,} to {rewards[-1][1]:.3g} at step {rewards[-1][0]:,}."
+def write_figure(part: dict[str, Any], metric: str) -> str:
+    """Return a held-out figure as a person reads it; a share has its interval."""
+    if f"{metric}_ci95" not in part:
+        return f"{part[metric]:.4f}"
+    low, high = part[f"{metric}_ci95"]
+    return f"{percent(part[metric], 1)} (95% interval {low:.1%} to {high:.1%})"
+
+
+def draw_curves(log: Log, report: Report) -> Iterable[tuple[str, Markup]]:
+    """Yield heading and chart of the courses of loss, rewards and held-out figures, as far as they were logged."""
+    losses, unit = [record["loss"] for record in log if "loss" in record], report.get("loss_unit", LOSS_UNIT)
+    if rewards := series(log, REWARD):  # a loss of chances and rewards says nothing to a person
+        told = f"{course(rewards, '.3g')}."
         yield "Rewards of the answers", to_svg(reward_chart(log, PAGE), "Mean reward over the steps", told)
     elif losses:
         told = f"Over {log_steps(log):,} steps; the last one logged is {losses[-1]:.3g}."
-        yield "Loss (nats a token; lower is better)", to_svg(loss_chart(log, PAGE), "Loss over the steps", told)
-    if evaluations:
-        first, last = (percent(record["accuracy"], 1) for record in (evaluations[0], evaluations[-1]))
-        told = f"From {first} at step {evaluations[0]['step']:,} to {last} at step {evaluations[-1]['step']:,}."
-        chart = to_svg(accuracy_chart(log, PAGE), "Held-out accuracy over the steps", told)
-        yield "Held-out examples answered rightly", chart
+        yield f"Loss ({unit}; lower is better)", to_svg(loss_chart(log, unit, PAGE), "Loss over the steps", told)
+    if margins := series(log, "reward_margin") or series(log, BETTER):
+        title = "Rewards of better and worse answers"
+        yield title, to_svg(preference_chart(log, PAGE), f"{title} over the steps", f"{course(margins, '.3g')}.")
+    metrics = dict.fromkeys(("accuracy", report.get("metric", "accuracy"), "preference_accuracy"))
+    for metric in metrics:
+        if figures := series(judged(log, metric), metric):
+            name = metric.replace("_", " ")
+            title = "Held-out examples answered rightly" if metric == "accuracy" else f"{name.capitalize()}, held-out"
+            chart = held_out_chart(log, metric, title, PAGE)
+            yield title, to_svg(chart, f"Held-out {name} over the steps", f"{course(figures, '.4f')}.")
 
 
-def draw_metric(log: Log, metric: str, title: str) -> Iterable[tuple[str, Markup]]:
-    """Yield heading and chart of the course of another figure than accuracy, where it was logged."""
-    if course := series(log, metric):
-        (first, before), (last, after) = course[0], course[-1]
-        told = f"From {before:.4f} at step {first:,} to {after:.4f} at step {last:,}."
-        chart = line_chart([Line("held-out", course, marks="dots")], title, "optimizer step", title.lower(), PAGE)
-        yield f"{title}, held-out", to_svg(chart, f"{title} over the steps", told)
+def course(points: Sequence[tuple[float, float]], form: str) -> str:
+    """Return how a figure went, for those who do not see the chart."""
+    (first, before), (last, after) = points[0], points[-1]
+    return f"From {before:{form}} at step {first:,} to {after:{form}} at step {last:,}"
 
 
 def log_steps(log: Log) -> int:

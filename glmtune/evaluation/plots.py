@@ -1,4 +1,4 @@
-"""A run's charts: the loss, the held-out accuracy while it learns, and the accuracy before and after."""
+"""A run's charts: the loss, rewards, held-out figures while it learns, and the accuracy before and after."""
 
 from __future__ import annotations
 
@@ -38,34 +38,43 @@ from glmtune.reporting.numbers import percent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+STEP = "optimizer step"
 _DRAWABLE = re.compile("[ -~À-ɏ−×÷]{1,16}")  # labels that the font of pictures has and that stand under a bar
 
 Log = Sequence[dict[str, Any]]
 REWARD, PART = "reward", "rewards/"  # what a log calls the sum of the rewards, and begins the name of each with
+BETTER, WORSE = "reward_chosen", "reward_rejected"  # and the rewards of answers that are compared
+LOSS_UNIT = "nats a token"  # where a report does not say it
 Places = tuple[tuple[AxisRow, str], ...]  # a group along one axis, or along one and the one across it
 
 
 def write_plots(report: dict[str, Any], log: Log, folder: Path | str) -> None:
-    """Write `loss.png`, `accuracy.png` and `breakdown.png`; of a run that learned from rewards, `reward.png`, too.
+    """Write `loss.png`, and where there is something to draw, `accuracy.png`, `breakdown.png` and `reward.png`.
 
     Args:
         report: what `report.json` holds.
         log: records of `log.jsonl`.
         folder: the run folder.
     """
-    write_png(loss_chart(log), Path(folder) / "loss.png")
-    write_png(accuracy_chart(log), Path(folder) / "accuracy.png")
-    write_png(breakdown_chart(report.get("before"), report["after"]), Path(folder) / "breakdown.png")
+    charts = {"loss.png": loss_chart(log, report.get("loss_unit", LOSS_UNIT))}
+    if "accuracy" in report["after"]:
+        charts["accuracy.png"] = held_out_chart(log)
+        charts["breakdown.png"] = breakdown_chart(report.get("before"), report["after"])
     if series(log, REWARD):
-        write_png(reward_chart(log), Path(folder) / "reward.png")
+        charts["reward.png"] = reward_chart(log)
+    elif series(log, BETTER):
+        charts["reward.png"] = preference_chart(log)
+    for name, chart in charts.items():
+        write_png(chart, Path(folder) / name)
 
 
-def loss_chart(log: Log, frame: Frame = PICTURE) -> Figure:
+def loss_chart(log: Log, unit: str = LOSS_UNIT, frame: Frame = PICTURE) -> Figure:
     """Draw the training loss, the held-out loss and, faintly, the learning rate over the optimizer steps.
 
     Args:
-        log: records of `log.jsonl`. `loss` is the training loss (nats per target token), or the held-out loss where
-            the record holds `accuracy` too. Where a step occurs twice, as after a resumed run, the last one counts.
+        log: records of `log.jsonl`. `loss` is the training loss, or the held-out loss where the record holds `accuracy`
+            too. Where a step occurs twice, as after a resumed run, the last one counts.
+        unit: what a loss is of.
         frame: where the chart stands.
     """
     training = [record for record in log if "accuracy" not in record]
@@ -73,12 +82,11 @@ def loss_chart(log: Log, frame: Frame = PICTURE) -> Figure:
     lines = [
         Line("", losses, pale=True),
         Line("training, smoothed", smooth(losses)),
-        Line("held-out", series(held_out(log), "loss"), "second", marks="dots"),
+        Line("held-out", series(judged(log), "loss"), "second", marks="dots"),
     ]
     rate = Line("learning rate", series(training, "learning_rate"), "faint", dashed=True)
-    return line_chart(
-        lines, "Loss", "optimizer step", "loss (nats per target token)", frame, right=rate, right_label="learning rate"
-    )
+    label = f"loss ({unit})"
+    return line_chart(lines, "Loss", STEP, label, frame, logarithmic=True, right=rate, right_label="learning rate")
 
 
 def reward_chart(log: Log, frame: Frame = PICTURE) -> Figure:
@@ -95,26 +103,48 @@ def reward_chart(log: Log, frame: Frame = PICTURE) -> Figure:
         lines += [Line(name.removeprefix(PART), smooth(series(steps, name)), "second") for name in names]
     alike = Line("all answers alike", series(steps, "frac_reward_zero_std"), "faint", dashed=True)
     title = "Rewards of the answers"
-    return line_chart(lines, title, "optimizer step", "mean reward", frame, right=alike, right_label="share of prompts")
+    return line_chart(lines, title, STEP, "mean reward", frame, right=alike, right_label="share of prompts")
 
 
-def accuracy_chart(log: Log, frame: Frame = PICTURE) -> Figure:
-    """Draw the held-out accuracy over the optimizer steps, with its 95% band and its best point.
+def preference_chart(log: Log, frame: Frame = PICTURE) -> Figure:
+    """Draw the mean rewards of better and worse answers, by how much they differ, and how often the better has more.
 
     Args:
-        log: records of `log.jsonl`; those with `accuracy` (0 to 1) count, with their `accuracy_ci95` or `n`.
+        log: records of `log.jsonl`; those with `reward_chosen` or `reward_rejected` count. A reward is beta times how
+            much likelier an answer has become.
         frame: where the chart stands.
     """
-    records = held_out(log)
-    accuracies = series(records, "accuracy")
-    sizes = {record.get("n") for record in records}
-    label = "accuracy" + (f" (n = {sizes.pop():,})" if len(sizes) == 1 and None not in sizes else "")
-    lines = [Line(label, accuracies, band=[interval_of(record) for record in records], marks="dots")]
-    if accuracies:
-        step, share = max(accuracies, key=lambda point: point[1])
+    lines = [
+        Line("better answers", smooth(series(log, BETTER))),
+        Line("worse answers", smooth(series(log, WORSE)), "second"),
+        Line("margin", smooth(series(log, "reward_margin")), dashed=True),
+    ]
+    right = Line("better has more", smooth(series(log, "reward_accuracy")), "faint", dashed=True)
+    title = "Rewards of better and worse answers"
+    return line_chart(lines, title, STEP, "mean reward", frame, right=right, right_label="share of pairs")
+
+
+def held_out_chart(
+    log: Log, metric: str = "accuracy", title: str = "Held-out examples answered rightly", frame: Frame = PICTURE
+) -> Figure:
+    """Draw a held-out figure over the optimizer steps; of a share, with its 95% band and its best point.
+
+    Args:
+        log: records of `log.jsonl`; those with the figure count, a share with its `..._ci95` or `n`.
+        metric: the figure; it is a share where it is `accuracy`, or has an interval.
+        title: what it is.
+        frame: where the chart stands.
+    """
+    records = judged(log, metric)
+    course, sizes = series(records, metric), {count_of(record, metric) for record in records}
+    label = metric.replace("_", " ") + (f" (n = {sizes.pop():,})" if len(sizes) == 1 and None not in sizes else "")
+    if metric != "accuracy" and not any(f"{metric}_ci95" in record for record in records):
+        return line_chart([Line(label, course, marks="dots")], title, STEP, metric.replace("_", " "), frame)
+    lines = [Line(label, course, band=[interval_of(record, metric) for record in records], marks="dots")]
+    if course:
+        step, share = max(course, key=lambda point: point[1])
         lines.append(Line(f"best: {percent(share, 1)} at step {step:,}", [(step, share)], "second", marks="ring"))
-    title = "Held-out examples answered rightly"
-    return line_chart(lines, title, "optimizer step", "accuracy", frame, shares=True)
+    return line_chart(lines, title, STEP, metric.replace("_", " "), frame, shares=True)
 
 
 def breakdown_chart(before: Report | None, after: Report, frame: Frame = PICTURE) -> Figure:
@@ -153,10 +183,19 @@ def drawable(reports: Sequence[Report]) -> list[Places]:
     return cells if 0 < len(cells) <= MOST_ROWS else rows
 
 
-def held_out(log: Log) -> list[dict[str, Any]]:
-    """Return the evaluations of a log in the order of their steps; of a step that occurs twice, the last one."""
-    records = {record["step"]: record for record in log if "accuracy" in record}
-    return [records[step] for step in sorted(records)]
+def judged(log: Log, metric: str = "accuracy") -> list[dict[str, Any]]:
+    """Return the evaluations of a log in the order of their steps; of a step that occurs twice, the last one.
+
+    All are of as many examples as the last: what was asked of more or fewer says nothing of a course.
+    """
+    records = {record["step"]: record for record in log if metric in record}
+    found = [records[step] for step in sorted(records)]
+    return [record for record in found if count_of(record, metric) == count_of(found[-1], metric)]
+
+
+def count_of(record: dict[str, Any], metric: str) -> int | None:
+    """Return how many examples a figure is of; None where it was not logged."""
+    return record.get(f"{metric}_n", record.get("n"))
 
 
 def series(records: Log, key: str) -> list[Point]:
@@ -165,12 +204,12 @@ def series(records: Log, key: str) -> list[Point]:
     return [(step, values[step]) for step in sorted(values)]
 
 
-def interval_of(record: dict[str, Any]) -> Interval:
-    """Return the step and the 95% interval of a record's accuracy: as logged, else by its `n`, else none."""
-    if "accuracy_ci95" in record:
-        return (record["step"], *record["accuracy_ci95"])
-    share, count = record["accuracy"], record.get("n")
-    return (record["step"], *(wilson_interval(round(share * count), count) if count else (share, share)))
+def interval_of(record: dict[str, Any], metric: str = "accuracy") -> Interval:
+    """Return the step and the 95% interval of a record's share: as logged, else by its `n`, else none."""
+    if f"{metric}_ci95" in record:
+        return (record["step"], *record[f"{metric}_ci95"])
+    share, count = record[metric], count_of(record, metric)
+    return (record["step"], *(wilson_interval(share * count, count) if count else (share, share)))
 
 
 def bar_of(part: dict[str, Any] | None) -> Interval | None:

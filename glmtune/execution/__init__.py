@@ -19,14 +19,15 @@ from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation
 from glmtune.evaluation.examination import Examination
 from glmtune.evaluation.forgetting import Probe, compare_probes
+from glmtune.evaluation.held_out import explain_during
 from glmtune.evaluation.page import write_judged_page, write_page
-from glmtune.evaluation.plots import loss_chart, write_plots
+from glmtune.evaluation.plots import write_plots
 from glmtune.execution.asking import Asked, choose_asked, examine, examine_before, judge_of
 from glmtune.files import replacing, write_json, write_text
 from glmtune.methods import Model
 from glmtune.models.quantization import count_parameters
+from glmtune.objectives import Objective
 from glmtune.plan import Plan
-from glmtune.reporting.charts import write_png
 from glmtune.runtime import RunFolder, UserError, machine, seed_everything
 from glmtune.tasks import Task
 from glmtune.terminal.console import Console
@@ -36,7 +37,7 @@ from glmtune.training.checkpoints import trained_weights
 from glmtune.training.placement import readable
 from glmtune.training.processes import describe_processes
 from glmtune.training.resumption import Change, write_record
-from glmtune.training.run_trainer import DivergenceError, RunTrainer
+from glmtune.training.run_trainer import DivergenceError, Judge, RunTrainer
 
 STARTED_FROM = 16  # examples
 
@@ -48,12 +49,14 @@ class Run:
     Attributes:
         folder: the run folder.
         task: what was learned.
+        objective: what was learned from an example.
         before, after: answers of the model before and after; None where the objective asks nothing.
         report: what `report.json` holds.
     """
 
     folder: RunFolder
     task: Task
+    objective: Objective
     before: Evaluation | None
     after: Evaluation | None
     report: dict[str, Any]
@@ -90,7 +93,8 @@ def execute(plan: Plan, console: Console) -> Run:
     seed_everything(plan.recipe.seed)
     base, _ = plan.model.load()
     asked = choose_asked(plan, base, console)
-    before = examine_before(plan, base, asked, console)
+    judge = plan.objective.judge_during(plan.preparation, plan.judge or judge_of(plan, asked))
+    before = examine_before(plan, base, asked, judge, console)
     model = apply_method(plan, base)
     if plan.model.adapter is None:
         plan.method.initialize(model, first_examples(plan))
@@ -100,8 +104,8 @@ def execute(plan: Plan, console: Console) -> Run:
         if plan.start == 0 or not plan.folder.log.exists():
             figures = {**before.figures, **probe_before(plan, model, console)}
             distributed.on_main(lambda: start_log(plan.folder.log, figures))
-        announce_training(plan, model, console)
-        return learn(plan, model, before, asked, console)
+        announce_training(plan, model, asked, console)
+        return learn(plan, model, before, asked, judge, console)
 
 
 def is_divided(plan: Plan) -> bool:
@@ -151,7 +155,7 @@ def changes_of(plan: Plan) -> list[Change]:
     return [*(plan.past.changes if plan.past else ()), *plan.changes]
 
 
-def learn(plan: Plan, model: Model, before: Examination, asked: Asked, console: Console) -> Run:
+def learn(plan: Plan, model: Model, before: Examination, asked: Asked, judge: Judge, console: Console) -> Run:
     """Train a model to which the method is applied, save it, and report on it.
 
     Raises:
@@ -159,7 +163,7 @@ def learn(plan: Plan, model: Model, before: Examination, asked: Asked, console: 
         KeyboardInterrupt: after Ctrl-C or SIGTERM (`Terminated`); says how to go on.
     """
     try:
-        trainer = plan.objective.trainer(plan, model, plan.judge or judge_of(plan, asked))
+        trainer = plan.objective.trainer(plan, model, judge)
         present = replace(plan.present, changes=changes_of(plan), asked=(len(asked.before), len(asked.during)))
         distributed.on_main(lambda: write_record(plan.folder, present))
         trainer.run()
@@ -167,12 +171,12 @@ def learn(plan: Plan, model: Model, before: Examination, asked: Asked, console: 
         model = keep(plan, model, trainer)
         if plan.objective.asks:
             console.print("After: the same problems again ...")
-        return report(plan, model, before, examine(plan, model, asked))
+        return report(plan, model, before, examine(plan, model, asked), asked)
     except DivergenceError as error:
         if not error.rescued:
             raise
         model = keep(plan, model, trainer)
-        report(plan, model, before, examine(plan, model, asked))
+        report(plan, model, before, examine(plan, model, asked), asked)
         raise UserError(f"{error} The best weights before that are in {plan.folder.path}, ready for use.") from error
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)(f"Go on with: glmtune train --resume {plan.folder.path}") from None
@@ -230,8 +234,8 @@ def announce_past(plan: Plan, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def announce_training(plan: Plan, model: Model, console: Console) -> None:
-    """Say what is about to be trained."""
+def announce_training(plan: Plan, model: Model, asked: Asked, console: Console) -> None:
+    """Say what is about to be trained, and by which examples it is judged."""
     recipe, training = plan.recipe, plan.recipe.training
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     names = [(name, "bold") for name in (recipe.task.name, recipe.method.name, recipe.model.path)]
@@ -242,6 +246,8 @@ def announce_training(plan: Plan, model: Model, console: Console) -> None:
     console.print(Text.assemble(names[0], " with ", names[1], " on ", names[2], f": {counts}"))
     if together := describe_processes(model, training.examples_per_step, training.batch_size):
         console.print(together, highlight=False, soft_wrap=True)
+    if plan.objective.asks:
+        console.print(explain_during(**asked.counts), highlight=False, soft_wrap=True)
     console.print(f"Run folder: {plan.folder.path}")
 
 
@@ -279,13 +285,15 @@ def write_model(plan: Plan, model: Model) -> None:
             raise OSError(str(error)) from error
 
 
-def report(plan: Plan, model: Model, before: Examination, after: Examination) -> Run:
+def report(plan: Plan, model: Model, before: Examination, after: Examination, asked: Asked) -> Run:
     """Write the report, its page and the plots, of a model that has learned."""
     folder = plan.folder
     log = read_log(folder)
     values: dict[str, Any] = {
         "format": 2,
         **results_of(plan, before, after),
+        **({"asked": asked.counts} if plan.objective.asks else {}),
+        "loss_unit": plan.objective.loss_unit,
         **probes(plan, model, log),
         **forgotten(before.general, after.general),
         **({"changes": [asdict(change) for change in changes]} if (changes := changes_of(plan)) else {}),
@@ -295,21 +303,20 @@ def report(plan: Plan, model: Model, before: Examination, after: Examination) ->
         "machine": machine(),
     }
     distributed.on_main(lambda: write_report(plan, values, log))
-    return Run(folder, plan.task, before.held_out, after.held_out, values)
+    return Run(folder, plan.task, plan.objective, before.held_out, after.held_out, values)
 
 
 def write_report(plan: Plan, values: dict[str, Any], log: list[dict[str, Any]]) -> None:
-    """Write `report.html`, the plots and `report.json`; without answers, the loss alone is drawn.
+    """Write `report.html`, the plots and `report.json`.
 
     The report comes last: by it a run is known to have ended.
     """
     folder = plan.folder
     if plan.objective.asks:
         write_page(values, log, to_yaml(plan.recipe), folder.path)
-        write_plots(values, log, folder.path)
     else:
         write_judged_page(values, log, to_yaml(plan.recipe), folder.path)
-        write_png(loss_chart(log), folder.path / "loss.png")
+    write_plots(values, log, folder.path)
     write_json(folder.report, values)
 
 

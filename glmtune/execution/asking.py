@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from glmtune import distributed
@@ -14,6 +14,7 @@ from glmtune.evaluation.pace import Pace, measure_seconds
 from glmtune.examples import Example
 from glmtune.methods import Model
 from glmtune.plan import Plan
+from glmtune.records.leaks import problem_of
 from glmtune.terminal.console import Console
 from glmtune.training.run_trainer import Judge
 
@@ -24,6 +25,13 @@ class Asked:
 
     before: Sequence[Example]
     during: Sequence[Example]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many these are, and how many problems are in both."""
+        both = {problem_of(example.prompt) for example in self.before}
+        shared = sum(problem_of(example.prompt) in both for example in self.during)
+        return {"before": len(self.before), "during": len(self.during), "shared": shared}
 
 
 def choose_asked(plan: Plan, model: Model, console: Console) -> Asked:
@@ -45,20 +53,23 @@ def choose_asked(plan: Plan, model: Model, console: Console) -> Asked:
 
     recipe, generation = plan.recipe, plan.recipe.generation
     seconds = measure_seconds(answer, before, generation.batch_size, recipe.evaluation.max_seconds)
-    evaluations = -(-plan.steps // recipe.training.evaluated_every(plan.steps))
+    evaluations = 1 + -(-plan.steps // recipe.training.evaluated_every(plan.steps))  # the first before any step
     pace = Pace(seconds, (len(before), len(during)), evaluations, recipe.evaluation)
     if pace.asked != pace.wanted:
         console.print(str(pace), highlight=False, soft_wrap=True)
     return Asked(before[: pace.asked[0]], during[: pace.asked[1]])
 
 
-def examine_before(plan: Plan, model: Model, asked: Asked, console: Console) -> Examination:
-    """Ask the model before the training, unless the run has its answers to the same questions from its beginning."""
+def examine_before(plan: Plan, model: Model, asked: Asked, judge: Judge, console: Console) -> Examination:
+    """Ask the model before the training, unless the run has its answers to the same questions from its beginning.
+
+    What the log says of it is what it is judged by during the training, so that both are of the same examples.
+    """
     recipe = plan.recipe
     storage = recipe.model.model_dump(exclude={"path", "adapter", "merge_adapter"})
     said = (plan.present.base, storage, recipe.generation, recipe.seed, plan.tokenizer.chat_template, plan.model.limit)
     judged = () if plan.objective.asks else (plan.present.records, recipe.evaluation, recipe.data)
-    key = key_of((*said, *judged), [*asked.before, *plan.general])
+    key = key_of((*said, *judged), [*asked.before, *asked.during, *plan.general])
     if plan.past is not None and (known := recall(plan.folder.before, key, plan.task, asked.before, plan.general)):
         console.print("Before: as the model answered when the run began.")
         return known
@@ -66,6 +77,8 @@ def examine_before(plan: Plan, model: Model, asked: Asked, console: Console) -> 
         told = f" with {plan.model.adapter}" if plan.model.adapter is not None else ""
         console.print(f"Before: {recipe.model.path}{told} answers {len(asked.before)} held-out problems ...")
     found = examine(plan, model, asked)
+    if plan.objective.asks:
+        found = replace(found, figures=judge(model))
     distributed.on_main(lambda: keep(plan.folder.before, key, found))
     return found
 

@@ -42,8 +42,8 @@ def sample_pairs(
     num_samples: int,
     most: int = 1,
     seed: int = 0,
-) -> Iterator[Sampled]:
-    """Yield what the answers to each prompt are good for, in order.
+) -> Iterator[list[Sampled]]:
+    """Yield what the answers to each prompt are good for, in order, of as many prompts as are answered together.
 
     Args:
         engine, task, settings, num_samples, seed: as `roll_out` takes them.
@@ -56,8 +56,8 @@ def sample_pairs(
     window = max(1, settings.batch_size * BATCHES_PER_WINDOW // num_samples)
     for start in range(0, len(examples), window):
         asked = examples[start : start + window]
-        for group in roll_out(engine, task, asked, settings, num_samples, seed + start * num_samples):
-            yield pair_up(group, most)
+        answered = roll_out(engine, task, asked, settings, num_samples, seed + start * num_samples)
+        yield [pair_up(group, most) for group in answered]
 
 
 def pair_up(group: Sequence[Rollout], most: int = 1) -> Sampled:

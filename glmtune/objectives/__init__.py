@@ -33,6 +33,7 @@ class Objective(ABC):
         needs: the parts of an example that are learned from; empty where prompts alone are.
         asks: the model is asked held-out examples, and the task scores its answers; else there is a `judge`.
         metric: the figure by which the best weights are chosen.
+        loss_unit: what a loss is of, as an axis says it.
         training: settings of the recipe's `training` that are others with this objective, where the recipe has none.
     """
 
@@ -40,6 +41,7 @@ class Objective(ABC):
     needs: ClassVar[frozenset[Part]]
     asks: bool = True
     metric: str = "accuracy"
+    loss_unit: str = "nats a token"
     training: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: NamedSettings):
@@ -82,6 +84,15 @@ class Objective(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} neither asks nor judges")
 
+    def judge_during(self, plan: Preparation, judge: Judge) -> Judge:
+        """Return what scores a model at the beginning of the training, and during it.
+
+        Args:
+            plan: what is decided.
+            judge: by which the best weights are chosen.
+        """
+        return judge
+
     def judges(self, examples: Sequence[Example]) -> bool:
         """Return whether these can be given to `judge`; else the model is asked them."""
         return False
@@ -111,6 +122,17 @@ class Objective(ABC):
 
         return ORDINARY
 
+    def following(self, run: str, steps: int, draws: bool) -> list[str]:
+        """Return the commands that a user is likely to want after a training.
+
+        Args:
+            run: its folder, quoted for a shell.
+            steps: that were made.
+            draws: the task draws its examples without end.
+        """
+        own = "train task.name=instructions task.file=YOURS.jsonl"  # what was drawn is an exercise
+        return [f"evaluate {run}", f"chat {run}", own if draws else predicting(run)]
+
     @abstractmethod
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
         """Return the loop, ready to `run`.
@@ -123,6 +145,11 @@ class Objective(ABC):
         Raises:
             UserError: the device or an optional package cannot do what the recipe says.
         """
+
+
+def predicting(run: str) -> str:
+    """Return the command by which a run answers a file of prompts."""
+    return f"predict {run} --input prompts.jsonl --output answers.csv"
 
 
 BASE = Objective

@@ -20,7 +20,9 @@ from glmtune.config import Settings, findable
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
+    from glmtune.examples import Example
     from glmtune.inference.rollouts import Rollout
+    from glmtune.plan import Preparation
 
 Reward: TypeAlias = "Callable[[Rollout], float]"
 
@@ -122,6 +124,27 @@ class Rewards:
     def total(self, values: dict[str, float]) -> float:
         """Return the sum of the values by their weights."""
         return sum(self.weights[name] * value for name, value in values.items())
+
+
+def try_rewards(rewards: Rewards, plan: Preparation, example: Example) -> None:
+    """Give each reward the right answer to an example, as if the model had written it.
+
+    Raises:
+        UserError: one fails, or gives no finite number.
+    """
+    from glmtune.data.control_tokens import plain_ids
+    from glmtune.data.encoding import encode_prompt
+    from glmtune.inference.completion import Completion, Request
+    from glmtune.inference.conversation import Exchange, Question, Turn
+    from glmtune.inference.rollouts import scored
+
+    tokenizer, generation = plan.encoder.tokenizer, plan.recipe.generation
+    asked = encode_prompt(tokenizer, example.prompt, example.tools)
+    written = [*plain_ids(tokenizer, example.target), tokenizer.eos_token_id]
+    completion = Completion(example.target, written, len(asked), "stop")
+    exchange = Exchange([{"role": "assistant", "content": example.target}], completion, turns=[Turn(asked, written)])
+    question = Question(example.prompt, Request(asked, generation), generation, example.tools)
+    rewards.values(scored(plan.task, example, question, exchange))
 
 
 def label_of(name: str) -> str:

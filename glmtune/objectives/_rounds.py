@@ -218,6 +218,7 @@ class RoundTrainer(Trainer):
             self.begin_round(number)
         elif self.round.number != number:
             self.round = read_round(self.checkpoint_at(self.state.global_step), number)
+            self.bar.show(round=self.place_of(number))
         each, targets = self.rounds.plan.recipe.training.examples_per_step, self.round.targets
         order = passes(len(targets), f"{self.args.seed} {number}", place * each)
         chosen = [
@@ -243,7 +244,8 @@ class RoundTrainer(Trainer):
         model = self.unwrapped
         was_training = model.training
         model.eval()
-        may = self.state.global_step > 0
+        may, place = self.state.global_step > 0, self.place_of(number)
+        self.bar.show(round=f"{place} (asking)")
         with self.accelerator.autocast(), sharding.put_together(model), self.interrupt.giving_up(may):
             try:
                 self.round = self.rounds.sample(model, number)
@@ -253,17 +255,23 @@ class RoundTrainer(Trainer):
                 raise
         model.train(was_training)
         self.untold = self.round.figures
+        self.bar.show(round=place, kept=f"{self.round.figures['sampled_kept']:.0%}")
+
+    def place_of(self, number: int) -> str:
+        """Return `3/20` of the third round of twenty."""
+        return f"{number + 1}/{-(-self.args.max_steps // self.rounds.settings.steps_per_round)}"
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Tell of a round with its first step, and end where nothing is left to learn."""
         if self.untold:
             is_due = self.control.should_log
             self.log(dict(self.untold))
-            self.control.should_log, self.untold = is_due, {}
+            self.control.should_log = is_due
+        is_first, self.untold = bool(self.untold), {}
         if self.round.is_solved:
             self.control.should_log = self.control.should_evaluate = self.control.should_save = True
             self.control.should_training_stop = True
-            if is_main():
+            if is_main() and is_first:
                 say(
                     f"\nAll answers of round {self.round.number + 1} were right: nothing is left to learn from these "
                     f"prompts. It ends after step {self.state.global_step}.",

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from glmtune import distributed
 from glmtune.config import NamedSettings, findable
-from glmtune.objectives import Objective
+from glmtune.objectives import Objective, predicting
 from glmtune.runtime import UserError
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class PreferenceLearning(Objective):
         judged = self.settings.judge
         self.asks = self.settings.pairs is not None if judged == "auto" else judged == "answers"
         self.metric = "accuracy" if self.asks else METRIC
+        self.loss_unit = f"{self.settings.loss}, {'an answer' if self.takes_singles else 'a pair'}"
         self.found: list[Example] | None = None  # in `pairs`
 
     def learning_rate(self, method: Method, hidden_size: int) -> float:
@@ -242,14 +243,23 @@ class PreferenceLearning(Objective):
         """Return those of them that are compared beside the questions that the model is asked during the training."""
         return self.held_out(plan, plan.recipe.evaluation.num_examples_during)
 
+    def judge_during(self, plan: Preparation, judge: Judge) -> Judge:
+        """Return the judge; one that asks, with how often the model finds the better of held-out answers likelier."""
+        held_out = self.held_out_during(plan) if self.asks else []
+        return both(judge, self.judge(plan, held_out)) if held_out else judge
+
+    def following(self, run: str, steps: int, draws: bool) -> list[str]:
+        """Return how answers of the run are looked at; where they are scored, how pairs of them are made anew."""
+        if self.asks:
+            return [f"evaluate {run}", f"pairs {run} --output more_pairs.jsonl", f"export {run}"]
+        return [f"chat {run}", predicting(run), f"export {run}"]
+
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
         """Return the loop with the loss of comparisons."""
         from glmtune.data.comparisons import EncodedComparisons
         from glmtune.training.preferences import LOSSES, Knobs, make_preference_trainer
 
         settings, dataset = self.settings, plan.dataset
-        if self.asks and (held_out := self.held_out_during(plan.preparation)):
-            judge = both(judge, self.judge(plan.preparation, held_out))
         assert isinstance(dataset, EncodedComparisons)
         loss = LOSSES[settings.loss]
         margin = 0.5 if settings.margin is None else settings.margin
@@ -270,9 +280,10 @@ class PreferenceLearning(Objective):
 
 
 def both(judge: Judge, other: Judge) -> Judge:
-    """Return what has the figures of two judges; where both have one, that of the first."""
+    """Return what has the figures of two judges; the second one's `n` is that of its metric."""
 
     def judge_twice(model: Model) -> dict[str, Any]:
-        return {**other(model), **judge(model)}
+        beside = other(model)
+        return {**beside, f"{METRIC}_n": beside["n"], **judge(model)}
 
     return judge_twice

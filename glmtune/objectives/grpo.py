@@ -19,7 +19,7 @@ from typing_extensions import Self
 from glmtune import distributed, registry
 from glmtune.config import NamedSettings, Recipe
 from glmtune.objectives import Objective
-from glmtune.objectives._rewards import MEASURED, RewardSettings, label_of
+from glmtune.objectives._rewards import MEASURED, Rewards, RewardSettings, label_of, try_rewards
 from glmtune.reporting.numbers import percent
 from glmtune.runtime import UserError
 
@@ -113,6 +113,7 @@ class Grpo(Objective):
     Settings = GrpoSettings
     settings: GrpoSettings
     needs = frozenset({"target"})
+    loss_unit = "policy gradient, a token"
     training: ClassVar[Mapping[str, Any]] = {"lr_scheduler_type": "constant_with_warmup", "logging_steps": 1}
 
     def learning_rate(self, method: Method, hidden_size: int) -> float:
@@ -159,7 +160,7 @@ class Grpo(Objective):
         """See whether the machine, the recipe and the task allow it.
 
         Raises:
-            UserError: they do not.
+            UserError: they do not; or a reward fails where the answer is right.
         """
         recipe = plan.recipe
         if importlib.util.find_spec("trl") is None:
@@ -190,6 +191,11 @@ class Grpo(Objective):
                 f"objective.rewards: task.name={recipe.task.name} as it is set measures no {missing[0]}; of "
                 "arithmetic, task.style=tool does. Leave the reward out."
             )
+        try_rewards(Rewards(self.settings.rewards), plan, example)
+
+    def following(self, run: str, steps: int, draws: bool) -> list[str]:
+        """Return how the run is judged, trained for as long again, and given away."""
+        return [f"evaluate {run}", f"train --resume {run} training.steps={2 * steps}", f"export {run}"]
 
     def demand(self, recipe: Recipe) -> Demand:
         """Return what a step takes: answers are decoded before it; `beta` keeps what learns of a base as it was."""

@@ -46,6 +46,11 @@ class Pretrain(Objective):
         dataset = self.encode(plan, plan.task.records("train") or [])
         return dataset, plan.recipe.training.steps or count_steps(plan.recipe, len(dataset))
 
+    def following(self, run: str, steps: int, draws: bool) -> list[str]:
+        """Return how the run is judged, and taught to answer."""
+        taught = "objective.name=sft task.name=instructions task.file=YOURS.jsonl training.output_dir=NEW"
+        return [f"evaluate {run}", f"train {run} {taught}"]
+
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
         """Return the loop with the loss of all tokens."""
         from glmtune.training.trainer import make_trainer

@@ -86,6 +86,10 @@ class RejectionSampling(Objective):
                 "which it could score. Choose a task whose answers can be checked, or objective.name=sft or pretrain."
             )
 
+    def following(self, run: str, steps: int, draws: bool) -> list[str]:
+        """Return how the run is judged, trained for as long again, and given away."""
+        return [f"evaluate {run}", f"train --resume {run} training.steps={2 * steps}", f"export {run}"]
+
     def demand(self, recipe: Recipe) -> Demand:
         """Return what rounds take: answers are decoded between the steps, and learned whatever their length."""
         from glmtune.training.memory import Demand

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from glmtune.examples import Split, threshold_of
+from glmtune.examples import Split, split_of, threshold_of
 
 Counts: TypeAlias = Mapping[Split, int] | Mapping[str, int]  # records of each split
 
@@ -25,7 +25,10 @@ def explain_empty(problems: Sequence[str], counts: Counts, wanted: float) -> str
     if empty is None:
         return None
     share = helpful_share(set(problems), wanted)
-    remedy = f"Set task.held_out={share:g}, or {OTHER}" if share else f"{OTHER[0].upper()}{OTHER[1:]}"
+    remedy = f"{OTHER[0].upper()}{OTHER[1:]}"
+    if share:
+        held_out = sum(split_of(problem, share) == "held_out" for problem in set(problems))
+        remedy = f"Set task.held_out={share:g}, which holds out {held_out} of them, or {OTHER}"
     return (
         f"No record for the {empty} split: {describe(problems)}, and those that ask the same stay together. {remedy}."
     )
@@ -54,8 +57,13 @@ def describe(problems: Sequence[str]) -> str:
 
 
 def helpful_share(problems: Iterable[str], wanted: float) -> float | None:
-    """Return the share nearest to that wanted, to three digits, by which both splits have problems; None: none has."""
+    """Return a share by which both splits have problems: as round as may be, then as near to that wanted; None: none.
+
+    It is a multiple of 5 % where one helps, else of 1 %, else of 0.1 %.
+    """
     bounds = sorted(threshold_of(problem) / 2**64 for problem in problems)
-    shares = (math.floor(bounds[0] * 1000 + 1) / 1000, math.ceil(bounds[-1] * 1000 - 1) / 1000)
-    fitting = [share for share in shares if bounds[0] < share <= bounds[-1]]
-    return min(fitting, key=lambda share: abs(share - wanted), default=None)
+    for parts in (20, 100, 1000):
+        fitting = [number / parts for number in range(1, parts) if bounds[0] < number / parts <= bounds[-1]]
+        if fitting:
+            return min(fitting, key=lambda share: abs(share - wanted))
+    return None

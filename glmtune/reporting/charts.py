@@ -101,6 +101,7 @@ def line_chart(
     y_label: str,
     frame: Frame = PICTURE,
     shares: bool = False,
+    logarithmic: bool = False,
     right: Line | None = None,
     right_label: str = "",
 ) -> Figure:
@@ -110,8 +111,8 @@ def line_chart(
         lines: from the back to the front.
         title, x_label, y_label: what is shown.
         frame: where.
-        shares: whether y is a share, drawn from 0 to 100%. Otherwise y is logarithmic where its values differ
-            twentyfold and are all positive.
+        shares: whether y is a share, drawn from 0 to 100%.
+        logarithmic: whether y is logarithmic where its values differ twentyfold and are all positive.
         right: a line in the background with an axis of its own on the right.
         right_label: of that axis.
     """
@@ -122,7 +123,7 @@ def line_chart(
     values = [y for line in drawn if not line.pale for _, y in line.points]
     if shares:
         _set_share_axis(axes)
-    elif values and min(values) > 0 and max(values) > 20 * min(values):
+    elif logarithmic and values and min(values) > 0 and max(values) > 20 * min(values):
         _set_logarithmic(axes)
     if drawn:
         axes.set_xlim(0, max(1.0, *(line.points[-1][0] for line in drawn)) * 1.03)

@@ -108,7 +108,7 @@ def records_of(settings: TrainingSettings, steps: int) -> dict[str, Any]:
     """Return the arguments that say when the loop logs, judges and saves, and what it keeps."""
     eval_steps = settings.evaluated_every(steps)
     return {
-        "logging_steps": settings.logging_steps,
+        "logging_steps": settings.logged_every(steps),
         "logging_nan_inf_filter": False,
         "eval_strategy": "steps",
         "eval_steps": eval_steps,

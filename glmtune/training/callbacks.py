@@ -20,6 +20,8 @@ from glmtune.files import unfollowed, write_text
 from glmtune.runtime import UserError
 from glmtune.terminal import say, to_json
 
+CI95 = "_ci95"  # ends the name of the interval of a figure
+
 
 class LogCallback(TrainerCallback):
     """Appends each record of the Trainer to `log.jsonl`, on the main process: losses, held-out scores, seconds.
@@ -58,8 +60,8 @@ class LogCallback(TrainerCallback):
             return
         record: dict[str, Any] = {"step": state.global_step, "seconds": round(time.perf_counter() - self.start, 1)}
         record |= {key.removeprefix("eval_"): value for key, value in (logs or {}).items()}
-        if "ci95_low" in record:
-            record[f"{args.metric_for_best_model}_ci95"] = [record.pop("ci95_low"), record.pop("ci95_high")]
+        for name in [name.removesuffix("_low") for name in record if name.endswith(f"{CI95}_low")]:
+            record[name] = [record.pop(f"{name}_low"), record.pop(f"{name}_high")]
         try:
             with open(self.path, "a", encoding="utf-8", opener=unfollowed) as file:
                 file.write(as_line(record))
@@ -149,11 +151,17 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        metric = args.metric_for_best_model
-        judged = (f"eval_{metric}", "held-out", "{:.1%}" if metric == "accuracy" else "{:.4f}")
-        for key, name, form in (("loss", "loss", "{:.4f}"), judged):
-            if logs and key in logs:
-                self.shown[name] = form.format(logs[key])
+        logs, metric = logs or {}, f"eval_{args.metric_for_best_model}"
+        if "loss" in logs:
+            self.shown["loss"] = f"{logs['loss']:.4f}"
+        if metric in logs:
+            figure = f"{logs[metric]:{'.1%' if f'{metric}{CI95}_low' in logs else '.4f'}}"
+            self.shown["held-out"] = f"{figure} of {logs['eval_n']}" if "eval_n" in logs else figure
+        self.show()
+
+    def show(self, **more: str) -> None:
+        """Show what is known by now, and more, by name."""
+        self.shown |= more
         if self.bar is not None:
             self.bar.set_postfix(self.shown)
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from glmtune.config import Recipe
 from glmtune.data.comparisons import ComparingCollator, EncodedComparisons, batches_of
 from glmtune.data.encoding import IGNORED
+from glmtune.intervals import auc_interval, wilson_interval
 from glmtune.methods import Model
 from glmtune.runtime import RunFolder
 from glmtune.training.arguments import make_arguments
@@ -185,8 +186,10 @@ def judge_of(dataset: EncodedComparisons, pad_token_id: int, batch_size: int, lo
             worse.append(answers[~is_good] if loss.single else others)
         one, other = torch.cat(better), torch.cat(worse)
         gain = one[:, None] - other if loss.single else one - other
-        share = (gain > 0).double().mean() + (gain == 0).double().mean() / 2
-        return {"preference_accuracy": round(share.item(), 6), "n": len(dataset)}
+        share = ((gain > 0).double().mean() + (gain == 0).double().mean() / 2).item()
+        low, high = auc_interval(share, *gain.shape) if loss.single else wilson_interval(share * len(gain), len(gain))
+        interval = [round(low, 6), round(high, 6)]
+        return {"preference_accuracy": round(share, 6), "preference_accuracy_ci95": interval, "n": len(dataset)}
 
     return judge
 

@@ -28,6 +28,7 @@ from glmtune.methods import Model
 from glmtune.runtime import RunFolder, Terminated, UserError
 from glmtune.training import optimizers, sharding, trackers
 from glmtune.training.callbacks import (
+    CI95,
     GivenUp,
     InterruptCallback,
     LogCallback,
@@ -51,7 +52,7 @@ from glmtune.training.checkpoints import (
 from glmtune.training.going_on import GoingOn
 
 # Figures of a model on held-out examples. The arguments' `metric_for_best_model` names the one by which the best
-# weights are chosen; `..._ci95` beside it is its interval.
+# weights are chosen; `..._ci95` beside one is its interval, `n` how many examples they are of.
 Judge = Callable[[Model], dict[str, Any]]
 
 
@@ -276,8 +277,10 @@ class RunTrainer(GoingOn):
             result = dict(self.judge(model))
         model.train(was_training)
         metrics = {f"eval_{metric}": result.pop(metric), "eval_duration": round(time.perf_counter() - start, 2)}
-        low_high = dict(zip(("eval_ci95_low", "eval_ci95_high"), result.pop(f"{metric}_ci95", ()), strict=False))
-        self.log({**metrics, **low_high, **{f"eval_{name}": figure for name, figure in result.items()}})
+        intervals = [name for name in result if name.endswith(CI95)]  # which trackers take as two figures
+        for name in intervals:
+            result |= zip((f"{name}_low", f"{name}_high"), result.pop(name), strict=True)
+        self.log({**metrics, **{f"eval_{name}": figure for name, figure in result.items()}})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if metrics[f"eval_{metric}"] == self.state.best_metric:  # of equals the last is kept: it has learned longest
             self.state.best_global_step = self.state.global_step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,19 @@ def test_pairs(partly_right: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     before = output.read_bytes()
     pairs.run(partly_right, 25, str(output), num_samples=6, most=2)
     assert output.read_bytes() == before, "the same seed, the same pairs"
-    pairs.show(found, argparse.Namespace(output="pairs.jsonl", num_samples=6))
+    bar = capsys.readouterr().err  # 16 * 8 // 6 prompts are answered together, and told together
+    told = [int(number) for number in re.findall(r"sampling: .*? (\d+)/", bar)]
+    assert told[0] == 0 and set(told) <= {0, 21, found.prompts} and told[-1] == found.prompts
+    asked = {"output": "pairs.jsonl", "num_samples": 6, "task": None, "settings": ["task.maximum=9", "seed=4"]}
+    pairs.show(found, argparse.Namespace(**asked, target=partly_right))
     told = capsys.readouterr().out
-    assert f"{found.pairs} pairs written to pairs.jsonl" in told and "objective.pairs=pairs.jsonl" in told
+    assert f"{found.pairs} pairs written to pairs.jsonl" in told
+    whole = (
+        f"train {partly_right} task.maximum=9 training.output_dir=NEW objective.name=dpo objective.pairs=pairs.jsonl"
+    )
+    assert whole in told
+    pairs.show(found, argparse.Namespace(**(asked | {"task": "mine.py"}), target="nano"))
+    assert "train model.path=nano task.name=mine.py task.maximum=9 objective.name=dpo" in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_what_was_found(
@@ -63,10 +74,8 @@ def test_ctrl_c_keeps_what_was_found(
     plain = inference_pairs.sample_pairs
 
     def interrupted(*args: Any) -> Any:
-        for number, one in enumerate(plain(*args)):
-            if number == 10:
-                raise KeyboardInterrupt
-            yield one
+        yield next(plain(*args))[:10]
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(inference_pairs, "sample_pairs", interrupted)
     output = tmp_path / "pairs.jsonl"

@@ -457,7 +457,7 @@ def test_sigterm_gives_an_evaluation_up_and_it_is_made_up_for(
 
     def judge_of(*args: Any) -> Callable[..., Any]:
         judge = plain(*args)
-        return lambda model: end_now(slowly=True) if next(count) == 3 else judge(model)
+        return lambda model: end_now(slowly=True) if next(count) == 4 else judge(model)
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Terminated):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -19,10 +20,11 @@ from safetensors import SafetensorError
 
 from glmtune import cli
 from glmtune.commands import evaluate, export, train
-from glmtune.config import load_recipe, to_yaml
+from glmtune.config import load_recipe, read_log, to_yaml
 from glmtune.data.encoder import Encoder
 from glmtune.data.mixture import training_set
 from glmtune.evaluation.decision import decide
+from glmtune.evaluation.held_out import explain_during
 from glmtune.examples import split_of
 from glmtune.execution import Run, asking
 from glmtune.methods import Method
@@ -62,6 +64,20 @@ def test_the_recipe_is_whole(tiny_run: Run, tiny_checkpoint: Path) -> None:
     assert (recipe.format, recipe.model.path, recipe.training.steps) == (2, str(tiny_checkpoint), 12)
     assert recipe.training.learning_rate == 0.01
     assert to_yaml(recipe) == tiny_run.folder.recipe.read_text()
+
+
+def test_the_course_is_of_one_set(tiny_settings: list[str], tmp_path: Path, read_page: Any) -> None:
+    """The curve begins where its examples stood, and it is told that these are others than those of the report."""
+    told = io.StringIO()
+    settings = ["evaluation.num_examples=9", "training.eval_steps=2", f"training.output_dir={tmp_path / 'run'}"]
+    done = train.run(overrides=[*tiny_settings, *settings], console=Console(file=told, width=200))
+    course = [record for record in read_log(done.folder) if "accuracy" in record]
+    assert [(record["step"], record["n"]) for record in course] == [(0, 2), (2, 2), (4, 2)]
+    asked = done.report["asked"]
+    assert (asked["before"], asked["during"]) == (done.report["after"]["n"], 2) == (9, 2)
+    said = explain_during(**asked)
+    page = read_page((done.path / "report.html").read_text(encoding="utf-8"))
+    assert said in told.getvalue() and said in page.text
 
 
 def test_the_report(tiny_run: Run) -> None:
@@ -419,6 +435,23 @@ def test_what_comes_next_is_not_what_was_just_done(
     train.show(tiny_run, Console(file=output, width=200))
     following = output.getvalue().partition("Next:\n")[2].splitlines()
     assert len(following) == 3 and following[-1].endswith(offered.format(tiny_run.path))
+
+
+@pytest.mark.parametrize(
+    ("objective", "offered"),
+    [
+        ("grpo", ["evaluate runs/a", "train --resume runs/a training.steps=40", "export runs/a"]),
+        ("rejection", ["evaluate runs/a", "train --resume runs/a training.steps=40", "export runs/a"]),
+        ("dpo", ["chat runs/a", "predict runs/a --input prompts.jsonl --output answers.csv", "export runs/a"]),
+        ("dpo objective.pairs=x.jsonl", ["evaluate runs/a", "pairs runs/a --output more_pairs.jsonl", "export runs/a"]),
+    ],
+)
+def test_what_comes_next_depends_on_the_objective(objective: str, offered: list[str]) -> None:
+    recipe = load_recipe(None, f"objective.name={objective}".split())
+    found = ResolvedModel(recipe).objective.following("runs/a", 20, True)
+    assert found == offered
+    for command in found:
+        cli.parse(shlex.split(command))
 
 
 def test_the_console_says_whether_to_keep_the_model(tiny_run: Run) -> None:

@@ -1,11 +1,12 @@
 """`report.html` is well-formed, loads nothing, shows foreign text as text, and says what to do."""
 
 import pytest
+import yaml
 
 from glmtune.config import load_recipe, to_yaml
 from glmtune.evaluation.comparison import compare
 from glmtune.evaluation.evaluator import Evaluation
-from glmtune.evaluation.page import page, write_judged_page, write_page
+from glmtune.evaluation.page import describe_run, page, write_judged_page, write_page
 from glmtune.examples import Example
 from glmtune.runtime import read_json_lines
 
@@ -47,6 +48,28 @@ def test_every_section_is_there(whole, log, recipe, tmp_path, read_page):
     ):
         assert said in read.text, said
     assert "learning_rate: 0.001" in read.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ([], {"Data": "as by default", "Method": "lora", "Objective": "sft"}),
+        (
+            ["task.operators=+", "task.maximum=9", "method.rank=3"],
+            {"Data": "operators +:1, maximum 9", "Method": "lora, rank 3"},
+        ),
+        (
+            ["task={name: instructions, file: /a.jsonl}", "objective={name: grpo, top_p: 0.9}"],
+            {"Data": "file /a.jsonl", "Objective": "grpo, top_p 0.9"},
+        ),
+    ],
+)
+def test_of_the_settings_those_are_told_that_matter(settings, told):
+    recipe = yaml.safe_load(to_yaml(load_recipe(None, settings)))
+    done = dict(describe_run({"after": {"n": 3}}, recipe))
+    assert {name: done[name] for name in told} == told
+    own = {"task": {"name": "/mine/own.py", "level": 3}}
+    assert dict(describe_run({"after": {"n": 3}}, own))["Data"] == "level 3"
 
 
 def test_it_loads_nothing_and_runs_nothing(whole, log, recipe, read_page, evil):

@@ -84,7 +84,7 @@ def test_every_method_begins_at_log_2_and_learns(
 
 
 def test_the_worse_answer_becomes_less_likely(
-    tmp_path: Path, tiny_checkpoint: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_checkpoint: Path, pairs: Path, read_page: Any
 ) -> None:
     """A file of pairs by itself is judged by held-out pairs: before, during, after, and by `evaluate`."""
     write(
@@ -98,6 +98,11 @@ def test_the_worse_answer_becomes_less_likely(
     assert report["after"]["preference_accuracy"] > report["before"]["preference_accuracy"]
     judged = [record["preference_accuracy"] for record in log_of(run.path) if "preference_accuracy" in record]
     assert max(judged) == report["after"]["preference_accuracy"], "the best weights remain"
+    low, high = report["after"]["preference_accuracy_ci95"]
+    assert 0 <= low < report["after"]["preference_accuracy"] <= high <= 1
+    page = read_page((run.path / "report.html").read_text(encoding="utf-8"))
+    assert f"(95% interval {low:.1%} to {high:.1%})" in page.text and (run.path / "reward.png").is_file()
+    assert "Loss (sigmoid, a pair; lower is better)" in page.text and "Rewards of better and worse answers" in page.text
     _, found = evaluate.run(run.path)
     assert found["preference_accuracy"] == report["after"]["preference_accuracy"]
     _, found = evaluate.run(run.path, str(pairs))
@@ -111,8 +116,11 @@ def test_both_judges(learn: Callable[..., Any], tmp_path: Path) -> None:
     """Pairs of problems that are held out are not learned; they tell how often the better answer is the likelier."""
     with pytest.warns(UserWarning, match="are left out of training"):
         run = learn("run", "task.held_out=0.4")
-    judged = [record for record in log_of(run.path) if "accuracy" in record and record["step"]]
-    assert judged and all(0 <= record["preference_accuracy"] <= 1 for record in judged)
+    judged = [record for record in log_of(run.path) if "accuracy" in record]
+    assert judged[0]["step"] == 0 and judged[1:]
+    for record in judged:
+        low, high = record["preference_accuracy_ci95"]
+        assert 0 <= low <= record["preference_accuracy"] <= high <= 1 and record["preference_accuracy_n"] > 0
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "kto"])
@@ -206,7 +214,11 @@ def prepared(settings: list[str], tiny_checkpoint: Path, tmp_path: Path) -> Plan
 
 GOOD = {"prompt": "1+1", "chosen": "2", "rejected": "3"}
 FAULTS: dict[str, tuple[list[dict[str, Any]], list[str], str]] = {
-    "no pairs": ([{"prompt": "1+1", "target": "2"}], [], "have no 'rejected' answers.*glmtune pairs"),
+    "no pairs": (
+        [{"prompt": "1+1", "target": "2"}],
+        [],
+        "have no 'rejected' .*glmtune pairs.*objective.loss=kto",
+    ),
     "equal": ([GOOD, {**GOOD, "rejected": " 2 "}], [], "pairs.jsonl, line 2: 'chosen' and 'rejected' are the same"),
     "one without": ([GOOD, {"prompt": "1+2", "target": "3"}], [], "line 2: 'rejected' is missing"),
     "empty": ([GOOD, {**GOOD, "rejected": " "}], [], "line 2: 'rejected' is missing, empty or not a text"),

@@ -604,6 +604,30 @@ def test_without_trl(
         plan.objective.dataset(preparation)
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("raise KeyError('facts')", r"KeyError: 'facts'"),
+        ("return float('nan')", r"nan, which is no finite number"),
+        ("return rollout.exchange.turns[0].token_ids[0] / 0", r"ZeroDivisionError"),
+    ],
+)
+def test_rewards_are_tried_before_anything_is_loaded(
+    tiny_settings: list[str], grpo: list[str], tmp_path: Path, body: str, told: str
+) -> None:
+    """On a right answer, with its tokens; `doctor` tells it as well."""
+    from glmtune.commands import doctor
+
+    own = tmp_path / "mine.py"
+    own.write_text(f"def reward(rollout):\n    assert rollout.score.correct\n    {body}\n")
+    settings = [*tiny_settings, *grpo, f"objective.rewards=[correct, {own}]"]
+    plan = Plan(ResolvedModel(load_recipe(None, settings)), RunFolder(tmp_path))
+    with pytest.raises(UserError, match=rf"objective\.rewards: mine .*{told}"):
+        plan.objective.check(plan.preparation)
+    [failed] = [check for check in doctor.run(None, settings) if check.status == "failure"]
+    assert failed.name == "objective" and "objective.rewards: mine" in failed.finding
+
+
 def test_a_task_without_a_score(tiny_settings: list[str], grpo: list[str], tmp_path: Path) -> None:
     own = tmp_path / "poems.py"
     own.write_text(

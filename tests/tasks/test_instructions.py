@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,16 @@ def test_a_share_that_is_proposed_helps(problems: set[str], wanted: float) -> No
     share = helpful_share(problems, wanted)
     if share is not None:
         assert 0 < share < 1 and {split_of(problem, share) for problem in problems} == {"train", "held_out"}
+
+
+def test_a_share_is_as_a_person_writes_it(tmp_path: Path) -> None:
+    """Of ten records of which the usual share holds out none, and of the closest that only a finer one parts."""
+    problems = [one for i in range(60) if threshold_of(problem_of(one := f"诗 {i}")) / 2**64 > 0.101][:10]
+    file = write(tmp_path / "ten.jsonl", *({"prompt": one, "target": "x"} for one in problems))
+    with pytest.raises(UserError, match=r"Set task\.held_out=0\.\d5?, which holds out \d of them, or name") as error:
+        task(file).records("train")
+    told = re.search(r"held_out=([\d.]+), which holds out (\d)", str(error.value))
+    assert told and len(task(file, held_out=float(told[1])).records("held_out")) == int(told[2]) > 0
 
 
 def test_few_questions_are_told_with_what_helps(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from glmtune.config import ModelSettings
 from glmtune.data.comparisons import ComparingCollator, Comparison, EncodedComparisons, bad, good
 from glmtune.data.encoder import Encoder
 from glmtune.examples import Example
+from glmtune.intervals import auc_interval
 from glmtune.models.loading import load_model
 from glmtune.objectives.dpo import DpoSettings
 from glmtune.training.preferences import LOSSES, Knobs, judge_of, measure
@@ -172,4 +173,6 @@ def test_single_answers_are_judged_over_all_couples() -> None:
         scores.append((log_probs / lengths)[0].item())
     expected = sum(scores[one] > scores[other] for one in (2, 3) for other in (0, 1)) / 4
     found = judge_of(dataset, tokenizer.pad_token_id, 3, LOSSES["kto"])(model)
+    low, high = found.pop("preference_accuracy_ci95")
     assert found == {"preference_accuracy": expected, "n": 4}
+    assert (low, high) == pytest.approx(auc_interval(expected, 2, 2), abs=1e-6)

@@ -93,6 +93,12 @@ def count_records(source: Source) -> int:
     return len(read_examples(source.file, DataSettings(columns=source.columns, encoding=source.encoding)))
 
 
+def objective(plan: Plan) -> Finding:
+    """See whether the objective has what it needs; where it learns from rewards, each is tried on a right answer."""
+    plan.objective.check(plan.preparation)
+    return "ok", plan.objective.settings.name, ""
+
+
 def held_out(plan: Plan) -> Finding:
     """See whether the model can be asked the held-out examples."""
     if not plan.objective.asks:
@@ -205,7 +211,8 @@ def run_checks(plan: Plan) -> list[Check]:
     of_recipe = [
         Check("data", data, "Mend the task, or the records.", ("code",)),
         Check("held-out examples", held_out, "Shorten the examples.", ("data", "template")),
-        Check("lengths", lengths, "Shorten the examples.", ("held-out examples",)),
+        Check("objective", objective, "Choose another objective.name, or mend what it calls.", ("held-out examples",)),
+        Check("lengths", lengths, "Shorten the examples.", ("objective",)),
         Check("method", method, "Choose another method.name or other settings of it.", ("config", "code")),
     ]
     return [
