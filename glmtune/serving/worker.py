@@ -16,29 +16,33 @@ from glmtune.inference.completion import Completion, Delta, Request
 from glmtune.inference.reading import AnswerReader
 from glmtune.inference.rows import Row
 from glmtune.serving.asking import Load, RefusedError
+from glmtune.serving.floor import Floor
 
 logger = logging.getLogger("glmtune.serving")
 
 TURN = 8  # steps of one model before another has its turn
 RETRY = 1  # seconds after which a full queue may be tried again
-PAUSE = 0.04  # seconds between pieces of an answer at least: who reads sees no more, and every piece costs a turn
+PAUSE = 0.04  # seconds between pieces of answers at least: who reads sees no more, and every piece costs a turn;
+EACH = 0.0025  # but so many for each of many answers
 
 
 class FailedError(RuntimeError):
     """The model could not answer; the request may be tried again."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seat:
     """A model that the worker may ask.
 
     Attributes:
         batch: of its rows.
         activate: makes it the one that answers, of several on one base.
+        due: when all who wait for it are told again what is new, by the clock.
     """
 
     batch: Batch
     activate: Callable[[], None]
+    due: float = 0.0
 
 
 @dataclass(eq=False)
@@ -51,7 +55,7 @@ class Ticket:
         loop: who waits.
         tokens: how many of the row's tokens have been told.
         is_over: no more will.
-        due: when the next may be told, by the worker's clock.
+        is_eager: the next token is told at once.
         news: set when there are more tokens, or it is over.
     """
 
@@ -60,7 +64,7 @@ class Ticket:
     loop: asyncio.AbstractEventLoop
     tokens: int = 0
     is_over: bool = False
-    due: float = 0.0
+    is_eager: bool = True
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self, tokens: int, is_over: bool) -> None:
@@ -73,6 +77,7 @@ class Worker:
     """One thread for all models of a server: requests in, tokens out, and nobody waits for another.
 
     Attributes:
+        floor: held in each step.
         fault: why nothing is answered any more; None while it is.
     """
 
@@ -80,6 +85,7 @@ class Worker:
         """A worker that has not begun; `max_queue` requests may wait for a slot."""
         self.max_queue = max_queue
         self.seats: dict[Hashable, Seat] = {}
+        self.floor = Floor()
         self.fault: str | None = None
         self.is_closing = False
         self.wake = Condition()
@@ -155,7 +161,7 @@ class Worker:
                 if row.error is None and ticket.tokens > reading.tokens:
                     piece = reading.next(row, ticket.tokens, is_last)
                     if not piece.text:  # nothing to be seen, such as half a character: the next is not waited for
-                        ticket.due = 0.0
+                        ticket.is_eager = True
                     yield piece
             if (completion := row.complete()) is not None:
                 yield completion
@@ -227,13 +233,18 @@ class Worker:
         seat.activate()
         for _ in range(1 if alone else TURN):
             try:
-                rows = seat.batch.step()
+                with self.floor:
+                    rows = seat.batch.step()
             except Exception as error:
                 logger.exception("A step of decoding has failed")
                 rows = seat.batch.drop()
                 for row in rows:
                     row.error = FailedError(f"The model could not answer: {type(error).__name__}.")
-            self.tell(rows)
+            now = time.monotonic()
+            is_due = now >= seat.due
+            if is_due:
+                seat.due = now + max(PAUSE, EACH * len(rows))
+            self.tell(rows, is_due)
             self.forget_cancelled()
             if seat.batch.is_idle or self.is_closing:
                 return
@@ -246,10 +257,9 @@ class Worker:
                 seat.batch.withdraw(row)
         self.tell(cancelled)
 
-    def tell(self, rows: list[Row]) -> None:
-        """Let those who wait know what is new, all of one event loop at once; but nobody sooner than after a pause."""
+    def tell(self, rows: list[Row], is_due: bool = False) -> None:
+        """Let those who wait know what is new, where it is due, and of ends; all of one event loop at once."""
         news: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, int, bool]]] = {}
-        now = time.monotonic()
         for row in rows:
             ticket = self.tickets.get(row)
             if ticket is None:
@@ -258,9 +268,9 @@ class Worker:
             if is_over:
                 with self.wake:
                     del self.tickets[row]
-            elif now < ticket.due:
+            elif not (is_due or ticket.is_eager):
                 continue
-            ticket.due = now + PAUSE
+            ticket.is_eager = False
             news.setdefault(ticket.loop, []).append((ticket, len(row.token_ids), is_over))
         for loop, told in news.items():
             with suppress(RuntimeError):  # the event loop has ended, and nobody waits
