@@ -7,7 +7,6 @@ Each step gives every row its next token. (Orca, Yu et al. 2022, https://www.use
 from __future__ import annotations
 
 import inspect
-import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,7 +29,6 @@ PREFILL = 4096  # tokens of prompts that are read together, padding with them
 LOOK_AHEAD = 4  # times as many rows as there are free slots are looked at for prompts of about one length:
 ALIKE, NEARLY = 2, 16  # the longest has up to so many times the tokens of the shortest, and so many more
 SHARE = 8  # this part of the slots is free before rows join where many wait
-FEW, PATIENCE = 4, 0.02  # fewer than this part of those who are answered wait so many seconds for others to join with
 
 
 class Batch:
@@ -58,7 +56,6 @@ class Batch:
         self.prefix = prefix_length(model)
         self.slots = slots if has_plain_cache(self.base, self.prefix) else 1
         self.waiting: deque[Row] = deque()
-        self.waits_since: float | None = None  # by the clock, with room for all who wait
         self.rows: list[Row | None] = []
         self.cache: SlotCache | SingleCache | None = None
         self.cache_name = ALL_CACHE_NAMES[0]  # what the model calls it
@@ -135,22 +132,15 @@ class Batch:
     def take_group(self) -> list[Row]:
         """Take rows off those that wait: the first, and others whose prompts are about as long; none if it is no time.
 
-        Reading prompts costs a step, for one or for ten. So where many wait, some slots are left to become free first;
-        where few do and many are answered, they wait a moment for others. Of thousands that wait, the first few alone
-        are looked at.
+        Where many wait, some slots are left to become free first: reading prompts costs a step, for one or for ten. Of
+        thousands that wait, the first few alone are looked at.
         """
         while self.waiting and self.waiting[0].is_cancelled:
             self.waiting.popleft()
         running = self.running
         free = self.slots - len(running)
         if not self.waiting or free < min(len(self.waiting), max(1, self.slots // SHARE)):
-            self.waits_since = None
             return []
-        now = time.monotonic()
-        self.waits_since = self.waits_since or now
-        if FEW * len(self.waiting) < len(running) and now < self.waits_since + PATIENCE:
-            return []
-        self.waits_since = None
         tokens = sum(row.most for row in running)
         first = self.waiting[0]
         if self.most_tokens is not None and running and tokens + first.most > self.most_tokens:

@@ -22,7 +22,7 @@ logger = logging.getLogger("glmtune.serving")
 
 TURN = 8  # steps of one model before another has its turn
 RETRY = 1  # seconds after which a full queue may be tried again
-PAUSE = 0.04  # seconds between pieces of answers at least: who reads sees no more, and every piece costs a turn;
+PAUSE = 0.04  # seconds between pieces of an answer at least: who reads sees no more, and every piece costs a turn;
 EACH = 0.0025  # but so many for each of many answers
 
 
@@ -30,19 +30,17 @@ class FailedError(RuntimeError):
     """The model could not answer; the request may be tried again."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Seat:
     """A model that the worker may ask.
 
     Attributes:
         batch: of its rows.
         activate: makes it the one that answers, of several on one base.
-        due: when all who wait for it are told again what is new, by the clock.
     """
 
     batch: Batch
     activate: Callable[[], None]
-    due: float = 0.0
 
 
 @dataclass(eq=False)
@@ -55,7 +53,7 @@ class Ticket:
         loop: who waits.
         tokens: how many of the row's tokens have been told.
         is_over: no more will.
-        is_eager: the next token is told at once.
+        due: when the next may be told, by the worker's clock.
         news: set when there are more tokens, or it is over.
     """
 
@@ -64,7 +62,7 @@ class Ticket:
     loop: asyncio.AbstractEventLoop
     tokens: int = 0
     is_over: bool = False
-    is_eager: bool = True
+    due: float = 0.0
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self, tokens: int, is_over: bool) -> None:
@@ -161,7 +159,7 @@ class Worker:
                 if row.error is None and ticket.tokens > reading.tokens:
                     piece = reading.next(row, ticket.tokens, is_last)
                     if not piece.text:  # nothing to be seen, such as half a character: the next is not waited for
-                        ticket.is_eager = True
+                        ticket.due = 0.0
                     yield piece
             if (completion := row.complete()) is not None:
                 yield completion
@@ -240,11 +238,7 @@ class Worker:
                 rows = seat.batch.drop()
                 for row in rows:
                     row.error = FailedError(f"The model could not answer: {type(error).__name__}.")
-            now = time.monotonic()
-            is_due = now >= seat.due
-            if is_due:
-                seat.due = now + max(PAUSE, EACH * len(rows))
-            self.tell(rows, is_due)
+            self.tell(rows)
             self.forget_cancelled()
             if seat.batch.is_idle or self.is_closing:
                 return
@@ -257,9 +251,10 @@ class Worker:
                 seat.batch.withdraw(row)
         self.tell(cancelled)
 
-    def tell(self, rows: list[Row], is_due: bool = False) -> None:
-        """Let those who wait know what is new, where it is due, and of ends; all of one event loop at once."""
+    def tell(self, rows: list[Row]) -> None:
+        """Let those who wait know what is new, all of one event loop at once; but nobody sooner than after a pause."""
         news: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, int, bool]]] = {}
+        now, pause = time.monotonic(), max(PAUSE, EACH * len(rows))
         for row in rows:
             ticket = self.tickets.get(row)
             if ticket is None:
@@ -268,9 +263,9 @@ class Worker:
             if is_over:
                 with self.wake:
                     del self.tickets[row]
-            elif not (is_due or ticket.is_eager):
+            elif now < ticket.due:
                 continue
-            ticket.is_eager = False
+            ticket.due = now + pause
             news.setdefault(ticket.loop, []).append((ticket, len(row.token_ids), is_over))
         for loop, told in news.items():
             with suppress(RuntimeError):  # the event loop has ended, and nobody waits

@@ -15,7 +15,6 @@ from transformers import GenerationConfig
 import glmtune
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.inference import batch as inference_batch
 from glmtune.inference.batch import Batch
 from glmtune.inference.completion import Completion, Delta, Request
 from glmtune.inference.engine import Engine
@@ -399,23 +398,3 @@ def test_a_flood_of_short_answers_lets_others_go_on(tiny: Loaded) -> None:
         batch.step()
     assert all(row.has_ended for row in (going, *short))
     assert going.complete() == next(engine.complete([going.request]))[1]
-
-
-@pytest.mark.parametrize("patience", [0, 3600])
-def test_one_waits_a_moment_for_others(tiny: Loaded, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
-    """Where many are answered and few wait: two prompts are read as fast as one."""
-    monkeypatch.setattr(inference_batch, "PATIENCE", patience)
-    engine = Engine(*tiny)
-    batch, going = started(engine, 16, ["1+2="] * 8, max_new_tokens=20)
-    batch.step()
-    late = started(engine, 16, ["3+4=", "5*5="], max_new_tokens=2)[1]
-    batch.add(late[0])
-    batch.step()
-    assert bool(late[0].token_ids) == (patience == 0)
-    batch.add(late[1])
-    batch.step()
-    assert late[0].token_ids and late[1].token_ids
-    while not batch.is_idle:
-        batch.step()
-    for row in (*going, *late):
-        assert row.complete() == next(engine.complete([row.request]))[1]
