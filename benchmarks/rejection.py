@@ -20,9 +20,9 @@ import glmtune
 from glmtune.commands import train
 from glmtune.config import GenerationSettings, load_recipe
 from glmtune.data import examples_of
-from glmtune.evaluation.intervals import wilson_interval
 from glmtune.inference.engine import Engine
 from glmtune.inference.rollouts import pass_at_k, roll_out
+from glmtune.intervals import wilson_interval
 from glmtune.libraries import quiet_libraries
 from glmtune.resolution import of_recipe
 from glmtune.training.run_trainer import RunTrainer

@@ -430,6 +430,20 @@ def ray_table() -> str:
     return markdown(["nano", "time, start included", "records/s"], rows)
 
 
+def devices_table() -> str:
+    """Gradients of several processes against those of one, by method."""
+    rows = [row for row in read("devices_cpu")["rows"] if row["processes"] > 1]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    ways: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        ways.setdefault((row["processes"], row["how"]), []).append(row)
+    lines = [
+        [f"{count}, {how}", f"{found[0]['local_share']:.1%}", *(f"{row['gradients_apart']:.1e}" for row in found)]
+        for (count, how), found in ways.items()
+    ]
+    return markdown(["processes", "weights on each", *methods], lines)
+
+
 def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
     """What ours and plain have in common."""
     return tuple(row[name] for name in ("method", "bits", "batch", "length", "target", "quantize_embedding"))
@@ -465,6 +479,7 @@ if __name__ == "__main__":
         laptop_table,
         serving_table,
         ray_table,
+        devices_table,
         rejection_table,
         rl_table,
     )

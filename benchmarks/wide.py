@@ -22,7 +22,7 @@ from glmtune.arithmetic.reading import read_answer
 from glmtune.commands import predict
 from glmtune.config import load_recipe
 from glmtune.data import DrawnExamples
-from glmtune.evaluation.intervals import wilson_interval
+from glmtune.intervals import wilson_interval
 from glmtune.libraries import quiet_libraries
 from glmtune.tasks.arithmetic import Arithmetic
 

@@ -1,13 +1,16 @@
 """What the classes of the families do in other libraries: the cells of docs/ecosystem.md, and what the tests expect.
 
 A cell is `works`, or the message that is read. What Llama, a family of transformers' own, does not do either is none of
-ours.
+ours. `python tests/ecosystem_matrix.py` writes the tables of the page.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
+DOCS = Path(__file__).parents[1] / "docs/ecosystem.md"
 FAMILIES = {"ChatGLM-6B": "ChatGLM-6B v1.1", "ChatGLM3-6B": "ChatGLM3-6B", "Llama": "Llama"}
 WORKS = "works"
 Row = Mapping[str, str]
@@ -50,6 +53,7 @@ TRL: Mapping[str, Row] = {
     "SFT, `prompt` and `completion` as texts, packed": {"ChatGLM-6B": SEEN, "ChatGLM3-6B": WORKS, "Llama": WORKS},
     "SFT, `prompt` and `completion` as messages": everywhere(WORKS),
     "SFT, `prompt` and `completion` as messages, packed": everywhere(WORKS),
+    "SFT, `prompt` and `completion` as messages, padding_free": everywhere(WORKS),
     "SFT, `messages`": {"ChatGLM-6B": SEEN, "ChatGLM3-6B": WORKS, "Llama": WORKS},
     "SFT, `messages`, packed": {"ChatGLM-6B": SEEN, "ChatGLM3-6B": WORKS, "Llama": WORKS},
     "SFT, `messages`, assistant_only_loss": everywhere(WORKS),
@@ -60,6 +64,7 @@ TRL: Mapping[str, Row] = {
     "KTO, messages": everywhere(WORKS),
     "GRPO, texts": everywhere(WORKS),
     "GRPO, messages": everywhere(WORKS),
+    "RLOO, messages": everywhere(WORKS),
     "reward model, texts": everywhere(WORKS),
     "reward model, messages": everywhere(WORKS),
 }
@@ -114,9 +119,30 @@ GENERATE: Mapping[str, Row] = {
 }
 
 
+def peft_rows() -> dict[str, Row]:
+    """A row of each type of adapter that the installed peft has."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    return {kind.value: PEFT.get(kind.value, everywhere(WORKS)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+
+
 def table(title: str, rows: Mapping[str, Row]) -> str:
     """A table of docs/ecosystem.md, in Markdown."""
     lines = [[title, *FAMILIES], ["---"] * (1 + len(FAMILIES))]
     for name, row in rows.items():
         lines.append([name, *(cell if cell == WORKS else f"*{cell}*".replace("<", r"\<") for cell in row.values())])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables as they are to be, each between two comments of its name."""
+    for title, rows in {"peft": peft_rows(), "trl": TRL, "generate()": GENERATE}.items():
+        first, last = f"<!-- {title} -->", f"<!-- /{title} -->"
+        written = f"{first}\n{table(title, rows)}\n{last}"
+        page, count = re.subn(f"{re.escape(first)}.*?{re.escape(last)}", lambda _, text=written: text, page, flags=re.S)
+        assert count == 1, f"{DOCS} has no place for {title}"
+    return page
+
+
+if __name__ == "__main__":
+    DOCS.write_text(with_tables(DOCS.read_text("utf-8")), "utf-8")

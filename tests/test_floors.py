@@ -18,7 +18,7 @@ FLOORS = [
     {"files", "network"},
     {"trust", "locks"},
     {"config", "arithmetic", "examples", "reporting", "distributed"},
-    {"scoring", "records", "tools"},
+    {"scoring", "records", "tools", "intervals"},
     {"tasks", "models"},
     {"data", "methods"},
     {"adapters", "inference", "training"},

@@ -116,7 +116,7 @@ TABLES = {
     "serving.md": ["serving"],
     "preferences.md": ["preferences"],
     "rl.md": ["rl"],
-    "devices.md": ["ray"],
+    "devices.md": ["ray", "devices"],
     "results.md": ["overview", "general", "forgetting", "demo", "demo_real", "styles", "long", "wide"],
 }
 

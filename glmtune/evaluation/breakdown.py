@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Any
 
-from glmtune.evaluation.intervals import wilson_interval
 from glmtune.examples import Example
+from glmtune.intervals import wilson_interval
 from glmtune.scoring import Score
 from glmtune.tasks import Axis
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from glmtune.arithmetic.reading import final_number, write_number
 from glmtune.evaluation.evaluator import Evaluation
-from glmtune.evaluation.intervals import paired_difference
 from glmtune.examples import Example
+from glmtune.intervals import paired_difference
 from glmtune.scoring import Score
 from glmtune.tasks import Task
 

@@ -21,12 +21,12 @@ from glmtune.data.control_tokens import plain_ids
 from glmtune.distributed import gather, is_main, share
 from glmtune.evaluation.choices import choose
 from glmtune.evaluation.general import ARITHMETIC, guessed, part_of
-from glmtune.evaluation.intervals import Difference, paired_difference, wilson_interval
 from glmtune.evaluation.short_answers import is_right
 from glmtune.examples import Example
 from glmtune.inference.completion import Request
 from glmtune.inference.engine import Engine
 from glmtune.inference.prompts import encode_within
+from glmtune.intervals import Difference, paired_difference, wilson_interval
 from glmtune.methods import Model
 from glmtune.records.leaks import plain_text
 
@@ -34,7 +34,7 @@ FORGOT = 0.10  # share of the answers
 MEASURABLE = 6  # right answers before, beyond those of guessing: that many must be lost to tell a loss from chance
 RULE = (
     "each part of the questions is judged by itself, and the worst counts. Forgot: the right answers of a part fell by "
-    f"{FORGOT:.0%} of it or more, and by more than chance (paired 95% interval, and sign test). Slightly "
+    f"{FORGOT:.0%} of it or more, and by more than chance (the paired 95% interval is without 0). Slightly "
     f"worse: by less, and by more than chance. Unknown: of a part, the base model answers fewer than {MEASURABLE} "
     "questions more rightly than guessing would, which counts for all parts but arithmetic; or the interval of all "
     f"leaves room for a loss of {FORGOT:.0%}. Kept: none of these"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from glmtune.evaluation.intervals import wilson_interval
+from glmtune.intervals import wilson_interval
 
 FEW_HELD_OUT = 30
 

@@ -19,7 +19,7 @@ from glmtune.evaluation.breakdown import (
     part_of,
     short_label_of,
 )
-from glmtune.evaluation.intervals import wilson_interval
+from glmtune.intervals import wilson_interval
 from glmtune.reporting.charts import (
     PICTURE,
     Color,

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import GenerationSettings
 from glmtune.data.encoding import encode_prompt
-from glmtune.evaluation.intervals import paired_difference
 from glmtune.examples import Example
 from glmtune.exports.reference import Reference, along, ask, judge, keep, relative_difference
 from glmtune.inference.completion import Completion
+from glmtune.intervals import paired_difference
 from glmtune.messages import Prompt
 from glmtune.methods import Model
 from glmtune.runtime import UserError
@@ -99,7 +99,7 @@ def compare(
         raise unlike(
             f"its logits differ by {difference:.1e} of their size, {FACTOR * reference.noise:.1e} is what rounding to "
             f"{name} explains",
-            f" Look whether the adapter holds very large weights.{higher}",
+            f" Its adapter may hold very large weights, or changes so small that {name} loses them.{higher}",
         )
     answers = ask(model, tokenizer, prompts, settings)
     ties = near_ties(reference, answers, prompts)

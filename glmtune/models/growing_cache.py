@@ -23,7 +23,8 @@ class GrowingLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values (B, H, T, D); return all of them, (B, H, S + T, D)."""
-        if torch.is_grad_enabled():  # what a gradient needs cannot be written into
+        # What a gradient needs cannot be written into, and a graph cannot tell one tensor's memory from another's.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -1,71 +1,42 @@
-"""The loop of GRPO: answers from the weights that are trained, scored by the task, learned by trl's loss."""
+"""The loop of GRPO: what is learned of answers, by trl's loss; a checkpoint has those that it is to go on with."""
 
 from __future__ import annotations
 
-import random
-import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from glmtune.config import GenerationSettings, Recipe
 from glmtune.inference.engine import Engine
-from glmtune.inference.rollouts import Rollout, pass_at_k, roll_out
 from glmtune.methods import Model
-from glmtune.objectives._rewards import Rewards
+from glmtune.objectives._grpo_answers import GroupSampler, Prompts, Sample, evaluating, sampling
 from glmtune.runtime import UserError
 from glmtune.terminal import say
 from glmtune.training.arguments import make_arguments
+from glmtune.training.callbacks import Means
+from glmtune.training.checkpoints import REMEDY, Open
 from glmtune.training.run_trainer import Judge, RunTrainer
 from glmtune.training.trainer import computing
 
 if TYPE_CHECKING:
-    from glmtune.objectives.grpo import GrpoSettings, Prompts
+    from glmtune.objectives.grpo import GrpoSettings
     from glmtune.plan import Plan
 
-EQUAL = 1e-8  # rewards that differ by less are equal
-SMALL = 1e-4  # beside a standard deviation that is divided by, as trl has it
+LONGER = 1.5  # times as long as another is the longest row of a batch
 ROUNDED = 0.5  # nats by which padding may change the chance of a token, in whatever precision
-
-
-class Sample(NamedTuple):
-    """One turn of the model: what it was asked, what it wrote, and how much better than others of its group it is."""
-
-    input_ids: Sequence[int]
-    token_ids: Sequence[int]
-    advantage: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """The answers to one prompt.
-
-    Attributes:
-        rollouts: the answers.
-        values: of each, what every reward gives, by name.
-        totals: of each, the sum by the weights.
-    """
-
-    rollouts: Sequence[Rollout]
-    values: Sequence[Mapping[str, float]]
-    totals: Sequence[float]
-
-    @property
-    def varies(self) -> bool:
-        """Whether one answer is better than another."""
-        return max(self.totals) - min(self.totals) > EQUAL
+FILE = "draw.json"  # in a checkpoint
+MEASURED = {"entropy": "entropy", "kl": "kl", "clip_ratio/region_mean": "clip_ratio"}  # by trl's loss: our names
 
 
 class ZeroStd(TrainerCallback, ExportableState):  # type: ignore[misc]
@@ -74,13 +45,22 @@ class ZeroStd(TrainerCallback, ExportableState):  # type: ignore[misc]
     Attributes:
         patience: how many these are.
         count: how many there have been; goes with a checkpoint.
+        has_learned: whether the step at hand found something in its answers; None: it drew none.
+        is_untold: the training is to end, and nobody was told why.
     """
+
+    has_learned: bool | None = None
+    is_untold = False
 
     def __init__(self, patience: int):
         self.patience, self.count = patience, 0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.has_learned is not None:
+            self.count = 0 if self.has_learned else self.count + 1
+        self.has_learned = None
         if self.count >= self.patience:
+            self.is_untold = True
             control.should_evaluate = control.should_save = control.should_training_stop = True
 
     def state(self) -> dict[str, Any]:
@@ -107,68 +87,24 @@ def check_head(model: Model) -> None:
         )
 
 
-def sampling(recipe: Recipe, settings: GrpoSettings) -> GenerationSettings:
-    """Return how the answers are drawn that are learned from."""
-    generation = recipe.generation
-    return GenerationSettings(
-        max_new_tokens=generation.longest,
-        batch_size=generation.batch_size,
-        do_sample=True,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-    )
+class Draw(BaseModel):
+    """What is learned until answers are drawn again.
 
-
-def probe(plan: Plan, model: Model, settings: GrpoSettings) -> dict[str, float]:
-    """Return what several answers to each of some held-out prompts are worth.
-
-    Raises:
-        UserError: a reward fails, or gives no finite number.
+    Attributes:
+        number: of the steps that draw, from 0.
+        samples: as they are learned from.
     """
-    engine, recipe, rewards = Engine(model, plan.tokenizer, plan.model.limit), plan.recipe, Rewards(settings.rewards)
-    examples, k = plan.held_out[: settings.num_probed], settings.num_generations
-    dtype = torch.bfloat16 if recipe.model.dtype == "bfloat16" else torch.float16
-    with torch.autocast(model.device.type, dtype, enabled=recipe.model.dtype != "float32"), evaluating(model):
-        answered = roll_out(engine, plan.task, examples, sampling(recipe, settings), k, seed=recipe.seed)
-    groups = [graded(rewards, group) for group in answered]
-    figures = {
-        "prompts": len(groups),
-        "pass_at_1": pass_at_k(answered, 1),
-        f"pass_at_{k}": pass_at_k(answered, k),
-        "frac_reward_zero_std": zero_std(groups),
-    }
-    for name in rewards.functions:
-        values = [value[name] for group in groups for value in group.values]
-        figures[f"rewards/{name}"] = statistics.fmean(values)
-        if max(values) - min(values) <= EQUAL:
-            figures[f"rewards/{name}/constant"] = 1
-    return figures
 
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-@contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Let a model answer as it is evaluated: nothing is dropped at random."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def graded(rewards: Rewards, rollouts: Sequence[Rollout]) -> Group:
-    """Return the answers to a prompt with what they are worth."""
-    values = [rewards.values(rollout) for rollout in rollouts]
-    return Group(rollouts, values, [rewards.total(value) for value in values])
-
-
-def zero_std(groups: Sequence[Group]) -> float:
-    """Return the share of groups whose answers are all equally good."""
-    return statistics.fmean(not group.varies for group in groups)
+    number: int
+    samples: list[Sample]
 
 
 class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
     """A step draws answers, and learns from those of groups that differ, some at a time; the gradient is that of all.
+
+    A checkpoint between steps that learn from the same answers has these, so that a run goes on as if never stopped.
 
     Args:
         plan: everything decided.
@@ -180,12 +116,11 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
 
     def __init__(self, plan: Plan, model: Model, judge: Judge, settings: GrpoSettings, prompts: Prompts):
         recipe = plan.recipe
-        self.plan, self.options, self.prompts = plan, settings, prompts
-        self.rewards, self.sampling = Rewards(settings.rewards), sampling(recipe, settings)
+        self.plan, self.options = plan, settings
         self.per_batch = recipe.training.batch_size
-        self.batches: list[dict[str, Any]] = []  # of the answers at hand
+        self.samples: list[Sample] = []  # of the answers at hand
+        self.batches: list[dict[str, Any]] = []  # of these
         self.drawn: int | None = None  # the number of the draw that they are from
-        self.figures: list[dict[str, float]] = []  # of steps that are not logged yet
         super().__init__(
             judge=judge,
             folder=plan.folder,
@@ -216,9 +151,18 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         self.beta = settings.beta  # trl would load a model to compare with; the weights that learn are all that differs
         weights = self.trained_weights() if settings.beta else {}
         self.start_weights = {name: weight.detach().clone() for name, weight in weights.items()}
-        self.engine = Engine(self.unwrapped, plan.tokenizer, plan.model.limit)
+        self.answers = GroupSampler(
+            Engine(self.unwrapped, plan.tokenizer, plan.model.limit),
+            plan.task,
+            prompts,
+            settings,
+            sampling(recipe, settings),
+            self.args.seed,
+            plan.tokenizer.bos_token_id,
+        )
         self.placing: RemovableHandle | None = None
         self.add_callback(ZeroStd(settings.zero_std_patience))
+        self.add_callback(Means([*self.answers.names, *MEASURED.values()]))
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
@@ -271,7 +215,7 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         longer = Sample([*first[:middle], *[first[middle]] * 4, *first[middle:cut]], first[cut:], 0.0)
         if not short.token_ids:
             return 0.0
-        with self.accelerator.autocast(), evaluating(self.unwrapped):
+        with self.judged():
             alone, beside = (self.logps(self.padded(rows))[0] for rows in ([short], [short, longer]))
         return (alone - beside).abs().max().item()
 
@@ -285,11 +229,12 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         self.take_off_wrapper()
         number, iteration = divmod(self.state.global_step, self.options.num_iterations)
         figures: dict[str, float] = {}
-        if iteration == 0 or self.drawn != number:
-            samples, figures = self.draw(number)
-            self.drawn = number
-            self.note_learned(bool(samples))
-            self.batches = self.batches_of(samples)
+        if iteration == 0 or (self.drawn != number and not self.take_draw(number)):
+            with self.judged():
+                samples, figures = self.answers.draw(number)
+                self.samples = self.measured(samples)
+            self.drawn, self.batches = number, self.batches_of(self.samples)
+            self.zero_std.has_learned = bool(samples)
         loss = torch.zeros((), device=self.args.device)
         seen: list[tuple[int, dict[str, float]]] = []
         for batch in self.batches:
@@ -298,7 +243,7 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         if not self.batches and self.args.fp16:  # whose scale of gradients wants some to look at
             for weight in self.trained_weights().values():
                 weight.grad = torch.zeros_like(weight)
-        self.figures.append({**figures, **mean_by_tokens(seen)})
+        self.means.add({**figures, **mean_by_tokens(seen)})
         return loss
 
     def take_off_wrapper(self) -> None:
@@ -307,115 +252,75 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
         if (forward := vars(model).pop("_original_forward", None)) is not None:
             model.forward = forward
 
-    def note_learned(self, learned: bool) -> None:
-        """Count steps in a row that nothing could be learned from, and tell of the last one."""
-        stop = next(one for one in self.callback_handler.callbacks if isinstance(one, ZeroStd))
-        stop.count = 0 if learned else stop.count + 1
-        if stop.count == stop.patience:
-            stopped: dict[str, Any] = {"stopped": (why := self.describe_stop(stop.patience))}
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Let the model answer as it is judged: in the precision that it is trained in, and nothing is dropped."""
+        with self.accelerator.autocast(), evaluating(self.unwrapped):
+            yield
+
+    @property
+    def zero_std(self) -> ZeroStd:
+        """What counts the steps that nothing was learned from; a checkpoint that is gone on from brings its own."""
+        return next(one for one in self.callback_handler.callbacks if isinstance(one, ZeroStd))
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, judge and save as is due; tell of a training that ends as it learns nothing any more."""
+        if self.zero_std.is_untold:
+            stopped: dict[str, Any] = {"stopped": (why := self.describe_stop(self.zero_std.patience))}
+            is_due = self.control.should_log
             self.log(stopped)
+            self.control.should_log, self.zero_std.is_untold = is_due, False
             say(f"\n{why}", error=True)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def describe_stop(self, steps: int) -> str:
         """Return why a training ends that learns nothing more, and what could be done."""
         best = self.state.best_metric
         held_out = "" if best is None else f" Held out, the best weights so far answered {best:.1%} rightly."
         return (
-            f"Step {self.state.global_step + 1}: in {steps} steps, refilled {self.options.max_refills} times each, all "
+            f"Step {self.state.global_step}: in {steps} steps, refilled {self.options.max_refills} times each, all "
             f"answers to each prompt were equally good, or cut off: nothing is learned any more.{held_out} If that is "
             "not enough: "
             "draw harder prompts or more answers (objective.num_generations), raise objective.temperature, or teach "
             "more by objective.name=sft."
         )
 
-    # Answers
-
-    def draw(self, number: int) -> tuple[list[Sample], dict[str, float]]:
-        """Return what a step learns from, and what the log says of its answers.
-
-        Args:
-            number: of the steps that draw answers, from 0.
-        """
-        start, wanted = time.perf_counter(), self.prompts.per_step
-        asked: list[Group] = []
-        useful: list[Group] = []
-        refill = 0
-        for refill in range(self.options.max_refills + 1):
-            groups = self.ask(number, refill, wanted_now(wanted, len(useful), len(asked)))
-            asked += groups
-            useful += [group for group in groups if group.varies]
-            if len(useful) >= wanted:
-                break
-        seconds = time.perf_counter() - start
-        return self.samples_of(useful[:wanted]), {**self.describe(asked), "refills": refill, "rollout_seconds": seconds}
-
-    def ask(self, number: int, refill: int, count: int) -> list[Group]:
-        """Return the answers of the weights as they are now to some prompts, with what they are worth."""
-        examples = self.prompts.of(number, refill, count)
-        seed = random.Random(f"{self.args.seed} {number} {refill}").getrandbits(48)
-        with self.accelerator.autocast(), evaluating(self.unwrapped):
-            answered = roll_out(
-                self.engine, self.plan.task, examples, self.sampling, self.options.num_generations, seed
-            )
-        return [graded(self.rewards, group) for group in answered]
-
-    def describe(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Return what the log says of answers: all that were drawn, also those that nothing is learned from."""
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        lengths = [sum(len(turn.token_ids) for turn in rollout.exchange.turns) for rollout in rollouts]
-        parts = {
-            f"rewards/{name}": statistics.fmean(value[name] for group in groups for value in group.values)
-            for name in self.rewards.functions
-        }
-        return {
-            "reward": statistics.fmean(total for group in groups for total in group.totals),
-            **parts,
-            "frac_reward_zero_std": zero_std(groups),
-            "completion_length": statistics.fmean(lengths),
-            "truncated": statistics.fmean(map(is_truncated, rollouts)),
-        }
-
-    def samples_of(self, groups: Sequence[Group]) -> list[Sample]:
-        """Return the turns of the model that are learned from, each with the advantage of its answer."""
-        scale = self.options.scale_rewards
-        all_totals = [total for group in groups for total in group.totals]
-        spread = statistics.stdev(all_totals) + SMALL if scale == "batch" and groups else 1.0
-        samples = []
-        for group in groups:
-            mean = statistics.fmean(group.totals)
-            divisor = statistics.stdev(group.totals) + SMALL if scale == "group" else spread
-            for rollout, total in zip(group.rollouts, group.totals, strict=True):
-                if self.options.mask_truncated_completions and is_truncated(rollout):
-                    continue
-                for ids, written in rollout.exchange.turns:
-                    if learned := before_start(written, self._tokenizer.bos_token_id):
-                        samples.append(Sample(ids, learned, (total - mean) / divisor))
-        return samples
-
     # What is learned
 
+    def measured(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return samples, those of similar lengths beside each other, with the log-probabilities that are compared."""
+        ordered = sorted(samples, key=lambda sample: sample.length)
+        for places in alike(ordered, self.per_batch):
+            batch = self.padded(ordered[places])
+            if self.options.num_iterations > 1:
+                ordered[places] = self.with_logps("old_logps", ordered[places], batch)
+            if self.start_weights:
+                with self.as_it_was():
+                    ordered[places] = self.with_logps("start_logps", ordered[places], batch)
+        return ordered
+
+    def with_logps(self, field: str, samples: Sequence[Sample], batch: Mapping[str, Any]) -> list[Sample]:
+        """Return the samples of a batch with the log-probabilities that the weights give their answers now."""
+        rows = self.logps(batch).float().tolist()
+        return [one._replace(**{field: row[: len(one.token_ids)]}) for one, row in zip(samples, rows, strict=True)]
+
     def batches_of(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        """Return samples as batches that a device can hold, of similar lengths, as trl's loss takes them."""
-        ordered = sorted(samples, key=lambda sample: len(sample.input_ids) + len(sample.token_ids))
+        """Return samples, as they are ordered, as batches that a device can hold and trl's loss takes."""
         tokens = torch.tensor(sum(len(sample.token_ids) for sample in samples), device=self.args.device)
         batches = []
-        for start in range(0, len(ordered), self.per_batch):
-            part = ordered[start : start + self.per_batch]
+        for places in alike(samples, self.per_batch):
+            part = samples[places]
             batch = {**self.padded(part), "num_items_in_batch": tokens, "share": 1.0}
             if self.loss_type != "dapo":  # these are means over the samples of a batch
-                batch["share"] = len(part) / len(ordered)
+                batch["share"] = len(part) / len(samples)
             batches.append(batch)
-        with self.accelerator.autocast(), evaluating(self.unwrapped):
-            for batch in batches:
-                if self.options.num_iterations > 1:
-                    batch["old_per_token_logps"] = self.logps(batch)
-                if self.start_weights:
-                    with self.as_it_was():
-                        batch["ref_per_token_logps"] = self.logps(batch)
         return batches
 
     def padded(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Return prompts (B, P), padded on the left, answers (B, T), on the right, their masks and (B,) advantages."""
+        """Return prompts (B, P), padded on the left, answers (B, T), on the right, their masks and (B,) advantages.
+
+        Where samples have log-probabilities to compare with, these are (B, T) as well.
+        """
         prompts, answers = [[*one.input_ids] for one in samples], [[*one.token_ids] for one in samples]
         before, behind = max(map(len, prompts)), max(map(len, answers))
         pad = self._tokenizer.pad_token_id
@@ -426,6 +331,10 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
             "completion_mask": [[1] * len(ids) + [0] * (behind - len(ids)) for ids in answers],
             "advantages": [one.advantage for one in samples],
         }
+        compared = {"old": [one.old_logps for one in samples], "ref": [one.start_logps for one in samples]}
+        for name, logps in compared.items():
+            if any(logps):
+                rows[f"{name}_per_token_logps"] = [[*row] + [0.0] * (behind - len(row)) for row in logps]
         return {name: torch.tensor(values, device=self.args.device) for name, values in rows.items()}
 
     @torch.no_grad()
@@ -470,22 +379,85 @@ class GrpoTrainer(RunTrainer, trl.GRPOTrainer):
     def take_metrics(self) -> dict[str, float]:
         """Return what trl's loss has measured of a batch, once."""
         metrics = self._metrics["train"]
-        names = {"entropy": "entropy", "kl": "kl", "clip_ratio/region_mean": "clip_ratio"}
-        taken = {name: metrics[theirs][-1] for theirs, name in names.items() if metrics.get(theirs)}
+        taken = {name: metrics[theirs][-1] for theirs, name in MEASURED.items() if metrics.get(theirs)}
         metrics.clear()
         return taken
 
+    @property
+    def means(self) -> Means:
+        """What is logged next; a checkpoint that is gone on from brings its own."""
+        return next(one for one in self.callback_handler.callbacks if isinstance(one, Means))
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; beside a loss stand the means of what was measured in its steps."""
-        if "loss" in logs:
-            logs = {**logs, **means(self.figures)}
-            self.figures = []
-        super().log(logs, *args, **kwargs)
+        super().log({**logs, **self.means.take()} if "loss" in logs else logs, *args, **kwargs)
+
+    # What a checkpoint has
+
+    def write_rest(self, checkpoint: Path, left: Open) -> None:
+        """Write the answers that the next step learns from as well, beside the state."""
+        if self.state.global_step % self.options.num_iterations:
+            assert self.drawn is not None, "a step was made"
+            draw = Draw(number=self.drawn, samples=self.samples)
+            (checkpoint / FILE).write_text(draw.model_dump_json() + "\n", encoding="utf-8")
+        super().write_rest(checkpoint, left)
+
+    def take_draw(self, number: int) -> bool:
+        """Go on with the answers of the checkpoint at hand; return whether it has some: older ones have none.
+
+        Raises:
+            UserError: they are damaged, or others.
+        """
+        file = self.checkpoint_at(self.state.global_step) / FILE
+        if not file.is_file():
+            return False
+        self.samples = read_draw(file, number, self.unwrapped.get_input_embeddings().num_embeddings)
+        self.drawn, self.batches = number, self.batches_of(self.samples)
+        return True
+
+
+def read_draw(file: Path, number: int, vocabulary: int) -> list[Sample]:
+    """Return what a checkpoint has of a draw.
+
+    Raises:
+        UserError: it is damaged, or of another draw.
+    """
+    try:
+        draw = Draw.model_validate_json(file.read_text(encoding="utf-8"))
+        if draw.number != number:
+            raise ValueError(f"it is of draw {draw.number + 1}, not {number + 1}")
+        for one in draw.samples:
+            written = len(one.token_ids)
+            if not written or not one.input_ids or {len(one.old_logps), len(one.start_logps)} - {0, written}:
+                raise ValueError("a sample is not whole")
+            if not all(0 <= token < vocabulary for token in (*one.input_ids, *one.token_ids)):
+                raise ValueError("a token is none of the model's")
+        return draw.samples
+    except (OSError, UnicodeDecodeError, ValidationError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}. {REMEDY}") from None
+
+
+def alike(samples: Sequence[Sample], most: int) -> Iterator[slice]:
+    """Yield the places of samples, ordered by length, that are learned from at a time.
+
+    None of them is much longer than another: rows are padded, and attention costs the square of their length.
+
+    Args:
+        samples: the shortest first.
+        most: that a device holds.
+    """
+    start = 0
+    while start < len(samples):
+        longest, end = LONGER * samples[start].length, start + 1
+        while end < min(start + most, len(samples)) and samples[end].length <= longest:
+            end += 1
+        yield slice(start, end)
+        start = end
 
 
 def unused(**_: Any) -> list[float]:
     """Stand for rewards where trl asks for functions; answers are scored before."""
-    raise AssertionError("answers are scored by GrpoTrainer.ask")
+    raise AssertionError("answers are scored by GroupSampler.ask")
 
 
 def placed(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -505,34 +477,8 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def wanted_now(wanted: int, useful: int, asked: int) -> int:
-    """Return how many prompts to ask, so that about as many groups differ as are missing; all of a step at most."""
-    if not asked:
-        return wanted
-    return min(wanted, -(-(wanted - useful) * asked // max(useful, 1)))
-
-
-def before_start(token_ids: Sequence[int], bos_token_id: int | None) -> Sequence[int]:
-    """Return what a model wrote before it wrote the token that begins a sequence, or (`<sop>`) an answer.
-
-    Read as a whole, what follows that would be taken for another sequence, and not seen as it was when it was written.
-    """
-    return token_ids[: token_ids.index(bos_token_id)] if bos_token_id in token_ids else token_ids
-
-
-def is_truncated(rollout: Rollout) -> bool:
-    """Whether an answer was cut off."""
-    return rollout.exchange.completion.finish_reason == "length"
-
-
 def mean_by_tokens(measured: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
     """Return means over batches, each counted by its tokens."""
     total = sum(tokens for tokens, _ in measured)
     names = measured[0][1] if measured else {}
     return {name: sum(tokens * figures[name] for tokens, figures in measured) / total for name in names}
-
-
-def means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each figure over the records that have it."""
-    names = dict.fromkeys(name for record in records for name in record)
-    return {name: statistics.fmean(record[name] for record in records if name in record) for name in names}

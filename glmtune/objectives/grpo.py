@@ -11,7 +11,6 @@ import importlib.util
 import math
 import random
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from glmtune.examples import Example
     from glmtune.methods import Method, Model
     from glmtune.plan import Plan, Preparation
-    from glmtune.tasks import Task
     from glmtune.training.memory import Demand
     from glmtune.training.run_trainer import Judge, RunTrainer
 
@@ -207,6 +205,7 @@ class Grpo(Objective):
             UserError: the head of the model is packed, or learns beside its weights.
         """
         from glmtune.data import EncodedDraws
+        from glmtune.objectives._grpo_answers import Prompts
         from glmtune.objectives._grpo_trainer import GrpoTrainer, check_head
 
         check_head(model)
@@ -218,7 +217,7 @@ class Grpo(Objective):
 
     def probe(self, plan: Plan, model: Model) -> dict[str, float]:
         """Return pass@1 and pass@k of held-out prompts, the share of groups of equal rewards, and each mean reward."""
-        from glmtune.objectives._grpo_trainer import probe
+        from glmtune.objectives._grpo_answers import probe
 
         return probe(plan, model, self.settings)
 
@@ -259,35 +258,6 @@ class Grpo(Objective):
                 "can do sometimes, and there is little of that. More may be gained by objective.name=sft."
             )
         return f"{told} {100 * (often - once):.0f} points lie between them: there is something to sharpen."
-
-
-class Prompts:
-    """Which prompts a step asks: by the seed and its number alone, so that a run goes on as if never stopped.
-
-    Records are passed through in an order of each pass; those of refills are drawn.
-    """
-
-    def __init__(self, task: Task, records: Sequence[Example] | None, seed: int, per_step: int):
-        """Prompts of a task, or of its records, `per_step` of them each step."""
-        self.task, self.records, self.seed, self.per_step = task, records, seed, per_step
-
-    def of(self, step: int, refill: int, count: int) -> list[Example]:
-        """Return `count` examples to ask; of records that are fewer, all.
-
-        Args:
-            step: of those that draw answers, from 0.
-            refill: 0 for the first prompts of a step.
-            count: up to `per_step`.
-        """
-        rng = random.Random(f"{self.seed} {step} {refill}")
-        if self.records is None:
-            return [self.task.pose(rng) for _ in range(count)]
-        if refill:
-            return rng.sample(self.records, min(count, len(self.records)))
-        from glmtune.data.mixture import passes
-
-        places = passes(len(self.records), str(self.seed), step * self.per_step)
-        return [self.records[place] for place in islice(places, count)]
 
 
 def askable(plan: Preparation, records: Sequence[Example]) -> Sequence[Example]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer, get_ident
@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from glmtune.distributed import anywhere, is_main, most, world_size
 from glmtune.files import unfollowed, write_text
@@ -160,6 +161,48 @@ class ProgressBar(TrainerCallback):
         """Leave the bar as it is, so that what is printed next has a line of its own."""
         if self.bar is not None:
             self.bar.close()
+
+
+class Means(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """The means of what was measured since the last record of the log, as a checkpoint keeps it.
+
+    What a step measures counts once it is made: one that is given up measures nothing.
+
+    Args:
+        names: of all that may be measured.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = [*names]
+        self.sums, self.counts = [0.0] * len(self.names), [0] * len(self.names)
+        self.measured: list[tuple[int, float, int]] = []  # by the step at hand: place, sum, count
+
+    def add(self, figures: Mapping[str, float], counts: Mapping[str, int] | None = None) -> None:
+        """Add figures of the step at hand, by name; with `counts`, they are sums of so many."""
+        for name, value in figures.items():
+            self.measured.append((self.names.index(name), float(value), 1 if counts is None else counts[name]))
+
+    def take(self) -> dict[str, float]:
+        """Return the means by name, and begin anew."""
+        found = zip(self.names, self.sums, self.counts, strict=True)
+        means = {name: total / count for name, total, count in found if count}
+        self.sums, self.counts = [0.0] * len(self.names), [0] * len(self.names)
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"args": {"names": self.names}, "attributes": {"sums": self.sums, "counts": self.counts}}
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.measured = []
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        for place, value, count in self.measured:
+            self.sums[place] += value
+            self.counts[place] += count
+        self.measured = []
 
 
 class SavingByTime(TrainerCallback):

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers import PreTrainedTokenizerBase
 
 from glmtune.config import Recipe
 from glmtune.data.comparisons import ComparingCollator, EncodedComparisons, batches_of
@@ -24,11 +23,13 @@ from glmtune.data.encoding import IGNORED
 from glmtune.methods import Model
 from glmtune.runtime import RunFolder
 from glmtune.training.arguments import make_arguments
+from glmtune.training.callbacks import Means
 from glmtune.training.loss import takes_logits_to_keep, target_losses
 from glmtune.training.run_trainer import Judge
 from glmtune.training.trainer import Trainer
 
 MANY = 2000  # comparisons that need a progress bar
+REWARDS = ("reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")  # in the log
 TINY = 1e-6  # below 0, where a log-probability of an answer may not come closer
 
 
@@ -193,32 +194,6 @@ def judge_of(dataset: EncodedComparisons, pad_token_id: int, batch_size: int, lo
 # The loop
 
 
-class Rewards(TrainerCallback, ExportableState):
-    """What the comparisons since the last record of the log were worth, as a checkpoint keeps it."""
-
-    NAMES = ("reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")
-
-    def __init__(self) -> None:
-        self.sums, self.counts = [0.0] * len(self.NAMES), [0] * len(self.NAMES)
-
-    def add(self, *figures: Tensor) -> None:
-        """Add figures of some comparisons, each (N,), in the order of `NAMES`."""
-        for place, values in enumerate(figures):
-            self.sums[place] += values.sum().item()
-            self.counts[place] += len(values)
-
-    def take(self) -> dict[str, float]:
-        """Return the means by name, and begin anew."""
-        found = zip(self.NAMES, self.sums, self.counts, strict=True)
-        means = {name: round(total / count, 6) for name, total, count in found if count}
-        Rewards.__init__(self)
-        return means
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {"args": {}, "attributes": {"sums": self.sums, "counts": self.counts}}
-
-
 class PreferenceTrainer(Trainer):
     """The loop of a run that learns from comparisons.
 
@@ -235,12 +210,12 @@ class PreferenceTrainer(Trainer):
         super().__init__(**options)
         self.loss, self.knobs = loss, knobs
         self.reference: Tensor | None = None
-        self.add_callback(Rewards())
+        self.add_callback(Means(REWARDS))
 
     @property
-    def rewards(self) -> Rewards:
+    def means(self) -> Means:
         """What is logged next; a checkpoint that is gone on from brings its own."""
-        return next(one for one in self.callback_handler.callbacks if isinstance(one, Rewards))
+        return next(one for one in self.callback_handler.callbacks if isinstance(one, Means))
 
     def learn(self, start: Any) -> None:
         """Measure the reference, while the model is what the method starts from, and make the steps."""
@@ -298,7 +273,15 @@ class PreferenceTrainer(Trainer):
         """Keep what some pairs are worth, for the log."""
         one, other = (self.knobs.beta * values.detach().float().cpu() for values in (better, worse))
         margin = one - other
-        self.rewards.add(one, other, margin, (margin > 0).float() + (margin == 0).float() / 2)
+        self.add(one, other, margin, (margin > 0).float() + (margin == 0).float() / 2)
+
+    def add(self, *rewards: Tensor) -> None:
+        """Keep what some answers are worth, each (N,), in the order of `REWARDS`, for the log."""
+        named = dict(zip(REWARDS, rewards, strict=False))
+        self.means.add(
+            {name: values.sum().item() for name, values in named.items()},
+            {name: len(values) for name, values in named.items()},
+        )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
         """Count the comparisons of a step."""
@@ -306,7 +289,9 @@ class PreferenceTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; with the loss, what the comparisons were worth."""
-        super().log({**logs, **self.rewards.take()} if "loss" in logs else logs, *args, **kwargs)
+        if "loss" in logs:
+            logs = {**logs, **{name: round(mean, 6) for name, mean in self.means.take().items()}}
+        super().log(logs, *args, **kwargs)
 
 
 class SingleAnswerTrainer(PreferenceTrainer):
@@ -346,7 +331,7 @@ class SingleAnswerTrainer(PreferenceTrainer):
             gain - self.drift, sign, self.knobs
         )
         rewards = self.knobs.beta * gain.detach().float().cpu()
-        self.rewards.add(rewards[is_good.cpu()], rewards[~is_good.cpu()])
+        self.add(rewards[is_good.cpu()], rewards[~is_good.cpu()])
         if self.knobs.sft_weight:
             losses = losses - self.knobs.sft_weight * is_good * log_probs / lengths
         return losses

@@ -40,6 +40,7 @@ REASONS = {
     "method": "would change what learns",
     "objective": "would change what is learned",
     "data": "would change what is learned",
+    "training.sharding": "would store the base at these bits otherwise on GPUs",
     "training.optimizer": "would lose what the optimizer has gathered",
     "training": "would change how many examples a step is of",
     "evaluation.num_examples_during": "would choose the best weights by other examples than so far",
@@ -277,6 +278,8 @@ def is_honoured(name: str, past: Past, now: Past) -> bool:
     """Return whether a setting may be changed on the way."""
     if name in ("training.batch_size", "training.gradient_accumulation_steps"):
         return past.recipe.training.examples_per_step == now.recipe.training.examples_per_step
+    if name == "training.sharding":
+        return now.recipe.model.bits == 16
     if name == "model.dtype":  # an older run did not say what it was on its machine
         return past.recipe.model.dtype == "auto"
     if name in ("model.path", "model.adapter"):

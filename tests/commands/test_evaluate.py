@@ -15,9 +15,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from glmtune.commands import evaluate
-from glmtune.evaluation.intervals import wilson_interval
 from glmtune.execution import Run
 from glmtune.exports.gguf.file import write_gguf
+from glmtune.intervals import wilson_interval
 from glmtune.models import loading
 from glmtune.resolution import resolve
 from glmtune.runtime import UserError

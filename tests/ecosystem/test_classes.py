@@ -56,6 +56,19 @@ def test_scores_are_taken_at_the_last_real_token(
     assert torch.equal(again(**batch).logits, scores)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_scores_of_embeddings_are_taken_there_too(side: str, checkpoint_of: Callable[[str], Path]) -> None:
+    """As behind virtual tokens, with which the library takes the last token, padding or not."""
+    folder = checkpoint_of("ChatGLM-6B v1.1")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=side)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, dtype=torch.float32)
+    batch = tokenizer(["1+2=", "123+456="], padding=True, return_tensors="pt")
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    with torch.no_grad():
+        found = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
+        torch.testing.assert_close(found, model(**batch).logits, atol=1e-4, rtol=0)
+
+
 @every_family
 def test_every_token_gets_scores(family: str, checkpoint_of: Callable[[str], Path]) -> None:
     folder = checkpoint_of(FAMILIES[family])

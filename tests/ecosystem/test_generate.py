@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ecosystem_matrix import FAMILIES, GENERATE, WORKS, table
+from ecosystem_matrix import FAMILIES, GENERATE, WORKS
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,7 +25,6 @@ from transformers import (
     WatermarkingConfig,
 )
 
-DOCS = Path(__file__).parents[2] / "docs/ecosystem.md"
 TOKENS = 6
 GREEDY = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
 
@@ -155,6 +154,5 @@ def test_continuous_batching(family: str, ready: Callable[[str], tuple[Any, Any,
     assert found.generated_tokens == greedy[0, : len(found.generated_tokens)].tolist()
 
 
-def test_the_page_shows_what_is_tried_here() -> None:
-    assert table("generate()", GENERATE) in DOCS.read_text("utf-8")
+def test_every_way_of_the_page_is_tried() -> None:
     assert list(GENERATE) == [*WAYS, "`generate_batch`"]

@@ -11,12 +11,11 @@ from typing import Any
 import peft
 import pytest
 import torch
-from ecosystem_matrix import FAMILIES, PEFT, UNMERGED, WORKS, table
+from ecosystem_matrix import FAMILIES, UNMERGED, WORKS, peft_rows
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-DOCS = Path(__file__).parents[2] / "docs/ecosystem.md"
 KINDS = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 SHORT = ["LORA", "IA3", "PROMPT_TUNING", "PREFIX_TUNING"]  # the others are slow tests
 TOKENS = {"num_virtual_tokens": 4}
@@ -81,10 +80,6 @@ def logits(model: Any, batch: Batch) -> Tensor:
     return found
 
 
-def cell_of(kind: str, family: str) -> str:
-    return PEFT.get(kind, {}).get(family, WORKS)
-
-
 CELLS = [
     pytest.param(kind, family, marks=[] if kind in SHORT else pytest.mark.slow) for kind in KINDS for family in FAMILIES
 ]
@@ -99,7 +94,7 @@ def test_every_kind_of_adapter(
     base, batch = base_of(family)
     if kind in ("MULTITASK_PROMPT_TUNING", "POLY"):
         batch = batch | {"task_ids": torch.tensor([0, 1])}
-    expected = cell_of(kind, family)
+    expected = peft_rows()[kind][family]
     if expected != WORKS:
         with pytest.raises((ValueError, ImportError)) as error:
             train(kind, copy.deepcopy(base), batch)
@@ -132,11 +127,6 @@ def train(kind: str, base: Any, batch: Batch) -> Any:
     model(**batch).loss.backward()
     optimizer.step()
     return model
-
-
-def test_the_page_shows_what_is_tried_here() -> None:
-    rows = {kind: {family: cell_of(kind, family) for family in FAMILIES} for kind in KINDS}
-    assert table("peft", rows) in DOCS.read_text("utf-8")
 
 
 def test_the_tables_of_others_stay(checkpoint_of: Callable[[str], Path]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ecosystem_matrix import FAMILIES, TRL, WORKS, table
-from peft import LoraConfig
+from ecosystem_matrix import FAMILIES, SEEN, TRL, WORKS
+from peft import LoraConfig, PromptTuningConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -25,12 +25,13 @@ from trl import (
     KTOTrainer,
     RewardConfig,
     RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
     SFTConfig,
     SFTTrainer,
 )
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
-DOCS = Path(__file__).parents[2] / "docs/ecosystem.md"
 SHORT = ["SFT, `text`", "SFT, `messages`, assistant_only_loss, packed", "DPO, texts"]  # the others are slow tests
 # For a tokenizer that brings none.
 TEMPLATE = (
@@ -63,7 +64,7 @@ def records(name: str) -> list[dict[str, Any]]:
             {"prompt": question(a), "completion": answer(b), "label": place % 2 == 0}
             for place, (a, b) in enumerate(PAIRS)
         ]
-    if name.startswith("GRPO"):
+    if name.startswith(("GRPO", "RLOO")):
         return [{"prompt": question(a)} for a, _ in PAIRS]
     return [{"prompt": question(a), "chosen": answer(b), "rejected": answer("5")} for a, b in PAIRS]
 
@@ -78,12 +79,15 @@ TRAINERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "DPO": (DPOTrainer, DPOConfig, {"max_length": 64}),
     "KTO": (KTOTrainer, KTOConfig, {"max_length": 64}),
     "GRPO": (GRPOTrainer, GRPOConfig, {"num_generations": 2, "max_completion_length": 4}),
+    "RLOO": (RLOOTrainer, RLOOConfig, {"num_generations": 2, "max_completion_length": 4}),
     "rew": (RewardTrainer, RewardConfig, {"max_length": 64}),
 }
 
 
-def trainer_of(name: str, checkpoint: Path, output: Path, adapter: Any = None, **settings: Any) -> Any:
-    """A trainer of one step of two records."""
+def trainer_of(
+    name: str, checkpoint: Path, output: Path, adapter: Any = None, more: Sequence[Any] = (), **settings: Any
+) -> Any:
+    """A trainer of one step of two records, with more records than those of its row."""
     kind, config, options = TRAINERS[name[:3] if name.startswith("rew") else name.partition(",")[0]]
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokenizer.chat_template = tokenizer.chat_template or TEMPLATE
@@ -96,22 +100,22 @@ def trainer_of(name: str, checkpoint: Path, output: Path, adapter: Any = None, *
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     if kind is SFTTrainer:
         flags = {"packing": "packed" in name, "assistant_only_loss": "assistant_only_loss" in name}
-        options = {**options, **flags}
+        free: dict[str, Any] = {"padding_free": True, "max_length": None} if "padding_free" in name else {}
+        options = {**options, **flags, **free}
     arguments = config(
         output_dir=str(output),
-        max_steps=1,
         per_device_train_batch_size=2,
         report_to="none",
         use_cpu=True,
         bf16=False,
         disable_tqdm=True,
         save_strategy="no",
-        **{**options, **settings},
+        **{"max_steps": 1, **options, **settings},
     )
-    more: dict[str, Any] = {"reward_funcs": every_other} if kind is GRPOTrainer else {}
-    more |= {"peft_config": adapter} if adapter is not None else {}
-    dataset = Dataset.from_list(records(name))
-    return kind(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, **more)
+    rest: dict[str, Any] = {"reward_funcs": every_other} if kind in (GRPOTrainer, RLOOTrainer) else {}
+    rest |= {"peft_config": adapter} if adapter is not None else {}
+    dataset = Dataset.from_list([*records(name), *more])
+    return kind(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, **rest)
 
 
 def learned(trainer: Any) -> Iterator[tuple[list[int], list[int]]]:
@@ -121,6 +125,28 @@ def learned(trainer: Any) -> Iterator[tuple[list[int], list[int]]]:
         places = batch["position_ids"][row] if "position_ids" in batch else torch.arange(len(ids))
         for part in parts_of(places):
             yield ids[part].tolist(), [int(label) for label in labels[part] if label != -100]
+
+
+def sees_what_it_learns(trainer: Any) -> bool:
+    """Whether a token that is learned changes how likely it was held: the model has seen it while it predicts it."""
+    batch, model = next(iter(trainer.get_train_dataloader())), trainer.model.eval()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    is_learned = batch["completion_mask"].bool() if "completion_mask" in batch else batch["labels"].ne(-100)
+    is_learned[:, 0] = False  # nothing stands before it
+    assert is_learned.any()
+
+    def logits(ids: Tensor) -> Tensor:
+        found: Tensor = model(**{**inputs, "input_ids": ids}, use_cache=False).logits
+        return found
+
+    with torch.no_grad():
+        before = logits(inputs["input_ids"])
+        for row, column in is_learned.nonzero().tolist():
+            changed = inputs["input_ids"].clone()
+            changed[row, column] = 20 if changed[row, column] != 20 else 21
+            if not torch.allclose(logits(changed)[row, column - 1], before[row, column - 1], atol=1e-3):
+                return True
+    return False
 
 
 def parts_of(places: Tensor) -> list[slice]:
@@ -138,6 +164,8 @@ CELLS = [
 def test_every_trainer(name: str, family: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     trainer = trainer_of(name, checkpoint_of(FAMILIES[family]), tmp_path)
     expected = TRL[name][family]
+    if not name.startswith(("GRPO", "RLOO", "reward")):  # which learn what was sampled, or a score
+        assert sees_what_it_learns(trainer) == (expected == SEEN)
     if expected != WORKS:
         with pytest.raises(ValueError) as error:
             trainer.train()
@@ -155,11 +183,14 @@ def test_every_trainer(name: str, family: str, checkpoint_of: Callable[[str], Pa
     assert any(not torch.equal(before[key], weight) for key, weight in trainer.model.named_parameters())
 
 
-@pytest.mark.parametrize("with_adapter", [False, True])
+@pytest.mark.parametrize(
+    "adapter",
+    [None, LoraConfig(task_type="CAUSAL_LM"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)],
+    ids=["none", "LoRA", "virtual tokens"],
+)
 def test_the_question_is_refused_beside_an_adapter_too(
-    checkpoint_of: Callable[[str], Path], tmp_path: Path, with_adapter: bool
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, adapter: Any
 ) -> None:
-    adapter = LoraConfig(task_type="CAUSAL_LM") if with_adapter else None
     trainer = trainer_of("SFT, `messages`", checkpoint_of("ChatGLM-6B v1.1"), tmp_path, adapter)
     with pytest.raises(ValueError, match=r"tokens before <sop>.*assistant_only_loss=True"):
         trainer.train()
@@ -175,12 +206,25 @@ def test_packed_sequences_see_nothing_of_each_other(checkpoint_of: Callable[[str
             torch.testing.assert_close(packed[part], alone, atol=2e-4, rtol=0)
 
 
+def test_what_a_cut_leaves(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """trl drops prompts that fill a row; where it packs, nothing of them is learned; a cut from the left is told."""
+    name, folder = "SFT, `prompt` and `completion` as messages", checkpoint_of("ChatGLM-6B v1.1")
+    long = [{"prompt": asked("1+1=" * 9), "completion": answered("2" * 30)}]
+    for packed in ("", ", packed"):
+        trainer = trainer_of(name + packed, folder, tmp_path, more=long, max_length=16)
+        assert not any("222" in trainer.processing_class.decode(labels) for _, labels in learned(trainer))
+        trainer.train()
+    trainer = trainer_of(name, folder, tmp_path, more=long, max_length=16, truncation_mode="keep_end", max_steps=5)
+    with pytest.raises(ValueError, match=r"Row \d of labels has 16 tokens before <sop>"):
+        trainer.train()
+
+
 def test_texts_in_a_row_without_places_are_refused(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint_of("ChatGLM-6B v1.1"), dtype=torch.float32).train()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_of("ChatGLM-6B v1.1"))
     ids = [token for a, b in PAIRS for token in tokenizer(a, b)["input_ids"]]
     batch = torch.tensor([ids])
-    with pytest.raises(ValueError, match=r"Row 0 of input_ids holds <sop> twice: .* position_ids"):
+    with pytest.raises(ValueError, match=r"Row 0 of input_ids holds \[gMASK\] <sop> twice: .* position_ids"):
         model(batch, labels=batch)
 
 
@@ -225,7 +269,3 @@ def test_trl_sees_that_the_end_is_learned(family: str, checkpoint_of: Callable[[
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_of(FAMILIES[family]))
     tokenizer.chat_template = tokenizer.chat_template or TEMPLATE
     assert is_chat_template_stop_token_trained(tokenizer)
-
-
-def test_the_page_shows_what_is_tried_here() -> None:
-    assert table("trl", TRL) in DOCS.read_text("utf-8")

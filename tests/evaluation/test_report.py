@@ -5,9 +5,9 @@ import random
 import pytest
 from rich.console import Console
 
-from glmtune.evaluation.intervals import wilson_interval
 from glmtune.evaluation.report import comparison_table, explain_cut_off, representative, sample_table, summarize
 from glmtune.examples import Example
+from glmtune.intervals import wilson_interval
 from glmtune.scoring import Score
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 

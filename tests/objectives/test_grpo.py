@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
+import os
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import ends
 
 pytest.importorskip("trl")
 
@@ -23,7 +27,9 @@ from glmtune.inference.completion import Completion, Request
 from glmtune.inference.conversation import Conversation
 from glmtune.inference.engine import Engine
 from glmtune.messages import make_tool_call
-from glmtune.objectives.grpo import Grpo, Prompts
+from glmtune.objectives._grpo_answers import GroupSampler, Prompts, Sample
+from glmtune.objectives._grpo_trainer import GrpoTrainer, alike, read_draw
+from glmtune.objectives.grpo import Grpo
 from glmtune.plan import Plan
 from glmtune.plan import prepare as plan_of
 from glmtune.resolution import ResolvedModel
@@ -122,7 +128,7 @@ def test_every_family_learns_by_every_method(
 
 def gradients_after(trainer: Any, samples: Sequence[Any]) -> dict[str, torch.Tensor]:
     """The gradients of all that is learned from samples, as a step adds them up."""
-    trainer.batches = trainer.batches_of(samples)
+    trainer.batches = trainer.batches_of(trainer.measured(samples))
     model = trainer.unwrapped.eval()
     model.zero_grad()
     for batch in trainer.batches:
@@ -130,8 +136,14 @@ def gradients_after(trainer: Any, samples: Sequence[Any]) -> dict[str, torch.Ten
     return {name: weight.grad.clone() for name, weight in trainer.trained_weights().items()}
 
 
+def asked(trainer: Any, count: int) -> list[Any]:
+    """The answers to some prompts."""
+    groups: list[Any] = trainer.answers.ask(0, 0, trainer.answers.prompts.of(0, 0, count))
+    return groups
+
+
 def some_samples(trainer: Any) -> list[Any]:
-    samples, _ = trainer.draw(0)
+    samples, _ = trainer.answers.draw(0)
     assert len(samples) >= 8
     return [one._replace(token_ids=one.token_ids[: 2 + place % 4]) for place, one in enumerate(samples)]
 
@@ -148,6 +160,19 @@ def test_micro_batches_have_the_gradient_of_one_batch(make: Callable[..., Any], 
     assert any(gradient.abs().max() > 1e-4 for gradient in first.values())
 
 
+def test_what_is_learned_at_a_time_is_of_like_length() -> None:
+    rng = random.Random(0)
+    for most in (1, 4, 64):
+        lengths = sorted(int(2 ** rng.uniform(0, 11)) for _ in range(100))
+        samples = [Sample([0], [0] * (length - 1), 1.0) for length in lengths]
+        places = list(alike(samples, most))
+        assert [at for part in places for at in range(len(samples))[part]] == list(range(len(samples)))
+        for part, after in zip(places, [*places[1:], None], strict=True):
+            assert part.stop - part.start <= most and lengths[part.stop - 1] <= 1.5 * lengths[part.start]
+            if after is not None and part.stop - part.start < most:  # it ends where the next row is much longer
+                assert lengths[after.start] > 1.5 * lengths[part.start]
+
+
 def test_the_gradient_is_that_of_the_policy(make: Callable[..., Any]) -> None:
     """-A log p(token) over all tokens of the step, by a plain pass over each row alone."""
     trainer = make("training.batch_size=8", "objective.temperature=1.3")
@@ -156,7 +181,7 @@ def test_the_gradient_is_that_of_the_policy(make: Callable[..., Any]) -> None:
     model = trainer.unwrapped
     model.zero_grad()
     tokens = sum(len(sample.token_ids) for sample in samples)
-    for ids, answer, advantage in samples:
+    for ids, answer, advantage, *_ in samples:
         logits = model(input_ids=torch.tensor([[*ids, *answer]]), use_cache=False).logits[0, len(ids) - 1 : -1]
         logps = (logits / 1.3).log_softmax(-1)[range(len(answer)), list(answer)]
         (-advantage * logps.sum() / tokens).backward()
@@ -203,7 +228,7 @@ def test_what_is_better_becomes_likelier(make: Callable[..., Any]) -> None:
 
 def test_answers_that_were_cut_off_teach_nothing(make: Callable[..., Any]) -> None:
     kept, masked = make(), make("objective.mask_truncated_completions=true")
-    [group] = kept.ask(0, 0, 1)
+    [group] = asked(kept, 1)
     cut, *others = group.rollouts
     assert cut.exchange.completion.finish_reason == "length"
     whole = [
@@ -211,17 +236,17 @@ def test_answers_that_were_cut_off_teach_nothing(make: Callable[..., Any]) -> No
         for one in others
     ]
     group = replace(group, rollouts=[cut, *whole])
-    assert masked.samples_of([group]) == kept.samples_of([group])[1:]
-    assert masked.describe([group])["truncated"] == 1 / 4
+    assert masked.answers.samples_of([group]) == kept.answers.samples_of([group])[1:]
+    assert masked.answers.describe([group])["truncated"] == 1 / 4
 
 
 def test_advantages(make: Callable[..., Any]) -> None:
     """Of each group, they sum up to nothing; they are divided by what the setting says."""
     plain, by_group = make(), make("objective.scale_rewards=group")
-    groups = [group for group in plain.ask(0, 0, 3) if group.varies]
+    groups = [group for group in asked(plain, 3) if group.varies]
     size = plain.options.num_generations
     for trainer in (plain, by_group):
-        found = [sample.advantage for sample in trainer.samples_of(groups)]
+        found = [sample.advantage for sample in trainer.answers.samples_of(groups)]
         for number, group in enumerate(groups):
             part = torch.tensor(found[number * size : (number + 1) * size], dtype=torch.float64)
             totals = torch.tensor(group.totals, dtype=torch.float64)
@@ -253,16 +278,18 @@ def test_several_steps_by_the_same_answers_are_bounded(make: Callable[..., Any])
     assert log[0]["clip_ratio"] == 0 < log[2]["clip_ratio"]
 
 
-def test_a_draw_without_anything_to_learn_is_not_repeated(make: Callable[..., Any]) -> None:
+def test_a_draw_without_anything_to_learn_is_not_repeated(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same weights would give the same answers to the same prompts."""
     trainer = make("objective.num_iterations=3", "training.steps=6", "objective.max_refills=1")
-    ask, asked = trainer.ask, []
+    ask, asked = GroupSampler.ask, []
 
-    def equal(number: int, refill: int, count: int) -> list[Any]:
+    def equal(self: GroupSampler, number: int, refill: int, examples: Any) -> list[Any]:
         asked.append((number, refill))
-        return [replace(group, totals=[0.0] * len(group.totals)) for group in ask(number, refill, count)]
+        return [replace(group, totals=[0.0] * len(group.totals)) for group in ask(self, number, refill, examples)]
 
-    trainer.ask = equal
+    monkeypatch.setattr(GroupSampler, "ask", equal)
     trainer.run()
     assert asked == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
@@ -275,12 +302,24 @@ def test_records_are_passed_through_and_a_step_depends_on_its_number_alone() -> 
     asked = [Prompts(None, records, 5, 3).of(step, 0, 3) for step in range(7)]  # type: ignore[arg-type]
     again = Prompts(None, records, 5, 3)  # type: ignore[arg-type]
     assert [again.of(step, 0, 3) for step in reversed(range(7))] == asked[::-1]
-    flat = [example.prompt for step in asked for example in step]
-    assert [sorted(flat[start : start + 7]) for start in (0, 7, 14)] == [sorted(one.prompt for one in records)] * 3
-    assert flat[:7] != flat[7:14]
-    refilled = again.of(2, 1, 3)
-    assert refilled == again.of(2, 1, 3) != again.of(2, 2, 3) and refilled != again.of(3, 1, 3)
-    assert len(again.of(0, 1, 30)) == 7
+    for first in (0, 7, 14):  # place of a pass, in steps of three
+        of_pass = [example.prompt for step in asked[first // 3 : (first + 6) // 3 + 1] for example in step]
+        assert set(of_pass) == {one.prompt for one in records}
+    assert asked[:2] != asked[2:4] and sum(map(len, asked)) >= 7 * 3 - 2
+    refilled = again.of(2, 3, 3)
+    assert refilled == again.of(2, 3, 3) and refilled != again.of(3, 3, 3)
+
+
+@pytest.mark.parametrize("number", [2, 5, 7])
+def test_no_record_is_asked_twice_in_a_step(number: int) -> None:
+    """Nor where a pass ends in it, or a step asks more than there are; refills end with the records."""
+    records = [Example(str(place), "1") for place in range(number)]
+    prompts = Prompts(None, records, 5, 3)  # type: ignore[arg-type]
+    for step in range(9):
+        asked: list[str] = []
+        while found := prompts.of(step, len(asked), 3):
+            asked += [str(example.prompt) for example in found]
+        assert sorted(asked) == [str(example.prompt) for example in records]
 
 
 def test_drawn_prompts_are_those_of_the_training_split() -> None:
@@ -316,19 +355,19 @@ def test_groups_of_equal_answers_are_replaced(make: Callable[..., Any], monkeypa
     """As many as are missing are asked for, and never more than a step has."""
     trainer = make("training.batch_size=16", "objective.max_refills=2")
     asked: list[tuple[int, int]] = []
-    ask = trainer.ask
+    ask = GroupSampler.ask
 
-    def mostly_equal(number: int, refill: int, count: int) -> list[Any]:
-        asked.append((refill, count))
-        groups = ask(number, refill, count)
+    def mostly_equal(self: GroupSampler, number: int, refill: int, examples: Any) -> list[Any]:
+        asked.append((refill, len(examples)))
+        groups = ask(self, number, refill, examples)
         for group in groups[1:]:
             monkeypatch.setattr(type(group), "varies", property(lambda one: one in keep))
         keep.extend(groups[:1])
         return groups
 
     keep: list[Any] = []
-    trainer.ask = mostly_equal
-    samples, figures = trainer.draw(0)
+    monkeypatch.setattr(GroupSampler, "ask", mostly_equal)
+    samples, figures = trainer.answers.draw(0)
     assert asked == [(0, 4), (1, 4), (2, 4)] and figures["refills"] == 2
     assert figures["frac_reward_zero_std"] == pytest.approx(9 / 12)
     assert 0 < len(samples) <= 12
@@ -380,6 +419,69 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_rewards(
     ]
     for number, state in states[0].items():
         assert torch.equal(state["exp_avg"], states[1][number]["exp_avg"])
+
+
+# Steps of one answer, steps that share one, and what is logged rarely.
+COURSES = {
+    "each": ["training.eval_steps=2"],
+    "shared": ["objective.num_iterations=3", "objective.beta=0.1", "training.eval_steps=4", "training.logging_steps=3"],
+    "as groups": ["objective.num_iterations=3", "objective.loss_type=dr_grpo", "training.batch_size=3"],
+}
+GROUPED = ["training.gradient_accumulation_steps=4", "training.logging_steps=2", "training.eval_steps=2"]
+
+
+def killed_in(folder: Path, call: int, settings: Sequence[str], train_tiny: Any) -> None:
+    """Train, and be killed by SIGKILL as a backward pass of some batch begins."""
+    compute, count = GrpoTrainer.compute_loss, itertools.count(1)
+
+    def fatal(*args: Any, **options: Any) -> Any:
+        if next(count) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compute(*args, **options)
+
+    GrpoTrainer.compute_loss = fatal
+    train_tiny(folder, *settings)
+
+
+@pytest.mark.parametrize("course", COURSES)
+def test_killed_in_the_midst_of_a_step_it_ends_with_the_same_bits(
+    train_tiny: Any, grpo: list[str], tmp_path: Path, course: str
+) -> None:
+    """Whether what is learned was drawn before the last checkpoint, or is to be drawn anew; also what is logged."""
+    settings = [*grpo, "training.steps=8", "method.dropout=0.2", *COURSES[course]]
+    settings += GROUPED if course == "as groups" else []
+    per_step = 4 if course == "as groups" else 1
+    whole, folder = train_tiny(tmp_path / "whole", *settings), tmp_path / "run"
+    for call in (5, 2):  # in the fifth step, and in the second after the checkpoint of the fourth
+        code = ends(lambda call=call: killed_in(folder, call * per_step, settings, train_tiny))
+        assert code == -signal.SIGKILL
+    done = train_tiny(folder, *settings)
+    assert logged(done.path) == logged(whole.path)
+    weights = [(one.path / "adapter/adapter_model.safetensors").read_bytes() for one in (done, whole)]
+    assert weights[0] == weights[1]
+    last = [one.path / "checkpoints/checkpoint-8/trainable.safetensors" for one in (done, whole)]
+    assert last[0].read_bytes() == last[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda draw: draw.update(number=7), r"it is of draw 8, not 2"),
+        (lambda draw: draw["samples"][0][1].append(10**6), r"a sample is not whole"),
+        (lambda draw: draw["samples"][0].__setitem__(0, [10**6]), r"a token is none of the model's"),
+        (lambda draw: draw["samples"][0].__setitem__(2, "much"), r"validation error"),
+        (lambda draw: draw.clear(), r"validation errors"),
+    ],
+)
+def test_answers_of_a_checkpoint_that_are_damaged(tmp_path: Path, damage: Callable[[Any], None], told: str) -> None:
+    draw: Any = {"number": 1, "samples": [[[1, 2], [3], 0.5, [-0.25], []]]}
+    file = tmp_path / "draw.json"
+    file.write_text(json.dumps(draw))
+    assert read_draw(file, 1, 10) == [Sample([1, 2], [3], 0.5, [-0.25], [])]
+    damage(draw)
+    file.write_text(json.dumps(draw))
+    with pytest.raises(UserError, match=rf"draw\.json is damaged: .*{told}.*Delete this checkpoint"):
+        read_draw(file, 1, 10)
 
 
 def test_defaults_are_the_methods_and_the_recipes_own_count(tiny_settings: list[str], tmp_path: Path) -> None:
@@ -447,19 +549,19 @@ def test_results_of_tools_carry_no_loss(make: Callable[..., Any]) -> None:
     assert len(second.input_ids) > len(first.input_ids)
 
     from glmtune.inference.rollouts import scored
-    from glmtune.objectives._grpo_trainer import graded
+    from glmtune.objectives._grpo_answers import graded
 
     right = scored(task, example, question, exchange)
     silent = Conversation.about(task, Scripted(tokenizer, [turns[1]]))
     [(_, wrong)] = silent.answer([question])
-    group = graded(trainer.rewards, [right, scored(task, example, question, wrong)])
+    group = graded(trainer.answers.rewards, [right, scored(task, example, question, wrong)])
     assert group.values[0] == {"correct": 1.0, "faithful_calls": 1.0} and group.values[1]["faithful_calls"] == 0
-    samples = trainer.samples_of([group])
+    samples = trainer.answers.samples_of([group])
     assert [list(one.token_ids) for one in samples] == [*turns, turns[1]]
     assert samples[0].advantage == samples[1].advantage == -samples[2].advantage > 0
-    [batch] = trainer.batches_of(samples)
-    assert int(batch["completion_mask"].sum()) == sum(map(len, turns)) + len(turns[1])
-    assert trainer.compute_loss(trainer.unwrapped, dict(batch)).isfinite()
+    batches = trainer.batches_of(trainer.measured(samples))
+    assert sum(int(batch["completion_mask"].sum()) for batch in batches) == sum(map(len, turns)) + len(turns[1])
+    assert all(trainer.compute_loss(trainer.unwrapped, dict(batch)).isfinite() for batch in batches)
 
 
 # What is said

@@ -18,7 +18,7 @@ from glmtune.data.encoder import Encoder
 from glmtune.examples import Example
 from glmtune.models.loading import load_model
 from glmtune.objectives.dpo import DpoSettings
-from glmtune.training.preferences import LOSSES, Knobs, Rewards, judge_of, measure
+from glmtune.training.preferences import LOSSES, Knobs, judge_of, measure
 
 EXAMPLES = [
     Example("1+2=", "3", rejected="4"),
@@ -173,15 +173,3 @@ def test_single_answers_are_judged_over_all_couples() -> None:
     expected = sum(scores[one] > scores[other] for one in (2, 3) for other in (0, 1)) / 4
     found = judge_of(dataset, tokenizer.pad_token_id, 3, LOSSES["kto"])(model)
     assert found == {"preference_accuracy": expected, "n": 4}
-
-
-def test_rewards_are_means_over_all_since_the_last_record() -> None:
-    rewards = Rewards()
-    assert rewards.take() == {}
-    rewards.add(torch.tensor([1.0, 3.0]), torch.tensor([0.0]))
-    rewards.add(torch.tensor([5.0]))
-    kept = Rewards()
-    for name, value in rewards.state()["attributes"].items():
-        setattr(kept, name, value)
-    for one in (rewards, kept):
-        assert one.take() == {"reward_chosen": 3.0, "reward_rejected": 0.0} and one.take() == {}

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache as once
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
 
 from glmtune.models.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.models.growing_cache import GrowingLayer
 
 IN_PARTS = (
     "The prompt is read as a whole, in both directions: it cannot come in parts, and what truncation leaves of it must "
@@ -150,9 +151,15 @@ class LaidOutLayer(CacheLayerMixin):
 
     The layout is an attribute of the layer and not of the cache, as it is the layers that a cache asks to reorder,
     repeat, select and forget rows.
+
+    Attributes:
+        layout: of the prompts; None before them.
+        is_cut: tokens were taken back since the last call, and those of a prompt may be among them.
     """
 
+    _layer_type = None  # no kind of layer that the library makes of a configuration
     layout: PromptLayout | None = None
+    is_cut = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take rows in another order."""
@@ -169,10 +176,15 @@ class LaidOutLayer(CacheLayerMixin):
         super().batch_select_indices(indices)  # type: ignore[misc]
         self.move(lambda rows: rows[indices.to(rows.device)])
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back."""
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+        self.is_cut = self.is_cut or bool(tokens_to_remove)
+
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.layout = None
+        self.layout, self.is_cut = None, False
 
     def move(self, select: Callable[[Tensor], Tensor]) -> None:
         """Let the rows of the layout become others."""
@@ -180,29 +192,84 @@ class LaidOutLayer(CacheLayerMixin):
             self.layout = self.layout.rows(select)
 
 
+class LaidOutDynamicLayer(LaidOutLayer, DynamicLayer):
+    """`DynamicLayer` with a layout."""
+
+
+class LaidOutGrowingLayer(LaidOutLayer, GrowingLayer):
+    """`GrowingLayer` with a layout."""
+
+
+class LaidOutStaticLayer(LaidOutLayer, StaticLayer):
+    """`StaticLayer` with a layout."""
+
+
+# In a graph, only kinds that have a name can be made.
+LAID_OUT: dict[Any, Any] = {
+    DynamicLayer: LaidOutDynamicLayer,
+    GrowingLayer: LaidOutGrowingLayer,
+    StaticLayer: LaidOutStaticLayer,
+}
+
+
 @once
-def laid_out(kind: type) -> type:
+def laid_out(kind: Any) -> type:
     """Return the kind of layer that also holds a layout."""
-    return type(f"LaidOut{kind.__name__}", (LaidOutLayer, kind), {"_layer_type": None})  # the library registers others
+    return type(f"LaidOut{kind.__name__}", (LaidOutLayer, kind), {})
 
 
 def keep_layout(cache: Cache, layout: PromptLayout) -> None:
     """Let a cache that holds a prompt know its layout, so that a call with the tokens that follow finds it."""
     first: Any = cache.layers[0]
-    if not isinstance(first, LaidOutLayer) and not torch.compiler.is_compiling():
-        first.__class__ = laid_out(type(first))  # type: ignore[arg-type]
+    if not isinstance(first, LaidOutLayer):
+        first = cache.layers[0] = with_layout(first)
     first.layout = layout
+
+
+def with_layout(layer: Any) -> LaidOutLayer:
+    """Return a layer of a cache as one that also holds a layout."""
+    plain: Any = type(layer)
+    kind = LAID_OUT[plain] if plain in LAID_OUT else laid_out(plain)
+    held: LaidOutLayer = object.__new__(kind)  # and not `__class__`, which stays as it is in a graph
+    for name, value in vars(layer).items():
+        setattr(held, name, value)
+    return held
 
 
 def kept_layout(cache: Cache) -> PromptLayout | None:
     """Return the layout of the prompt that a cache holds; None where the cache was made of tensors alone."""
-    layout: PromptLayout | None = vars(cache.layers[0]).get("layout") if cache.layers else None
-    return layout
+    first: Any = cache.layers[0] if cache.layers else None
+    return first.layout if isinstance(first, LaidOutLayer) else None
+
+
+def check_whole(cache: Any, in_prompt: Tensor) -> None:
+    """See whether a cache from which tokens were taken back still holds its prompts.
+
+    Args:
+        cache: holds a layout.
+        in_prompt: (B, T) bool, True where a token that follows what the cache holds is one of a prompt.
+
+    Raises:
+        ValueError: it does not: what is left of a prompt has seen what was taken back.
+    """
+    first: LaidOutLayer = cache.layers[0]
+    if not first.is_cut or torch.compiler.is_compiling():
+        return
+    if in_prompt.any():
+        row = int(in_prompt.any(-1).int().argmax())
+        raise ValueError(
+            f"past_key_values were cut within the prompt of row {row}, and input_ids go on with it. {IN_PARTS}"
+        )
+    first.is_cut = False
 
 
 def check_learned(
-    input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, labels: Tensor | None, bos: Any
-) -> None:
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    labels: Tensor | None,
+    config: ChatGLMConfig,
+) -> Tensor:
     """See whether what is learned stands behind `<sop>`: before it a token is predicted where it is seen already.
 
     Where prompt and answer are encoded as one text, the tokenizer's `[gMASK] <sop>` stands behind both, and training
@@ -214,24 +281,30 @@ def check_learned(
         position_ids: (B, T) places in their own sequences of packed rows; of another shape where rows are one.
         labels: (B, T), -100 where nothing is learned; None where the loss is computed elsewhere, as for preferences:
             then each row needs an answer.
-        bos: the id of `<sop>`.
+        config: for the special token ids.
+
+    Returns:
+        `input_ids`, in which a packed sequence is padding where it was cut before its `<sop>`, and nothing is learned.
 
     Raises:
         ValueError: it does not.
     """
+    bos, gmask = cast(Any, config.bos_token_id), config.gmask_token_id
+    is_packed = position_ids is not None and position_ids.dim() == 2
     is_real = torch.ones_like(input_ids, dtype=torch.bool)
     if attention_mask is not None and attention_mask.shape == input_ids.shape:
         is_real = attention_mask.bool()
     begun = input_ids.eq(bos) & is_real
     behind = begun.cumsum(-1)
-    if position_ids is not None and position_ids.dim() == 2:  # of packed rows, each sequence begins anew
+    if position_ids is not None and is_packed:  # each sequence begins anew
         before = (behind - begun.long()).masked_fill(position_ids.ne(0), 0).cummax(-1).values
         behind = behind - before
-    if behind.gt(1).any():
-        row = int(behind.amax(-1).argmax())
+    again = (begun & input_ids.roll(1, -1).eq(gmask) & behind.gt(1)).any(-1)  # alone, a model may have written it
+    if again.any():
         raise ValueError(
-            f"Row {row} of input_ids holds <sop> twice: sequences that are packed need position_ids, each from 0 on "
-            f'(in trl packing_strategy="bfd"), as but the first prompt is read in both directions else. {APART}'
+            f"Row {int(again.int().argmax())} of input_ids holds [gMASK] <sop> twice: sequences that are packed need "
+            f'position_ids, each from 0 on (in trl packing_strategy="bfd"), as but the first prompt is read in both '
+            f"directions else. {APART}"
         )
     if labels is not None:
         early = (behind.eq(0) & labels.ne(-100)).sum(-1)
@@ -241,7 +314,9 @@ def check_learned(
                 f"Row {row} of labels has {int(early[row])} tokens before <sop>, which the model reads in both "
                 f"directions: it sees what it is to predict, and learns nothing for answers. {APART}"
             )
-        return
+        if position_ids is not None and is_packed:
+            return input_ids.masked_fill(~in_whole_sequences(begun, position_ids), cast(Any, config.pad_token_id))
+        return input_ids
     has_answer = (behind.gt(0) & ~begun & is_real).any(-1)
     if not has_answer.all():
         row = int((~has_answer).int().argmax())
@@ -249,3 +324,11 @@ def check_learned(
             f"Row {row} of input_ids ends with <sop>, behind which an answer stands: there is nothing to learn, or "
             f"what is to be learned stands before it, where the model sees it. {APART}"
         )
+    return input_ids
+
+
+def in_whole_sequences(begun: Tensor, places: Tensor) -> Tensor:
+    """Return (B, T) bool: which tokens are of a sequence with a `<sop>`, where (B, T) `begun` says which are one."""
+    sequences = sequences_of(places)
+    holds = torch.zeros_like(begun, dtype=torch.int).scatter_reduce(1, sequences, begun.int(), "amax")
+    return holds.gather(1, sequences).bool()

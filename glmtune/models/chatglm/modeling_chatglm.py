@@ -54,6 +54,7 @@ from glmtune.models.chatglm.layout_chatglm import (
     IN_PARTS,
     PromptLayout,
     check_learned,
+    check_whole,
     keep_layout,
     kept_layout,
     sequences_of,
@@ -336,6 +337,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         two_rows = self.config.position_encoding_2d
         if layout is not None:
             places = real[:, layout.prefix_length :].cumsum(-1)[:, -input_ids.shape[1] :] - 1
+            check_whole(past_key_values, places < layout.bos_position)
             return Placement(layout.positions(places, two_rows))
 
         places = real[:, past_length:].cumsum(-1) - 1  # left padding stays at -1
@@ -538,15 +540,29 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-    ) -> None:
+    ) -> Tensor | None:
         """See whether what is learned is not seen already, when something is learned. Arguments as for `forward`.
+
+        Returns:
+            `input_ids`, without what a cut has left of packed prompts.
 
         Raises:
             ValueError: it is.
         """
-        if self.training and torch.is_grad_enabled() and input_ids is not None and not torch.compiler.is_compiling():
-            check_learned(input_ids, attention_mask, position_ids, labels, self.config.bos_token_id)
+        if not self.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return input_ids
+        if input_ids is not None:
+            return check_learned(input_ids, attention_mask, position_ids, labels, self.config)
+        if inputs_embeds is not None:  # as behind virtual tokens, of which peft's CPT learns some
+            marks = self.transformer.marks_in(inputs_embeds, self.transformer.word_embeddings)
+            if labels is not None:
+                is_whole = (marks.eq(self.config.gmask_token_id) & labels.ne(-100)).any(-1, keepdim=True)
+                labels = labels.masked_fill(~is_whole, -100)
+            if marks.eq(cast(Any, self.config.bos_token_id)).any():
+                check_learned(marks, attention_mask, position_ids, labels, self.config)
+        return None
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Decode, as `GenerationMixin.generate` of the same arguments.
@@ -561,12 +577,29 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
                 raise ValueError(f"generate({name}={value}): {what} {IN_PARTS}")
         if self.training and self.is_gradient_checkpointing:  # for which layers put nothing into a cache
             kwargs["use_cache"] = False
-        return super().generate(*args, **kwargs)  # type: ignore[misc]
+        layers = self.config.num_layers
+        try:
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.config.num_layers = layers  # of which a draft that was broken off leaves but its own
 
     def prepare_inputs_for_generation(
         self, input_ids: Any, *args: Any, inputs_embeds: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Return the inputs of `forward`, to which positions and 4-D masks are left: it knows the prompt."""
+        """Return the inputs of `forward`, to which positions and 4-D masks are left: it knows the prompt.
+
+        Raises:
+            ValueError: a cache that is given holds no whole prompt of these.
+        """
+        cache: Cache | None = kwargs.get("past_key_values")
+        if kwargs.get("is_first_iteration") and cache is not None and (layout := kept_layout(cache)) is not None:
+            held = int(cache.get_seq_length()) - layout.prefix_length
+            begun = input_ids.eq(cast(Any, self.config.bos_token_id))
+            if (begun.any(-1) & ~begun[:, :held].any(-1)).any():
+                raise ValueError(
+                    f"past_key_values hold {held} columns of shorter prompts than those of input_ids. {IN_PARTS} Leave "
+                    "past_key_values out."
+                )
         kwargs.pop("position_ids", None)
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
@@ -611,7 +644,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: in training, what is to be learned stands where it is seen (`check_learned`).
         """
-        self.check_learned(input_ids, attention_mask, position_ids, labels)
+        input_ids = self.check_learned(input_ids, attention_mask, position_ids, inputs_embeds, labels)
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -666,8 +699,11 @@ def checking(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
     def checked(model: ChatGLMForCausalLM, *args: Any, **kwargs: Any) -> Any:
         named = dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False)) | kwargs
-        model.check_learned(*(named.get(name) for name in ("input_ids", "attention_mask", "position_ids", "labels")))
-        return forward(model, *args, **kwargs)
+        looked_at = ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "labels")
+        input_ids = model.check_learned(*(named.get(name) for name in looked_at))
+        if args:
+            return forward(model, input_ids, *args[1:], **kwargs)
+        return forward(model, **{**kwargs, "input_ids": input_ids})
 
     return checked
 
@@ -676,6 +712,23 @@ class ChatGLMForSequenceClassification(GenericForSequenceClassification, ChatGLM
     """ChatGLM-6B with a score for each class at the last real token of a row, as reward models have it."""
 
     base_model_prefix = "transformer"
+    transformer: ChatGLMModel
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return scores (B, classes), and the loss where labels are given. Arguments as for `ChatGLMModel.forward`."""
+        if input_ids is None and inputs_embeds is not None and attention_mask is not None and attention_mask.dim() == 2:
+            # The library knows padding by its id, and embeddings have none, as behind virtual tokens.
+            marks = self.transformer.marks_in(inputs_embeds, self.transformer.word_embeddings)
+            input_ids = marks.masked_fill(attention_mask == 0, cast(Any, self.config.pad_token_id))
+        return super().forward(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
 
 
 class ChatGLMForTokenClassification(GenericForTokenClassification, ChatGLMPreTrainedModel):  # type: ignore[misc]

@@ -166,6 +166,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         """Render as for every tokenizer; a `[gMASK]` of the template becomes its id, one in the messages stays text.
 
         `assistant_masks`, for which the library wants a fast tokenizer, are worked out here.
+
+        Raises:
+            ValueError: truncation cuts off `[gMASK] <sop>`, without which nothing of a conversation can be read.
         """
         render = partial(
             super().apply_chat_template,
@@ -182,6 +185,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         written = "".join(rendered)
         sign = next(sign for sign in map(chr, range(0x100000, 0x10FFFE)) if sign not in written)
         template = self.get_chat_template(chat_template).replace(str(self.gmask_token), sign)
+        if kwargs.get("truncation"):
+            whole: Any = render(chat_template=template, tokenize=False, **kwargs)
+            self._check_cut([whole] if isinstance(whole, str) else whole, kwargs.get("max_length"), sign)
         masked = return_assistant_tokens_mask and return_dict
         encoded = render(
             chat_template=template,
@@ -204,6 +210,31 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         masks = [self._assistant_mask(text, written, kept, sign) for text, written, kept in rows]
         columns["assistant_masks"] = masks[0] if alone else masks
         return BatchEncoding(columns, tensor_type=return_tensors, prepend_batch_axis=alone)
+
+    def _check_cut(self, texts: Iterable[str], max_length: int | None, sign: str) -> None:
+        """See whether truncation leaves each conversation its `<sop>`, before a model meets one without it.
+
+        Args:
+            texts: of the conversations.
+            max_length: tokens that are kept; None for as many as the model takes.
+            sign: that stands for `[gMASK]`.
+
+        Raises:
+            ValueError: it does not.
+        """
+        kept = self.model_max_length if max_length is None else max_length
+        for number, text in enumerate(texts):
+            tokens = self.tokenize(text, gmask_sign=sign)
+            if str(self.gmask_token) not in tokens:
+                continue
+            last = tokens.index(str(self.gmask_token)) + 1  # of the two
+            first_kept = max(0, len(tokens) - kept) if self.truncation_side == "left" else 0
+            if not first_kept <= last - 1 < last < first_kept + kept:
+                raise ValueError(
+                    f"Conversation {number} has {len(tokens)} tokens, of which {kept} are kept from token "
+                    f"{first_kept} on: [gMASK] <sop>, tokens {last - 1} and {last}, are cut off, up to which the model "
+                    "reads the prompt as a whole. Raise max_length, or leave the conversation out."
+                )
 
     def _assistant_mask(self, text: str, written: Iterable[tuple[int, int]], real: list[int], sign: str) -> list[int]:
         """Return 1 for each token of a row that the assistant has written, and 0 for each other one.

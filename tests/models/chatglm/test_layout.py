@@ -1,6 +1,7 @@
 """The layout of prompts moves with the rows of their cache, whatever is done to it, and what is learned is not seen."""
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -83,6 +84,29 @@ def test_tokens_that_are_taken_back(model: Model, batch: Case) -> None:
         check(model, batch, cache, rows, 17)
 
 
+def test_a_prompt_that_is_cut_is_no_prompt(model: Model, batch: Case) -> None:
+    """What is left of it has seen what was taken back; `<sop>` and what stands behind it may be taken back."""
+    ids = torch.tensor([[20, 21, 22, 169, 172, 30]])
+    with torch.no_grad():
+        cache = model(ids).past_key_values
+        cache.crop(-2)
+        check(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, cache, torch.arange(1), 4)
+        cache.crop(-4)
+        for rest in (ids[:, 2:], ids[:, 2:3]):
+            with pytest.raises(ValueError, match=r"past_key_values were cut within the prompt of row 0, .* as a whole"):
+                model(rest, past_key_values=copy.deepcopy(cache))
+
+
+def test_a_cache_of_a_shorter_prompt_is_none_of_a_longer_one(model: Model) -> None:
+    short, more = torch.tensor([[20, 21, 169, 172]]), {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    cache = model(short).past_key_values
+    with pytest.raises(ValueError, match=r"past_key_values hold 4 columns of shorter prompts .* Leave past_key_values"):
+        model.generate(torch.tensor([[20, 21, 22, 23, 24, 169, 172]]), past_key_values=cache, **more)
+    begun = model.generate(short, **more, return_dict_in_generate=True)
+    gone_on = model.generate(begun.sequences, past_key_values=begun.past_key_values, **more)
+    assert torch.equal(gone_on, model.generate(begun.sequences, use_cache=False, **more))
+
+
 def test_a_static_cache_in_another_order(model: Model, batch: Case) -> None:
     cache, rows = StaticCache(model.config, max_cache_len=32), torch.arange(3)
     with torch.no_grad():
@@ -133,6 +157,20 @@ def test_embeddings_tell_the_layout(load_glm1: Any, batch: Case, dtype: torch.dt
         model(inputs_embeds=torch.randn_like(embeds))
 
 
+def test_embeddings_that_are_learned_are_looked_at(load_glm1: Any, batch: Case) -> None:
+    """As behind virtual tokens, where `input_ids` do not arrive."""
+    model, ids = learning(load_glm1), batch["input_ids"]
+    embeds = torch.nn.functional.pad(model.get_input_embeddings()(ids), (0, 0, 2, 0), value=0.3)
+    behind = ids.eq(model.config.bos_token_id).cumsum(-1).gt(0) & batch["attention_mask"].bool()
+    mask = torch.nn.functional.pad(batch["attention_mask"], (2, 0), value=1)
+    right = torch.nn.functional.pad(ids.masked_fill(~behind, -100), (2, 0), value=-100)
+    right[:, 0] = 7  # as CPT learns its own tokens
+    assert model(inputs_embeds=embeds, attention_mask=mask, labels=right).loss.isfinite()
+    whole = torch.nn.functional.pad(ids.masked_fill(batch["attention_mask"] == 0, -100), (2, 0), value=-100)
+    with pytest.raises(ValueError, match=r"of labels has .* tokens before <sop>"):
+        model(inputs_embeds=embeds, attention_mask=mask, labels=whole)
+
+
 def learning(load_glm1: Any) -> Model:
     model: Model = load_glm1().train()
     return model
@@ -162,6 +200,28 @@ def test_packed_rows_are_looked_at_one_by_one(load_glm1: Any, batch: Case) -> No
     labels[0, len(rows[0])] = 20  # the first token of the second
     with pytest.raises(ValueError, match="Row 0 of labels has 1 tokens before <sop>"):
         model(ids, position_ids=places, labels=labels, use_cache=False)
+
+
+def test_a_packed_prompt_that_was_cut_teaches_nothing(load_glm1: Any) -> None:
+    """Nor does it stop a training: where rows are one, trl drops it."""
+    model, whole, cut = learning(load_glm1), [20, 21, 169, 172, 22, 173], [30, 31, 32]
+    ids = torch.tensor([cut + whole])
+    places = torch.tensor([[*range(len(cut)), *range(len(whole))]])
+    labels = torch.tensor([[-100] * (len(cut) + 4) + whole[4:]])
+    loss = model(ids, position_ids=places, labels=labels, use_cache=False).loss
+    torch.testing.assert_close(loss, model(ids[:, 3:], labels=labels[:, 3:]).loss, atol=ATOL, rtol=0)
+    labels[0, 1] = 31
+    with pytest.raises(ValueError, match="Row 0 of labels has 1 tokens before <sop>"):
+        model(ids, position_ids=places, labels=labels, use_cache=False)
+
+
+def test_an_answer_may_hold_what_the_model_wrote(load_glm1: Any) -> None:
+    """`<sop>` among it, as models of random weights write it under GRPO; with `[gMASK]` it begins another sequence."""
+    model, ids = learning(load_glm1), torch.tensor([[20, 169, 172, 22, 172, 23]])
+    assert model(ids).logits.isfinite().all()
+    ids[0, 3] = 169
+    with pytest.raises(ValueError, match=r"Row 0 of input_ids holds \[gMASK\] <sop> twice"):
+        model(ids)
 
 
 def test_a_prompt_alone_teaches_nothing(load_glm1: Any) -> None:
@@ -217,6 +277,40 @@ def test_a_draft_of_fewer_layers_changes_nothing(load_glm1: Any, batch: Case) ->
     drafted = model.generate(**prompt, max_new_tokens=6, do_sample=False, assistant_early_exit=1)
     assert torch.equal(drafted, expected)
     assert torch.equal(model.generate(**prompt, max_new_tokens=6, do_sample=False), expected)
+
+
+def test_a_draft_that_is_broken_off_leaves_the_model(load_glm1: Any, batch: Case) -> None:
+    model, prompt = load_glm1(), {name: value[:1, :16] for name, value in batch.items()}
+    expected, embeds = model(**prompt).logits, model.get_input_embeddings()(prompt["input_ids"])
+    with pytest.raises(IndexError):  # transformers drafts from input_ids, of which there are none
+        model.generate(inputs_embeds=embeds, max_new_tokens=3, assistant_early_exit=1)
+    assert torch.equal(model(**prompt).logits, expected)
+
+
+def test_a_cache_that_a_graph_has_filled(model: Model, batch: Case) -> None:
+    """It knows its prompts like any other, and a graph goes on with it."""
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    held = {name: part[:, :17] for name, part in batch.items()}
+    static = StaticCache(model.config, max_cache_len=32)
+    static.early_initialization(3, model.config.num_attention_heads, 16, torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        filled = compiled(**held, use_cache=True).past_key_values
+        for step in (*OPERATIONS, lambda cache, rows: (cache, rows)):
+            cache, rows = step(copy.deepcopy(filled), torch.arange(3))
+            check(model, batch, cache, rows, 17)
+        static = compiled(**held, past_key_values=static).past_key_values
+        by_hand = model(**held).past_key_values
+        for cache in (filled, static, by_hand):
+            moved, rows = reorder(cache, torch.arange(3))
+            check(compiled, batch, moved, rows, 17)
+
+
+def test_a_cache_may_be_put_away(model: Model, batch: Case) -> None:
+    held = {name: part[:, :17] for name, part in batch.items()}
+    with torch.no_grad():
+        cache = pickle.loads(pickle.dumps(model(**held).past_key_values))
+        check(model, batch, cache, torch.arange(3), 17)
 
 
 @pytest.mark.parametrize("cached", [False, True])

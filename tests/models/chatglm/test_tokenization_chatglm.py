@@ -171,6 +171,28 @@ def test_truncation_on_the_left(original: Original) -> None:
     assert encoding.input_ids == original.golden["trunc_left_6"]["input_ids"]
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_conversation_that_is_cut_keeps_its_marks(toy: ChatGLMTokenizer, side: str) -> None:
+    """Or is refused where it is encoded, before a model meets it in the midst of a training."""
+    tokenizer = copy.deepcopy(toy)
+    tokenizer.truncation_side = side
+    short, long = (
+        [{"role": "user", "content": "1+1=" * times}, {"role": "assistant", "content": "2<sop>" * times}]
+        for times in (1, 9)
+    )
+    whole = tokenizer.apply_chat_template(long)["input_ids"]
+    marks = whole.index(tokenizer.gmask_token_id)
+    least = len(whole) - marks if side == "left" else marks + 2
+    kept = tokenizer.apply_chat_template([short, long], truncation=True, max_length=least)["input_ids"]
+    assert kept[1] == (whole[-least:] if side == "left" else whole[:least])
+    message = rf"Conversation 1 has {len(whole)} tokens, .* tokens {marks} and {marks + 1}"
+    for tensors in (None, "pt"):
+        with pytest.raises(ValueError, match=message):
+            tokenizer.apply_chat_template(
+                [short, long], truncation=True, max_length=least - 1, padding=True, return_tensors=tensors
+            )
+
+
 def test_pad_features(original: Original) -> None:
     texts = original.golden["calls"]["batch_padding"]["args"][0]
     features = [original.tokenizer(text) for text in texts]
