@@ -115,10 +115,10 @@ def run(targets: Sequence[str], options: Options = Options(), trust: Trust = REM
     access = Access(keys, hosts, options.cors, options.allow_adapter_loading, options.log_prompts)
     service.start()
     announce(service, options)
+    floor = service.worker.floor if is_small(service) else None
+    app = make_app(service, limits, access)
     try:
-        return serve(
-            make_app(service, limits, access), service, options.host, options.port, limits, options.shutdown_timeout
-        )
+        return serve(app, service, options.host, options.port, limits, options.shutdown_timeout, floor)
     finally:
         service.close()
 
@@ -184,9 +184,14 @@ def load_models(targets: Sequence[str], options: Options, trust: Trust) -> Model
             say(f"{name}: {found}.{'' if found.holds else NOT_READY}", error=True)
         elif remark := service.served[name].info.remark:
             say(f"{name}: {remark}.", error=True)
-    if max(served.engine.model.num_parameters() for served in service.served.values()) > SMALL:
+    if not is_small(service):
         torch.set_num_threads(cores)
     return service
+
+
+def is_small(service: ModelService) -> bool:
+    """Whether to decode is Python's work for all models of a service."""
+    return max(served.engine.model.num_parameters() for served in service.served.values()) <= SMALL
 
 
 def name_models(targets: Sequence[str]) -> dict[str, str]:

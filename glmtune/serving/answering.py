@@ -49,6 +49,7 @@ class _Answered(Response):
     def __init__(self, server: Server, call: Call, reply: Reply, is_stream: bool) -> None:
         super().__init__()
         self._server, self._call, self._reply, self._is_stream = server, call, reply, is_stream
+        self._unsent = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         calls = self._server.calls
@@ -79,17 +80,20 @@ class _Answered(Response):
             self._log()
             await Json(reply.whole())(scope, receive, send)
             return
-        unsent = ""
         async for event in events:
             self._take(event)
             if self._call.status is None:
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
-            unsent += "".join(reply.events(event))
-            if unsent and not isinstance(event, Ended):  # an end goes out with what follows it
-                await _send_text(send, unsent)
-                unsent = ""
+            self._unsent += "".join(reply.events(event))
+            if self._unsent and not isinstance(event, Accepted | Ended):  # which go out with what follows them
+                await self._send_text(send)
         self._log()
-        await _send_text(send, unsent + "".join(reply.last_events()), is_last=True)
+        self._unsent += "".join(reply.last_events())
+        await self._send_text(send, is_last=True)
+
+    async def _send_text(self, send: Send, is_last: bool = False) -> None:
+        body, self._unsent = self._unsent.encode("utf-8", "replace"), ""
+        await send({"type": "http.response.body", "body": body, "more_body": not is_last})
 
     async def _fail(self, error: Exception, send: Send) -> None:
         """Say it in the stream, if that has begun."""
@@ -100,7 +104,8 @@ class _Answered(Response):
         if not isinstance(error, RefusedError):
             logger.error("Request %s failed.", self._call.id, exc_info=error)
             error = RefusedError("The server failed. Its log says why", 500)
-        await _send_text(send, "".join(self._reply.fault_events(error)), is_last=True)
+        self._unsent += "".join(self._reply.fault_events(error))
+        await self._send_text(send, is_last=True)
 
     def _log(self) -> None:
         if self._server.access.logs_prompts:
@@ -115,8 +120,3 @@ _STREAM = [
 ]
 _ENDING = ("The server ends. Ask again", 503, None, "server_ending", 5)
 _DEADLINE = ("It took too long. Ask for less, or again when the server is less busy", 504, None, "deadline_exceeded")
-
-
-async def _send_text(send: Send, text: str, is_last: bool = False) -> None:
-    body = text.encode("utf-8", "replace")
-    await send({"type": "http.response.body", "body": body, "more_body": not is_last})

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from glmtune.serving.asking import Limits, RefusedError, Service
 from glmtune.serving.dialects.bodies import as_json
 from glmtune.serving.errors import openai_error
+from glmtune.serving.floor import Floor, FloorSelector
 
 HEAD_BYTES = 64 * 2**10  # of a request's first line and headers
 IDLE_SECONDS = 15  # that a connection may stay open between requests
@@ -123,7 +124,13 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    app: FastAPI, service: Service, host: str, port: int, limits: Limits, shutdown_timeout: float = 30.0
+    app: FastAPI,
+    service: Service,
+    host: str,
+    port: int,
+    limits: Limits,
+    shutdown_timeout: float = 30.0,
+    floor: Floor | None = None,
 ) -> Server:
     """Return a server that has not been started.
 
@@ -133,10 +140,13 @@ def make_server(
         host, port: where it listens.
         limits: of one client.
         shutdown_timeout: seconds that answers may still take once the server is to end.
+        floor: taken in turns with the thread that decodes; None: both work at the same time.
     """
     connection = type("Connection", (_Connection,), {"limits": limits})
+    loop: Any = "auto" if floor is None else lambda: asyncio.SelectorEventLoop(FloorSelector(floor))
     config = uvicorn.Config(
         app,
+        loop=loop,
         host=host,
         port=port,
         http=connection,
@@ -152,16 +162,24 @@ def make_server(
     return Server(config, app, service, shutdown_timeout)
 
 
-def serve(app: FastAPI, service: Service, host: str, port: int, limits: Limits, shutdown_timeout: float = 30.0) -> int:
+def serve(
+    app: FastAPI,
+    service: Service,
+    host: str,
+    port: int,
+    limits: Limits,
+    shutdown_timeout: float = 30.0,
+    floor: Floor | None = None,
+) -> int:
     """Answer until a signal comes or the model fails.
 
     Args:
-        app, service, host, port, limits, shutdown_timeout: as of `make_server`.
+        app, service, host, port, limits, shutdown_timeout, floor: as of `make_server`.
 
     Returns:
         The exit code of the process: 1 where the model has failed or the port could not be had, else 0.
     """
-    server = make_server(app, service, host, port, limits, shutdown_timeout)
+    server = make_server(app, service, host, port, limits, shutdown_timeout, floor)
     try:
         server.run()
     except SystemExit:  # of uvicorn, which has logged why

@@ -16,12 +16,14 @@ from glmtune.inference.completion import Completion, Delta, Request
 from glmtune.inference.reading import AnswerReader
 from glmtune.inference.rows import Row
 from glmtune.serving.asking import Load, RefusedError
+from glmtune.serving.floor import Floor
 
 logger = logging.getLogger("glmtune.serving")
 
 TURN = 8  # steps of one model before another has its turn
 RETRY = 1  # seconds after which a full queue may be tried again
-PAUSE = 0.04  # seconds between pieces of an answer at least: who reads sees no more, and every piece costs a turn
+PAUSE = 0.04  # seconds between pieces of an answer at least: who reads sees no more, and every piece costs a turn;
+EACH = 0.0025  # but so many for each of many answers
 
 
 class FailedError(RuntimeError):
@@ -73,6 +75,7 @@ class Worker:
     """One thread for all models of a server: requests in, tokens out, and nobody waits for another.
 
     Attributes:
+        floor: held in each step.
         fault: why nothing is answered any more; None while it is.
     """
 
@@ -80,6 +83,7 @@ class Worker:
         """A worker that has not begun; `max_queue` requests may wait for a slot."""
         self.max_queue = max_queue
         self.seats: dict[Hashable, Seat] = {}
+        self.floor = Floor()
         self.fault: str | None = None
         self.is_closing = False
         self.wake = Condition()
@@ -227,7 +231,8 @@ class Worker:
         seat.activate()
         for _ in range(1 if alone else TURN):
             try:
-                rows = seat.batch.step()
+                with self.floor:
+                    rows = seat.batch.step()
             except Exception as error:
                 logger.exception("A step of decoding has failed")
                 rows = seat.batch.drop()
@@ -249,7 +254,7 @@ class Worker:
     def tell(self, rows: list[Row]) -> None:
         """Let those who wait know what is new, all of one event loop at once; but nobody sooner than after a pause."""
         news: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, int, bool]]] = {}
-        now = time.monotonic()
+        now, pause = time.monotonic(), max(PAUSE, EACH * len(rows))
         for row in rows:
             ticket = self.tickets.get(row)
             if ticket is None:
@@ -260,7 +265,7 @@ class Worker:
                     del self.tickets[row]
             elif now < ticket.due:
                 continue
-            ticket.due = now + PAUSE
+            ticket.due = now + pause
             news.setdefault(ticket.loop, []).append((ticket, len(row.token_ids), is_over))
         for loop, told in news.items():
             with suppress(RuntimeError):  # the event loop has ended, and nobody waits

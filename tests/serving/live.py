@@ -12,6 +12,7 @@ from serving.conftest import FakeService
 
 from glmtune.serving.app import make_app
 from glmtune.serving.asking import Access, Limits
+from glmtune.serving.floor import Floor
 from glmtune.serving.serving import Server, make_server
 
 
@@ -35,11 +36,15 @@ class Live:
 
 @contextmanager
 def live(
-    service: FakeService, limits: Limits | None = None, access: Access | None = None, timeout: float = 5.0
+    service: FakeService,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    timeout: float = 5.0,
+    floor: Floor | None = None,
 ) -> Iterator[Live]:
     limits = limits or Limits()
     app = make_app(service, limits, access or Access())
-    server = make_server(app, service, "127.0.0.1", 0, limits, timeout)
+    server = make_server(app, service, "127.0.0.1", 0, limits, timeout, floor)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_for(lambda: server.started)

@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 
 import glmtune
+from glmtune.config import GenerationSettings
 from glmtune.execution import Run
 from glmtune.inference.batch import Batch
+from glmtune.inference.completion import Request
 from glmtune.inference.reading import AnswerReader
+from glmtune.inference.rows import Row
 from glmtune.messages import make_tool_call
 from glmtune.resolution import resolve
 from glmtune.serving.asking import Accepted, Asked, Ended, Format, Load, Piece, RefusedError, Said
 from glmtune.serving.service import ModelService, Sizes
-from glmtune.serving.worker import FailedError, Worker
+from glmtune.serving.worker import FailedError, Ticket, Worker
 from glmtune.tools.calculator import Calculator
 
 SUB = {"type": "function", "function": {"name": "sub", "parameters": {"type": "object", "properties": {}}}}
@@ -388,3 +391,29 @@ def test_adapters_have_no_parent_where_no_base_is_asked(tiny_run: Run) -> None:
     for name in ("one", "two"):
         service.add(name, resolve(tiny_run.folder.path))
     assert [model.parent for model in service.models()] == [None, None] and len(service.hosts) == 1
+
+
+@pytest.mark.parametrize(("count", "pause"), [(1, 0.04), (16, 0.04), (64, 0.16)])
+def test_how_often_answers_are_told(
+    base_and_run: ModelService, monkeypatch: pytest.MonkeyPatch, count: int, pause: float
+) -> None:
+    """25 times a second each, and 400 times all together; the end at once."""
+    told: list[int] = []
+
+    class Loop:
+        def call_soon_threadsafe(self, _: Any, news: list[Any]) -> None:
+            told.append(len(news))
+
+    now = [100.0]
+    monkeypatch.setattr("glmtune.serving.worker.time.monotonic", lambda: now[0])
+    worker, reader = Worker(count), base_and_run.served["base"].engine.reader
+    rows = [Row(Request([1], GenerationSettings()), reader) for _ in range(count)]
+    loop: Any = Loop()
+    worker.tickets = {row: Ticket(row, "base", loop) for row in rows}
+    for seconds in (0, pause - 0.001, pause + 0.001):
+        now[0] = 100 + seconds
+        worker.tell(rows)
+    assert told == [count, count]
+    rows[0].has_ended = True
+    worker.tell(rows)
+    assert told == [count, count, 1]
