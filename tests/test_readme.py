@@ -89,7 +89,7 @@ def figures() -> dict[str, list[str]]:
         ],
         "kills": [
             *(f"{row['kills']:,}" for row in kills),
-            f"{sum(row['while_saving'] for row in kills[:2])} of them",
+            str(sum(row["while_saving"] for row in kills[:2])),
             ", ".join(str(sum(row[fault] for row in kills)) for fault in faults),
         ],
         "memory_cpu_full_depth": [f"{peaks[who]:.2f} GiB" for who in ("ours", "plain")],

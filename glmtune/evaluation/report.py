@@ -169,7 +169,8 @@ def sampled_table(report: Report) -> Table:
         report: of an evaluation; its `sampled` is what `compare_samples` returns.
     """
     found = report["sampled"]
-    k, low, high = found["num_samples"], *found["accuracy_ci95"]
+    k: int = found["num_samples"]
+    low, high = found["accuracy_ci95"]
     table = Table(
         title=f"{k} samples of each answer",
         caption=f"{found['choose']} against one answer: {found['change']['statement']}",

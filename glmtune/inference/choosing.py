@@ -84,8 +84,9 @@ def holds(task: Task, prompt: Prompt, exchange: Exchange) -> bool:
 
 def tokens_of(exchange: Exchange) -> int:
     """Return how many tokens the model wrote; of its last turn alone where nobody noted the others."""
-    turns = exchange.turns or [exchange.completion]
-    return sum(len(turn.token_ids) for turn in turns)
+    if not exchange.turns:
+        return len(exchange.completion.token_ids)
+    return sum(len(turn.token_ids) for turn in exchange.turns)
 
 
 def in_groups(answers: Iterable[tuple[int, Exchange]], size: int) -> Iterator[tuple[int, list[Exchange]]]:
