@@ -23,6 +23,7 @@ from glmtune.records.remote import RemoteOutput, fetched
 from glmtune.records.writing import as_json, as_line, read_given, strict
 from glmtune.resolution import ResolvedModel
 from glmtune.runtime import UserError
+from glmtune.tasks import check_choice
 
 if TYPE_CHECKING:
     from glmtune.inference.choosing import Choice
@@ -136,8 +137,6 @@ def predict(
         UserError: malformed records, a prompt too long (told before any is answered), an output that exists or is of
             another input, or a cluster that cannot be asked.
     """
-    from glmtune.inference.choosing import check_choice
-
     check_choice(resolved.task, resolved.recipe.generation)
     place = RemoteOutput.at(output)
     place.check(input, overwrite or resume)

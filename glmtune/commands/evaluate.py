@@ -105,11 +105,11 @@ def run(
         UserError: no such model or file, a malformed record, or a cluster that cannot be asked.
     """
     from glmtune.files import check_output, write_json
-    from glmtune.inference.choosing import check_choice
     from glmtune.plan import Plan
     from glmtune.records.remote import fetched, is_remote
     from glmtune.resolution import resolve
     from glmtune.runtime import RunFolder, UserError, machine
+    from glmtune.tasks import check_choice
 
     resolved = resolve(target, overrides, trust, recipe)
     llama_cpp = choose_engine(resolved, engine)

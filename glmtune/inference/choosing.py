@@ -7,10 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from glmtune.config import GenerationSettings
 from glmtune.inference.conversation import Exchange
 from glmtune.messages import Prompt
-from glmtune.runtime import UserError
 from glmtune.tasks import Task
 
 
@@ -29,19 +27,6 @@ class Choice:
     exchange: Exchange
     votes: int
     num_tokens: int
-
-
-def check_choice(task: Task, settings: GenerationSettings) -> None:
-    """See whether a task's answers can be chosen from as the settings say.
-
-    Raises:
-        UserError: it checks no workings.
-    """
-    if settings.num_samples > 1 and settings.choose == "checked" and not task.checks_working:
-        raise UserError(
-            "generation.choose=checked: this task, as it is set, checks no workings. Set generation.choose=majority; "
-            "of arithmetic, task.check_steps=true checks those of style=steps."
-        )
 
 
 def choose(task: Task, prompt: Prompt, exchanges: Sequence[Exchange], how: Literal["majority", "checked"]) -> Choice:

@@ -49,7 +49,7 @@ class Pretrain(Objective):
     def following(self, run: str, steps: int, draws: bool) -> list[str]:
         """Return how the run is judged, and taught to answer."""
         taught = "objective.name=sft task.name=instructions task.file=YOURS.jsonl training.output_dir=NEW"
-        return [f"evaluate {run}", f"train {run} {taught}"]
+        return [f"evaluate {run}", f"chat {run}", f"train {run} {taught}"]
 
     def trainer(self, plan: Plan, model: Model, judge: Judge) -> RunTrainer:
         """Return the loop with the loss of all tokens."""

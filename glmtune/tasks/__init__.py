@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from glmtune.config import DataSettings, NamedSettings
+from glmtune.config import DataSettings, GenerationSettings, NamedSettings
 from glmtune.examples import Example, Split
 from glmtune.messages import Message, Prompt, ToolCall
+from glmtune.runtime import UserError
 from glmtune.scoring import Score
 from glmtune.tools import Tool
 
@@ -154,6 +155,19 @@ class Task(ABC):
     def describe(self, prompt: Prompt, target: str) -> dict[str, Any]:
         """Return facts about a record that this task did not draw; empty where the task can tell nothing."""
         return {}
+
+
+def check_choice(task: Task, settings: GenerationSettings) -> None:
+    """See whether a task's answers can be chosen from as the settings say.
+
+    Raises:
+        UserError: it checks no workings.
+    """
+    if settings.num_samples > 1 and settings.choose == "checked" and not task.checks_working:
+        raise UserError(
+            "generation.choose=checked: this task, as it is set, checks no workings. Set generation.choose=majority; "
+            "of arithmetic, task.check_steps=true checks those of style=steps."
+        )
 
 
 BASE = Task

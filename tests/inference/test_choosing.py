@@ -9,13 +9,13 @@ import pytest
 
 from glmtune.config import GenerationSettings, NamedSettings
 from glmtune.examples import Example
-from glmtune.inference.choosing import check_choice, choose, in_groups
+from glmtune.inference.choosing import choose, in_groups
 from glmtune.inference.completion import Completion
 from glmtune.inference.conversation import Exchange
 from glmtune.messages import make_tool_call
 from glmtune.runtime import UserError
 from glmtune.scoring import Score, exact
-from glmtune.tasks import Task
+from glmtune.tasks import Task, check_choice
 from glmtune.tasks.arithmetic import Arithmetic, ArithmeticSettings
 
 

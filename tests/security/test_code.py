@@ -495,6 +495,7 @@ def test_modules_in_the_working_folder(name: str, payload: str, tmp_path: Path) 
 
 # The reader of recipes runs files; these find names that there are, of the package.
 BUILT_IN = {
+    "evaluation/page.py",
     "config/describing.py",
     "config/faults.py",
     "commands/completion.py",
