@@ -103,7 +103,7 @@ def run(targets: Sequence[str], options: Options = Options(), trust: Trust = REM
         raise UserError(f"The server needs {' and '.join(missing)}: pip install 'glmtune[serve]'")
     from glmtune.serving.app import make_app
     from glmtune.serving.asking import Access, Limits
-    from glmtune.serving.serving import serve
+    from glmtune.serving.serving import make_server, serve
 
     check_numbers(options)
     keys = read_keys(options.api_key_file)
@@ -117,8 +117,9 @@ def run(targets: Sequence[str], options: Options = Options(), trust: Trust = REM
     announce(service, options)
     floor = service.worker.floor if is_small(service) else None
     app = make_app(service, limits, access)
+    server = make_server(app, service, options.host, options.port, limits, options.shutdown_timeout, floor)
     try:
-        return serve(app, service, options.host, options.port, limits, options.shutdown_timeout, floor)
+        return serve(server)
     finally:
         service.close()
 

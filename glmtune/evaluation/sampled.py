@@ -9,7 +9,7 @@ from typing import Any
 from glmtune.config import GenerationSettings
 from glmtune.evaluation.breakdown import share_of
 from glmtune.examples import Example
-from glmtune.inference.choosing import choose, tokens_of
+from glmtune.inference.choosing import choose
 from glmtune.inference.conversation import Exchange
 from glmtune.inference.selection import HeldOut
 from glmtune.intervals import paired_difference
@@ -69,6 +69,6 @@ def compare_samples(
         "accuracy_once": fmean(alone),
         "accuracy_sampled": fmean(fmean(group) for group in all_right),
         "pass_at_k": fmean(any(group) for group in all_right),
-        "tokens_once": fmean(map(tokens_of, once)),
+        "tokens_once": fmean(exchange.num_tokens for exchange in once),
         "tokens": fmean(choice.num_tokens for choice in choices),
     }

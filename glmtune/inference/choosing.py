@@ -47,7 +47,7 @@ def choose(task: Task, prompt: Prompt, exchanges: Sequence[Exchange], how: Liter
     if how == "checked":
         held = [place for place in places if holds(task, prompt, exchanges[place])]
         places = held or places
-    num_tokens = sum(map(tokens_of, exchanges))
+    num_tokens = sum(exchange.num_tokens for exchange in exchanges)
     if not places:
         return Choice(0, exchanges[0], 0, num_tokens)
     counts = Counter(said[place] for place in places)
@@ -65,13 +65,6 @@ def what_is_said(task: Task, prompt: Prompt, exchange: Exchange) -> str | None:
 def holds(task: Task, prompt: Prompt, exchange: Exchange) -> bool:
     """Whether the working of an answer is known to hold."""
     return task.holds(prompt, exchange.text, exchange.tool_calls) is True
-
-
-def tokens_of(exchange: Exchange) -> int:
-    """Return how many tokens the model wrote; of its last turn alone where nobody noted the others."""
-    if not exchange.turns:
-        return len(exchange.completion.token_ids)
-    return sum(len(turn.token_ids) for turn in exchange.turns)
 
 
 def in_groups(answers: Iterable[tuple[int, Exchange]], size: int) -> Iterator[tuple[int, list[Exchange]]]:

@@ -67,6 +67,13 @@ class Exchange:
         return [call for message in self.messages for call in message.get("tool_calls", ())]
 
     @property
+    def num_tokens(self) -> int:
+        """How many tokens the model wrote; in its last turn alone where nobody noted the others."""
+        if not self.turns:
+            return len(self.completion.token_ids)
+        return sum(len(turn.token_ids) for turn in self.turns)
+
+    @property
     def text(self) -> str:
         """The answer; empty where it was refused, or where the last turn calls tools."""
         is_answer = self.refusal is None and self.completion.finish_reason != "tool_calls"

@@ -170,7 +170,7 @@ class GroupSampler:
     def describe(self, groups: Sequence[Group]) -> dict[str, float]:
         """Return what the log says of answers: all that were drawn, also those that nothing is learned from."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        lengths = [sum(len(turn.token_ids) for turn in rollout.exchange.turns) for rollout in rollouts]
+        lengths = [rollout.exchange.num_tokens for rollout in rollouts]
         parts = {
             f"rewards/{name}": statistics.fmean(value[name] for group in groups for value in group.values)
             for name in self.rewards.functions

@@ -38,7 +38,7 @@ def correct(rollout: Rollout) -> float:
 
 def length(rollout: Rollout) -> float:
     """Return minus the share of its room that an answer takes, -1 to 0: of two, the shorter one is better."""
-    written = sum(len(turn.token_ids) for turn in rollout.exchange.turns)
+    written = rollout.exchange.num_tokens
     return -written / (len(rollout.exchange.turns) * rollout.question.request.settings.longest)
 
 

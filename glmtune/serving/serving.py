@@ -97,12 +97,12 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, service: Service, shutdown_timeout: float) -> None:
         super().__init__(config)
-        self._app, self._service, self._timeout = app, service, shutdown_timeout
+        self._app, self.service, self._timeout = app, service, shutdown_timeout
         self._failed_at: float | None = None
 
     async def on_tick(self, counter: int) -> bool:
         now = asyncio.get_running_loop().time()
-        if self._failed_at is None and self._service.fault is not None:
+        if self._failed_at is None and self.service.fault is not None:
             self._failed_at = now
         if self._failed_at is not None and now - self._failed_at >= FAULT_SECONDS:
             self.should_exit = True
@@ -162,28 +162,19 @@ def make_server(
     return Server(config, app, service, shutdown_timeout)
 
 
-def serve(
-    app: FastAPI,
-    service: Service,
-    host: str,
-    port: int,
-    limits: Limits,
-    shutdown_timeout: float = 30.0,
-    floor: Floor | None = None,
-) -> int:
+def serve(server: Server) -> int:
     """Answer until a signal comes or the model fails.
 
     Args:
-        app, service, host, port, limits, shutdown_timeout, floor: as of `make_server`.
+        server: of `make_server`.
 
     Returns:
         The exit code of the process: 1 where the model has failed or the port could not be had, else 0.
     """
-    server = make_server(app, service, host, port, limits, shutdown_timeout, floor)
     try:
         server.run()
     except SystemExit:  # of uvicorn, which has logged why
         return 1
     except KeyboardInterrupt:
         pass
-    return 1 if service.fault else 0
+    return 1 if server.service.fault else 0

@@ -165,7 +165,8 @@ from glmtune.serving import serving
 serving.FAULT_SECONDS = 0.0
 service, limits = FakeService(), Limits()
 service.fault = sys.argv[2] or None
-code = serving.serve(make_app(service, limits, Access()), service, "127.0.0.1", int(sys.argv[1]), limits, 1.0)
+app = make_app(service, limits, Access())
+code = serving.serve(serving.make_server(app, service, "127.0.0.1", int(sys.argv[1]), limits, 1.0))
 print("behind the server", flush=True)
 sys.exit(code)
 """
